@@ -1,0 +1,323 @@
+"""The one module that speaks ctypes: libggml and libllama as shipped in llama-cpp-python.
+
+It loads the libraries, refuses a build whose layouts it does not know, declares the structures
+and prototypes (the C prototype stands beside each), and offers a few helpers for memory at an
+address. Everything above it sees integers (addresses), bytes and NumPy arrays.
+"""
+
+import ctypes as c
+import importlib.metadata
+import sys
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import llama_cpp.llama_cpp as llama
+import numpy as np
+
+from haversack.devices.errors import BindingError
+
+KNOWN_LLAMA_CPP_PYTHON = "0.3.36"
+KNOWN_GGML = "0.25.3"
+TENSOR_STRUCT_BYTES = 336
+OBJECT_STRUCT_BYTES = 32  # struct ggml_object, which ggml_tensor_overhead() counts too
+
+Address = c.c_void_p
+CFunction = c.CFUNCTYPE
+
+__all__ = ["llama"]  # the low-level binding of libllama, passed on to devices/llama.py
+
+
+# ------------------------------------------------------------------ libraries
+def _library(stem: str) -> c.CDLL:
+    """The shared library `stem` from the folder llama-cpp-python installed it to."""
+    folder = Path(llama_cpp.__file__).parent / "lib"
+    names = {"darwin": f"lib{stem}.dylib", "win32": f"{stem}.dll"}
+    path = folder / names.get(sys.platform, f"lib{stem}.so")
+    try:
+        return c.CDLL(str(path))
+    except OSError as error:
+        raise BindingError(
+            f"cannot load {path}: {error}; reinstall with"
+            f" `pip install --force-reinstall llama-cpp-python=={KNOWN_LLAMA_CPP_PYTHON}`"
+        ) from error
+
+
+_base = _library("ggml-base")
+_cpu = _library("ggml-cpu")
+_llama = _library("llama")
+
+
+def _prototype(library: c.CDLL, name: str, result: Any, *arguments: Any) -> Any:
+    function = getattr(library, name)
+    function.restype, function.argtypes = result, arguments
+    return function
+
+
+def _refuse_unknown_build() -> None:
+    found = importlib.metadata.version("llama-cpp-python")
+    ggml = _prototype(_base, "ggml_version", c.c_char_p)().decode()
+    overhead = _prototype(_base, "ggml_tensor_overhead", c.c_size_t)()
+    known = (KNOWN_LLAMA_CPP_PYTHON, KNOWN_GGML, TENSOR_STRUCT_BYTES)
+    if (found, ggml, overhead - OBJECT_STRUCT_BYTES) != known:
+        raise BindingError(
+            f"found llama-cpp-python {found} with ggml {ggml} and tensors of"
+            f" {overhead - OBJECT_STRUCT_BYTES} bytes, need {known[0]}, {known[1]} and {known[2]}:"
+            f" `pip install llama-cpp-python=={KNOWN_LLAMA_CPP_PYTHON}`"
+        )
+
+
+# ----------------------------------------------------------------- structures
+class Tensor(c.Structure):
+    """struct ggml_tensor"""
+
+    _fields_ = (
+        ("type", c.c_int),
+        ("buffer", Address),
+        ("ne", c.c_int64 * 4),
+        ("nb", c.c_size_t * 4),
+        ("op", c.c_int),
+        ("op_params", c.c_int32 * 16),
+        ("flags", c.c_int32),
+        ("src", Address * 10),
+        ("view_src", Address),
+        ("view_offs", c.c_size_t),
+        ("data", Address),
+        ("name", c.c_char * 64),
+        ("extra", Address),
+        ("padding", c.c_char * 8),
+    )
+
+
+class GgufInitParams(c.Structure):
+    """struct gguf_init_params"""
+
+    _fields_ = (("no_alloc", c.c_bool), ("ctx", c.POINTER(Address)))
+
+
+class GgmlInitParams(c.Structure):
+    """struct ggml_init_params"""
+
+    _fields_ = (("mem_size", c.c_size_t), ("mem_buffer", Address), ("no_alloc", c.c_bool))
+
+
+class TypeTraitsCpu(c.Structure):
+    """struct ggml_type_traits_cpu"""
+
+    _fields_ = (
+        ("from_float", CFunction(None, Address, Address, c.c_int64)),
+        ("vec_dot", Address),
+        ("vec_dot_type", c.c_int),
+        ("nrows", c.c_int64),
+    )
+
+
+GetName = CFunction(c.c_char_p, Address)
+AllocBuffer = CFunction(Address, Address, c.c_size_t)
+GetAlignment = CFunction(c.c_size_t, Address)
+IsHost = CFunction(c.c_bool, Address)
+FreeBuffer = CFunction(None, Address)
+GetBase = CFunction(Address, Address)
+SetTensor = CFunction(None, Address, Address, Address, c.c_size_t, c.c_size_t)
+SetTensorData = CFunction(None, Address, Address)
+
+
+class BufferTypeInterface(c.Structure):
+    """struct ggml_backend_buffer_type_i"""
+
+    _fields_ = (
+        ("get_name", GetName),
+        ("alloc_buffer", AllocBuffer),
+        ("get_alignment", GetAlignment),
+        ("get_max_size", Address),
+        ("get_alloc_size", Address),
+        ("is_host", IsHost),
+    )
+
+
+class BufferType(c.Structure):
+    """struct ggml_backend_buffer_type"""
+
+    _fields_ = (("iface", BufferTypeInterface), ("device", Address), ("context", Address))
+
+
+class BufferInterface(c.Structure):
+    """struct ggml_backend_buffer_i"""
+
+    _fields_ = (
+        ("free_buffer", FreeBuffer),
+        ("get_base", GetBase),
+        ("init_tensor", Address),
+        ("memset_tensor", Address),
+        ("set_tensor", SetTensor),
+        ("get_tensor", Address),
+        ("set_tensor_2d", Address),
+        ("get_tensor_2d", Address),
+        ("cpy_tensor", Address),
+        ("clear", Address),
+        ("reset", Address),
+    )
+
+
+class BufferOverride(c.Structure):
+    """struct llama_model_tensor_buft_override"""
+
+    _fields_ = (("pattern", c.c_char_p), ("buft", Address))
+
+
+_refuse_unknown_build()
+
+# ----------------------------------------------------------------- prototypes
+_A, _S, _I = Address, c.c_char_p, c.c_int
+
+# struct gguf_context * gguf_init_from_file(const char * fname, struct gguf_init_params params)
+gguf_init_from_file = _prototype(_base, "gguf_init_from_file", _A, _S, GgufInitParams)
+# struct gguf_context * gguf_init_empty(void)
+gguf_init_empty = _prototype(_base, "gguf_init_empty", _A)
+# void gguf_free(struct gguf_context * ctx)
+gguf_free = _prototype(_base, "gguf_free", None, _A)
+# size_t gguf_get_data_offset(const struct gguf_context * ctx)
+gguf_get_data_offset = _prototype(_base, "gguf_get_data_offset", c.c_size_t, _A)
+# int64_t gguf_find_key(const struct gguf_context * ctx, const char * key)
+gguf_find_key = _prototype(_base, "gguf_find_key", c.c_int64, _A, _S)
+# enum gguf_type gguf_get_kv_type(const struct gguf_context * ctx, int64_t key_id)
+gguf_get_kv_type = _prototype(_base, "gguf_get_kv_type", _I, _A, c.c_int64)
+# enum gguf_type gguf_get_arr_type(const struct gguf_context * ctx, int64_t key_id)
+gguf_get_arr_type = _prototype(_base, "gguf_get_arr_type", _I, _A, c.c_int64)
+# size_t gguf_get_arr_n(const struct gguf_context * ctx, int64_t key_id)
+gguf_get_arr_n = _prototype(_base, "gguf_get_arr_n", c.c_size_t, _A, c.c_int64)
+# const void * gguf_get_arr_data(const struct gguf_context * ctx, int64_t key_id)
+gguf_get_arr_data = _prototype(_base, "gguf_get_arr_data", _A, _A, c.c_int64)
+# const char * gguf_get_val_str(const struct gguf_context * ctx, int64_t key_id)
+gguf_get_val_str = _prototype(_base, "gguf_get_val_str", _S, _A, c.c_int64)
+# const void * gguf_get_val_data(const struct gguf_context * ctx, int64_t key_id)
+gguf_get_val_data = _prototype(_base, "gguf_get_val_data", _A, _A, c.c_int64)
+# int64_t gguf_get_n_tensors(const struct gguf_context * ctx)
+gguf_get_n_tensors = _prototype(_base, "gguf_get_n_tensors", c.c_int64, _A)
+# const char * gguf_get_tensor_name(const struct gguf_context * ctx, int64_t tensor_id)
+gguf_get_tensor_name = _prototype(_base, "gguf_get_tensor_name", _S, _A, c.c_int64)
+# size_t gguf_get_tensor_offset(const struct gguf_context * ctx, int64_t tensor_id)
+gguf_get_tensor_offset = _prototype(_base, "gguf_get_tensor_offset", c.c_size_t, _A, c.c_int64)
+# size_t gguf_get_tensor_size(const struct gguf_context * ctx, int64_t tensor_id)
+gguf_get_tensor_size = _prototype(_base, "gguf_get_tensor_size", c.c_size_t, _A, c.c_int64)
+# enum ggml_type gguf_get_tensor_type(const struct gguf_context * ctx, int64_t tensor_id)
+gguf_get_tensor_type = _prototype(_base, "gguf_get_tensor_type", _I, _A, c.c_int64)
+# const int64_t * gguf_get_tensor_ne(const struct gguf_context * ctx, int64_t tensor_id)
+gguf_get_tensor_ne = _prototype(
+    _base, "gguf_get_tensor_ne", c.POINTER(c.c_int64 * 4), _A, c.c_int64
+)
+# void gguf_set_kv(struct gguf_context * ctx, const struct gguf_context * src)
+gguf_set_kv = _prototype(_base, "gguf_set_kv", None, _A, _A)
+# int64_t gguf_remove_key(struct gguf_context * ctx, const char * key)
+gguf_remove_key = _prototype(_base, "gguf_remove_key", c.c_int64, _A, _S)
+# void gguf_set_val_u32(struct gguf_context * ctx, const char * key, uint32_t val)
+gguf_set_val_u32 = _prototype(_base, "gguf_set_val_u32", None, _A, _S, c.c_uint32)
+# void gguf_set_val_f32(struct gguf_context * ctx, const char * key, float val)
+gguf_set_val_f32 = _prototype(_base, "gguf_set_val_f32", None, _A, _S, c.c_float)
+# void gguf_set_val_str(struct gguf_context * ctx, const char * key, const char * val)
+gguf_set_val_str = _prototype(_base, "gguf_set_val_str", None, _A, _S, _S)
+# void gguf_set_arr_data(struct gguf_context *, const char * key, enum gguf_type, const void *, size_t n)
+gguf_set_arr_data = _prototype(_base, "gguf_set_arr_data", None, _A, _S, _I, _A, c.c_size_t)
+# void gguf_add_tensor(struct gguf_context * ctx, const struct ggml_tensor * tensor)
+gguf_add_tensor = _prototype(_base, "gguf_add_tensor", None, _A, _A)
+# void gguf_set_tensor_type(struct gguf_context * ctx, const char * name, enum ggml_type type)
+gguf_set_tensor_type = _prototype(_base, "gguf_set_tensor_type", None, _A, _S, _I)
+# size_t gguf_get_meta_size(const struct gguf_context * ctx)
+gguf_get_meta_size = _prototype(_base, "gguf_get_meta_size", c.c_size_t, _A)
+# void gguf_get_meta_data(const struct gguf_context * ctx, void * data)
+gguf_get_meta_data = _prototype(_base, "gguf_get_meta_data", None, _A, _A)
+
+# struct ggml_context * ggml_init(struct ggml_init_params params)
+ggml_init = _prototype(_base, "ggml_init", _A, GgmlInitParams)
+# void ggml_reset(struct ggml_context * ctx)
+ggml_reset = _prototype(_base, "ggml_reset", None, _A)
+# void ggml_free(struct ggml_context * ctx)
+ggml_free = _prototype(_base, "ggml_free", None, _A)
+# struct ggml_tensor * ggml_get_tensor(struct ggml_context * ctx, const char * name)
+ggml_get_tensor = _prototype(_base, "ggml_get_tensor", _A, _A, _S)
+# size_t ggml_tensor_overhead(void)
+ggml_tensor_overhead = _prototype(_base, "ggml_tensor_overhead", c.c_size_t)
+# size_t ggml_graph_overhead_custom(size_t size, bool grads)
+ggml_graph_overhead_custom = _prototype(
+    _base, "ggml_graph_overhead_custom", c.c_size_t, c.c_size_t, c.c_bool
+)
+# struct ggml_cgraph * ggml_new_graph_custom(struct ggml_context * ctx, size_t size, bool grads)
+ggml_new_graph_custom = _prototype(
+    _base, "ggml_new_graph_custom", _A, _A, c.c_size_t, c.c_bool
+)
+# void ggml_graph_add_node(struct ggml_cgraph * cgraph, struct ggml_tensor * tensor)
+ggml_graph_add_node = _prototype(_base, "ggml_graph_add_node", None, _A, _A)
+# struct ggml_tensor * ggml_new_tensor_3d(ctx, enum ggml_type, int64_t ne0, int64_t ne1, int64_t ne2)
+ggml_new_tensor_3d = _prototype(
+    _base, "ggml_new_tensor_3d", _A, _A, _I, c.c_int64, c.c_int64, c.c_int64
+)
+# struct ggml_tensor * ggml_mul_mat_id(ctx, struct ggml_tensor * as, * b, * ids)
+ggml_mul_mat_id = _prototype(_base, "ggml_mul_mat_id", _A, _A, _A, _A, _A)
+# int64_t ggml_blck_size(enum ggml_type type)
+ggml_blck_size = _prototype(_base, "ggml_blck_size", c.c_int64, _I)
+# size_t ggml_type_size(enum ggml_type type)
+ggml_type_size = _prototype(_base, "ggml_type_size", c.c_size_t, _I)
+# const char * ggml_type_name(enum ggml_type type)
+ggml_type_name = _prototype(_base, "ggml_type_name", _S, _I)
+# const char * ggml_op_name(enum ggml_op op)
+ggml_op_name = _prototype(_base, "ggml_op_name", _S, _I)
+# ggml_backend_buffer_t ggml_backend_buffer_init(buft, struct ggml_backend_buffer_i, void *, size_t)
+ggml_backend_buffer_init = _prototype(
+    _base, "ggml_backend_buffer_init", _A, _A, BufferInterface, _A, c.c_size_t
+)
+# enum ggml_status ggml_backend_graph_compute(ggml_backend_t backend, struct ggml_cgraph * cgraph)
+ggml_backend_graph_compute = _prototype(_base, "ggml_backend_graph_compute", _I, _A, _A)
+# void ggml_backend_free(ggml_backend_t backend)
+ggml_backend_free = _prototype(_base, "ggml_backend_free", None, _A)
+# void ggml_backend_tensor_set(struct ggml_tensor *, const void * data, size_t offset, size_t size)
+ggml_backend_tensor_set = _prototype(
+    _base, "ggml_backend_tensor_set", None, _A, _A, c.c_size_t, c.c_size_t
+)
+# int64_t ggml_nelements(const struct ggml_tensor * tensor)
+ggml_nelements = _prototype(_base, "ggml_nelements", c.c_int64, _A)
+# bool ggml_quantize_requires_imatrix(enum ggml_type type)
+ggml_quantize_requires_imatrix = _prototype(
+    _base, "ggml_quantize_requires_imatrix", c.c_bool, _I
+)
+# size_t ggml_quantize_chunk(type, const float * src, void * dst, start, nrows, n_per_row, imatrix)
+ggml_quantize_chunk = _prototype(
+    _base, "ggml_quantize_chunk", c.c_size_t, _I, _A, _A, c.c_int64, c.c_int64, c.c_int64, _A
+)
+
+# ggml_backend_t ggml_backend_cpu_init(void)
+ggml_backend_cpu_init = _prototype(_cpu, "ggml_backend_cpu_init", _A)
+# void ggml_backend_cpu_set_n_threads(ggml_backend_t backend_cpu, int n_threads)
+ggml_backend_cpu_set_n_threads = _prototype(_cpu, "ggml_backend_cpu_set_n_threads", None, _A, _I)
+# const struct ggml_type_traits_cpu * ggml_get_type_traits_cpu(enum ggml_type type)
+ggml_get_type_traits_cpu = _prototype(
+    _cpu, "ggml_get_type_traits_cpu", c.POINTER(TypeTraitsCpu), _I
+)
+
+# struct llama_model * llama_model_init_from_user(gguf, set_tensor_data, void * ud, params)
+llama_model_init_from_user = _prototype(
+    _llama, "llama_model_init_from_user", _A, _A, SetTensorData, _A, llama.llama_model_params
+)
+# void llama_model_save_to_file(const struct llama_model * model, const char * path_model)
+llama_model_save_to_file = _prototype(_llama, "llama_model_save_to_file", None, _A, _S)
+
+
+# -------------------------------------------------------------------- helpers
+def array_at(address: int, shape: tuple[int, ...], dtype: Any) -> "np.ndarray[Any, Any]":
+    """A NumPy view of the memory at `address`; the caller answers for its lifetime."""
+    num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer((c.c_char * num_bytes).from_address(address), dtype).reshape(shape)
+
+
+def address_of(array: "np.ndarray[Any, Any]") -> int:
+    """The address of an array's first element."""
+    return int(array.__array_interface__["data"][0])
+
+
+def move_bytes(target: int, source: int, num_bytes: int) -> None:
+    """memmove, which may overlap and releases the interpreter lock."""
+    c.memmove(target, source, num_bytes)
+
+
+string_at = c.string_at
+addressof = c.addressof
+pointer_to = c.pointer
