@@ -112,7 +112,7 @@ class TypeTraitsCpu(c.Structure):
     )
 
 
-GetName = CFunction(c.c_char_p, Address)
+GetName = CFunction(Address, Address)  # const char *: an address, so that nothing leaks
 AllocBuffer = CFunction(Address, Address, c.c_size_t)
 GetAlignment = CFunction(c.c_size_t, Address)
 IsHost = CFunction(c.c_bool, Address)

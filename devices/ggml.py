@@ -19,6 +19,7 @@ from haversack.devices.logs import captured_logs
 
 F32 = 0  # enum ggml_type
 I32 = 26
+_FLAG_COMPUTE = 16  # enum ggml_tensor_flag: a graph skips nodes without it
 _GGUF_DTYPES: dict[int, Any] = {
     0: np.uint8, 1: np.int8, 2: np.uint16, 3: np.int16, 4: np.uint32, 5: np.int32,
     6: np.float32, 7: np.bool_, 10: np.uint64, 11: np.int64, 12: np.float64,
@@ -308,7 +309,8 @@ class ProductRunner:
         rows = self._tensor(row_type(type_id), (k, 1, product.num_rows), product.rows)
         ids = self._tensor(I32, (1, product.num_rows, 1), native.address_of(self._first_expert))
         node: int = native.ggml_mul_mat_id(self._context, weight, rows, ids)
-        native.Tensor.from_address(node).data = product.out
+        output = native.Tensor.from_address(node)
+        output.data, output.flags = product.out, _FLAG_COMPUTE
         return node
 
     def _tensor(self, type_id: int, shape: tuple[int, int, int], address: int) -> int:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from haversack.devices._native import llama
 
+logging.getLogger("haversack").addHandler(logging.NullHandler())
 _logger = logging.getLogger("haversack.llama")
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 _ERROR_LEVEL = 4

@@ -1,0 +1,153 @@
+"""Writing model files with llama.cpp as the authority on tensors and block layouts."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.devices import _native as native
+from haversack.devices.errors import ModelFileError, StorageError
+from haversack.devices.ggml import GraphNode, type_geometry
+from haversack.devices.logs import captured_logs
+
+Fill = Callable[[str, tuple[int, ...]], npt.NDArray[np.float32]]
+
+_NUM_TYPES = 43  # GGML_TYPE_COUNT
+_NO_WEIGHTS = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"}  # activations and plain numbers
+_GGUF_INT32 = 5
+
+
+def _block_types() -> dict[str, int]:
+    geometry = {type_id: type_geometry(type_id) for type_id in range(_NUM_TYPES)}
+    known = {name.upper(): type_id for type_id, (name, elements, _) in geometry.items() if elements}
+    return {name: type_id for name, type_id in known.items() if name not in _NO_WEIGHTS}
+
+
+BLOCK_TYPES = _block_types()  # "Q4_K" to its ggml type, for all that weights can be stored in
+
+
+def block_geometry(block_type: str) -> tuple[int, int]:
+    """(elements, bytes) of a block. Raises ModelFileError for a type weights are not stored in."""
+    if block_type not in BLOCK_TYPES:
+        raise ModelFileError(
+            f'"{block_type}" is no block type of weights: choose one of {", ".join(BLOCK_TYPES)}'
+        )
+    _, num_elements, num_bytes = type_geometry(BLOCK_TYPES[block_type])
+    return num_elements, num_bytes
+
+
+def row_bytes(block_type: str, num_columns: int) -> int:
+    """Bytes of a row of `num_columns` elements in blocks of `block_type`.
+
+    Raises ModelFileError for an unknown type and for a row that is no whole number of blocks.
+    """
+    block_elements, block_bytes = block_geometry(block_type)
+    if num_columns % block_elements:
+        raise ModelFileError(
+            f"rows of {num_columns} elements are no whole number of {block_type} blocks of"
+            f" {block_elements}: choose another width or another type"
+        )
+    return num_columns // block_elements * block_bytes
+
+
+def quantize_rows(data: npt.NDArray[np.float32], block_type: str) -> npt.NDArray[np.uint8]:
+    """`data` (..., K) float32 in blocks of `block_type`: (..., bytes of a row) uint8.
+
+    llama.cpp's own quantiser, every column equally important. Raises ModelFileError as
+    `row_bytes` does.
+    """
+    num_columns = data.shape[-1]
+    out = np.empty((*data.shape[:-1], row_bytes(block_type, num_columns)), np.uint8)
+    rows = np.ascontiguousarray(data, np.float32)
+    type_id = BLOCK_TYPES[block_type]
+    importance = np.ones(num_columns, np.float32)
+    required = native.ggml_quantize_requires_imatrix(type_id)
+    native.ggml_quantize_chunk(
+        type_id,
+        native.address_of(rows),
+        native.address_of(out),
+        0,
+        rows.size // num_columns,
+        num_columns,
+        native.address_of(importance) if required else None,
+    )
+    return out
+
+
+def random_model(
+    metadata: Mapping[str, str | int | float | list[int]], fill: Fill, path: Path
+) -> None:
+    """Write to `path` a GGUF of float32 tensors of the architecture that `metadata` describes.
+
+    llama.cpp decides which tensors there are, every optional one among them, and `fill` gives the
+    float32 values of each from its name and shape (slowest axis first). Raises ModelFileError if
+    llama.cpp refuses the metadata, StorageError if there is no folder to write to, and whatever
+    `fill` raises.
+    """
+    if not path.parent.is_dir():
+        raise StorageError(f"cannot write {path}: the folder {path.parent} does not exist")
+    gguf = _new_gguf(metadata)
+    model = None
+    try:
+        model = _model_from(gguf, fill)
+        native.llama_model_save_to_file(model, str(path).encode())
+    finally:
+        native.gguf_free(gguf)
+        if model:
+            native.llama.llama_model_free(model)
+
+
+def _new_gguf(metadata: Mapping[str, str | int | float | list[int]]) -> Any:
+    gguf = native.gguf_init_empty()
+    for key, value in metadata.items():
+        name = key.encode()
+        if isinstance(value, list):
+            array = np.array(value, np.int32)
+            native.gguf_set_arr_data(
+                gguf, name, _GGUF_INT32, native.address_of(array), len(array)
+            )
+        elif isinstance(value, str):
+            native.gguf_set_val_str(gguf, name, value.encode())
+        elif isinstance(value, float):
+            native.gguf_set_val_f32(gguf, name, value)
+        else:
+            native.gguf_set_val_u32(gguf, name, value)
+    return gguf
+
+
+def _model_from(gguf: Any, fill: Fill) -> Any:
+    failures: list[Exception] = []
+
+    def set_data(address: int, _: object) -> None:
+        if failures:
+            return
+        try:
+            _fill_tensor(address, fill)
+        except Exception as failure:  # it must not cross llama.cpp's frames
+            failures.append(failure)
+
+    native.llama.llama_backend_init()
+    params = native.llama.llama_model_default_params()
+    params.use_extra_bufts, params.n_gpu_layers = False, 0
+    with captured_logs() as log:
+        model = native.llama_model_init_from_user(
+            gguf, native.SetTensorData(set_data), None, params
+        )
+    if failures:
+        native.llama.llama_model_free(model)
+        raise failures[0]
+    if not model:
+        raise ModelFileError(f"llama.cpp refuses this metadata: {log.reason()}")
+    return model
+
+
+def _fill_tensor(address: int, fill: Fill) -> None:
+    node = GraphNode(address)
+    shape = node.shape[::-1]
+    first = next((axis for axis, length in enumerate(shape) if length > 1), 3)
+    data = np.ascontiguousarray(fill(node.name, shape[first:]), np.float32)
+    if data.shape != shape[first:]:
+        raise ValueError(f"{node.name} has shape {shape[first:]}, fill gave {data.shape}")
+    native.ggml_backend_tensor_set(address, native.address_of(data), 0, data.nbytes)

@@ -1,0 +1,75 @@
+"""The buffer type that keeps llama.cpp's hands off the routed experts."""
+
+import numpy as np
+
+from haversack.devices import _native as native
+from haversack.devices.ggml import GraphNode
+from haversack.devices.memory import AddressSpace, reserve_address_space
+
+_ALIGNMENT_BYTES = 64
+
+
+class ExpertBuffer:
+    """Address space without memory, where llama.cpp believes its expert weights to lie.
+
+    While a model loads it says "not host memory", so the loader passes every expert tensor to
+    `set_tensor`, where the bytes are ignored and the tensor is kept. After `finish_loading` it
+    says "host memory", so the scheduler leaves the experts' products on the CPU. Nobody may read
+    through it before the tensors point elsewhere: its pages are not readable.
+
+    `pattern` is the regular expression of the tensor names to keep out; `weights` maps each name
+    to its tensor. The object must outlive the model.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        self.weights: dict[str, GraphNode] = {}
+        self._loading = True
+        self._spaces: list[AddressSpace] = []
+        self._bases: dict[int, int] = {}
+        self._name = np.frombuffer(b"Experts\0", np.uint8)
+        self._type = native.BufferType(
+            native.BufferTypeInterface(
+                get_name=native.GetName(lambda _: native.address_of(self._name)),
+                alloc_buffer=native.AllocBuffer(self._allocate),
+                get_alignment=native.GetAlignment(lambda _: _ALIGNMENT_BYTES),
+                is_host=native.IsHost(lambda _: not self._loading),
+            )
+        )
+        self._interface = native.BufferInterface(
+            free_buffer=native.FreeBuffer(lambda _: None),
+            get_base=native.GetBase(lambda buffer: self._bases[buffer]),
+            set_tensor=native.SetTensor(self._keep),
+        )
+        self._overrides = (native.BufferOverride * 2)(
+            native.BufferOverride(pattern.encode(), native.addressof(self._type)),
+            native.BufferOverride(None, None),
+        )
+
+    @property
+    def overrides_address(self) -> int:
+        """What `llama_model_params.tensor_buft_overrides` takes."""
+        return int(native.addressof(self._overrides))
+
+    def _allocate(self, _: int, num_bytes: int) -> int | None:
+        space = reserve_address_space(num_bytes)
+        buffer: int | None = native.ggml_backend_buffer_init(
+            native.addressof(self._type), self._interface, None, num_bytes
+        )
+        if buffer is not None:
+            self._spaces.append(space)
+            self._bases[buffer] = space.address
+        return buffer
+
+    def _keep(self, _: int, tensor: int, *__: int) -> None:
+        node = GraphNode(tensor)
+        self.weights[node.name] = node
+
+    def finish_loading(self) -> None:
+        """The model is loaded: from now on this is host memory."""
+        self._loading = False
+
+    def close(self) -> None:
+        """Give the address space back, after the model is gone; may be called twice."""
+        self.weights.clear()
+        while self._spaces:
+            self._spaces.pop().close()

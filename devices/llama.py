@@ -1,0 +1,311 @@
+"""libllama as Python objects: a model, its vocabulary, a context, what memory they take."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.devices._native import array_at, llama
+from haversack.devices.errors import BudgetError, CancelledError, ContextError, ModelFileError
+from haversack.devices.expert_buffer import ExpertBuffer
+from haversack.devices.interrupts import StopFlag
+from haversack.devices.logs import LogCapture, captured_logs
+
+_LOAD_NONE = 0  # enum llama_load_mode: read into memory, never map
+_NO_VOCABULARY = 0  # enum llama_vocab_type
+_STATUS_NO_ROOM, _STATUS_ABORTED = 1, 2  # of llama_decode
+_MIB = 1024 * 1024
+_LOGGED_SIZE = re.compile(r"([\d.]+) MiB")
+
+Progress = Callable[[float], None]
+
+
+class Hook(Protocol):
+    """Is shown every node of a graph that llama.cpp computes."""
+
+    def on_node(self, node: int, ask: bool, _: object) -> bool:
+        """`ask`: whether to stop after this node. Else, the node is computed: go on?"""
+
+    def take_error(self) -> BaseException | None:
+        """The exception that made `on_node` stop the graph, once."""
+
+
+@dataclass(frozen=True)
+class ContextShape:
+    """What decides a context's memory and its speed."""
+
+    ctx_tokens: int
+    batch_tokens: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class MemoryNeeds:
+    """Bytes a context allocates beside the weights."""
+
+    kv_bytes: int
+    compute_bytes: int
+
+
+# ---------------------------------------------------------------------- model
+class LlamaModel:
+    """A model loaded into plain memory: nothing mapped, nothing repacked, no GPU.
+
+    With `experts`, the routed experts' weights stay out (see ExpertBuffer). With `dry`, only the
+    header is read and nothing is allocated. `progress` is told the share done, 0 to 1. Raises
+    ModelFileError, KeyboardInterrupt, and whatever `progress` raises.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        experts: ExpertBuffer | None = None,
+        dry: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        llama.llama_backend_init()
+        self.path = path
+        self._experts = experts
+        stop, failures = StopFlag(), list[BaseException]()
+        params = llama.llama_model_default_params()
+        params.load_mode, params.n_gpu_layers = _LOAD_NONE, 0
+        params.use_extra_bufts, params.no_alloc = False, dry
+        params.progress_callback = _progress_callback(progress, stop, failures)
+        if experts is not None:
+            params.tensor_buft_overrides = experts.overrides_address
+        with captured_logs() as log, stop.listening():
+            self._model = llama.llama_model_load_from_file(str(path).encode(), params)
+        if failures:
+            self.close()
+            raise failures[0]
+        if not self._model:
+            raise ModelFileError(f"llama.cpp cannot load {path}: {log.reason()}")
+        if experts is not None:
+            experts.finish_loading()
+        self.vocabulary = Vocabulary(self._model)
+
+    @property
+    def address(self) -> Any:
+        return self._model
+
+    @property
+    def trained_ctx_tokens(self) -> int:
+        """The context length the model was trained for."""
+        return int(llama.llama_model_n_ctx_train(self._model))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source the model file brings, if any."""
+        source = llama.llama_model_chat_template(self._model, None)
+        return source.decode(errors="replace") if source else None
+
+    def close(self) -> None:
+        """Free the model; its contexts must be closed first. May be called twice."""
+        if self._model:
+            llama.llama_model_free(self._model)
+            self._model = None
+
+
+def _progress_callback(
+    progress: Progress | None, stop: StopFlag, failures: list[BaseException]
+) -> Any:
+    def receive(share: float, _: object) -> bool:
+        try:
+            if progress is not None:
+                progress(share)
+        except BaseException as error:  # an exception must not cross the C frame
+            failures.append(error)
+        return not (failures or stop.requested)
+
+    return llama.llama_progress_callback(receive)
+
+
+# ----------------------------------------------------------------- vocabulary
+class Vocabulary:
+    """A model's tokenizer."""
+
+    def __init__(self, model: Any) -> None:
+        self._vocab = llama.llama_model_get_vocab(model)
+        self.num_tokens = int(llama.llama_vocab_n_tokens(self._vocab))
+        self.has_text = llama.llama_vocab_type(self._vocab) != _NO_VOCABULARY
+
+    @property
+    def address(self) -> Any:
+        return self._vocab
+
+    def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Token ids of `text`; special tokens written out in it count as such. `add_special`
+        adds what the model wants at the start."""
+        data = text.encode()
+        room = len(data) + 16
+        while True:
+            tokens = (llama.llama_token * room)()
+            count = llama.llama_tokenize(
+                self._vocab, data, len(data), tokens, room, add_special, True
+            )
+            if count >= 0:
+                return tokens[:count]
+            room = -count
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes of one token; a special token's are empty unless asked for."""
+        room = 64
+        while True:
+            buffer = bytes(room)
+            count = llama.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
+            if count >= 0:
+                return buffer[:count]
+            room = -count
+
+    def ends(self, token: int) -> bool:
+        """Whether `token` ends a generation."""
+        return bool(llama.llama_vocab_is_eog(self._vocab, token))
+
+    @property
+    def bos(self) -> str:
+        """The text of the start token, or ''."""
+        return self._special(llama.llama_vocab_bos(self._vocab))
+
+    @property
+    def eos(self) -> str:
+        """The text of the end token, or ''."""
+        return self._special(llama.llama_vocab_eos(self._vocab))
+
+    def _special(self, token: int) -> str:
+        return "" if token < 0 else self.piece(token, special=True).decode(errors="replace")
+
+
+# -------------------------------------------------------------------- context
+def _context_params(shape: ContextShape) -> Any:
+    params = llama.llama_context_default_params()
+    params.n_ctx, params.n_batch, params.n_ubatch = (
+        shape.ctx_tokens,
+        shape.batch_tokens,
+        shape.batch_tokens,
+    )
+    params.n_threads = params.n_threads_batch = shape.threads
+    params.n_outputs_max = 1  # logits of a batch's last token only
+    params.offload_kqv = params.op_offload = False
+    return params
+
+
+class LlamaContext:
+    """One sequence of tokens over a model, with its KV cache.
+
+    `decode` may be stopped by `stop` from any thread and by Ctrl-C.
+    """
+
+    def __init__(self, model: LlamaModel, shape: ContextShape, hook: Hook | None = None) -> None:
+        self.stop = StopFlag()
+        self._hook, self._vocab = hook, model.vocabulary
+        params = _context_params(shape)
+        if hook is not None:
+            self._on_node = llama.ggml_backend_sched_eval_callback(hook.on_node)
+            params.cb_eval = self._on_node
+        self._on_abort = llama.ggml_abort_callback(lambda _: self.stop.requested)
+        self._never = llama.ggml_abort_callback()
+        with captured_logs() as log:
+            self._context = llama.llama_init_from_model(model.address, params)
+        if not self._context:
+            raise BudgetError(
+                f"llama.cpp cannot make a context of {shape.ctx_tokens} tokens: {log.reason()};"
+                " lower --ctx",
+                need_bytes=0,
+                have_bytes=0,
+            )
+        self._memory = llama.llama_get_memory(self._context)
+        self.num_tokens = 0
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        """Append `tokens` (at most a batch) and compute the logits after the last.
+
+        Raises CancelledError, KeyboardInterrupt, ContextError, or what the hook raised; then the
+        tokens are not part of the sequence (see `forget`, which is called).
+        """
+        start = self.num_tokens
+        try:
+            self._decode(tokens)
+        except BaseException:
+            self.forget(start)
+            raise
+        self.num_tokens = start + len(tokens)
+
+    def _decode(self, tokens: Sequence[int]) -> None:
+        # A Python callback for each node is dear: where a hook or a short graph sees the flag
+        # soon enough, llama.cpp gets none.
+        watched = self._hook is None and len(tokens) > 1
+        llama.llama_set_abort_callback(
+            self._context, self._on_abort if watched else self._never, None
+        )
+        batch = (llama.llama_token * len(tokens))(*tokens)
+        with captured_logs() as log, self.stop.listening():
+            status = llama.llama_decode(
+                self._context, llama.llama_batch_get_one(batch, len(tokens))
+            )
+        error = self._hook.take_error() if self._hook is not None else None
+        if error is not None:
+            raise error
+        if status == _STATUS_ABORTED or self.stop.requested:
+            raise CancelledError("the call was cancelled")
+        if status != 0:
+            raise _decode_error(status, len(tokens), log)
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """A copy of the logits after the last token, (vocabulary,) float32."""
+        address = llama.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(address, (self._vocab.num_tokens,)).copy()
+
+    def forget(self, position: int) -> None:
+        """Drop the tokens from `position` on. A recurrent model cannot drop a part of its
+        sequence: then all of it goes, and `num_tokens` is 0."""
+        if not llama.llama_memory_seq_rm(self._memory, 0, position, -1):
+            llama.llama_memory_clear(self._memory, True)
+            position = 0
+        self.num_tokens = min(self.num_tokens, position)
+
+    @property
+    def address(self) -> Any:
+        return self._context
+
+    def close(self) -> None:
+        """Free the context; may be called twice."""
+        if self._context:
+            llama.llama_free(self._context)
+            self._context = None
+
+
+def _decode_error(status: int, num_tokens: int, log: LogCapture) -> Exception:
+    if status == _STATUS_NO_ROOM:
+        return ContextError(f"no room for {num_tokens} more tokens in the context: raise --ctx")
+    return RuntimeError(f"llama.cpp failed with status {status}: {log.reason()}")
+
+
+# --------------------------------------------------------------------- memory
+def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
+    """What a context over a `dry` model would allocate, from llama.cpp's own dry run.
+
+    The numbers come from its log, rounded up by that log's precision of 0.01 MiB.
+    """
+    with captured_logs() as log:
+        context = llama.llama_init_from_model(model.address, _context_params(shape))
+        if not context:
+            raise ModelFileError(
+                f"llama.cpp cannot plan a context of {shape.ctx_tokens} tokens for"
+                f" {model.path}: {log.reason()}"
+            )
+        llama.llama_free(context)
+    caches = [line for line in log.lines if re.search(r"(cache|memory)\w*: size = ", line)]
+    buffers = [line for line in log.lines if re.search(r"(compute|output) buffer size = ", line)]
+    if not buffers:
+        raise ModelFileError(f"llama.cpp reported no compute buffer for {model.path}")
+    return MemoryNeeds(_logged_bytes(caches), _logged_bytes(buffers))
+
+
+def _logged_bytes(lines: Sequence[str]) -> int:
+    first_sizes = [_LOGGED_SIZE.search(line) for line in lines]
+    return sum(int((float(found[1]) + 0.01) * _MIB) for found in first_sizes if found)

@@ -1,0 +1,316 @@
+"""Host memory: what there is (RAM and control groups), what we hold, and where slots live."""
+
+import contextlib
+import mmap
+import sys
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+import psutil  # type: ignore[import-untyped]
+
+from haversack.devices.errors import BudgetError, ClosedError, HaversackError
+from haversack.devices.units import format_bytes
+
+if sys.platform != "win32":
+    import resource
+
+PAGE_BYTES = 4096  # the unit of direct reads, whatever the system's own page is
+HUGE_PAGE_BYTES = 2 * 1024 * 1024
+
+_UNLIMITED_BYTES = 1 << 60  # version 1 writes "no limit" as 2**63 less one page
+_HUGE_PAGE_MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@dataclass(frozen=True)
+class RamProbe:
+    """What the machine and its control groups leave to this process, in bytes."""
+
+    total_bytes: int
+    available_bytes: int
+    limit_bytes: int | None  # the tightest control group's; None where none limits us
+    source: str  # which number ruled `available_bytes`
+
+
+@dataclass(frozen=True)
+class _GroupLimit:
+    limit_bytes: int
+    available_bytes: int
+    source: str
+
+
+def probe_ram(root: Path = Path("/")) -> RamProbe:
+    """The RAM of this machine and how much of it may still be taken.
+
+    Available is the smaller of the system's own estimate and, for each control group from ours
+    up to the root, limit - usage + inactive file pages. `root` is where /proc and /sys are.
+    """
+    total_bytes, available_bytes, source = _system_ram(root)
+    limits = [limit for folder in _group_folders(root) if (limit := _group_limit(folder))]
+    ruling = min(limits, key=lambda limit: limit.available_bytes, default=None)
+    if ruling is not None and ruling.available_bytes < available_bytes:
+        available_bytes, source = ruling.available_bytes, ruling.source
+    limit_bytes = min((limit.limit_bytes for limit in limits), default=None)
+    return RamProbe(total_bytes, available_bytes, limit_bytes, source)
+
+
+def anonymous_bytes() -> int:
+    """Anonymous memory of this process: what a RAM budget bounds. About 15 us on Linux.
+
+    Elsewhere the nearest figure there is: memory that only this process holds.
+    """
+    num_bytes = _status_bytes(b"RssAnon:")
+    if num_bytes is not None:
+        return num_bytes
+    return int(psutil.Process().memory_full_info().uss)
+
+
+def process_peak_rss_bytes() -> int:
+    """The most bytes of RAM this process ever held at once, file pages included."""
+    num_bytes = _status_bytes(b"VmHWM:")
+    if num_bytes is not None:
+        return num_bytes
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Arena:
+    """One anonymous private mapping whose start is aligned to 2 MiB, on huge pages if possible.
+
+    Direct reads into huge pages run twice as fast as into small ones. A page counts as memory
+    from its first touch on; when all are touched the arena holds `num_bytes`, no more.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        """Raises BudgetError where the system refuses that much, ValueError below one byte."""
+        mapping = _map_arena(num_bytes)
+        whole = np.frombuffer(mapping, dtype=np.uint8)
+        skip_bytes = -_address_of(whole) % HUGE_PAGE_BYTES
+        self.num_bytes = num_bytes
+        self.address = _address_of(whole) + skip_bytes
+        self.huge_pages = _advise_huge_pages(mapping, skip_bytes, num_bytes)
+        self._mapping: mmap.mmap | None = mapping
+        self._bytes: npt.NDArray[np.uint8] | None = whole[skip_bytes : skip_bytes + num_bytes]
+
+    @property
+    def bytes(self) -> npt.NDArray[np.uint8]:
+        """The arena as an array, (num_bytes,) uint8. Raises ClosedError after `close`."""
+        if self._bytes is None:
+            raise ClosedError("the arena is closed: its bytes are gone")
+        return self._bytes
+
+    def close(self) -> None:
+        """Give the memory back; a second call does nothing.
+
+        While an array of the caller still looks into the arena, the memory stays valid and
+        resident, and goes with the last such array. Who holds only `address` gets no such
+        protection: stop using it first.
+        """
+        mapping, self._mapping, self._bytes = self._mapping, None, None
+        if mapping is not None:
+            with contextlib.suppress(BufferError):  # their arrays now hold the only references
+                mapping.close()
+
+    def __enter__(self) -> "Arena":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class AddressSpace:
+    """A range of addresses without memory behind them: reading or writing there crashes.
+
+    Made by `reserve_address_space`, which keeps others from being placed in the range.
+    """
+
+    def __init__(self, mapping: mmap.mmap, num_bytes: int) -> None:
+        self.num_bytes = num_bytes
+        self.address = _address_of(np.frombuffer(mapping, dtype=np.uint8))
+        self._mapping = mapping
+
+    def close(self) -> None:
+        """Give the addresses back; a second call does nothing."""
+        self._mapping.close()
+
+    def __enter__(self) -> "AddressSpace":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def reserve_address_space(num_bytes: int) -> AddressSpace:
+    """`num_bytes` addresses that belong to us and cost no memory, whatever their number.
+
+    Tensors that are declared and never read get their addresses here. Raises HaversackError
+    where the system has no such range, or cannot reserve one without memory.
+    """
+    if sys.platform == "win32":
+        raise HaversackError(
+            "this system cannot reserve addresses without memory: run on Linux or macOS"
+        )
+    _check_mapping_bytes(num_bytes)
+    try:  # private and not writable: not charged against the commit limit
+        mapping = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0)
+    except (OSError, OverflowError) as error:
+        raise HaversackError(
+            f"the system refuses {format_bytes(num_bytes)} of addresses ({error}): raise ulimit -v"
+        ) from error
+    return AddressSpace(mapping, num_bytes)
+
+
+def _system_ram(root: Path) -> tuple[int, int, str]:
+    """(total bytes, available bytes, where the latter comes from)."""
+    text = _read_text(root / "proc/meminfo")
+    fields = {line.split(":")[0]: line.split() for line in text.splitlines()}
+    if "MemTotal" not in fields or "MemAvailable" not in fields:
+        memory = psutil.virtual_memory()
+        return memory.total, memory.available, "available memory of the system"
+    total_bytes, available_bytes = (
+        int(fields[name][1]) * 1024 for name in ("MemTotal", "MemAvailable")
+    )
+    return total_bytes, available_bytes, "MemAvailable of /proc/meminfo"
+
+
+def _group_folders(root: Path) -> list[Path]:
+    """Folders of our memory control groups, both versions, each from ours up to the mount."""
+    folders: list[Path] = []
+    for line in _read_text(root / "proc/self/cgroup").splitlines():
+        hierarchy, controllers, group = line.split(":", 2)
+        if hierarchy != "0" and "memory" not in controllers.split(","):
+            continue
+        kind = "cgroup2" if hierarchy == "0" else "cgroup"
+        for mount_root, mount_point in _group_mounts(root, kind):
+            folders += _folders_up(group, mount_root, root / mount_point.lstrip("/"))
+    return folders
+
+
+def _group_mounts(root: Path, kind: str) -> list[tuple[str, str]]:
+    """(group shown there, mount point) of mounted hierarchies that can limit memory."""
+    mounts: list[tuple[str, str]] = []
+    for line in _read_text(root / "proc/self/mountinfo").splitlines():
+        place, _, source = line.partition(" - ")
+        file_system, *_, options = source.split()
+        if file_system == kind and (kind == "cgroup2" or "memory" in options.split(",")):
+            mount_root, mount_point = place.split()[3:5]
+            mounts.append((mount_root, mount_point))
+    return mounts
+
+
+def _folders_up(group: str, mount_root: str, mount_point: Path) -> list[Path]:
+    """The group's folder and its parents, the mount point last.
+
+    A container may see its own group at the mount point while `group` names it from outside:
+    what does not lie below `mount_root` is then the mount point itself.
+    """
+    try:
+        inside = PurePosixPath(group).relative_to(mount_root)
+    except ValueError:
+        return [mount_point]
+    if ".." in inside.parts:
+        return [mount_point]
+    return [mount_point / part for part in (inside, *inside.parents)]
+
+
+def _group_limit(folder: Path) -> _GroupLimit | None:
+    """The limit of one control group, or None where it has none (or no memory files)."""
+    version_2 = [folder / "memory.max", folder / "memory.high"]
+    version_1 = [folder / "memory.limit_in_bytes"]
+    limits = [(num, file) for file in version_2 + version_1 if (num := _read_int(file)) is not None]
+    if not limits or min(limits)[0] >= _UNLIMITED_BYTES:
+        return None
+    limit_bytes, file = min(limits)
+    usage = "memory.usage_in_bytes" if file in version_1 else "memory.current"
+    used_bytes = _read_int(folder / usage)
+    if used_bytes is None:
+        used_bytes = limit_bytes  # unknown use: nothing can be promised
+    available_bytes = limit_bytes - used_bytes + _reclaimable_bytes(folder)
+    return _GroupLimit(limit_bytes, min(max(available_bytes, 0), limit_bytes), str(file))
+
+
+def _reclaimable_bytes(folder: Path) -> int:
+    """File pages of the group and those below it that the kernel drops first."""
+    lines = (line.split() for line in _read_text(folder / "memory.stat").splitlines())
+    stat = {words[0]: int(words[1]) for words in lines if len(words) == 2}
+    # version 1 leaves the groups below out of "inactive_file"; usage and the total have them
+    return stat.get("total_inactive_file", stat.get("inactive_file", 0))
+
+
+def _read_int(file: Path) -> int | None:
+    text = _read_text(file).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _read_text(file: Path) -> str:
+    """The file's text, empty where it is missing or not ours to read."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _status_bytes(field: bytes) -> int | None:
+    """A "Field:  123 kB" line of /proc/self/status; unbuffered, as it is read once per token."""
+    try:
+        with open("/proc/self/status", "rb", buffering=0) as file:
+            status = file.read(65536)
+    except OSError:
+        return None
+    start = status.find(field)
+    return None if start < 0 else int(status[start + len(field) :].split(None, 1)[0]) * 1024
+
+
+def _map_arena(num_bytes: int) -> mmap.mmap:
+    """Room for an aligned start anywhere in the first 2 MiB and `num_bytes` from there."""
+    _check_mapping_bytes(num_bytes)
+    try:
+        if sys.platform == "win32":
+            return mmap.mmap(-1, num_bytes + HUGE_PAGE_BYTES)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        return mmap.mmap(-1, num_bytes + HUGE_PAGE_BYTES, flags=flags)
+    except (OSError, OverflowError) as error:
+        available_bytes = probe_ram().available_bytes
+        raise BudgetError(
+            f"the system refuses an arena of {format_bytes(num_bytes)} ({error}), "
+            f"{format_bytes(available_bytes)} is available: lower --ram or raise ulimit -v",
+            need_bytes=num_bytes,
+            have_bytes=available_bytes,
+        ) from error
+
+
+def _check_mapping_bytes(num_bytes: int) -> None:
+    if num_bytes < 1:
+        raise ValueError(f"a mapping needs at least one byte, not {num_bytes}")
+
+
+def _advise_huge_pages(mapping: mmap.mmap, start_bytes: int, num_bytes: int) -> bool:
+    """Ask for huge pages inside the range only; True where the system grants them."""
+    if sys.platform != "linux" or "[never]" in _read_text(_HUGE_PAGE_MODE):
+        return False
+    end_bytes = start_bytes + num_bytes + -num_bytes % mmap.PAGESIZE
+    try:
+        mapping.madvise(mmap.MADV_HUGEPAGE, start_bytes, num_bytes)
+        # a huge page over the end would make resident what nobody asked for
+        mapping.madvise(mmap.MADV_NOHUGEPAGE, end_bytes)
+    except OSError:
+        return False
+    return True
+
+
+def _address_of(array: npt.NDArray[np.uint8]) -> int:
+    return int(array.__array_interface__["data"][0])

@@ -1,0 +1,319 @@
+"""Reading a file past the page cache, and how fast the drive under it is."""
+
+import contextlib
+import errno
+import io
+import json
+import math
+import mmap
+import os
+import random
+import stat
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.devices.errors import ClosedError, StorageError
+from haversack.devices.memory import PAGE_BYTES, Arena
+from haversack.devices.units import format_bytes
+
+if sys.platform == "darwin":
+    import fcntl
+
+Buffer = memoryview | npt.NDArray[np.uint8]
+
+_REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP)  # how a file system says no to direct reads
+
+_NUM_READERS = (1, 4, 8)
+_READ_BYTES = (64 * 1024, 1024 * 1024)
+_NUM_CELLS = len(_NUM_READERS) * len(_READ_BYTES)
+_CELL_S = 1.5 / _NUM_CELLS
+_CELL_BYTES = 512 * 1024 * 1024 // _NUM_CELLS
+_READS_PER_FILE = 16  # fewer places than this in a file measure the drive's own cache
+
+
+def padded_range(offset: int, num_bytes: int) -> tuple[int, int, int]:
+    """(start, length, residue) of the whole pages around `num_bytes` at `offset`.
+
+    Read `length` bytes from `start`: the wanted ones begin at `residue` in the buffer, and
+    `residue + num_bytes` is the least a read must bring.
+    """
+    residue = offset % PAGE_BYTES
+    length_bytes = residue + num_bytes + -(residue + num_bytes) % PAGE_BYTES
+    return offset - residue, length_bytes, residue
+
+
+class DirectFile:
+    """A file opened for positional reads by many threads, past the page cache where possible.
+
+    `direct` says whether it is, `reason` why or why not, `num_bytes` the length at opening.
+    """
+
+    def __init__(self, path: str | Path, direct: bool | None = None) -> None:
+        """`direct`: None tries and falls back on plain reads, True insists, False asks for plain.
+
+        Raises StorageError where the file cannot be opened, is not a regular file, or refuses
+        the direct reads insisted on.
+        """
+        self.path = Path(path)
+        self._file, self.direct, self.reason = _open(self.path, direct)
+        self.num_bytes = os.fstat(self._file.fileno()).st_size
+        self._turn = threading.Condition()
+        self._num_reading = 0
+
+    def read_into(self, buffer: Buffer, offset: int, need_bytes: int) -> None:
+        """Fill `buffer` from `offset` on with at least `need_bytes` bytes of the file.
+
+        Where reads are direct, `offset`, the buffer's address and its length are multiples of
+        4096; the buffer may reach past the end of the file, and what it holds there is garbage.
+        Other threads run meanwhile.
+
+        Raises StorageError on a device error and where the file ends before `need_bytes`,
+        ClosedError after `close`, ValueError for a buffer too short or not aligned.
+        """
+        view = (buffer if isinstance(buffer, memoryview) else buffer.data).cast("B")
+        self._check_request(view, offset, need_bytes)
+        with self._reading():
+            got_bytes = self._fill(view, offset, need_bytes)
+        if got_bytes < need_bytes:
+            raise self._read_error(offset, need_bytes, got_bytes, "the file ends there")
+
+    def close(self) -> None:
+        """Wait for the reads under way, then close; a second call does nothing."""
+        with self._turn:
+            # a descriptor closed under a read may name another file by its next round
+            self._turn.wait_for(lambda: self._num_reading == 0)
+            self._file.close()
+
+    def __enter__(self) -> "DirectFile":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check_request(self, view: memoryview, offset: int, need_bytes: int) -> None:
+        if offset < 0 or not 0 <= need_bytes <= len(view):
+            raise ValueError(
+                f"cannot read {need_bytes} bytes at {offset} into a buffer of {len(view)}"
+            )
+        if self.direct:
+            address = np.frombuffer(view, np.uint8).__array_interface__["data"][0] if view else 0
+            if offset % PAGE_BYTES or address % PAGE_BYTES or len(view) % PAGE_BYTES:
+                raise ValueError(
+                    f"a direct read wants multiples of {PAGE_BYTES}, not offset {offset}, "
+                    f"address {address:#x} and length {len(view)}: see padded_range"
+                )
+
+    @contextlib.contextmanager
+    def _reading(self) -> Generator[None, None, None]:
+        with self._turn:
+            if self._file.closed:
+                raise ClosedError(f"{self.path} is closed and can be read no more")
+            self._num_reading += 1
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._num_reading -= 1
+                self._turn.notify_all()
+
+    def _fill(self, view: memoryview, offset: int, need_bytes: int) -> int:
+        """Bytes read: `need_bytes` or more, fewer only where the file ends."""
+        step_bytes = PAGE_BYTES if self.direct else 1
+        got_bytes = 0
+        while got_bytes < need_bytes:
+            # a direct read can only go on from a page's start, so its page is read again
+            start = got_bytes - got_bytes % step_bytes
+            try:
+                count = self._read_once(view[start:], offset + start)
+            except OSError as error:
+                raise self._read_error(offset, need_bytes, got_bytes, str(error)) from error
+            if start + count <= got_bytes:
+                break
+            got_bytes = start + count
+        return got_bytes
+
+    def _read_once(self, view: memoryview, offset: int) -> int:
+        """Bytes of one system call; Python itself repeats an interrupted one."""
+        if sys.platform != "win32":
+            return os.preadv(self._file.fileno(), [view], offset)
+        with self._turn:  # no positional reads there: one position, one reader
+            self._file.seek(offset)
+            return self._file.readinto(view)
+
+    def _read_error(self, offset: int, need_bytes: int, got_bytes: int, why: str) -> StorageError:
+        return StorageError(
+            f"{self.path}: wanted {need_bytes} bytes at offset {offset}, got {got_bytes}: {why} "
+            "(is the file whole and the drive there?)"
+        )
+
+
+@dataclass(frozen=True)
+class DiskSpeed:
+    """What the drive under a file gives at random places.
+
+    `bytes_s` is the best rate found, reached with `num_readers` reads of `read_bytes` under way
+    at once; `latency_s` is the median time of a lone 64 KiB read. Where `direct` is False the
+    page cache may have answered.
+    """
+
+    bytes_s: float
+    latency_s: float
+    num_readers: int
+    read_bytes: int
+    direct: bool
+    measured_at: str  # ISO 8601, UTC
+
+    def __post_init__(self) -> None:
+        numbers = (self.bytes_s, self.latency_s, self.num_readers, self.read_bytes)
+        if not all(0 < num < math.inf for num in numbers):
+            raise ValueError(f"not a measured speed: {self}")
+
+
+def measure_disk(path: str | Path, *, cache_dir: Path, refresh: bool = False) -> DiskSpeed:
+    """The speed of the drive that holds `path`, measured once and kept in `cache_dir`.
+
+    Measuring reads at most 512 MiB in about 1.5 s. A file below 16 MiB is measured with small
+    reads only, and that is not kept. A file with holes measures too fast: give a real one.
+
+    Raises StorageError where the file is below 1 MiB, or cannot be read, or the result cannot
+    be kept.
+    """
+    with DirectFile(path) as file:
+        kept = cache_dir / f"disk-{os.stat(path).st_dev}.json"
+        speed = None if refresh else _read_speed(kept)
+        if speed is None:
+            sizes = [num for num in _READ_BYTES if file.num_bytes >= num * _READS_PER_FILE]
+            speed = _measure(file, sizes)
+            if len(sizes) == len(_READ_BYTES):
+                _write_speed(kept, speed)
+    return speed
+
+
+def _measure(file: DirectFile, sizes: list[int]) -> DiskSpeed:
+    if not sizes:
+        raise StorageError(
+            f"{file.path} has {format_bytes(file.num_bytes)}, too little to measure its drive: "
+            f"give a file of {format_bytes(_READ_BYTES[-1] * _READS_PER_FILE)} or more"
+        )
+    cells = {
+        (num_readers, read_bytes): _measure_cell(file, num_readers, read_bytes)
+        for read_bytes in sizes
+        for num_readers in _NUM_READERS
+    }
+    (num_readers, read_bytes), (bytes_s, _) = max(cells.items(), key=lambda cell: cell[1][0])
+    _, latency_s = cells[1, sizes[0]]
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return DiskSpeed(bytes_s, latency_s, num_readers, read_bytes, file.direct, now)
+
+
+def _measure_cell(file: DirectFile, num_readers: int, read_bytes: int) -> tuple[float, float]:
+    """(bytes per second of all readers, median seconds of one read)."""
+    max_reads = max(_CELL_BYTES // (num_readers * read_bytes), 1)
+    with Arena(num_readers * read_bytes) as arena, ThreadPoolExecutor(num_readers) as pool:
+        arena.bytes[:] = 0  # pages are made before the clock runs
+        buffers = arena.bytes.reshape(num_readers, read_bytes)
+        began = time.perf_counter()
+        read = partial(_read_at_random, file, began + _CELL_S, max_reads)
+        times_s = [time_s for reader in pool.map(read, buffers) for time_s in reader]
+        took_s = time.perf_counter() - began
+    return len(times_s) * read_bytes / took_s, statistics.median(times_s)
+
+
+def _read_at_random(
+    file: DirectFile, deadline_s: float, max_reads: int, buffer: npt.NDArray[np.uint8]
+) -> list[float]:
+    """Seconds of each read into `buffer`: at least one, then until the deadline."""
+    num_places = (file.num_bytes - len(buffer)) // PAGE_BYTES + 1
+    times_s: list[float] = []
+    while not times_s or (len(times_s) < max_reads and time.perf_counter() < deadline_s):
+        before = time.perf_counter()
+        file.read_into(buffer, random.randrange(num_places) * PAGE_BYTES, len(buffer))
+        times_s.append(time.perf_counter() - before)
+    return times_s
+
+
+def _read_speed(kept: Path) -> DiskSpeed | None:
+    """The speed measured earlier; None where there is none that can be understood."""
+    try:
+        return DiskSpeed(**json.loads(kept.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _write_speed(kept: Path, speed: DiskSpeed) -> None:
+    """Whole or not at all: other processes read the same file."""
+    draft = kept.with_name(f"{kept.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps(asdict(speed)), encoding="utf-8")
+        os.replace(draft, kept)
+    except OSError as error:
+        raise StorageError(f"cannot keep the drive's speed in {kept.parent}: {error}") from error
+
+
+def _open(path: Path, direct: bool | None) -> tuple[io.FileIO, bool, str]:
+    """(open file, whether its reads are direct, why)."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise StorageError(f"{path} is not a regular file: give the path of a file")
+        file, reason = (None, "plain reads were asked for") if direct is False else _direct(path)
+        if file is not None:
+            return file, True, reason
+        if direct:
+            raise StorageError(f"{path}: {reason}: use another drive or allow plain reads")
+        return _plain(path), False, reason
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"cannot open {path}: {error.strerror}") from error
+
+
+def _plain(path: Path) -> io.FileIO:
+    file = io.FileIO(path)
+    if sys.platform == "linux":
+        # whole experts at random places: reading ahead of them halves the rate
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+    return file
+
+
+def _direct(path: Path) -> tuple[io.FileIO | None, str]:
+    """(file, why) where reads go past the page cache, (None, why not) where they cannot."""
+    if sys.platform == "linux":
+        return _direct_linux(path)
+    if sys.platform == "darwin":
+        file = io.FileIO(path)
+        fcntl.fcntl(file.fileno(), fcntl.F_NOCACHE, 1)
+        return file, "F_NOCACHE is set"
+    return None, "this system has no direct reads"
+
+
+def _direct_linux(path: Path) -> tuple[io.FileIO | None, str]:
+    """Some file systems refuse at the open, others at the first read: a page is read to know."""
+    file = None
+    try:
+        file = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_DIRECT))
+        os.preadv(file.fileno(), [mmap.mmap(-1, PAGE_BYTES)], 0)
+    except OSError as error:
+        if file is not None:
+            file.close()
+        if error.errno not in _REFUSALS:
+            raise
+        return None, f"the file system refuses direct reads ({error.strerror})"
+    return file, "O_DIRECT is set and a page was read"

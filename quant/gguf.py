@@ -1,0 +1,189 @@
+"""The geometry of a model file: where each routed expert's bytes lie, and what else there is.
+
+Axis letters: K elements of a row, M rows of a matrix, E experts, L layers with experts.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from haversack.devices.errors import ModelFileError
+from haversack.devices.ggml import GgufHeader, TensorInfo
+from haversack.devices.units import format_bytes
+
+# llama.cpp's names of the routed experts' weights. Not just "_exps": arctic has a norm called
+# ffn_norm_exps, and biases and scales stay in the trunk.
+EXPERT_PATTERN = r"ffn_(gate|up|down|gate_up)_exps\.weight$"
+_EXPERT_NAME = re.compile(r"^blk\.(\d+)\." + EXPERT_PATTERN)
+_KIND_ORDER = ("gate", "up", "gate_up", "down")  # the order in which a layer computes them
+_PART_NAME = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$")
+_TENSOR_ALIGNMENT_BYTES = 32
+
+
+@dataclass(frozen=True)
+class ExpertMatrix:
+    """One projection of all experts of a layer: E matrices (M, K), one after the other.
+
+    `part` is the index of the file that holds them, `offset` the first one's place in it.
+    """
+
+    name: str
+    kind: str
+    type_id: int
+    row_elements: int
+    num_rows: int
+    num_experts: int
+    part: int
+    offset: int
+    expert_bytes: int
+
+
+@dataclass(frozen=True)
+class ExpertLayer:
+    """The routed experts of one layer, their matrices in the order they are computed."""
+
+    layer: int
+    matrices: tuple[ExpertMatrix, ...]
+
+    @property
+    def num_experts(self) -> int:
+        return self.matrices[0].num_experts
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of one expert: all of its matrices."""
+        return sum(matrix.expert_bytes for matrix in self.matrices)
+
+
+@dataclass(frozen=True)
+class ModelGeometry:
+    """What a model file (or its parts) holds; nothing of it is read but the headers."""
+
+    paths: tuple[Path, ...]
+    architecture: str
+    num_experts_per_tok: int
+    layers: tuple[ExpertLayer, ...]
+    trunk_bytes: int
+    header_bytes: int
+
+    @property
+    def path(self) -> Path:
+        """The file that names the model: the only one, or the first part."""
+        return self.paths[0]
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of all routed experts."""
+        return sum(layer.num_experts * layer.expert_bytes for layer in self.layers)
+
+
+def read_geometry(path: Path) -> ModelGeometry:
+    """The geometry of the GGUF at `path`; of a split model, any part names it.
+
+    Raises ModelFileError: no such file, no GGUF, truncated, a part missing.
+    """
+    paths = part_paths(path)
+    headers = open_headers(paths)
+    try:
+        for header in headers:
+            _refuse_truncated(header)
+        return _geometry(paths, headers)
+    finally:
+        for header in headers:
+            header.close()
+
+
+def open_headers(paths: Sequence[Path]) -> list[GgufHeader]:
+    """The headers of all parts, to be closed by the caller. Raises ModelFileError."""
+    headers: list[GgufHeader] = []
+    try:
+        for path in paths:
+            headers.append(GgufHeader(path))
+    except BaseException:
+        for header in headers:
+            header.close()
+        raise
+    return headers
+
+
+def part_paths(path: Path) -> tuple[Path, ...]:
+    """All files of the model at `path`, in order. Raises ModelFileError if one is missing."""
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ModelFileError(f"{path} {what}: give the path of a GGUF file")
+    match = _PART_NAME.match(path.name)
+    if match is None:
+        return (path,)
+    stem, count = match[1], int(match[3])
+    parts = tuple(path.with_name(f"{stem}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1))
+    missing = [part.name for part in parts if not part.is_file()]
+    if missing:
+        raise ModelFileError(
+            f"{path.name} is one of {count} parts, of which {len(missing)} are missing"
+            f" ({', '.join(missing[:3])}): put all parts into {path.parent}"
+        )
+    return parts
+
+
+def _refuse_truncated(header: GgufHeader) -> None:
+    need_bytes = max((t.offset + t.num_bytes for t in header.tensors), default=0)
+    have_bytes = header.path.stat().st_size
+    if have_bytes < need_bytes:
+        raise ModelFileError(
+            f"{header.path} is truncated: its tensors need {format_bytes(need_bytes)}"
+            f" ({need_bytes} bytes), the file has {have_bytes}: copy or download it again"
+        )
+
+
+def _geometry(paths: tuple[Path, ...], headers: Sequence[GgufHeader]) -> ModelGeometry:
+    architecture = headers[0].value("general.architecture")
+    if not isinstance(architecture, str):
+        raise ModelFileError(f"{paths[0]} names no architecture: it is no language model")
+    matrices = defaultdict[int, list[ExpertMatrix]](list)
+    trunk_bytes = 0
+    for part, header in enumerate(headers):
+        for tensor in header.tensors:
+            name = _EXPERT_NAME.match(tensor.name)
+            if name is None:
+                trunk_bytes += tensor.num_bytes + _TENSOR_ALIGNMENT_BYTES
+            else:
+                matrices[int(name[1])].append(_expert_matrix(tensor, name[2], part))
+    layers = tuple(
+        ExpertLayer(layer, tuple(sorted(found, key=lambda m: _KIND_ORDER.index(m.kind))))
+        for layer, found in sorted(matrices.items())
+    )
+    used = headers[0].value(f"{architecture}.expert_used_count")
+    return ModelGeometry(
+        paths=paths,
+        architecture=architecture,
+        num_experts_per_tok=_largest(used) if layers else 0,
+        layers=layers,
+        trunk_bytes=trunk_bytes,
+        header_bytes=sum(header.data_offset for header in headers),
+    )
+
+
+def _expert_matrix(tensor: TensorInfo, kind: str, part: int) -> ExpertMatrix:
+    row_elements, num_rows, num_experts, _ = tensor.shape
+    return ExpertMatrix(
+        name=tensor.name,
+        kind=kind,
+        type_id=tensor.type_id,
+        row_elements=row_elements,
+        num_rows=num_rows,
+        num_experts=num_experts,
+        part=part,
+        offset=tensor.offset,
+        expert_bytes=tensor.num_bytes // num_experts,
+    )
+
+
+def _largest(count: object) -> int:
+    """The experts used per token; some models give a number for each layer."""
+    numbers = count if isinstance(count, list) else [count]
+    usable = [number for number in numbers if isinstance(number, int) and number > 0]
+    if not usable:
+        raise ModelFileError("the model has routed experts but does not say how many a token uses")
+    return max(usable)
