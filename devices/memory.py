@@ -5,17 +5,31 @@ import mmap
 import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 import psutil  # type: ignore[import-untyped]
 
+from haversack.devices._native import address_of, move_bytes
 from haversack.devices.errors import BudgetError, ClosedError, HaversackError
 from haversack.devices.units import format_bytes
 
 if sys.platform != "win32":
     import resource
+
+__all__ = [
+    "HUGE_PAGE_BYTES",
+    "PAGE_BYTES",
+    "AddressSpace",
+    "Arena",
+    "RamProbe",
+    "address_of",
+    "anonymous_bytes",
+    "move_bytes",
+    "probe_ram",
+    "process_peak_rss_bytes",
+    "reserve_address_space",
+]
 
 PAGE_BYTES = 4096  # the unit of direct reads, whatever the system's own page is
 HUGE_PAGE_BYTES = 2 * 1024 * 1024
@@ -89,9 +103,9 @@ class Arena:
         """Raises BudgetError where the system refuses that much, ValueError below one byte."""
         mapping = _map_arena(num_bytes)
         whole = np.frombuffer(mapping, dtype=np.uint8)
-        skip_bytes = -_address_of(whole) % HUGE_PAGE_BYTES
+        skip_bytes = -address_of(whole) % HUGE_PAGE_BYTES
         self.num_bytes = num_bytes
-        self.address = _address_of(whole) + skip_bytes
+        self.address = address_of(whole) + skip_bytes
         self.huge_pages = _advise_huge_pages(mapping, skip_bytes, num_bytes)
         self._mapping: mmap.mmap | None = mapping
         self._bytes: npt.NDArray[np.uint8] | None = whole[skip_bytes : skip_bytes + num_bytes]
@@ -118,12 +132,7 @@ class Arena:
     def __enter__(self) -> "Arena":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -135,7 +144,7 @@ class AddressSpace:
 
     def __init__(self, mapping: mmap.mmap, num_bytes: int) -> None:
         self.num_bytes = num_bytes
-        self.address = _address_of(np.frombuffer(mapping, dtype=np.uint8))
+        self.address = address_of(np.frombuffer(mapping, dtype=np.uint8))
         self._mapping = mapping
 
     def close(self) -> None:
@@ -145,12 +154,7 @@ class AddressSpace:
     def __enter__(self) -> "AddressSpace":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -310,7 +314,3 @@ def _advise_huge_pages(mapping: mmap.mmap, start_bytes: int, num_bytes: int) -> 
     except OSError:
         return False
     return True
-
-
-def _address_of(array: npt.NDArray[np.uint8]) -> int:
-    return int(array.__array_interface__["data"][0])

@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -99,12 +98,7 @@ class DirectFile:
     def __enter__(self) -> "DirectFile":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _check_request(self, view: memoryview, offset: int, need_bytes: int) -> None:
@@ -143,7 +137,9 @@ class DirectFile:
             try:
                 count = self._read_once(view[start:], offset + start)
             except OSError as error:
-                raise self._read_error(offset, need_bytes, got_bytes, str(error)) from error
+                raise self._read_error(
+                    offset, need_bytes, got_bytes, str(error.strerror)
+                ) from error
             if start + count <= got_bytes:
                 break
             got_bytes = start + count

@@ -1,0 +1,252 @@
+import gc
+import sys
+import timeit
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from haversack.devices import memory
+from haversack.devices.errors import BudgetError, ClosedError, HaversackError
+from haversack.devices.memory import (
+    HUGE_PAGE_BYTES,
+    Arena,
+    RamProbe,
+    anonymous_bytes,
+    probe_ram,
+    process_peak_rss_bytes,
+    reserve_address_space,
+)
+
+MIB = 2**20
+GIB = 2**30
+MEMINFO = f"MemTotal: {16 * MIB} kB\nMemFree: 1 kB\nMemAvailable: {12 * MIB} kB\n"  # 16 and 12 GiB
+V2_MOUNT = "30 23 0:26 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw,nsdelegate\n"
+V1_MOUNT = "35 31 0:32 {} /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory\n"
+V1_UNLIMITED = 2**63 - 4096
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="a property of Linux")
+
+
+def machine(root: Path, group: str, mounts: str, files: Mapping[str, str | int]) -> RamProbe:
+    """What is found on a machine of 16 GiB with this group, these mounts and group files."""
+    tree = {"proc/meminfo": MEMINFO, "proc/self/cgroup": group, "proc/self/mountinfo": mounts}
+    for name, value in files.items():
+        tree[f"sys/fs/cgroup/{name}"] = f"{value}\n"
+    for name, text in tree.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return probe_ram(root)
+
+
+def test_without_control_groups_the_system_rules(tmp_path: Path) -> None:
+    assert machine(tmp_path, "", "", {}) == RamProbe(
+        total_bytes=16 * GIB,
+        available_bytes=12 * GIB,
+        limit_bytes=None,
+        source="MemAvailable of /proc/meminfo",
+    )
+
+
+def test_version_2_counts_what_the_kernel_would_drop(tmp_path: Path) -> None:
+    files = {
+        "box/memory.max": 4 * GIB,
+        "box/memory.high": "max",
+        "box/memory.current": 3 * GIB,
+        "box/memory.stat": f"anon 7\ninactive_file {GIB}\nactive_file 5\n",
+    }
+    probe = machine(tmp_path, "0::/box", V2_MOUNT, files)
+    assert (probe.available_bytes, probe.limit_bytes) == (2 * GIB, 4 * GIB)
+    assert probe.source.endswith("box/memory.max")
+
+
+def test_version_2_takes_the_tightest_on_the_way_up(tmp_path: Path) -> None:
+    files = {
+        "outer/memory.max": 3 * GIB,
+        "outer/memory.current": GIB,
+        "outer/inner/memory.max": 8 * GIB,
+        "outer/inner/memory.current": 0,
+        "outer/inner/leaf/memory.max": "max",
+        "other/memory.max": 1,
+    }
+    probe = machine(tmp_path, "0::/outer/inner/leaf", V2_MOUNT, files)
+    assert (probe.available_bytes, probe.limit_bytes) == (2 * GIB, 3 * GIB)
+    assert probe.source.endswith("outer/memory.max")
+
+
+def test_a_throttling_limit_is_a_limit(tmp_path: Path) -> None:
+    files = {"memory.max": 4 * GIB, "memory.high": GIB, "memory.current": 0}
+    probe = machine(tmp_path, "0::/", V2_MOUNT, files)
+    assert (probe.available_bytes, probe.limit_bytes) == (GIB, GIB)
+    assert probe.source.endswith("memory.high")
+
+
+def test_a_wide_limit_is_told_and_does_not_rule(tmp_path: Path) -> None:
+    files = {"memory.max": 15 * GIB, "memory.current": 0}
+    probe = machine(tmp_path, "0::/", V2_MOUNT, files)
+    assert (probe.available_bytes, probe.limit_bytes) == (12 * GIB, 15 * GIB)
+    assert probe.source == "MemAvailable of /proc/meminfo"
+
+
+def test_a_group_over_its_limit_leaves_nothing(tmp_path: Path) -> None:
+    files = {"memory.max": GIB, "memory.current": 2 * GIB}
+    assert machine(tmp_path, "0::/", V2_MOUNT, files).available_bytes == 0
+
+
+def test_unknown_use_promises_nothing(tmp_path: Path) -> None:
+    assert machine(tmp_path, "0::/", V2_MOUNT, {"memory.max": GIB}).available_bytes == 0
+
+
+def test_version_1_says_unlimited_with_a_huge_number(tmp_path: Path) -> None:
+    files = {"memory/memory.limit_in_bytes": V1_UNLIMITED, "memory/memory.usage_in_bytes": GIB}
+    probe = machine(tmp_path, "4:memory:/", V1_MOUNT.format("/"), files)
+    assert (probe.available_bytes, probe.limit_bytes) == (12 * GIB, None)
+
+
+def test_version_1_beside_a_version_2_without_memory(tmp_path: Path) -> None:
+    mounts = V1_MOUNT.format("/") + V2_MOUNT.replace("/cgroup rw", "/cgroup/unified rw")
+    files = {
+        "memory/memory.limit_in_bytes": V1_UNLIMITED,
+        "memory/box/memory.limit_in_bytes": 2 * GIB,
+        "memory/box/memory.usage_in_bytes": 2 * GIB,
+        "memory/box/memory.stat": f"inactive_file 0\ntotal_inactive_file {GIB}\n",
+        "unified/box/cgroup.procs": 1,
+    }
+    probe = machine(tmp_path, "9:name=systemd:/\n4:memory,cpu:/box\n0::/box", mounts, files)
+    assert (probe.available_bytes, probe.limit_bytes) == (GIB, 2 * GIB)
+    assert probe.source.endswith("memory/box/memory.limit_in_bytes")
+
+
+@pytest.mark.parametrize("mount_root", ["/docker/4f1c", "/elsewhere", "/../.."])
+def test_a_container_sees_its_own_group_at_the_mount_point(tmp_path: Path, mount_root: str) -> None:
+    files = {"memory/memory.limit_in_bytes": GIB, "memory/memory.usage_in_bytes": 0}
+    probe = machine(tmp_path, "4:memory:/docker/4f1c", V1_MOUNT.format(mount_root), files)
+    assert probe.available_bytes == GIB
+
+
+def test_a_group_outside_the_namespace_is_not_looked_for(tmp_path: Path) -> None:
+    files = {"memory.max": GIB, "memory.current": 0}
+    assert machine(tmp_path, "0::/../sibling", V2_MOUNT, files).available_bytes == GIB
+
+
+def test_this_machine(tmp_path: Path) -> None:
+    probe = probe_ram()
+    assert probe.total_bytes == psutil.virtual_memory().total
+    assert 0 < probe.available_bytes < probe.total_bytes
+    assert probe.source
+    elsewhere = probe_ram(tmp_path)  # a system without /proc
+    assert elsewhere.total_bytes == probe.total_bytes
+    assert elsewhere.limit_bytes is None
+
+
+def test_an_arena_counts_once_touched_and_goes_when_closed() -> None:
+    before = anonymous_bytes()
+    with Arena(32 * MIB) as arena:
+        assert anonymous_bytes() - before < MIB
+        arena.bytes[:] = 7
+        assert abs(anonymous_bytes() - before - 32 * MIB) < MIB
+        assert process_peak_rss_bytes() >= 32 * MIB
+    assert anonymous_bytes() - before < MIB
+
+
+@pytest.mark.parametrize("num_bytes", [1, 4096, 3 * MIB, 4 * MIB + 12345])
+def test_an_arena_is_aligned_and_writable_to_its_last_byte(num_bytes: int) -> None:
+    with Arena(num_bytes) as arena:
+        assert arena.address % HUGE_PAGE_BYTES == 0
+        assert arena.address == arena.bytes.__array_interface__["data"][0]
+        assert arena.bytes.shape == (num_bytes,) == (arena.num_bytes,)
+        assert not arena.bytes.any()
+        arena.bytes[:] = 255
+        assert int(arena.bytes.sum(dtype=np.int64)) == 255 * num_bytes
+
+
+def test_an_arena_takes_no_whole_huge_page_for_its_last_bytes() -> None:
+    before = anonymous_bytes()
+    with Arena(2 * MIB + 4096) as arena:
+        arena.bytes[:] = 1
+        assert anonymous_bytes() - before < 3 * MIB
+
+
+def test_arrays_of_the_caller_outlive_the_arena() -> None:
+    before = anonymous_bytes()
+    arena = Arena(8 * MIB)
+    arena.bytes[:] = 3
+    view = arena.bytes[MIB : 2 * MIB]
+    arena.close()
+    arena.close()
+    with pytest.raises(ClosedError, match="closed"):
+        _ = arena.bytes
+    assert view.min() == view.max() == 3
+    del view
+    gc.collect()
+    assert anonymous_bytes() - before < MIB
+
+
+@linux
+def test_huge_pages_are_not_claimed_where_they_are_switched_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mode = tmp_path / "enabled"
+    mode.write_text("always madvise [never]\n")
+    monkeypatch.setattr(memory, "_HUGE_PAGE_MODE", mode)
+    with Arena(MIB) as arena:
+        assert not arena.huge_pages
+
+
+def test_an_impossible_arena_is_a_budget_error() -> None:
+    with pytest.raises(BudgetError, match=r"--ram") as caught:
+        Arena(2**60)
+    assert caught.value.need_bytes == 2**60 > caught.value.have_bytes > 0
+    with pytest.raises(ValueError, match="at least one byte"):
+        Arena(0)
+
+
+@linux
+def test_reserved_addresses_cost_no_memory() -> None:
+    before = anonymous_bytes()
+    with reserve_address_space(1024 * GIB) as space:
+        assert space.num_bytes == 1024 * GIB
+        assert anonymous_bytes() - before < MIB
+        line = next(line for line in maps() if covers(line, space.address))
+        assert " ---p " in line
+    space.close()
+    assert not any(covers(line, space.address) for line in maps())
+
+
+@linux
+def test_addresses_the_system_does_not_have() -> None:
+    with pytest.raises(HaversackError, match="ulimit -v"):
+        reserve_address_space(2**62)
+
+
+@linux
+def test_anonymous_bytes_is_cheap_enough_for_every_token() -> None:
+    fastest_s = min(timeit.repeat(anonymous_bytes, number=100, repeat=5)) / 100
+    assert fastest_s < 200e-6
+
+
+def test_the_peak_is_never_below_what_is_resident() -> None:
+    assert process_peak_rss_bytes() >= psutil.Process().memory_info().rss * 0.99
+
+
+def test_without_proc_the_nearest_figures_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    anonymous, peak = anonymous_bytes(), process_peak_rss_bytes()
+    resident = psutil.Process().memory_info().rss
+
+    def nothing(field: bytes) -> None:
+        return None
+
+    monkeypatch.setattr(memory, "_status_bytes", nothing)
+    assert anonymous * 0.9 < anonymous_bytes() < resident * 1.1
+    assert process_peak_rss_bytes() == pytest.approx(peak, rel=0.1)
+
+
+def maps() -> list[str]:
+    return Path("/proc/self/maps").read_text().splitlines()
+
+
+def covers(line: str, address: int) -> bool:
+    start, end = line.split()[0].split("-")
+    return int(start, 16) <= address < int(end, 16)
