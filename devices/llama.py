@@ -200,8 +200,14 @@ class LlamaContext:
     `decode` may be stopped by `stop` from any thread and by Ctrl-C.
     """
 
-    def __init__(self, model: LlamaModel, shape: ContextShape, hook: Hook | None = None) -> None:
-        self.stop = StopFlag()
+    def __init__(
+        self,
+        model: LlamaModel,
+        shape: ContextShape,
+        hook: Hook | None = None,
+        stop: StopFlag | None = None,
+    ) -> None:
+        self.stop = stop or StopFlag()
         self._hook, self._vocab = hook, model.vocabulary
         params = _context_params(shape)
         if hook is not None:

@@ -1,0 +1,111 @@
+"""The slot table: which expert of which layer lies in which slot of a pool.
+
+A slot is EMPTY, LOADING (it has an owner, its bytes are on their way) or READY. Only a READY
+slot may be multiplied; a pinned slot is never given to another expert. Integers only: who reads
+the bytes tells the table when they are there.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.cache.policies import Lru, Slots
+
+EMPTY, LOADING, READY = 0, 1, 2
+NOWHERE = -1
+
+
+class SlotTable:
+    """Residency of the experts of some layers in `num_slots` slots.
+
+    `layers` are the layers' own numbers; each has `num_experts` experts. Not thread-safe: one
+    thread keeps the table, whoever moves the bytes.
+    """
+
+    def __init__(self, layers: Sequence[int], num_experts: int, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self._num_experts = num_experts
+        self._row = {layer: row for row, layer in enumerate(layers)}
+        self._slot_of = np.full((len(layers), num_experts), NOWHERE, np.int32)
+        self._owner = np.full(num_slots, NOWHERE, np.int32)  # row * num_experts + expert
+        self._state = np.full(num_slots, EMPTY, np.uint8)
+        self._pins = np.zeros(num_slots, np.int32)
+        self._policy = Lru(num_slots)
+
+    def find(self, layer: int, experts: npt.NDArray[np.integer]) -> Slots:
+        """The slot of each expert of `layer`, NOWHERE for those that have none."""
+        slots: Slots = self._slot_of[self._row[layer], experts]
+        return slots
+
+    def are_ready(self, slots: Slots) -> bool:
+        """Whether every slot holds all bytes of its expert."""
+        return bool((self._state[slots] == READY).all())
+
+    def touch(self, slots: Slots) -> None:
+        """The experts in `slots` are used now."""
+        self._policy.touch(slots)
+
+    def pin(self, slots: Slots) -> None:
+        """Keep what lies in `slots`, until unpinned as often."""
+        self._pins[slots] += 1
+
+    def unpin(self, slots: Slots) -> None:
+        """Undo one `pin` of each slot."""
+        self._pins[slots] -= 1
+
+    @property
+    def num_unpinned(self) -> int:
+        """How many slots could be claimed or borrowed now."""
+        return int((self._pins == 0).sum())
+
+    def claim(self, layer: int, experts: npt.NDArray[np.integer]) -> Slots:
+        """Give each of `experts` (distinct, without a slot) a slot: LOADING and pinned.
+
+        Evicts whom the policy says. There must be that many unpinned slots.
+        """
+        slots = self._vacate(len(experts))
+        row = self._row[layer]
+        self._slot_of[row, experts] = slots
+        self._owner[slots] = row * self._num_experts + experts
+        self._state[slots] = LOADING
+        self._policy.touch(slots)
+        return slots
+
+    def fill(self, slots: Slots) -> None:
+        """The bytes of the experts in these LOADING slots are all there."""
+        assert (self._state[slots] == LOADING).all(), "only a loading slot can become ready"
+        self._state[slots] = READY
+
+    def drop(self, slots: Slots) -> None:
+        """Empty `slots`: their experts have no slot any more. Pins stay."""
+        owners = self._owner[slots]
+        owned = owners[owners != NOWHERE]
+        self._slot_of.reshape(-1)[owned] = NOWHERE
+        self._owner[slots] = NOWHERE
+        self._state[slots] = EMPTY
+        self._policy.forget(slots)
+
+    def borrow(self, count: int) -> Slots:
+        """`count` slots emptied and pinned, for bytes that will not stay; `unpin` returns them."""
+        return self._vacate(count)
+
+    def _vacate(self, count: int) -> Slots:
+        usable = self._pins == 0
+        slots = self._policy.choose(usable, count)
+        assert len(slots) == count, f"{count} slots wanted, {len(slots)} unpinned"
+        self.drop(slots)
+        self.pin(slots)
+        return slots
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless both directions of the table agree and states make sense."""
+        flat = self._slot_of.reshape(-1)
+        homes = np.flatnonzero(flat != NOWHERE)
+        assert (self._owner[flat[homes]] == homes).all(), "a slot's owner lies elsewhere"
+        assert len(np.unique(flat[homes])) == len(homes), "two experts share a slot"
+        owned = self._owner != NOWHERE
+        assert owned.sum() == len(homes), "a slot has an owner that does not know it"
+        assert (owned == (self._state != EMPTY)).all(), "an empty slot is owned, or the reverse"
+        assert (self._pins >= 0).all(), "a slot was unpinned more often than pinned"
+        assert (self._pins[self._state == LOADING] > 0).all(), "a loading slot is not pinned"

@@ -1,0 +1,95 @@
+"""A loaded model that can decode: plainly in memory, or with its experts streamed."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from haversack.devices.expert_buffer import ExpertBuffer
+from haversack.devices.interrupts import StopFlag
+from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel, Progress
+from haversack.offload.executor import ExpertExecutor
+from haversack.offload.pool import PoolPlan
+from haversack.offload.seam import Seam
+from haversack.offload.store import ExpertStore
+from haversack.offload.streamer import Streamer
+from haversack.quant.gguf import EXPERT_PATTERN, ModelGeometry
+
+PoolPlans = Callable[[], Sequence[PoolPlan]]
+
+
+class Engine:
+    """A model and its one context; with `store` and `streamer` if its experts are streamed."""
+
+    def __init__(self) -> None:
+        self.stop = StopFlag()
+        self.model: LlamaModel
+        self.context: LlamaContext
+        self.store: ExpertStore | None = None
+        self.streamer: Streamer | None = None
+        self._closers: list[Callable[[], None]] = []
+
+    def _own(self, closer: Callable[[], None]) -> None:
+        self._closers.append(closer)
+
+    def close(self) -> None:
+        """Free everything, last made first; may be called twice."""
+        while self._closers:
+            self._closers.pop()()
+
+
+def open_resident(path: Path, shape: ContextShape, progress: Progress | None = None) -> Engine:
+    """The whole model in memory: llama.cpp alone, without a hook. Raises ModelFileError."""
+    engine = Engine()
+    try:
+        engine.model = LlamaModel(path, progress=progress)
+        engine._own(engine.model.close)
+        engine.context = LlamaContext(engine.model, shape, stop=engine.stop)
+        engine._own(engine.context.close)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def open_streamed(
+    geometry: ModelGeometry,
+    trunk: Path,
+    shape: ContextShape,
+    pool_plans: PoolPlans,
+    progress: Progress | None = None,
+) -> Engine:
+    """The trunk in memory and the experts in slots.
+
+    `pool_plans` is asked once the trunk is loaded, so that it can measure what is left. Raises
+    ModelFileError, StorageError, and whatever `pool_plans` and `progress` raise.
+    """
+    engine = Engine()
+    try:
+        _open_streamed(engine, geometry, trunk, shape, pool_plans, progress)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def _open_streamed(
+    engine: Engine,
+    geometry: ModelGeometry,
+    trunk: Path,
+    shape: ContextShape,
+    pool_plans: PoolPlans,
+    progress: Progress | None,
+) -> None:
+    experts = ExpertBuffer(EXPERT_PATTERN)
+    engine._own(experts.close)
+    engine.model = LlamaModel(trunk, experts=experts, progress=progress)
+    engine._own(engine.model.close)
+    engine.streamer = Streamer(geometry.paths)
+    store = engine.store = ExpertStore(geometry, pool_plans(), engine.streamer, engine.stop)
+    engine._own(store.close)
+    engine._own(engine.streamer.close)
+    executor = ExpertExecutor(geometry.layers, shape.batch_tokens, shape.threads)
+    engine._own(executor.close)
+    seam = Seam(geometry, store, executor, engine.stop)
+    seam.attach(geometry, experts)
+    engine.context = LlamaContext(engine.model, shape, hook=seam, stop=engine.stop)
+    engine._own(engine.context.close)

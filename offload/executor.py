@@ -1,0 +1,131 @@
+"""The expert executor: multiplies a batch's rows with experts, subset by subset.
+
+Axis letters: T tokens, N experts per token, K elements of a row, M rows of a matrix, P pairs of
+a row with an expert (T times N).
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.devices.ggml import GraphNode, Product, ProductRunner, convert_rows, row_type
+from haversack.devices.memory import address_of
+from haversack.offload.store import Group
+from haversack.quant.blocks import block_type
+from haversack.quant.gguf import ExpertLayer, ExpertMatrix
+
+_MIN_ROWS = 512  # of one run: enough to keep the cores busy
+
+
+def _rows_of_a_run(batch_tokens: int) -> int:
+    """An expert's rows must come in one product, and a batch may send all tokens to one."""
+    return max(_MIN_ROWS, batch_tokens)
+
+
+def _row_bytes(matrix: ExpertMatrix) -> int:
+    return block_type(row_type(matrix.type_id)).row_bytes(matrix.row_elements)
+
+
+def scratch_bytes(layers: Sequence[ExpertLayer], batch_tokens: int, experts_per_tok: int) -> int:
+    """Memory that an executor for such layers and batches takes, at most."""
+    matrices = [matrix for layer in layers for matrix in layer.matrices]
+    row_bytes = max(_row_bytes(matrix) for matrix in matrices)
+    num_rows = max(matrix.num_rows for matrix in matrices)
+    converted_bytes = batch_tokens * experts_per_tok * row_bytes
+    return converted_bytes + _rows_of_a_run(batch_tokens) * (row_bytes + 4 * num_rows)
+
+
+class ExpertExecutor:
+    """Computes what llama.cpp's MUL_MAT_ID node would, from experts wherever they lie.
+
+    The result has the same bits: an expert's product with a row does not depend on the others.
+    """
+
+    def __init__(self, layers: Sequence[ExpertLayer], batch_tokens: int, threads: int) -> None:
+        matrices = [matrix for layer in layers for matrix in layer.matrices]
+        self._limit = _rows_of_a_run(batch_tokens)
+        self._runner = ProductRunner(threads, self._limit)
+        self._rows = np.zeros(self._limit * max(_row_bytes(m) for m in matrices), np.uint8)
+        self._out = np.zeros(self._limit * max(m.num_rows for m in matrices), np.float32)
+
+    def multiply(
+        self,
+        node: GraphNode,
+        ids: npt.NDArray[np.int32],
+        matrix: ExpertMatrix,
+        groups: Iterable[Group],
+    ) -> None:
+        """Fill `node` (T, N, M) with each token's rows times the experts `ids` (T, N) names.
+
+        The rows are the node's second source, (T, N or 1, K). `groups` must bring every expert
+        in `ids` once.
+        """
+        rows, rows_per_token = self._converted_rows(node, matrix)
+        out = node.array(np.float32).reshape(ids.size, matrix.num_rows)
+        pairs_by_expert = np.argsort(ids, axis=None, kind="stable")
+        sorted_ids = ids.reshape(-1)[pairs_by_expert]
+        row_of_pair = pairs_by_expert // ids.shape[1] * rows_per_token
+        row_of_pair += pairs_by_expert % ids.shape[1] % rows_per_token
+        for group in groups:
+            starts = np.searchsorted(sorted_ids, group.experts)
+            ends = np.searchsorted(sorted_ids, group.experts, side="right")
+            for run in self._runs(starts, ends):
+                pairs = np.concatenate([np.arange(starts[i], ends[i]) for i in run])
+                counts = (ends[run] - starts[run]).tolist()
+                weights = [group.addresses[i] for i in run]
+                gathered = rows[row_of_pair[pairs]]
+                out[pairs_by_expert[pairs]] = self._products(matrix, weights, counts, gathered)
+
+    @staticmethod
+    def _converted_rows(
+        node: GraphNode, matrix: ExpertMatrix
+    ) -> tuple[npt.NDArray[np.uint8], int]:
+        """All rows in the type the product wants, (T x rows per token, bytes), converted once
+        however many experts use them; and how many there are for each token."""
+        rows = node.source(1).array(np.float32)
+        flat = np.ascontiguousarray(rows).reshape(-1, rows.shape[2])
+        return convert_rows(flat, row_type(matrix.type_id)), rows.shape[1]
+
+    def _runs(
+        self, starts: npt.NDArray[np.intp], ends: npt.NDArray[np.intp]
+    ) -> Iterable[list[int]]:
+        """Positions in the group, cut so that no run has more rows than the scratch holds."""
+        run: list[int] = []
+        num_rows = 0
+        for position, count in enumerate((ends - starts).tolist()):
+            if run and num_rows + count > self._limit:
+                yield run
+                run, num_rows = [], 0
+            run.append(position)
+            num_rows += count
+        if run:
+            yield run
+
+    def _products(
+        self,
+        matrix: ExpertMatrix,
+        weights: Sequence[int],
+        counts: Sequence[int],
+        gathered: npt.NDArray[np.uint8],
+    ) -> npt.NDArray[np.float32]:
+        """Products of consecutive `counts` of the gathered rows with the matrices at `weights`."""
+        num_rows = len(gathered)
+        out = self._out[: num_rows * matrix.num_rows].reshape(num_rows, matrix.num_rows)
+        products, row = [], 0
+        for weight, count in zip(weights, counts, strict=True):
+            products.append(
+                Product(
+                    weight=weight,
+                    rows=address_of(gathered) + row * gathered.shape[1],
+                    out=address_of(out) + row * 4 * matrix.num_rows,
+                    num_rows=count,
+                )
+            )
+            row += count
+        self._runner.run(matrix.type_id, (matrix.row_elements, matrix.num_rows), products)
+        return out
+
+    def close(self) -> None:
+        """Free what the products ran with; may be called twice."""
+        self._runner.close()

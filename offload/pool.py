@@ -1,0 +1,85 @@
+"""Memory for experts of one shape: the slots of a pool, and how an expert lies in one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.cache.slots import SlotTable
+from haversack.devices.memory import PAGE_BYTES, Arena
+from haversack.quant.gguf import ExpertLayer, ExpertMatrix
+
+Shape = tuple[int, ...]  # bytes of each matrix of an expert, in the order they are computed
+
+
+def shape_of(layer: ExpertLayer) -> Shape:
+    """Layers of one shape share a pool."""
+    return tuple(matrix.expert_bytes for matrix in layer.matrices)
+
+
+def stride_bytes(matrix_bytes: int) -> int:
+    """Room for one matrix in a slot: whole pages, and one more for the padding of a read."""
+    return matrix_bytes + -matrix_bytes % PAGE_BYTES + PAGE_BYTES
+
+
+def slot_bytes(shape: Shape) -> int:
+    """Memory that one slot of a pool for `shape` takes."""
+    return sum(stride_bytes(matrix_bytes) for matrix_bytes in shape)
+
+
+def resting_place(matrix: ExpertMatrix) -> int:
+    """Where in a slot's room a matrix lies: where direct reads put it, if that is the same for
+    all experts of its tensor, else at the start (reads then land higher and are moved down)."""
+    return matrix.offset % PAGE_BYTES if matrix.expert_bytes % PAGE_BYTES == 0 else 0
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """How many slots the layers of one shape get."""
+
+    shape: Shape
+    layers: tuple[int, ...]
+    num_experts: int
+    num_slots: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_slots * slot_bytes(self.shape)
+
+
+class ExpertPool:
+    """The slots of one shape. Each matrix of an expert has an arena of its own, so that
+    consecutive slots are a fixed stride apart and can be one tensor of llama.cpp's."""
+
+    def __init__(self, plan: PoolPlan) -> None:
+        self.plan = plan
+        self.table = SlotTable(plan.layers, plan.num_experts, plan.num_slots)
+        self._strides = tuple(stride_bytes(num_bytes) for num_bytes in plan.shape)
+        self._arenas = [Arena(stride * plan.num_slots) for stride in self._strides]
+
+    def room(self, index: int, slot: int) -> npt.NDArray[np.uint8]:
+        """The bytes of `slot` for the matrix numbered `index`, where a read lands."""
+        stride = self._strides[index]
+        return self._arenas[index].bytes[slot * stride : (slot + 1) * stride]
+
+    def stride(self, index: int) -> int:
+        """Bytes from one slot's matrix `index` to the next slot's."""
+        return self._strides[index]
+
+    def address(self, index: int, slot: int = 0) -> int:
+        """The address of `room(index, slot)`."""
+        return self._arenas[index].address + slot * self._strides[index]
+
+    def close(self) -> None:
+        """Give the memory back; may be called twice."""
+        for arena in self._arenas:
+            arena.close()
+
+
+def group_by_shape(layers: Sequence[ExpertLayer]) -> dict[Shape, list[ExpertLayer]]:
+    """The layers of each shape."""
+    groups: dict[Shape, list[ExpertLayer]] = {}
+    for layer in layers:
+        groups.setdefault(shape_of(layer), []).append(layer)
+    return groups

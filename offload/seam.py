@@ -1,0 +1,146 @@
+"""The seam: where llama.cpp's graph meets our experts.
+
+llama.cpp shows every node before and after it computes it. After a layer's router has chosen
+(`ffn_moe_topk-L`) the chosen experts are brought into slots. A single token's products are left
+to llama.cpp, which reads slots instead of experts because the product's ids are replaced. A
+batch's products are skipped and done by the executor, in groups or waves.
+"""
+
+from contextlib import closing
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.devices.errors import CancelledError
+from haversack.devices.expert_buffer import ExpertBuffer
+from haversack.devices.ggml import (
+    HEAD_NAME,
+    HEAD_OP,
+    HEAD_SRC0,
+    OP_MUL_MAT_ID,
+    OP_NONE,
+    GraphNode,
+    SlotIds,
+    node_head,
+)
+from haversack.devices.interrupts import StopFlag
+from haversack.offload.executor import ExpertExecutor
+from haversack.offload.pool import resting_place
+from haversack.offload.store import Experts, ExpertStore, Lease
+from haversack.quant.gguf import ExpertLayer, ModelGeometry
+
+_ROUTER_CHOICE = b"ffn_moe_topk-"
+_NAME_START = HEAD_NAME.start
+_LAYER_NUMBER = slice(_NAME_START + len(_ROUTER_CHOICE), HEAD_NAME.stop)
+_PRODUCT_OPS = tuple(op.to_bytes(4, "little") for op in (OP_MUL_MAT_ID, OP_NONE))
+
+
+class Seam:
+    """Answers llama.cpp's evaluation callback (see `devices.llama.Hook`)."""
+
+    def __init__(
+        self,
+        geometry: ModelGeometry,
+        store: ExpertStore,
+        executor: ExpertExecutor,
+        stop: StopFlag,
+    ) -> None:
+        self._store, self._executor, self._stop = store, executor, stop
+        self._products: dict[bytes, tuple[ExpertLayer, int]] = {}  # by the weight's address
+        self._slot_ids = SlotIds(geometry.num_experts_per_tok)
+        self._choice = 0  # address of the router's choice that holds now
+        self._ids: npt.NDArray[np.int32] = np.zeros((0, 0), np.int32)  # (T, N) of that choice
+        self._experts: Experts = np.zeros(0, np.int32)  # the distinct ones
+        self._lease: Lease | None = None
+        self._error: BaseException | None = None
+
+    def attach(self, geometry: ModelGeometry, buffer: ExpertBuffer) -> None:
+        """Point llama.cpp's expert weights at the pools; before a context exists."""
+        for layer in geometry.layers:
+            pool = self._store.pool(layer.layer)
+            for index, matrix in enumerate(layer.matrices):
+                weight = buffer.weights[matrix.name]
+                address = pool.address(index) + resting_place(matrix)
+                weight.point_at_pool(
+                    matrix.type_id, address, pool.stride(index), pool.plan.num_slots
+                )
+                self._products[weight.address.to_bytes(8, "little")] = (layer, index)
+
+    def on_node(self, node: int, ask: bool, _: object) -> bool:
+        """`ask`: whether llama.cpp shall stop after this node. Else it is computed: go on?
+
+        No exception may cross the C frame: it is kept, the graph stops, `take_error` gives it.
+        """
+        if self._error is not None:
+            return ask
+        try:
+            head = node_head(node)
+            if head.startswith(_ROUTER_CHOICE, _NAME_START):
+                return ask or self._choose(node, int(head[_LAYER_NUMBER].rstrip(b"\0")))
+            if head[HEAD_OP] in _PRODUCT_OPS:
+                product = self._products.get(head[HEAD_SRC0])
+                if product is not None:
+                    return self._prepare(node, *product) if ask else self._compute(node, *product)
+            return False
+        except BaseException as error:
+            self._error = error
+            return ask
+
+    def take_error(self) -> BaseException | None:
+        """What stopped the graph, once; also ends the last layer's lease."""
+        error, self._error = self._error, None
+        self._release()
+        return error
+
+    def _choose(self, node: int, layer: int) -> bool:
+        """The router of `layer` has chosen: bring its experts."""
+        if self._stop.requested:
+            raise CancelledError("the call was cancelled")
+        self._release()
+        self._choice = node
+        self._ids = GraphNode(node).array(np.int32)[0].copy()
+        if len(self._ids) == 1:
+            self._experts = self._ids[0]
+            self._lease = self._store.lease(layer, self._experts)
+            self._slot_ids.values[:] = self._lease.slots
+            return True
+        self._experts = np.unique(self._ids)
+        if self._store.fits(layer, len(self._experts)):
+            self._lease = self._store.lease(layer, self._experts)
+        else:
+            self._store.count_uses(layer, self._experts)
+        return True
+
+    def _prepare(self, address: int, layer: ExpertLayer, index: int) -> bool:
+        """A product is next. A token's is llama.cpp's own, over slots, once they are filled; if
+        more reads are on their way it stops after it, so that they go on under the product."""
+        node = GraphNode(address)
+        node.set_op(OP_NONE)
+        if node.source_address(2) not in (self._choice, self._slot_ids.address):
+            raise AssertionError(f"{node.name} uses another choice of experts than layer {layer}'s")
+        if len(self._ids) > 1:
+            return True
+        assert self._lease is not None and self._lease.layer is layer
+        self._store.wait(self._lease, index)
+        node.set_source(2, self._slot_ids.address)
+        node.set_op(OP_MUL_MAT_ID)
+        return bool(self._lease.reads) and index + 1 < len(layer.matrices)
+
+    def _compute(self, address: int, layer: ExpertLayer, index: int) -> bool:
+        """A batch's product was skipped: do it here."""
+        if len(self._ids) == 1:
+            return True
+        lease = self._lease
+        groups = (
+            self._store.waves(layer.layer, self._experts, index)
+            if lease is None
+            else self._store.groups(lease, index)
+        )
+        with closing(groups):  # type: ignore[type-var]
+            self._executor.multiply(GraphNode(address), self._ids, layer.matrices[index], groups)
+        return True
+
+    def _release(self) -> None:
+        if self._lease is not None:
+            lease, self._lease = self._lease, None
+            self._store.release(lease)
