@@ -105,9 +105,7 @@ def _new_gguf(metadata: Mapping[str, str | int | float | list[int]]) -> Any:
         name = key.encode()
         if isinstance(value, list):
             array = np.array(value, np.int32)
-            native.gguf_set_arr_data(
-                gguf, name, _GGUF_INT32, native.address_of(array), len(array)
-            )
+            native.gguf_set_arr_data(gguf, name, _GGUF_INT32, native.address_of(array), len(array))
         elif isinstance(value, str):
             native.gguf_set_val_str(gguf, name, value.encode())
         elif isinstance(value, float):
