@@ -127,7 +127,7 @@ def test_a_container_sees_its_own_group_at_the_mount_point(tmp_path: Path, mount
 
 
 def test_a_group_outside_the_namespace_is_not_looked_for(tmp_path: Path) -> None:
-    files = {"memory.max": GIB, "memory.current": 0}
+    files = {"memory.max": GIB, "memory.current": 0, "../sibling/memory.max": 1}
     assert machine(tmp_path, "0::/../sibling", V2_MOUNT, files).available_bytes == GIB
 
 
