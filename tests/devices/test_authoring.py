@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from haversack.devices.authoring import block_geometry, quantize_rows, random_model, row_bytes
@@ -25,7 +26,7 @@ METADATA: dict[str, str | int | float | list[int]] = {
 }
 
 
-def zeros(name: str, shape: tuple[int, ...]) -> np.ndarray:
+def zeros(name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     return np.zeros(shape, np.float32)
 
 
@@ -64,7 +65,7 @@ def test_rows_that_no_block_fits_are_refused() -> None:
 def test_each_tensor_is_asked_for_and_written(tmp_path: Path) -> None:
     asked: dict[str, tuple[int, ...]] = {}
 
-    def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def fill(name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         asked[name] = shape
         return np.full(shape, len(asked), np.float32)
 
@@ -82,9 +83,9 @@ def test_each_tensor_is_asked_for_and_written(tmp_path: Path) -> None:
 
 
 def test_what_fill_raises_comes_out(tmp_path: Path) -> None:
-    calls = []
+    calls: list[str] = []
 
-    def fail(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def fail(name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         calls.append(name)
         raise KeyError(name)
 

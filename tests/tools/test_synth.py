@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from haversack.devices.authoring import BLOCK_TYPES
@@ -19,11 +20,11 @@ SMALL = TinyShape(num_hidden_layers=2, num_experts=4, vocab_size=64)
 SLOW_TYPES = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"}  # to quantise
 
 
-def logits(path: Path, tokens: tuple[int, ...] = (1, 2, 3)) -> np.ndarray:
+def logits(path: Path, tokens: tuple[int, ...] = (1, 2, 3)) -> npt.NDArray[np.float32]:
     """Plain llama.cpp's logits after each of `tokens`, (T, vocabulary)."""
     model = LlamaModel(path)
     context = LlamaContext(model, ContextShape(ctx_tokens=64, batch_tokens=8, threads=1))
-    rows = []
+    rows: list[npt.NDArray[np.float32]] = []
     for token in tokens:
         context.decode([token])
         rows.append(context.logits())
@@ -147,7 +148,7 @@ def test_split_files_are_the_same_model(tmp_path: Path) -> None:
 
 
 def test_equal_arguments_give_equal_bytes(tmp_path: Path) -> None:
-    contents = []
+    contents: list[bytes] = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         write_tiny("llama", tmp_path / name, seed=seed, shape=SMALL)
         contents.append((tmp_path / name).read_bytes())
