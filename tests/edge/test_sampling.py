@@ -1,0 +1,77 @@
+import dataclasses
+from typing import Any
+
+import pytest
+
+from haversack.devices.errors import PromptError
+from haversack.edge.sampling import MAX_SEED, Sampling
+
+
+def test_defaults() -> None:
+    sampling = Sampling()
+    assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.8, 40, 0.95)
+    assert (sampling.min_p, sampling.seed, sampling.stop) == (0.05, -1, ())
+    assert sampling.gbnf() is None
+    assert not sampling.greedy
+
+
+def test_greedy_is_temperature_zero() -> None:
+    assert Sampling(temperature=0).greedy
+
+
+def test_limits_are_allowed() -> None:
+    Sampling(top_k=0, top_p=1, min_p=0, repeat_last_n=-1, seed=MAX_SEED, stop=("a", "é"))
+
+
+def test_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Sampling().temperature = 1  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("temperature", "0.8"),
+        ("temperature", True),
+        ("temperature", None),
+        ("top_k", -1),
+        ("top_k", 1.5),
+        ("top_k", 1 << 40),
+        ("top_p", 0),
+        ("top_p", 1.01),
+        ("min_p", -0.1),
+        ("min_p", 2),
+        ("repeat_penalty", 0),
+        ("repeat_last_n", -2),
+        ("frequency_penalty", float("-inf")),
+        ("presence_penalty", "much"),
+        ("seed", -2),
+        ("seed", MAX_SEED + 1),
+        ("stop", "ab"),
+        ("stop", ["ab"]),
+        ("stop", ("",)),
+        ("stop", (1,)),
+        ("grammar", ""),
+        ("json_schema", "{"),
+    ],
+)
+def test_out_of_range_is_named(setting: str, value: Any) -> None:
+    with pytest.raises(PromptError, match=setting.replace("json_", "JSON ")):
+        Sampling(**{setting: value})
+
+
+def test_grammar_and_schema_exclude_each_other() -> None:
+    with pytest.raises(PromptError, match="give one of them"):
+        Sampling(grammar='root ::= "a"', json_schema={"type": "string"})
+
+
+def test_gbnf() -> None:
+    grammar = 'root ::= "a"'
+    assert Sampling(grammar=grammar).gbnf() == grammar
+    as_dict = Sampling(json_schema={"type": "boolean"}).gbnf()
+    assert as_dict == Sampling(json_schema='{"type": "boolean"}').gbnf()
+    assert as_dict is not None
+    assert as_dict.startswith('root ::= ("true" | "false")')
