@@ -242,9 +242,7 @@ ggml_graph_overhead_custom = _prototype(
     _base, "ggml_graph_overhead_custom", c.c_size_t, c.c_size_t, c.c_bool
 )
 # struct ggml_cgraph * ggml_new_graph_custom(struct ggml_context * ctx, size_t size, bool grads)
-ggml_new_graph_custom = _prototype(
-    _base, "ggml_new_graph_custom", _A, _A, c.c_size_t, c.c_bool
-)
+ggml_new_graph_custom = _prototype(_base, "ggml_new_graph_custom", _A, _A, c.c_size_t, c.c_bool)
 # void ggml_graph_add_node(struct ggml_cgraph * cgraph, struct ggml_tensor * tensor)
 ggml_graph_add_node = _prototype(_base, "ggml_graph_add_node", None, _A, _A)
 # struct ggml_tensor * ggml_new_tensor_3d(ctx, enum ggml_type, int64_t ne0, int64_t ne1, int64_t ne2)
@@ -276,9 +274,7 @@ ggml_backend_tensor_set = _prototype(
 # int64_t ggml_nelements(const struct ggml_tensor * tensor)
 ggml_nelements = _prototype(_base, "ggml_nelements", c.c_int64, _A)
 # bool ggml_quantize_requires_imatrix(enum ggml_type type)
-ggml_quantize_requires_imatrix = _prototype(
-    _base, "ggml_quantize_requires_imatrix", c.c_bool, _I
-)
+ggml_quantize_requires_imatrix = _prototype(_base, "ggml_quantize_requires_imatrix", c.c_bool, _I)
 # size_t ggml_quantize_chunk(type, const float * src, void * dst, start, nrows, n_per_row, imatrix)
 ggml_quantize_chunk = _prototype(
     _base, "ggml_quantize_chunk", c.c_size_t, _I, _A, _A, c.c_int64, c.c_int64, c.c_int64, _A

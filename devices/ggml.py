@@ -133,7 +133,10 @@ class GgufHeader:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -183,7 +186,9 @@ OP_MUL_MAT_ID = _op_code(b"MUL_MAT_ID")
 _HEAD_START = native.Tensor.op.offset
 _HEAD_BYTES = native.Tensor.name.offset + native.Tensor.name.size - _HEAD_START
 HEAD_OP = slice(0, 4)
-HEAD_SRC0 = slice(native.Tensor.src.offset - _HEAD_START, native.Tensor.src.offset + 8 - _HEAD_START)
+HEAD_SRC0 = slice(
+    native.Tensor.src.offset - _HEAD_START, native.Tensor.src.offset + 8 - _HEAD_START
+)
 HEAD_NAME = slice(native.Tensor.name.offset - _HEAD_START, _HEAD_BYTES)
 
 

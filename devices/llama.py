@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from haversack.devices._native import array_at, llama
+from haversack.devices._native import llama
 from haversack.devices.errors import BudgetError, CancelledError, ContextError, ModelFileError
 from haversack.devices.expert_buffer import ExpertBuffer
 from haversack.devices.interrupts import StopFlag

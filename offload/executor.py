@@ -78,9 +78,7 @@ class ExpertExecutor:
                 out[pairs_by_expert[pairs]] = self._products(matrix, weights, counts, gathered)
 
     @staticmethod
-    def _converted_rows(
-        node: GraphNode, matrix: ExpertMatrix
-    ) -> tuple[npt.NDArray[np.uint8], int]:
+    def _converted_rows(node: GraphNode, matrix: ExpertMatrix) -> tuple[npt.NDArray[np.uint8], int]:
         """All rows in the type the product wants, (T x rows per token, bytes), converted once
         however many experts use them; and how many there are for each token."""
         rows = node.source(1).array(np.float32)

@@ -77,9 +77,33 @@ class ExpertPool:
             arena.close()
 
 
-def group_by_shape(layers: Sequence[ExpertLayer]) -> dict[Shape, list[ExpertLayer]]:
-    """The layers of each shape."""
+def plan_pools(
+    layers: Sequence[ExpertLayer], num_experts_per_tok: int, num_bytes: int
+) -> tuple[PoolPlan, ...]:
+    """A pool for each shape among `layers`, together of at most `num_bytes`.
+
+    Each gets its floor, one layer's worst case for one token, twice, whatever `num_bytes` says;
+    what is left is shared in proportion to what each still misses.
+    """
     groups: dict[Shape, list[ExpertLayer]] = {}
     for layer in layers:
         groups.setdefault(shape_of(layer), []).append(layer)
-    return groups
+    all_slots = {s: sum(layer.num_experts for layer in found) for s, found in groups.items()}
+    floor = {shape: min(2 * num_experts_per_tok, count) for shape, count in all_slots.items()}
+    wanted = {shape: (all_slots[shape] - floor[shape]) * slot_bytes(shape) for shape in groups}
+    spare_bytes = num_bytes - sum(floor[shape] * slot_bytes(shape) for shape in groups)
+    share = min(1.0, max(0, spare_bytes) / max(1, sum(wanted.values())))
+    return tuple(
+        PoolPlan(
+            shape=shape,
+            layers=tuple(layer.layer for layer in found),
+            num_experts=found[0].num_experts,
+            num_slots=floor[shape] + int(wanted[shape] * share) // slot_bytes(shape),
+        )
+        for shape, found in groups.items()
+    )
+
+
+def pools_bytes(pools: Sequence[PoolPlan]) -> int:
+    """Memory of all `pools`."""
+    return sum(pool.num_bytes for pool in pools)

@@ -1,0 +1,191 @@
+"""A generation: an iterator of text that can be cancelled."""
+
+import contextlib
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+
+from haversack.devices.errors import CancelledError, ClosedError
+from haversack.devices.llama import Vocabulary
+from haversack.devices.sampler import SamplerChain
+from haversack.edge.decode import Decoder
+from haversack.edge.sampling import Sampling
+from haversack.edge.stats import Stats
+from haversack.edge.text import TextStream
+
+
+def sampler_chain(sampling: Sampling, vocabulary: Vocabulary, seed: int) -> SamplerChain:
+    """llama.cpp's samplers in llama.cpp's order for these settings."""
+    chain = SamplerChain(vocabulary)
+    gbnf = sampling.gbnf()
+    if gbnf is not None:
+        chain.add_grammar(gbnf)
+    chain.add_penalties(
+        sampling.repeat_last_n,
+        sampling.repeat_penalty,
+        sampling.frequency_penalty,
+        sampling.presence_penalty,
+    )
+    if sampling.greedy:
+        chain.add_greedy()
+        return chain
+    chain.add_top_k(sampling.top_k)
+    chain.add_top_p(sampling.top_p)
+    chain.add_min_p(sampling.min_p)
+    chain.add_temperature(sampling.temperature)
+    chain.add_random(seed)
+    return chain
+
+
+def token_bytes(vocabulary: Vocabulary, token: int) -> bytes:
+    """What a token adds to the text. Without a vocabulary: its id and a space."""
+    return vocabulary.piece(token) if vocabulary.has_text else f"{token} ".encode()
+
+
+class CallGate:
+    """Lets one call after the other use a model; calls of other threads wait their turn."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._closed = False
+        self._owner: int | None = None
+        self._generation: Generation | None = None
+
+    @contextmanager
+    def entered(self, generation: "Generation | None" = None) -> Iterator[None]:
+        """Hold the model. Raises ClosedError if it is closed, or held by this same thread."""
+        if self._owner == threading.get_ident():
+            raise ClosedError(
+                "this thread has a generation that is not finished: read it to its end, or"
+                " close() it first"
+            )
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the model is closed: load it again")
+            self._owner, self._generation = threading.get_ident(), generation
+            try:
+                yield
+            finally:
+                self._owner = self._generation = None
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Hold the model for the last time: end this thread's unfinished generation, wait for
+        another thread's call, refuse all later ones."""
+        self._closed = True
+        if self._owner == threading.get_ident() and self._generation is not None:
+            self._generation.close()
+        with self._lock:
+            yield
+
+
+class Generation:
+    """Text as it is generated: iterate over it, or take `text` when it is done.
+
+    `finish_reason` is "stop" (the model ended, or a stop string came), "length" (`max_tokens`),
+    "context" (the context is full) or "cancelled"; None while it runs. `tokens` are the ids
+    generated, `prompt_tokens` the number of the prompt's.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        gate: CallGate,
+        prompt: Sequence[int],
+        max_tokens: int,
+        sampling: Sampling,
+        seed: int,
+    ) -> None:
+        self.tokens: list[int] = []
+        self.finish_reason: str | None = None
+        self.prompt_tokens = len(prompt)
+        self.stats: Stats | None = None
+        self._decoder, self._gate = decoder, gate
+        self._prompt, self._max_tokens = list(prompt), max_tokens
+        self._sampling, self._seed = sampling, seed
+        self._shown: list[str] = []
+        self._cancelled = self._running = False
+        self._pieces = self._run()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        piece = next(self._pieces)
+        self._shown.append(piece)
+        return piece
+
+    @property
+    def text(self) -> str:
+        """All text so far; runs the generation to its end if it has not been read."""
+        if self.finish_reason is None and not self._cancelled:
+            for _ in self:
+                pass
+        return "".join(self._shown)
+
+    def cancel(self) -> None:
+        """End it as soon as possible, from any thread; iteration then stops."""
+        self._cancelled = True
+        if self._running:
+            self._decoder.engine.stop.request()
+
+    def close(self) -> None:
+        """Let go of the model without reading on; may be called twice."""
+        self.cancel()
+        with contextlib.suppress(ValueError):  # another thread runs it: it will stop soon
+            self._pieces.close()
+        self.finish_reason = self.finish_reason or "cancelled"
+
+    def _run(self) -> Generator[str, None, None]:
+        with self._gate.entered(self), self._counted():
+            engine = self._decoder.engine
+            engine.stop.clear()
+            chain = sampler_chain(self._sampling, engine.model.vocabulary, self._seed)
+            stream = TextStream(self._sampling.stop)
+            try:
+                yield from self._steps(chain, stream)
+            except CancelledError:
+                self.finish_reason = "cancelled"
+            finally:
+                chain.close()
+            rest = stream.finish()
+            if rest:
+                yield rest
+
+    def _steps(self, chain: SamplerChain, stream: TextStream) -> Iterator[str]:
+        decoder, vocabulary = self._decoder, self._decoder.engine.model.vocabulary
+        self._raise_if_cancelled()
+        decoder.prefill(self._prompt)
+        while len(self.tokens) < self._max_tokens:
+            self._raise_if_cancelled()
+            token = chain.sample(decoder.engine.context)
+            if vocabulary.ends(token):
+                self.finish_reason = "stop"
+                return
+            self.tokens.append(token)
+            text = stream.push(token_bytes(vocabulary, token))
+            if text:
+                yield text
+            if stream.stopped is not None:
+                self.finish_reason = "stop"
+                return
+            if len(self.tokens) < self._max_tokens:
+                if decoder.is_full:
+                    self.finish_reason = "context"
+                    return
+                decoder.step(token)
+        self.finish_reason = "length"
+
+    def _raise_if_cancelled(self) -> None:
+        if self._cancelled:
+            raise CancelledError("the generation was cancelled")
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        before = self._decoder.stats()
+        self._running = True
+        try:
+            yield
+        finally:
+            self._running = False
+            self.stats = self._decoder.stats().since(before)

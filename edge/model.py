@@ -1,0 +1,264 @@
+"""`load()` and the model it gives: generate, chat, logits, stats."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+
+from haversack.devices.errors import BudgetError, PromptError
+from haversack.devices.memory import anonymous_bytes
+from haversack.devices.units import format_bytes
+from haversack.edge.decode import Decoder
+from haversack.edge.generation import CallGate, Generation
+from haversack.edge.planner import DEFAULT_BATCH_TOKENS, STREAMED, Plan, plan
+from haversack.edge.sampling import MAX_SEED, Sampling
+from haversack.edge.stats import Stats
+from haversack.edge.templates import ChatTemplate
+from haversack.offload.engine import Engine, open_resident, open_streamed
+from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes
+from haversack.quant.trunk import ensure_trunk
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, Any]
+LoadProgress = Callable[[str, float], None]  # (what is being done, share done 0 to 1)
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """The rarer settings of `load`.
+
+    `batch` is the prompt tokens computed at once, `cache_dir` where trunk files lie (the user's
+    cache folder by default), `progress` is told what is being done and the share done.
+    """
+
+    batch: int = DEFAULT_BATCH_TOKENS
+    cache_dir: Path | None = None
+    progress: LoadProgress | None = None
+
+
+def default_cache_dir() -> Path:
+    """Where trunk files lie unless told otherwise."""
+    return Path(platformdirs.user_cache_dir("haversack")) / "trunks"
+
+
+def builtin_model() -> Path:
+    """The small model that comes with haversack."""
+    return Path(str(files("haversack.edge") / "builtin" / "stories260k-moe.gguf"))
+
+
+def load(
+    model: str | Path | Plan,
+    ram: str | int | None = None,
+    ctx: int | None = None,
+    threads: int | None = None,
+    seed: int | None = None,
+    options: LoadOptions | None = None,
+) -> "Model":
+    """A model ready to generate, inside `ram` bytes of anonymous memory of this process.
+
+    `model` is the path of a GGUF (any part of a split one) or a plan; with a plan, `ram`, `ctx`
+    and `threads` must not be given. `ram` is a size ("6GiB") or bytes, see `plan`. `seed` makes
+    all sampling repeatable. The first load of a model writes its trunk file into the cache.
+
+    Raises BudgetError, ModelFileError, StorageError, UnitError, KeyboardInterrupt; nothing is
+    left behind then.
+    """
+    options = options or LoadOptions()
+    if isinstance(model, Plan):
+        if (ram, ctx, threads) != (None, None, None):
+            raise PromptError("a plan says ram, ctx and threads already: give either")
+        planned = model
+    else:
+        planned = plan(model, ram, ctx, threads, options.batch)
+    return Model(planned, _open(planned, options), seed)
+
+
+def _open(planned: Plan, options: LoadOptions) -> Engine:
+    def report(what: str) -> Callable[[float], None] | None:
+        progress = options.progress
+        return None if progress is None else lambda share: progress(what, share)
+
+    if planned.mode != STREAMED:
+        return open_resident(planned.path, planned.shape, report("loading"))
+    cache_dir = options.cache_dir or default_cache_dir()
+    trunk = ensure_trunk(planned.geometry, cache_dir, report("writing the trunk"))
+    return open_streamed(
+        planned.geometry, trunk, planned.shape, lambda: _measured(planned), report("loading")
+    )
+
+
+def _measured(planned: Plan) -> Sequence[PoolPlan]:
+    """The planned pools, or smaller ones where the process has already taken more than planned.
+
+    Raises BudgetError if not even the floor is left.
+    """
+    taken_bytes = anonymous_bytes() + planned.kv_bytes + planned.compute_bytes
+    left_bytes = planned.ram_bytes - taken_bytes
+    if pools_bytes(planned.pools) <= left_bytes:
+        return planned.pools
+    geometry = planned.geometry
+    pools = plan_pools(geometry.layers, geometry.num_experts_per_tok, left_bytes)
+    if pools_bytes(pools) > left_bytes:
+        raise BudgetError(
+            f"the process holds {format_bytes(anonymous_bytes())} already, so the budget of"
+            f" {format_bytes(planned.ram_bytes)} leaves {format_bytes(max(0, left_bytes))} for"
+            f" experts, which need {format_bytes(pools_bytes(pools))}: raise --ram",
+            need_bytes=taken_bytes + pools_bytes(pools),
+            have_bytes=planned.ram_bytes,
+        )
+    return pools
+
+
+class Model:
+    """A loaded model. Use it in a `with` block, or `close` it.
+
+    One call runs at a time: calls of other threads wait. After an error in a call (a disk that
+    fails, say) the model stays usable.
+    """
+
+    def __init__(self, planned: Plan, engine: Engine, seed: int | None) -> None:
+        self.plan = planned
+        self._engine = engine
+        self._decoder = Decoder(engine, planned)
+        self._gate = CallGate()
+        self._random = random.Random(seed)
+        self._seed = seed
+
+    # ------------------------------------------------------------- generation
+    def generate(
+        self,
+        prompt: Prompt,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        **settings: Any,
+    ) -> Generation:
+        """Text that goes on from `prompt`, as an iterator of pieces.
+
+        `prompt` is text or token ids; for a model without a vocabulary, ids or a text of ids
+        with spaces, and the text generated is of that kind too. `max_tokens` None means until
+        the context is full. `settings` are fields of `Sampling` (`temperature=0`,
+        `stop=("\\n",)`, ...) that change `sampling`.
+
+        Raises PromptError, ContextError; while iterating also StorageError.
+        """
+        chosen = _chosen(sampling, settings)
+        tokens = self.tokenize(prompt)
+        limit = self.plan.shape.ctx_tokens if max_tokens is None else max_tokens
+        if limit < 0:
+            raise PromptError(f"max_tokens is {max_tokens}: give 0 or more")
+        if not tokens:
+            raise PromptError("the prompt is empty and this model has no start token: give text")
+        return Generation(
+            self._decoder, self._gate, tokens, limit, chosen, self._sampler_seed(chosen)
+        )
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        **settings: Any,
+    ) -> Generation:
+        """The assistant's reply to `messages` ({"role": ..., "content": ...}), as `generate`.
+
+        The prompt is rendered by the model file's own template. Raises PromptError if it has
+        none or refuses the messages.
+        """
+        prompt = self.chat_template().render(messages)
+        bos = self._engine.model.vocabulary.bos
+        tokens = self.tokenize(prompt, add_special=not (bos and prompt.startswith(bos)))
+        return self.generate(tokens, max_tokens, sampling, **settings)
+
+    def chat_template(self) -> ChatTemplate:
+        """The model file's chat template. Raises PromptError if it has none."""
+        source = self._engine.model.chat_template
+        if source is None:
+            raise PromptError(f"{self.plan.path.name} has no chat template: use run or generate()")
+        vocabulary = self._engine.model.vocabulary
+        return ChatTemplate(source, bos=vocabulary.bos, eos=vocabulary.eos)
+
+    def tokenize(self, prompt: Prompt, add_special: bool = True) -> list[int]:
+        """The ids of `prompt`. Raises PromptError for ids outside the vocabulary."""
+        vocabulary = self._engine.model.vocabulary
+        if isinstance(prompt, str) and vocabulary.has_text:
+            return vocabulary.tokenize(prompt, add_special=add_special)
+        try:
+            tokens = [int(i) for i in (prompt.split() if isinstance(prompt, str) else prompt)]
+        except ValueError:
+            raise PromptError(
+                f"{self.plan.path.name} has no vocabulary: give token ids, not {prompt!r}"
+            ) from None
+        strange = [i for i in tokens if not 0 <= i < vocabulary.num_tokens]
+        if strange:
+            raise PromptError(
+                f"token id {strange[0]} is not in the vocabulary: give 0 to"
+                f" {vocabulary.num_tokens - 1}"
+            )
+        return tokens
+
+    def _sampler_seed(self, sampling: Sampling) -> int:
+        if sampling.seed >= 0:
+            return sampling.seed
+        return self._random.randint(0, MAX_SEED)
+
+    # ----------------------------------------------------------------- logits
+    def logits(self, tokens: Sequence[int], prefill: int) -> npt.NDArray[np.float32]:
+        """Logits (len(tokens) - prefill + 1, vocabulary) float32: after the first `prefill`
+        tokens, computed in one batch, and after each of the others, computed one at a time.
+
+        A `prefill` above the plan's batch takes several. Raises PromptError, ContextError,
+        StorageError.
+        """
+        if not 1 <= prefill <= len(tokens):
+            raise PromptError(f"prefill is {prefill}: give 1 to {len(tokens)}, the tokens' number")
+        checked = self.tokenize(tokens)
+        with self._gate.entered():
+            self._engine.stop.clear()
+            self._decoder.clear()
+            self._decoder.prefill(checked[:prefill])
+            rows = [self._decoder.logits()]
+            for token in checked[prefill:]:
+                self._decoder.step(token)
+                rows.append(self._decoder.logits())
+        return np.stack(rows)
+
+    # ------------------------------------------------------------------ state
+    def stats(self) -> Stats:
+        """Totals since loading."""
+        return self._decoder.stats()
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless our own books agree; for tests and the worried."""
+        if self._engine.store is not None:
+            self._engine.store.check_integrity()
+
+    def close(self) -> None:
+        """Stop a call that runs, free all memory; may be called twice."""
+        self._engine.stop.request()
+        with self._gate.closing():
+            self._engine.close()
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _chosen(sampling: Sampling | None, settings: Mapping[str, Any]) -> Sampling:
+    try:
+        return replace(sampling or Sampling(), **settings)
+    except TypeError as error:
+        raise PromptError(f"unknown sampling setting: {error}") from None

@@ -1,0 +1,270 @@
+"""The planner: how a budget is spent, worked out before anything is allocated."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from haversack.devices.budget import MemoryBudget
+from haversack.devices.errors import BudgetError, PromptError
+from haversack.devices.llama import ContextShape, LlamaModel, MemoryNeeds, memory_needs
+from haversack.devices.memory import anonymous_bytes, probe_ram
+from haversack.devices.units import format_bytes, parse_bytes
+from haversack.offload.executor import scratch_bytes
+from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes, slot_bytes
+from haversack.quant.gguf import ModelGeometry, read_geometry
+
+RESIDENT, STREAMED, DENSE = "resident", "streamed", "dense"
+
+DEFAULT_CTX_TOKENS = 4096
+DEFAULT_BATCH_TOKENS = 512
+_MIB = 1024 * 1024
+_PROCESS_BYTES = 64 * _MIB  # measured: interpreter, libraries and threads take 40, and slack
+_VOCABULARY_FACTOR = 10  # measured: a vocabulary takes 9 to 10 times its bytes in the header
+_RESERVE_RAM_BYTES = 2048 * _MIB  # left to the rest of the system where no budget is given
+_ROW_ID_BYTES = 8  # of a (row, expert) pair in llama.cpp's scratch for MUL_MAT_ID
+_MATRIX_SCRATCH_BYTES = 72  # of each expert there
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How `ram_bytes` are spent on one model. All figures are bytes and add up to the budget.
+
+    `trunk_bytes` weights but the routed experts; `kv_bytes` the context's cache; `compute_bytes`
+    scratch; `reserve_bytes` the process itself; `slot_bytes` room for experts (all of them in
+    mode "resident"); `headroom_bytes` what stays free. `floor_bytes` is the least budget that
+    works, `full_bytes` the one from which no expert is streamed.
+    """
+
+    path: Path
+    architecture: str
+    mode: str
+    shape: ContextShape
+    ram_bytes: int
+    trunk_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    reserve_bytes: int
+    slot_bytes: int
+    expert_bytes: int
+    floor_bytes: int
+    full_bytes: int
+    pools: tuple[PoolPlan, ...]
+    geometry: ModelGeometry
+
+    @property
+    def planned_bytes(self) -> int:
+        """What the process will take at most."""
+        return self.budget().reserved_bytes
+
+    @property
+    def headroom_bytes(self) -> int:
+        return self.ram_bytes - self.planned_bytes
+
+    def budget(self) -> MemoryBudget:
+        """The same as named reservations. Raises BudgetError if they exceed the budget."""
+        budget = MemoryBudget("ram", self.ram_bytes, knob="raise --ram")
+        for name in ("trunk", "kv", "compute", "reserve", "slot"):
+            budget.reserve(name, getattr(self, f"{name}_bytes"))
+        return budget
+
+    def to_json(self) -> str:
+        """One JSON object: every figure, and the pools of slots."""
+        return json.dumps(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as plain values."""
+        figures = {name: value for name, value in vars(self).items() if name.endswith("_bytes")}
+        return {
+            "model": str(self.path),
+            "architecture": self.architecture,
+            "mode": self.mode,
+            "ctx": self.shape.ctx_tokens,
+            "batch": self.shape.batch_tokens,
+            "threads": self.shape.threads,
+            **figures,
+            "planned_bytes": self.planned_bytes,
+            "headroom_bytes": self.headroom_bytes,
+            "pools": [
+                {
+                    "layers": len(pool.layers),
+                    "experts": pool.num_experts,
+                    "slots": pool.num_slots,
+                    "slot_bytes": slot_bytes(pool.shape),
+                }
+                for pool in self.pools
+            ],
+        }
+
+    def __str__(self) -> str:
+        rows = [
+            ("trunk", self.trunk_bytes),
+            ("KV cache", self.kv_bytes),
+            ("compute", self.compute_bytes),
+            ("process", self.reserve_bytes),
+            ("experts", self.slot_bytes),
+            ("free", self.headroom_bytes),
+            ("budget", self.ram_bytes),
+        ]
+        lines = [
+            f"{self.path.name}: {self.architecture}, {self.shape.ctx_tokens} tokens of context"
+        ]
+        lines += [f"  {name:<10}{format_bytes(num_bytes):>12}" for name, num_bytes in rows]
+        return "\n".join([*lines, f"  {self._summary()}"])
+
+    def _summary(self) -> str:
+        if self.mode == DENSE:
+            return "no routed experts: the model runs plainly, all of it in memory"
+        if self.mode == RESIDENT:
+            return "all experts fit: nothing is streamed"
+        share = self.slot_bytes / self.expert_bytes
+        return (
+            f"slots for {min(share, 1):.0%} of the experts; least --ram"
+            f" {format_bytes(self.floor_bytes)}, all in memory from {format_bytes(self.full_bytes)}"
+        )
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """What a model needs beside its experts' slots."""
+
+    trunk_bytes: int
+    kv_bytes: int
+    reserve_bytes: int
+    resident_compute_bytes: int
+    streamed_compute_bytes: int
+
+    def fixed_bytes(self, mode: str) -> int:
+        streamed = mode == STREAMED
+        compute = self.streamed_compute_bytes if streamed else self.resident_compute_bytes
+        return self.trunk_bytes + self.kv_bytes + self.reserve_bytes + compute
+
+
+def plan(
+    path: str | Path,
+    ram: str | int | None = None,
+    ctx: int | None = None,
+    threads: int | None = None,
+    batch: int = DEFAULT_BATCH_TOKENS,
+) -> Plan:
+    """How the model at `path` would run in `ram`; reads its header and allocates nothing.
+
+    `ram` is a size ("6GiB") or a number of bytes; without it, what the machine has free less
+    2 GiB. `ctx` defaults to 4096 tokens or what the model was trained for, `threads` to the
+    physical cores, `batch` is the prompt tokens computed at once. Raises BudgetError with the
+    floor, ModelFileError, UnitError.
+    """
+    geometry = read_geometry(Path(path))
+    model = LlamaModel(geometry.path, dry=True)
+    try:
+        shape = _context_shape(ctx, threads, batch, model.trained_ctx_tokens)
+        needs = memory_needs(model, shape)
+    finally:
+        model.close()
+    ram_bytes = _ram_bytes(ram)
+    return _spend(geometry, shape, _costs(geometry, shape, needs), ram_bytes)
+
+
+def streamed(full: Plan) -> Plan:
+    """The same plan with a slot for every expert and the hook in place: for measuring it."""
+    geometry = full.geometry
+    pools = plan_pools(geometry.layers, geometry.num_experts_per_tok, 2 * geometry.expert_bytes)
+    slot_total = pools_bytes(pools)
+    ram_bytes = max(full.ram_bytes, full.planned_bytes - full.slot_bytes + slot_total)
+    return replace(full, mode=STREAMED, pools=pools, slot_bytes=slot_total, ram_bytes=ram_bytes)
+
+
+def _ram_bytes(ram: str | int | None) -> int:
+    if isinstance(ram, str):
+        return parse_bytes(ram)
+    if ram is not None:
+        return ram
+    available_bytes = probe_ram().available_bytes
+    return max(available_bytes - _RESERVE_RAM_BYTES, available_bytes // 2)
+
+
+def _context_shape(
+    ctx: int | None, threads: int | None, batch: int, trained_tokens: int
+) -> ContextShape:
+    ctx_tokens = ctx if ctx is not None else min(DEFAULT_CTX_TOKENS, trained_tokens)
+    for name, value in (("ctx", ctx_tokens), ("batch", batch), ("threads", threads)):
+        if value is not None and value < 1:
+            raise PromptError(f"{name} is {value}: it must be at least 1")
+    num_threads = threads or psutil.cpu_count(logical=False) or 1
+    return ContextShape(ctx_tokens, min(batch, ctx_tokens), num_threads)
+
+
+def _costs(geometry: ModelGeometry, shape: ContextShape, needs: MemoryNeeds) -> _Costs:
+    resident = streamed = needs.compute_bytes
+    if geometry.layers:
+        num_experts = max(layer.num_experts for layer in geometry.layers)
+        all_slots = sum(layer.num_experts for layer in geometry.layers)
+        used = geometry.num_experts_per_tok
+        scratch = scratch_bytes(geometry.layers, shape.batch_tokens, used)
+        resident += scratch + _product_scratch(num_experts, shape.batch_tokens * used)
+        streamed += scratch + _product_scratch(all_slots, used)
+    return _Costs(
+        trunk_bytes=geometry.trunk_bytes,
+        kv_bytes=needs.kv_bytes,
+        reserve_bytes=max(_PROCESS_BYTES, anonymous_bytes())
+        + _VOCABULARY_FACTOR * geometry.header_bytes,
+        resident_compute_bytes=resident,
+        streamed_compute_bytes=streamed,
+    )
+
+
+def _product_scratch(num_matrices: int, num_pairs: int) -> int:
+    """llama.cpp's scratch for a MUL_MAT_ID over so many matrices and (row, expert) pairs."""
+    return num_matrices * (_MATRIX_SCRATCH_BYTES + _ROW_ID_BYTES * num_pairs)
+
+
+def _spend(geometry: ModelGeometry, shape: ContextShape, costs: _Costs, ram_bytes: int) -> Plan:
+    full_bytes = costs.fixed_bytes(RESIDENT) + geometry.expert_bytes
+    floor_slots = pools_bytes(plan_pools(geometry.layers, geometry.num_experts_per_tok, 0))
+    floor_bytes = min(full_bytes, costs.fixed_bytes(STREAMED) + floor_slots)
+    if not geometry.layers:
+        mode, slot_total, pools = DENSE, 0, ()
+        floor_bytes = full_bytes
+    elif ram_bytes >= full_bytes:
+        mode, slot_total, pools = RESIDENT, geometry.expert_bytes, ()
+    else:
+        mode = STREAMED
+        pools = plan_pools(
+            geometry.layers, geometry.num_experts_per_tok, ram_bytes - costs.fixed_bytes(STREAMED)
+        )
+        slot_total = pools_bytes(pools)
+    if ram_bytes < floor_bytes:
+        raise _below_floor(geometry, costs, floor_bytes, ram_bytes)
+    streams = mode == STREAMED
+    return Plan(
+        path=geometry.path,
+        architecture=geometry.architecture,
+        mode=mode,
+        shape=shape,
+        ram_bytes=ram_bytes,
+        trunk_bytes=costs.trunk_bytes,
+        kv_bytes=costs.kv_bytes,
+        compute_bytes=costs.streamed_compute_bytes if streams else costs.resident_compute_bytes,
+        reserve_bytes=costs.reserve_bytes,
+        slot_bytes=slot_total,
+        expert_bytes=geometry.expert_bytes,
+        floor_bytes=floor_bytes,
+        full_bytes=full_bytes,
+        pools=pools,
+        geometry=geometry,
+    )
+
+
+def _below_floor(
+    geometry: ModelGeometry, costs: _Costs, floor_bytes: int, ram_bytes: int
+) -> BudgetError:
+    knobs = "lower --ctx or --batch, or raise --ram"
+    return BudgetError(
+        f"{geometry.path.name} needs at least {format_bytes(floor_bytes)} ({floor_bytes} bytes;"
+        f" trunk {format_bytes(costs.trunk_bytes)}, KV cache {format_bytes(costs.kv_bytes)}),"
+        f" the budget is {format_bytes(ram_bytes)}: {knobs}",
+        need_bytes=floor_bytes,
+        have_bytes=ram_bytes,
+    )

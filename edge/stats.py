@@ -1,0 +1,63 @@
+"""What a model did and what it took: counted since it was loaded."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Totals since loading, or the difference of two of them.
+
+    `hits` and `misses` count uses of experts (one for each token and layer in decode, one for
+    each batch and layer in prefill), `bytes_read` the experts' bytes read for misses,
+    `disk_bytes_s` the rate while at least one read was under way, `wait_s` the time the model
+    waited for reads. `ram_peak_bytes` is the most anonymous memory seen, of the whole process;
+    it and the two figures before it are not differences.
+    """
+
+    prompt_tokens: int
+    tokens: int
+    prefill_s: float
+    decode_s: float
+    hits: int
+    misses: int
+    bytes_read: int
+    read_s: float
+    wait_s: float
+    ram_budget_bytes: int
+    ram_planned_bytes: int
+    ram_peak_bytes: int
+
+    @property
+    def decode_tok_s(self) -> float:
+        """Tokens decoded in a second."""
+        return self.tokens / self.decode_s if self.decode_s else 0.0
+
+    @property
+    def prefill_tok_s(self) -> float:
+        """Prompt tokens computed in a second."""
+        return self.prompt_tokens / self.prefill_s if self.prefill_s else 0.0
+
+    @property
+    def disk_bytes_s(self) -> float:
+        """Bandwidth reached while reading."""
+        return self.bytes_read / self.read_s if self.read_s else 0.0
+
+    def since(self, earlier: "Stats") -> "Stats":
+        """What happened after `earlier`."""
+        counted = {
+            name: value - getattr(earlier, name)
+            for name, value in vars(self).items()
+            if not name.startswith("ram_")
+        }
+        kept = {name: value for name, value in vars(self).items() if name.startswith("ram_")}
+        return Stats(**counted, **kept)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures and rates as plain values."""
+        rates = {
+            "decode_tok_s": self.decode_tok_s,
+            "prefill_tok_s": self.prefill_tok_s,
+            "disk_bytes_s": self.disk_bytes_s,
+        }
+        return {**asdict(self), **rates}
