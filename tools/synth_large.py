@@ -2,8 +2,13 @@
 
 Their text is noise, but bytes, shapes and kernels are the real ones. Every matrix is a random
 sequence of quantised pieces from a small dictionary, so no two experts are alike and a byte costs
-one copy. All token embeddings have their first columns in common: the part of every hidden state
-that makes some experts popular, as training does.
+one copy.
+
+Routing is like that of trained models. Two numbers do it: the first columns of all token
+embeddings are common and strong, which makes some experts popular, and attention is weak, because
+over random keys it is a mean of the past and would make all tokens alike. With 24 layers 150 random
+tokens use 35 of 128 experts effectively, a token reuses 0.34 of the last one's, and an LRU cache of
+a quarter of them hits 0.81; recorded from Qwen3-30B-A3B: 39, 0.38 and 0.80.
 """
 
 from collections.abc import Iterator
@@ -23,7 +28,8 @@ PIECE_ELEMENTS = 256  # the largest block of llama.cpp's types
 CHUNK_PIECES = 8192
 WEIGHT_STD = 0.02
 EMBEDDING_STD = 0.5
-COMMON_STRENGTH = 2.0  # of the common columns, in standard deviations of the others
+COMMON_STRENGTH = 3.0  # of the common columns, in standard deviations of the others
+ATTENTION_STRENGTH = 0.2  # of what attention adds, by the norm before it
 ROUTER_STD = 0.05
 
 
@@ -132,7 +138,8 @@ class _RandomTensors:
 
     def chunks(self, plan: TensorPlan) -> Iterator[npt.NDArray[Any]]:
         if len(plan.shape) == 1:
-            return iter([np.ones(plan.shape, np.float32)])
+            scale = ATTENTION_STRENGTH if "attn_norm" in plan.name else 1.0
+            return iter([np.full(plan.shape, scale, np.float32)])
         if "ffn_gate_inp" in plan.name:
             return iter([self._normal(plan.shape, ROUTER_STD)])
         if "token_embd" in plan.name:

@@ -30,6 +30,10 @@ def zeros(name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     return np.zeros(shape, np.float32)
 
 
+def too_short(name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    return np.zeros(7, np.float32)
+
+
 def test_sizes_of_rows() -> None:
     assert block_geometry("Q4_K") == (256, 144)
     assert row_bytes("F32", 3) == 12
@@ -93,7 +97,7 @@ def test_what_fill_raises_comes_out(tmp_path: Path) -> None:
         random_model(METADATA, fail, tmp_path / "model.gguf")
     assert len(calls) == 1
     with pytest.raises(ValueError, match="has shape"):
-        random_model(METADATA, lambda *_: np.zeros(7, np.float32), tmp_path / "model.gguf")
+        random_model(METADATA, too_short, tmp_path / "model.gguf")
     assert not list(tmp_path.iterdir())
 
 

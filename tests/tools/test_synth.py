@@ -174,6 +174,11 @@ def test_a_large_model_in_small(block_type: str, tmp_path: Path) -> None:
     assert type_name(tensors["blk.1.ffn_down_exps.weight"]) == "Q6_K"
     data = np.fromfile(parts[1], np.uint8, experts.num_bytes, offset=experts.offset)
     assert len({expert.tobytes() for expert in data.reshape(16, -1)}) == 16
+    embedding = tensors["token_embd.weight"]
+    rows = np.fromfile(parts[0], np.uint8, embedding.num_bytes, offset=embedding.offset)
+    starts, ends = np.split(rows.reshape(128, 8, -1), [1], axis=1)
+    assert len({start.tobytes() for start in starts}) == 1
+    assert len({end.tobytes() for end in ends}) == 128
     check_computes(parts[0])
 
 
