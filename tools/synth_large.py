@@ -57,9 +57,9 @@ def write_large(
     num_splits: int = 1,
     options: LargeOptions | None = None,
 ) -> list[Path]:
-    """The files of a random qwen3moe model, the one to load first: 8.8 GB by default.
+    """The files of a random qwen3moe model, the one to load first: 8.5 GB by default.
 
-    Every matrix is in blocks of `block_type` but the router. Needs some hundred MB of memory
+    Every matrix is in blocks of `block_type` but the router. Needs less than 100 MB of memory
     whatever the size of the model. Raises ModelFileError for types that do not suit the sizes.
     """
     options = options or LargeOptions()
