@@ -1,0 +1,34 @@
+"""Models for tests: tiny random ones, written once for a whole run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from haversack.tools.synth import write_tiny
+
+TinyModel = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """A function that gives the path of a tiny random model of an architecture, made as
+    `tools.synth.write_tiny` is told."""
+    folder = tmp_path_factory.mktemp("models")
+    made: dict[str, Path] = {}
+
+    def give(architecture: str = "qwen3moe", **arguments: Any) -> Path:
+        key = repr((architecture, sorted(arguments.items())))
+        if key not in made:
+            path = folder / f"{architecture}-{len(made)}.gguf"
+            made[key] = write_tiny(architecture, path, **arguments)[0]
+        return made[key]
+
+    return give
+
+
+@pytest.fixture(scope="session")
+def trunk_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder for trunk files that is not the user's."""
+    return tmp_path_factory.mktemp("trunks")

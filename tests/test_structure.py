@@ -1,0 +1,132 @@
+"""Guards of the house rules that no other tool checks; they read the sources, not the package."""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("tools", "edge", "offload", "cache", "quant", "devices")  # each imports to its right
+MAX_FILE_LINES = 500
+MAX_FUNCTION_LINES = 80
+MAX_ARGUMENTS = 6
+ANY_FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
+VAGUE_NAMES = {"util", "utils", "helper", "helpers", "misc", "common"}
+LEFT_FOR_LATER = re.compile(r"\b(TO" + "DO|FIX" + "ME|XX" + r"X)\b")
+
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def short(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+each_source = pytest.mark.parametrize("path", SOURCES, ids=short)
+each_file = pytest.mark.parametrize("path", SOURCES + TESTS, ids=short)
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree_of(path)) if isinstance(node, ANY_FUNCTION))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Full names of what a file imports: `from haversack import cache` is `haversack.cache`."""
+    package = ("haversack", *path.relative_to(ROOT).parent.parts)
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *filter(None, [node.module])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def test_the_folders_are_here() -> None:
+    assert SOURCES
+    assert TESTS
+    for folder in FOLDERS:
+        assert (ROOT / folder / "__init__.py").is_file(), folder
+        assert (ROOT / folder / "py.typed").is_file(), folder
+        assert (ROOT / ".typing" / "haversack" / folder).resolve() == ROOT / folder
+
+
+def test_haversack_stays_a_namespace() -> None:
+    assert not (ROOT / "haversack").exists()
+    assert not (ROOT / "__init__.py").exists()
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+@each_source
+def test_imports_go_to_the_right(path: Path) -> None:
+    own = FOLDERS.index(path.relative_to(ROOT).parts[0])
+    allowed = tuple(f"haversack.{folder}" for folder in FOLDERS[own:])
+    for name in imported(path):
+        assert name.startswith(allowed) or name.split(".")[0] != "haversack", f"imports {name}"
+
+
+@each_file
+def test_folders_are_imported_by_full_name(path: Path) -> None:
+    for name in imported(path):
+        assert name.split(".")[0] not in {*FOLDERS, "tests"}, f"imports {name}"
+
+
+@each_file
+def test_only_the_binding_imports_ctypes(path: Path) -> None:
+    if short(path) != "devices/_native.py":
+        assert not [name for name in imported(path) if name.split(".")[0] == "ctypes"]
+
+
+@each_source
+def test_a_docstring_says_what_the_file_is_for(path: Path) -> None:
+    assert ast.get_docstring(tree_of(path))
+
+
+@each_source
+def test_files_are_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
+
+
+@each_file
+def test_functions_are_short(path: Path) -> None:
+    for function in functions(path):
+        num_lines = (function.end_lineno or 0) - function.lineno + 1
+        assert num_lines <= MAX_FUNCTION_LINES, f"{function.name} has {num_lines} lines"
+
+
+@each_file
+def test_functions_take_few_arguments(path: Path) -> None:
+    for function in functions(path):
+        named = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
+        num_arguments = len([arg for arg in named if arg.arg not in ("self", "cls")])
+        assert num_arguments <= MAX_ARGUMENTS, f"{function.name} takes {num_arguments}"
+
+
+@each_file
+def test_nothing_is_left_for_later(path: Path) -> None:
+    assert not LEFT_FOR_LATER.findall(path.read_text(encoding="utf-8"))
+
+
+@each_file
+def test_names_say_something(path: Path) -> None:
+    assert path.stem.strip("_") not in VAGUE_NAMES
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    names = [path.name for path in TESTS]
+    assert len(names) == len(set(names))
+
+
+def test_the_error_tree_is_drawn() -> None:
+    tree = tree_of(ROOT / "devices" / "errors.py")
+    drawn = re.findall(r"\b\w+Error\b", ast.get_docstring(tree) or "")
+    defined = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert drawn == defined
