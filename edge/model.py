@@ -1,7 +1,7 @@
 """`load()` and the model it gives: generate, chat, logits, stats."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -216,6 +216,15 @@ class Model:
         A `prefill` above the plan's batch takes several. Raises PromptError, ContextError,
         StorageError.
         """
+        return np.stack(list(self.iter_logits(tokens, prefill)))
+
+    def iter_logits(
+        self, tokens: Sequence[int], prefill: int
+    ) -> Generator[npt.NDArray[np.float32], None, None]:
+        """The rows of `logits`, (vocabulary,) float32 each, as they are computed.
+
+        The model is held until the last row is taken or the iterator closed. Raises as `logits`.
+        """
         if not 1 <= prefill <= len(tokens):
             raise PromptError(f"prefill is {prefill}: give 1 to {len(tokens)}, the tokens' number")
         checked = self.tokenize(tokens)
@@ -223,13 +232,17 @@ class Model:
             self._engine.stop.clear()
             self._decoder.clear()
             self._decoder.prefill(checked[:prefill])
-            rows = [self._decoder.logits()]
+            yield self._decoder.logits()
             for token in checked[prefill:]:
                 self._decoder.step(token)
-                rows.append(self._decoder.logits())
-        return np.stack(rows)
+                yield self._decoder.logits()
 
     # ------------------------------------------------------------------ state
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens there are: ids go from 0 to one less."""
+        return self._engine.model.vocabulary.num_tokens
+
     def stats(self) -> Stats:
         """Totals since loading."""
         return self._decoder.stats()

@@ -43,6 +43,12 @@ class Stats:
         """Bandwidth reached while reading."""
         return self.bytes_read / self.read_s if self.read_s else 0.0
 
+    @property
+    def hit_rate(self) -> float:
+        """The share of uses that found the expert in memory; 1 where nothing is streamed."""
+        uses = self.hits + self.misses
+        return self.hits / uses if uses else 1.0
+
     def since(self, earlier: "Stats") -> "Stats":
         """What happened after `earlier`."""
         counted = {
