@@ -118,7 +118,7 @@ GetAlignment = CFunction(c.c_size_t, Address)
 IsHost = CFunction(c.c_bool, Address)
 FreeBuffer = CFunction(None, Address)
 GetBase = CFunction(Address, Address)
-SetTensor = CFunction(None, Address, Address, Address, c.c_size_t, c.c_size_t)
+InitTensor = CFunction(c.c_int, Address, Address)
 SetTensorData = CFunction(None, Address, Address)
 
 
@@ -147,9 +147,9 @@ class BufferInterface(c.Structure):
     _fields_ = (
         ("free_buffer", FreeBuffer),
         ("get_base", GetBase),
-        ("init_tensor", Address),
+        ("init_tensor", InitTensor),
         ("memset_tensor", Address),
-        ("set_tensor", SetTensor),
+        ("set_tensor", Address),
         ("get_tensor", Address),
         ("set_tensor_2d", Address),
         ("get_tensor_2d", Address),
@@ -216,7 +216,7 @@ gguf_set_val_u32 = _prototype(_base, "gguf_set_val_u32", None, _A, _S, c.c_uint3
 gguf_set_val_f32 = _prototype(_base, "gguf_set_val_f32", None, _A, _S, c.c_float)
 # void gguf_set_val_str(struct gguf_context * ctx, const char * key, const char * val)
 gguf_set_val_str = _prototype(_base, "gguf_set_val_str", None, _A, _S, _S)
-# void gguf_set_arr_data(struct gguf_context *, const char * key, enum gguf_type, const void *, size_t n)
+# void gguf_set_arr_data(gguf, const char * key, enum gguf_type, const void * data, size_t n)
 gguf_set_arr_data = _prototype(_base, "gguf_set_arr_data", None, _A, _S, _I, _A, c.c_size_t)
 # void gguf_add_tensor(struct gguf_context * ctx, const struct ggml_tensor * tensor)
 gguf_add_tensor = _prototype(_base, "gguf_add_tensor", None, _A, _A)
@@ -245,7 +245,7 @@ ggml_graph_overhead_custom = _prototype(
 ggml_new_graph_custom = _prototype(_base, "ggml_new_graph_custom", _A, _A, c.c_size_t, c.c_bool)
 # void ggml_graph_add_node(struct ggml_cgraph * cgraph, struct ggml_tensor * tensor)
 ggml_graph_add_node = _prototype(_base, "ggml_graph_add_node", None, _A, _A)
-# struct ggml_tensor * ggml_new_tensor_3d(ctx, enum ggml_type, int64_t ne0, int64_t ne1, int64_t ne2)
+# struct ggml_tensor * ggml_new_tensor_3d(ctx, enum ggml_type, int64_t ne0, ne1, ne2)
 ggml_new_tensor_3d = _prototype(
     _base, "ggml_new_tensor_3d", _A, _A, _I, c.c_int64, c.c_int64, c.c_int64
 )

@@ -7,15 +7,17 @@ from haversack.devices.ggml import GraphNode
 from haversack.devices.memory import AddressSpace, reserve_address_space
 
 _ALIGNMENT_BYTES = 64
+_STATUS_SUCCESS = 0  # enum ggml_status
 
 
 class ExpertBuffer:
     """Address space without memory, where llama.cpp believes its expert weights to lie.
 
-    While a model loads it says "not host memory", so the loader passes every expert tensor to
-    `set_tensor`, where the bytes are ignored and the tensor is kept. After `finish_loading` it
-    says "host memory", so the scheduler leaves the experts' products on the CPU. Nobody may read
-    through it before the tensors point elsewhere: its pages are not readable.
+    Every expert tensor placed here is kept, and told that its rows lie on top of each other: so
+    it has no bytes, and the loader reads none. While a model loads the buffer says "not host
+    memory", so the loader writes nothing itself; after `finish_loading` it says "host memory", so
+    the scheduler leaves the experts' products on the CPU. The tensors must point elsewhere before
+    anything is computed: pages of the buffer are not readable.
 
     `pattern` is the regular expression of the tensor names to keep out; `weights` maps each name
     to its tensor. The object must outlive the model.
@@ -38,7 +40,7 @@ class ExpertBuffer:
         self._interface = native.BufferInterface(
             free_buffer=native.FreeBuffer(lambda _: None),
             get_base=native.GetBase(lambda buffer: self._bases[buffer]),
-            set_tensor=native.SetTensor(self._keep),
+            init_tensor=native.InitTensor(self._keep),
         )
         self._overrides = (native.BufferOverride * 2)(
             native.BufferOverride(pattern.encode(), native.addressof(self._type)),
@@ -60,9 +62,11 @@ class ExpertBuffer:
             self._bases[buffer] = space.address
         return buffer
 
-    def _keep(self, _: int, tensor: int, *__: int) -> None:
+    def _keep(self, _: int, tensor: int) -> int:
         node = GraphNode(tensor)
+        node.take_no_bytes()
         self.weights[node.name] = node
+        return _STATUS_SUCCESS
 
     def finish_loading(self) -> None:
         """The model is loaded: from now on this is host memory."""

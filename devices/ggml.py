@@ -240,6 +240,11 @@ class GraphNode:
         flat = native.array_at(self._tensor.data, (span_bytes,), np.uint8)
         return np.ndarray((n2, n1, n0), dtype, flat.data, 0, (b2, b1, b0))
 
+    def take_no_bytes(self) -> None:
+        """Make the tensor's size 0 bytes, whatever its shape."""
+        for axis in range(4):
+            self._tensor.nb[axis] = 0
+
     def point_at_pool(self, type_id: int, address: int, stride_bytes: int, num_slots: int) -> None:
         """Make this weight tensor (K, M, experts) read `num_slots` matrices of `type_id`, one
         every `stride_bytes` from `address`."""

@@ -149,7 +149,7 @@ class Vocabulary:
                 self._vocab, data, len(data), tokens, room, add_special, True
             )
             if count >= 0:
-                return tokens[:count]
+                return list(tokens[:count])
             room = -count
 
     def piece(self, token: int, *, special: bool = False) -> bytes:

@@ -167,13 +167,16 @@ def plan(
     return _spend(geometry, shape, _costs(geometry, shape, needs), ram_bytes)
 
 
-def streamed(full: Plan) -> Plan:
-    """The same plan with a slot for every expert and the hook in place: for measuring it."""
-    geometry = full.geometry
-    pools = plan_pools(geometry.layers, geometry.num_experts_per_tok, 2 * geometry.expert_bytes)
+def streamed(planned: Plan, share: float = 1.0) -> Plan:
+    """The same with slots for `share` of the experts and the hook in place, whatever fits:
+    for measuring and testing. The budget grows if it must."""
+    geometry = planned.geometry
+    whole = plan_pools(geometry.layers, geometry.num_experts_per_tok, 2 * geometry.expert_bytes)
+    room = int(share * pools_bytes(whole))
+    pools = plan_pools(geometry.layers, geometry.num_experts_per_tok, room)
     slot_total = pools_bytes(pools)
-    ram_bytes = max(full.ram_bytes, full.planned_bytes - full.slot_bytes + slot_total)
-    return replace(full, mode=STREAMED, pools=pools, slot_bytes=slot_total, ram_bytes=ram_bytes)
+    ram_bytes = max(planned.ram_bytes, planned.planned_bytes - planned.slot_bytes + slot_total)
+    return replace(planned, mode=STREAMED, pools=pools, slot_bytes=slot_total, ram_bytes=ram_bytes)
 
 
 def _ram_bytes(ram: str | int | None) -> int:
@@ -224,11 +227,12 @@ def _spend(geometry: ModelGeometry, shape: ContextShape, costs: _Costs, ram_byte
     full_bytes = costs.fixed_bytes(RESIDENT) + geometry.expert_bytes
     floor_slots = pools_bytes(plan_pools(geometry.layers, geometry.num_experts_per_tok, 0))
     floor_bytes = min(full_bytes, costs.fixed_bytes(STREAMED) + floor_slots)
+    pools: tuple[PoolPlan, ...] = ()
     if not geometry.layers:
-        mode, slot_total, pools = DENSE, 0, ()
+        mode, slot_total = DENSE, 0
         floor_bytes = full_bytes
     elif ram_bytes >= full_bytes:
-        mode, slot_total, pools = RESIDENT, geometry.expert_bytes, ()
+        mode, slot_total = RESIDENT, geometry.expert_bytes
     else:
         mode = STREAMED
         pools = plan_pools(

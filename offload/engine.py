@@ -79,6 +79,8 @@ def _open_streamed(
     pool_plans: PoolPlans,
     progress: Progress | None,
 ) -> None:
+    if progress is not None:
+        progress = _without_holes(progress, trunk.stat().st_size / geometry.trunk_bytes)
     experts = ExpertBuffer(EXPERT_PATTERN)
     engine._own(experts.close)
     engine.model = LlamaModel(trunk, experts=experts, progress=progress)
@@ -93,3 +95,8 @@ def _open_streamed(
     seam.attach(geometry, experts)
     engine.context = LlamaContext(engine.model, shape, hook=seam, stop=engine.stop)
     engine._own(engine.context.close)
+
+
+def _without_holes(progress: Progress, factor: float) -> Progress:
+    """llama.cpp counts the trunk file's holes as work to do, and never does it."""
+    return lambda share: progress(min(1.0, share * factor))

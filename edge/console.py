@@ -1,0 +1,130 @@
+"""What people see. The answer goes to stdout, everything else to stderr."""
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from haversack.devices.units import format_bytes
+from haversack.edge.model import LoadProgress
+from haversack.edge.stats import Stats
+
+_CONTROLS = [*range(0x20), *range(0x7F, 0xA0)]
+# An answer may hold bytes that would move the cursor, retitle the window or worse.
+_SAFE_ON_TERMINAL = {code: "\N{REPLACEMENT CHARACTER}" for code in _CONTROLS if code not in (9, 10)}
+
+
+def prepare_streams() -> None:
+    """Make stdout UTF-8 unless it is a terminal with another encoding; never fail on a letter."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                encoding=stream.encoding if stream.isatty() else "utf-8", errors="replace"
+            )
+
+
+def log_to_stderr(verbose: bool) -> None:
+    """Show warnings of haversack on stderr; with `verbose` all it logs, and llama.cpp's words."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        logging.Formatter("%(name)s: %(message)s" if verbose else "haversack: %(message)s")
+    )
+    logger = logging.getLogger("haversack")
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if verbose else logging.WARNING)
+    if not verbose:  # what matters of it is in the errors that are raised
+        logging.getLogger("haversack.llama").setLevel(logging.CRITICAL)
+
+
+def wants_detail(verbose: bool) -> bool:
+    """Whether somebody looks at stderr."""
+    return verbose or sys.stderr.isatty()
+
+
+# --------------------------------------------------------------------- output
+def write_text(text: str) -> None:
+    """Write part of an answer to stdout at once; to a terminal without control characters."""
+    sys.stdout.write(text.translate(_SAFE_ON_TERMINAL) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def write_json(values: Mapping[str, Any]) -> None:
+    """Write one JSON object to stdout, in one line of ASCII."""
+    write_text(json.dumps(values, allow_nan=False) + "\n")
+
+
+def notice(message: object) -> None:
+    """Write one line to stderr."""
+    print(one_line(message), file=sys.stderr, flush=True)
+
+
+def one_line(message: object) -> str:
+    """`message` without line breaks and control characters."""
+    return " ".join(str(message).split()).translate(_SAFE_ON_TERMINAL)
+
+
+def write_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], to: TextIO | None = None
+) -> None:
+    """Write a table to stdout or `to`; columns whose name starts with ">" are set to the right."""
+    table = Table(title=Text(one_line(title)), title_justify="left")
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(column.removeprefix(">"), justify="right" if right else "left")
+    for row in rows:
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    out = to or sys.stdout
+    Console(file=out, width=None if out.isatty() else 160).print(table)
+    out.flush()
+
+
+# ------------------------------------------------------------------- progress
+@contextmanager
+def load_progress(verbose: bool) -> Iterator[LoadProgress | None]:
+    """Bars on stderr for what is under way; None where stderr is no terminal, or holds a log."""
+    if verbose or not sys.stderr.isatty():
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    progress = Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def report(what: str, share: float) -> None:
+        if what not in tasks:
+            tasks[what] = progress.add_task(what, total=1.0)
+        progress.update(tasks[what], completed=share)
+
+    with progress:
+        yield report
+
+
+# -------------------------------------------------------------------- summary
+def summary(stats: Stats, num_tokens: int) -> str:
+    """What a generation of `num_tokens` took, in a line."""
+    parts = [
+        f"{num_tokens} tokens, {stats.decode_tok_s:.1f} tok/s",
+        f"{stats.prompt_tokens} of the prompt in {stats.prefill_s:.2f} s",
+    ]
+    if stats.hits + stats.misses:
+        parts += [
+            f"{stats.hit_rate:.0%} of expert uses were hits",
+            f"{format_bytes(stats.bytes_read)} read at {format_bytes(int(stats.disk_bytes_s))}/s",
+            f"waited {stats.wait_s:.2f} s",
+        ]
+    peak, budget = format_bytes(stats.ram_peak_bytes), format_bytes(stats.ram_budget_bytes)
+    return "; ".join([*parts, f"peak {peak} of {budget}"])
+

@@ -1,0 +1,74 @@
+"""Plain llama.cpp, driven through its own binding: the yardstick of tests and benchmarks.
+
+Nothing of haversack's engine is used here. Weights are mapped, as llama.cpp does by default, and
+not repacked: repacked kernels round differently, so they are no reference for exactness.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import llama_cpp.llama_cpp as llama
+import numpy as np
+import numpy.typing as npt
+
+
+class PlainLlama:
+    """A model and a context of plain llama.cpp; a context manager."""
+
+    def __init__(self, path: Path, ctx_tokens: int, threads: int, batch_tokens: int = 512) -> None:
+        llama.llama_backend_init()
+        params = llama.llama_model_default_params()
+        params.use_extra_bufts, params.n_gpu_layers = False, 0
+        self._model: Any = llama.llama_model_load_from_file(str(path).encode(), params)
+        if not self._model:
+            raise ValueError(f"llama.cpp cannot load {path}")
+        shape = llama.llama_context_default_params()
+        shape.n_ctx, shape.n_batch, shape.n_ubatch = ctx_tokens, batch_tokens, batch_tokens
+        shape.n_threads = shape.n_threads_batch = threads
+        self._context: Any = llama.llama_init_from_model(self._model, shape)
+        vocabulary = llama.llama_model_get_vocab(self._model)
+        self._num_tokens = int(llama.llama_vocab_n_tokens(vocabulary))
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        """Append `tokens` to the sequence."""
+        batch = (llama.llama_token * len(tokens))(*tokens)
+        status = llama.llama_decode(self._context, llama.llama_batch_get_one(batch, len(tokens)))
+        if status != 0:
+            raise RuntimeError(f"llama.cpp failed with status {status}")
+
+    def last_logits(self) -> npt.NDArray[np.float32]:
+        """Logits after the last token, (vocabulary,) float32."""
+        address = llama.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(address, (self._num_tokens,)).copy()
+
+    def logits(self, tokens: Sequence[int], prefill: int) -> npt.NDArray[np.float32]:
+        """As `edge.Model.logits`: after the first `prefill` tokens in one batch, and after each
+        other one alone."""
+        llama.llama_memory_clear(llama.llama_get_memory(self._context), True)
+        rows = []
+        for batch in [tokens[:prefill], *([token] for token in tokens[prefill:])]:
+            self.decode(batch)
+            rows.append(self.last_logits())
+        return np.stack(rows)
+
+    def decode_s_per_token(self, tokens: Sequence[int]) -> float:
+        """Seconds a token takes, fed one by one."""
+        start = time.perf_counter()
+        for token in tokens:
+            self.decode([token])
+        return (time.perf_counter() - start) / len(tokens)
+
+    def close(self) -> None:
+        """Free both; may be called twice."""
+        if self._model:
+            llama.llama_free(self._context)
+            llama.llama_model_free(self._model)
+            self._model = None
+
+    def __enter__(self) -> "PlainLlama":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
