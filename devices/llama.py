@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from haversack.devices._native import llama
+from haversack.devices._native import KNOWN_GGML, llama
 from haversack.devices.errors import BudgetError, CancelledError, ContextError, ModelFileError
 from haversack.devices.expert_buffer import ExpertBuffer
 from haversack.devices.interrupts import StopFlag
@@ -49,6 +49,17 @@ class MemoryNeeds:
 
     kv_bytes: int
     compute_bytes: int
+
+
+# ---------------------------------------------------------------------- build
+def system_info() -> str:
+    """llama.cpp's line about itself: "CPU : AVX2 = 1 | FMA = 1 | ...", what it was built with."""
+    return str(llama.llama_print_system_info().decode())
+
+
+def ggml_version() -> str:
+    """The version of ggml that is loaded; every other one is refused at import."""
+    return KNOWN_GGML
 
 
 # ---------------------------------------------------------------------- model
