@@ -73,7 +73,7 @@ def _convert(text: str) -> str:
     ignored = _prepare(schema)
     if ignored:
         _log.warning("the grammar does not enforce these of the schema: %s", ", ".join(ignored))
-    converter = cast(Any, _Converter())
+    converter = _Converter()
     try:
         converter.visit(converter.resolve_refs(schema, "schema"), "")
         return check_grammar(converter.format_grammar())
@@ -83,11 +83,9 @@ def _convert(text: str) -> str:
         raise PromptError(f"the JSON schema cannot be a grammar: {error}") from error
 
 
-class _Converter(SchemaConverter):  # type: ignore[misc]  # mypy does not follow llama_cpp
+class _Converter(SchemaConverter):  # type: ignore[misc]  # the binding is seen as Any
     def __init__(self) -> None:
-        cast(Any, super()).__init__(
-            prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False
-        )
+        super().__init__(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
         self._rule_of_ref: dict[str, str] = {}
 
     def _format_literal(self, literal: str) -> str:
@@ -100,7 +98,7 @@ class _Converter(SchemaConverter):  # type: ignore[misc]  # mypy does not follow
         if ref not in self._rule_of_ref:
             rule_name = f"def-{len(self._rule_of_ref)}-{ref.split('/')[-1]}"
             self._rule_of_ref[ref] = re.sub("[^a-zA-Z0-9-]+", "-", rule_name)  # for recursion
-            self._rule_of_ref[ref] = cast(Any, self).visit(cast(Any, self)._refs[ref], rule_name)
+            self._rule_of_ref[ref] = self.visit(self._refs[ref], rule_name)
         return self._rule_of_ref[ref]
 
 

@@ -13,7 +13,7 @@ NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}}
 def rule(schema: Any, name: str = "root") -> str:
     """The right side of one rule of the grammar, which llama.cpp must accept."""
     gbnf = schema_to_gbnf(schema)
-    sampler = llama_cpp.llama_sampler_init_grammar(None, gbnf.encode(), b"root")  # pyright: ignore
+    sampler = llama_cpp.llama_sampler_init_grammar(None, gbnf.encode(), b"root")
     assert sampler, f"llama.cpp refuses {gbnf}"
     llama_cpp.llama_sampler_free(sampler)
     rules = dict(line.split(" ::= ", 1) for line in gbnf.splitlines())
