@@ -4,7 +4,7 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -56,6 +56,12 @@ def write_text(text: str) -> None:
     sys.stdout.flush()
 
 
+def end_text(text: str) -> None:
+    """End the answer `text` on a terminal with a line break, if it has none."""
+    if sys.stdout.isatty() and text and not text.endswith("\n"):
+        write_text("\n")
+
+
 def write_json(values: Mapping[str, Any]) -> None:
     """Write one JSON object to stdout, in one line of ASCII."""
     write_text(json.dumps(values, allow_nan=False) + "\n")
@@ -88,7 +94,7 @@ def write_table(
 
 # ------------------------------------------------------------------- progress
 @contextmanager
-def load_progress(verbose: bool) -> Iterator[LoadProgress | None]:
+def load_progress(verbose: bool) -> Generator[LoadProgress | None]:
     """Bars on stderr for what is under way; None where stderr is no terminal, or holds a log."""
     if verbose or not sys.stderr.isatty():
         yield None
@@ -127,4 +133,3 @@ def summary(stats: Stats, num_tokens: int) -> str:
         ]
     peak, budget = format_bytes(stats.ram_peak_bytes), format_bytes(stats.ram_budget_bytes)
     return "; ".join([*parts, f"peak {peak} of {budget}"])
-

@@ -8,10 +8,10 @@ import inspect
 import random
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
@@ -19,6 +19,8 @@ from haversack.devices.errors import PromptError
 from haversack.edge.model import builtin_model, default_cache_dir
 from haversack.edge.planner import DEFAULT_BATCH_TOKENS, Plan, plan
 from haversack.edge.sampling import MAX_SEED, Sampling
+
+_Number = TypeVar("_Number", int, float)
 
 _memory = partial(typer.Option, rich_help_panel="Memory and speed")
 _sampling = partial(typer.Option, rich_help_panel="Sampling")
@@ -28,30 +30,65 @@ def takes(*groups: type[Any]) -> Callable[[Callable[..., None]], Callable[..., N
     """Make a command of a function: it gets one object of each group, filled from the options."""
 
     def command_of(function: Callable[..., None]) -> Callable[..., None]:
-        def command(**given: Any) -> None:
-            function(*(group(**{f.name: given[f.name] for f in fields(group)}) for group in groups))
+        options = {group: _options_of(group) for group in groups}
 
-        hints = {
-            name: hint
-            for group in groups
-            for name, hint in get_type_hints(group, include_extras=True).items()
-        }
-        parameters = [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if field.default is MISSING else field.default,
-                annotation=hints[field.name],
-            )
-            for group in groups
-            for field in fields(group)
-        ]
+        def command(**given: Any) -> None:
+            function(*(_filled(group, options[group], given) for group in groups))
+
+        parameters = [option.parameter() for group in groups for option in options[group]]
         command.__doc__ = function.__doc__
-        command.__annotations__ = hints
         setattr(command, "__signature__", inspect.Signature(parameters))  # noqa: B010
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return command
 
     return command_of
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One field of a group. Numbers are parsed here: typer's refusals do not say what it found."""
+
+    name: str
+    kind: Any
+    default: Any
+    info: Any
+
+    @property
+    def number(self) -> type[int] | type[float] | None:
+        """int or float where that is what the field holds."""
+        kinds = get_args(self.kind) or (self.kind,)
+        return next((kind for kind in (int, float) if kind in kinds), None)
+
+    def parameter(self) -> inspect.Parameter:
+        """The parameter that typer sees."""
+        kind, default = self.kind, self.default
+        if self.number is not None:
+            kind, default = str | None, None if default is None else str(default)
+        return inspect.Parameter(
+            self.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=default,
+            annotation=Annotated[kind, self.info],
+        )
+
+    def parsed(self, value: Any) -> Any:
+        """The field's value. Raises PromptError where text is no number."""
+        if self.number is None or value is None:
+            return value
+        return parsed_number("--" + self.name.replace("_", "-"), value, self.number)
+
+
+def _options_of(group: type[Any]) -> list[_Option]:
+    hints = get_type_hints(group, include_extras=True)
+    options: list[_Option] = []
+    for field in fields(group):
+        kind, info = get_args(hints[field.name])
+        options.append(_Option(field.name, kind, field.default, info))
+    return options
+
+
+def _filled(group: type[Any], options: list[_Option], given: dict[str, Any]) -> Any:
+    return group(**{option.name: option.parsed(given[option.name]) for option in options})
 
 
 @dataclass(frozen=True)
@@ -61,7 +98,9 @@ class ModelOptions:
     model: Annotated[
         Path | None,
         typer.Argument(
-            help="A GGUF file, or any part of a split one.", show_default="the built-in model"
+            metavar="MODEL",
+            help="A GGUF file, or any part of a split one.",
+            show_default="the built-in model",
         ),
     ] = None
     ram: Annotated[
@@ -73,13 +112,15 @@ class ModelOptions:
     ] = None
     ctx: Annotated[
         int | None,
-        _memory("--ctx", "-c", help="Tokens of context; at most 4096 unless given."),
+        _memory("--ctx", "-c", metavar="N", help="Tokens of context; at most 4096 unless given."),
     ] = None
     threads: Annotated[
         int | None,
-        _memory("--threads", "-t", help="Threads; the physical cores unless given."),
+        _memory("--threads", "-t", metavar="N", help="Threads; the physical cores unless given."),
     ] = None
-    batch: Annotated[int, _memory(help="Prompt tokens computed at once.")] = DEFAULT_BATCH_TOKENS
+    batch: Annotated[int, _memory(metavar="N", help="Prompt tokens computed at once.")] = (
+        DEFAULT_BATCH_TOKENS
+    )
 
     @property
     def path(self) -> Path:
@@ -96,7 +137,7 @@ class CacheOptions:
 
     cache_dir: Annotated[
         Path | None,
-        _memory(help="Folder of the trunk files; the user's cache unless given."),
+        _memory(metavar="FOLDER", help="Folder of the trunk files; the user's cache unless given."),
     ] = None
 
     @property
@@ -108,18 +149,24 @@ class CacheOptions:
 class SamplingOptions:
     """How the next token is chosen."""
 
-    temp: Annotated[float, _sampling(help="Temperature; 0 is greedy.")] = Sampling.temperature
-    seed: Annotated[int, _sampling(help="Equal seeds give equal text; -1: any.")] = Sampling.seed
-    top_k: Annotated[int, _sampling(help="Only the K likeliest; 0: off.")] = Sampling.top_k
+    temp: Annotated[float, _sampling(metavar="X", help="Temperature; 0 is greedy.")] = (
+        Sampling.temperature
+    )
+    seed: Annotated[int, _sampling(metavar="N", help="Equal seeds give equal text; -1: any.")] = (
+        Sampling.seed
+    )
+    top_k: Annotated[int, _sampling(metavar="K", help="Only the K likeliest; 0: off.")] = (
+        Sampling.top_k
+    )
     top_p: Annotated[
         float,
-        _sampling(help="Only the likeliest, P in sum; 1: off."),
+        _sampling(metavar="P", help="Only the likeliest, P in sum; 1: off."),
     ] = Sampling.top_p
     min_p: Annotated[
         float,
-        _sampling(help="Only those above P times the likeliest; 0: off."),
+        _sampling(metavar="P", help="Only those above P times the likeliest; 0: off."),
     ] = Sampling.min_p
-    repeat_penalty: Annotated[float, _sampling(help="Above 1: repeat less.")] = (
+    repeat_penalty: Annotated[float, _sampling(metavar="X", help="Above 1: repeat less.")] = (
         Sampling.repeat_penalty
     )
     stop: Annotated[
@@ -203,15 +250,41 @@ class ChatOptions:
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """How much work is measured."""
+    """How much work is measured. Raises PromptError unless it is at least a token of each."""
 
     prompt_tokens: Annotated[
-        int, typer.Option("--prompt-tokens", "-p", min=1, help="Random tokens of the prompt.")
+        int,
+        typer.Option("--prompt-tokens", "-p", metavar="N", help="Random tokens of the prompt."),
     ] = 512
     decode_tokens: Annotated[
-        int, typer.Option("--decode-tokens", "-n", min=1, help="Random tokens decoded after it.")
+        int,
+        typer.Option("--decode-tokens", "-n", metavar="N", help="Random tokens decoded after it."),
     ] = 64
-    seed: Annotated[int, typer.Option(help="Of the random tokens.")] = 0
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the random tokens.")] = 0
+
+    def __post_init__(self) -> None:
+        for flag, value in (("-p", self.prompt_tokens), ("-n", self.decode_tokens)):
+            if value < 1:
+                raise PromptError(f"{flag} is {value}: give 1 or more")
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """What is examined besides the computer."""
+
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Measure the drive of this model, 16 MiB or more."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class ClearOptions:
+    """What happens to the trunk files."""
+
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Remove them; the next load writes them again.")
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -232,7 +305,16 @@ class LogOptions:
     )
 
 
-# ----------------------------------------------------------------------- text
+# -------------------------------------------------------------- text and numbers
+def parsed_number(name: str, text: str, kind: type[_Number]) -> _Number:
+    """`text` as an int or float. Raises PromptError, with the `name` of the setting."""
+    try:
+        return kind(text)
+    except ValueError:
+        wanted = "a whole number" if kind is int else "a number"
+        raise PromptError(f"{name} is {text!r}: give {wanted}") from None
+
+
 def checked_text(flag: str, text: str) -> str:
     """`text` as it is. Raises PromptError if the shell passed bytes that are no UTF-8."""
     try:

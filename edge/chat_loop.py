@@ -1,0 +1,237 @@
+"""The interactive chat: lines in, replies out, and the commands that begin with a slash."""
+
+import importlib
+import signal
+import sys
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, fields, replace
+from types import FrameType
+from typing import Any
+
+from haversack.devices.errors import HaversackError, PromptError
+from haversack.edge.console import notice, summary, write_text
+from haversack.edge.generation import Generation
+from haversack.edge.model import Model
+from haversack.edge.options import parsed_number
+from haversack.edge.sampling import Sampling
+
+Turn = tuple[str, str]  # what the user said, what the model replied
+
+_QUOTES = '"""'
+_SHORT_NAMES = {"temp": "temperature", "n": "max_tokens"}
+_NUMBERS = {field.name: field.type for field in fields(Sampling) if field.type in (int, float)}
+_WHY = {
+    "length": "stopped at the token limit; /set n NUMBER changes it",
+    "context": "the context is full: /clear, or start with a larger --ctx",
+    "cancelled": "stopped",
+}
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """How replies are made. `max_tokens` None: until the model ends or the context is full."""
+
+    sampling: Sampling
+    system: str | None = None
+    max_tokens: int | None = None
+
+    def changed(self, name: str, value: str) -> "ChatSettings":
+        """The same with one setting changed, named as its option is. Raises PromptError."""
+        field = name.lstrip("-").replace("-", "_")
+        field = _SHORT_NAMES.get(field, field)
+        if field == "max_tokens":
+            return replace(self, max_tokens=parsed_number(name, value, int))
+        if field not in _NUMBERS:
+            known = ", ".join([*_SHORT_NAMES, *_NUMBERS])
+            raise PromptError(f'no setting is called "{name}": give one of {known}')
+        kind = int if _NUMBERS[field] is int else float
+        setting: dict[str, Any] = {field: parsed_number(name, value, kind)}
+        return replace(self, sampling=replace(self.sampling, **setting))
+
+    def __str__(self) -> str:
+        values = [f"{name} {getattr(self.sampling, name)}" for name in _NUMBERS]
+        limit = "none" if self.max_tokens is None else self.max_tokens
+        return ", ".join([*values, f"max_tokens {limit}"])
+
+
+class Lines:
+    """Messages as they are typed or piped in: a line each, or several between triple quotes."""
+
+    def __init__(self) -> None:
+        self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        if self.interactive:
+            with suppress(ImportError):  # gives input() a history and editing keys
+                importlib.import_module("readline")
+
+    def read(self) -> str | None:
+        """The next message; None when there are no more or Ctrl-C came twice."""
+        interrupted = False
+        while True:
+            try:
+                return self._message()
+            except EOFError:
+                return None
+            except KeyboardInterrupt:
+                if not self.interactive:
+                    raise
+                write_text("\n")
+                if interrupted:
+                    return None
+                interrupted = True
+                notice("Ctrl-C again or Ctrl-D leaves the chat")
+
+    def _message(self) -> str:
+        line = self._line("> ").strip()
+        if not line.startswith(_QUOTES):
+            return line
+        text = line.removeprefix(_QUOTES)
+        with suppress(EOFError):  # the end of the input ends the message too
+            while not text.endswith(_QUOTES):
+                text += "\n" + self._line(". ")
+        return text.removesuffix(_QUOTES).strip("\n")
+
+    def _line(self, prompt: str) -> str:
+        """One line without its end. Raises EOFError."""
+        if self.interactive:
+            return input(prompt)
+        data = sys.stdin.buffer.readline()
+        if not data:
+            raise EOFError
+        return data.decode(errors="replace").rstrip("\r\n")
+
+
+class ChatLoop:
+    """A conversation. A turn that fails leaves no trace in it."""
+
+    def __init__(self, model: Model, settings: ChatSettings, show_stats: bool) -> None:
+        self._model, self._settings, self._show_stats = model, settings, show_stats
+        self._turns: list[Turn] = []
+        self._last: str | None = None
+        self._last_failed = False
+        self._lines = Lines()
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/help": self._help,
+            "/clear": self._clear,
+            "/system": self._system,
+            "/set": self._set,
+            "/regen": self._regenerate,
+            "/stats": self._stats,
+            "/plan": self._plan,
+        }
+
+    def run(self) -> None:
+        """Answer message after message until the user leaves."""
+        if self._lines.interactive:
+            notice("/help shows the commands, Ctrl-D leaves")
+        while (message := self._lines.read()) is not None:
+            if message in ("/exit", "/bye"):
+                return
+            try:
+                if message.startswith("/"):
+                    self._obey(*message.partition(" ")[::2])
+                elif message:
+                    self._answer(message, self._turns)
+            except HaversackError as error:
+                notice(f"haversack: {error}")
+
+    def _obey(self, command: str, text: str) -> None:
+        if command not in self._commands:
+            raise PromptError(f"{command} is no command: /help shows them")
+        self._commands[command](text.strip())
+
+    # ---------------------------------------------------------------- replies
+    def _answer(self, message: str, turns: list[Turn]) -> None:
+        """Answer `message` after `turns`; if that succeeds, they are the conversation."""
+        self._last, self._last_failed = message, True
+        generation = self._model.chat(
+            self._messages(turns, message), self._settings.max_tokens, self._settings.sampling
+        )
+        reply = self._stream(generation)
+        if reply or generation.finish_reason != "cancelled":
+            self._turns = [*turns, (message, reply)]
+            self._last_failed = False
+        reason = _WHY.get(generation.finish_reason or "")
+        if reason:
+            notice(f"({reason})")
+        if self._show_stats and generation.stats is not None:
+            notice(f"({summary(generation.stats, len(generation.tokens))})")
+
+    def _messages(self, turns: list[Turn], message: str) -> list[dict[str, str]]:
+        system = self._settings.system
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        for said, reply in turns:
+            messages.append({"role": "user", "content": said})
+            messages.append({"role": "assistant", "content": reply})
+        return [*messages, {"role": "user", "content": message}]
+
+    def _stream(self, generation: Generation) -> str:
+        """Show the reply as it comes; the text."""
+        shown = False
+        with closing(generation), self._cancelled_by_ctrl_c(generation):
+            try:
+                for piece in generation:
+                    write_text(piece)
+                    shown = True
+            finally:
+                if shown:
+                    write_text("\n")
+        return generation.text
+
+    @contextmanager
+    def _cancelled_by_ctrl_c(self, generation: Generation) -> Generator[None]:
+        """Where somebody types, Ctrl-C stops a reply and not the chat."""
+        if not self._lines.interactive:
+            yield
+            return
+
+        def cancel(_: int, __: FrameType | None) -> None:
+            generation.cancel()
+
+        before = signal.signal(signal.SIGINT, cancel)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    # --------------------------------------------------------------- commands
+    def _help(self, _: str) -> None:
+        for line in (
+            "/system TEXT    what the model is told before the chat; - tells it nothing",
+            "/clear          forget what was said",
+            "/regen          answer the last message anew",
+            "/set NAME VALUE change a setting: /set temp 0.2; alone: show all",
+            "/stats          tokens, speed, hits and bytes since the model was loaded",
+            "/plan           how the memory is spent",
+            "/exit           leave, as Ctrl-D does",
+            '"""             begins and ends a message of several lines',
+            "Ctrl-C          stops a reply; twice at the prompt leaves",
+        ):
+            print(line, file=sys.stderr)
+
+    def _clear(self, _: str) -> None:
+        self._turns, self._last = [], None
+        notice("forgotten")
+
+    def _system(self, text: str) -> None:
+        if text:
+            self._settings = replace(self._settings, system=None if text == "-" else text)
+        notice(f"system: {self._settings.system or 'nothing'}")
+
+    def _set(self, text: str) -> None:
+        if text:
+            name, _, value = text.partition(" ")
+            self._settings = self._settings.changed(name, value.strip())
+        notice(self._settings)
+
+    def _regenerate(self, _: str) -> None:
+        if self._last is None:
+            raise PromptError("nothing was said yet: write a message first")
+        self._answer(self._last, self._turns if self._last_failed else self._turns[:-1])
+
+    def _stats(self, _: str) -> None:
+        stats = self._model.stats()
+        notice(summary(stats, stats.tokens))
+
+    def _plan(self, _: str) -> None:
+        print(self._model.plan, file=sys.stderr)

@@ -1,0 +1,277 @@
+"""The commands of `haversack`. Each is a few calls of the public API; what can go wrong in them is
+a HaversackError, which `edge.__main__` turns into one line and an exit code."""
+
+import logging
+from collections.abc import Generator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from haversack.devices.errors import HaversackError, StorageError
+from haversack.devices.units import format_bytes
+from haversack.edge.bench import measure, random_tokens
+from haversack.edge.chat_loop import ChatLoop, ChatSettings
+from haversack.edge.console import (
+    end_text,
+    load_progress,
+    log_to_stderr,
+    notice,
+    summary,
+    wants_detail,
+    write_json,
+    write_table,
+    write_text,
+)
+from haversack.edge.doctor import examine
+from haversack.edge.generation import Generation
+from haversack.edge.model import LoadOptions, Model, load
+from haversack.edge.options import (
+    BenchOptions,
+    CacheOptions,
+    ChatOptions,
+    ClearOptions,
+    DoctorOptions,
+    LogOptions,
+    ModelOptions,
+    OutputOptions,
+    RunOptions,
+    SamplingOptions,
+    checked_text,
+    takes,
+)
+from haversack.edge.planner import DENSE, Plan
+from haversack.quant.trunk import list_trunks, remove_trunks
+
+_log = logging.getLogger("haversack.cli")
+
+app = typer.Typer(
+    help="Carry a big Mixture-of-Experts language model in a small memory.",
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        write_text(f"haversack {version('haversack')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def without_command(
+    context: typer.Context,
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Carry a big Mixture-of-Experts language model in a small memory."""
+    del show_version  # its callback has shown it
+    if context.invoked_subcommand is None:
+        write_text(context.get_help() + "\n")
+
+
+# ------------------------------------------------------------------ generation
+@app.command("run")
+@takes(ModelOptions, RunOptions, SamplingOptions, CacheOptions, OutputOptions, LogOptions)
+def run_model(
+    model: ModelOptions,
+    request: RunOptions,
+    choice: SamplingOptions,
+    cache: CacheOptions,
+    output: OutputOptions,
+    log: LogOptions,
+) -> None:
+    """Go on from a text. The built-in model answers where no MODEL is given."""
+    log_to_stderr(log.verbose)
+    sampling = replace(choice.sampling(), seed=choice.chosen_seed())
+    planned = model.plan()
+    prompt = request.text()  # the last that can be wrong: it may wait for a pipe
+    with opened(planned, cache, log) as loaded:
+        generation = loaded.generate(prompt, request.max_tokens, sampling)
+        _log.info("prefill of %d tokens begins", generation.prompt_tokens)
+        _stream(generation, silent=output.json)
+        if output.json:
+            write_json(_answer(generation, planned, sampling.seed))
+        elif generation.stats is not None and wants_detail(log.verbose):
+            notice(summary(generation.stats, len(generation.tokens)))
+
+
+def _stream(generation: Generation, *, silent: bool) -> None:
+    """Run a generation to its end, its text to stdout unless `silent`."""
+    text = ""
+    with closing(generation):
+        try:
+            for text in generation:
+                if not silent:
+                    write_text(text)
+        except HaversackError:
+            end_text("" if silent else text)  # the error is not to stand behind the text
+            raise
+    end_text("" if silent else text)
+
+
+def _answer(generation: Generation, planned: Plan, seed: int) -> dict[str, Any]:
+    """What `run --json` prints."""
+    stats = {} if generation.stats is None else generation.stats.to_dict()
+    return {
+        "text": generation.text,
+        **stats,
+        "tokens": len(generation.tokens),
+        "token_ids": generation.tokens,
+        "prompt_tokens": generation.prompt_tokens,
+        "finish_reason": generation.finish_reason,
+        "mode": planned.mode,
+        "seed": seed,
+    }
+
+
+@app.command("chat")
+@takes(ModelOptions, ChatOptions, SamplingOptions, CacheOptions, LogOptions)
+def chat_with_model(
+    model: ModelOptions,
+    chat: ChatOptions,
+    choice: SamplingOptions,
+    cache: CacheOptions,
+    log: LogOptions,
+) -> None:
+    """Talk with a model; /help in the chat shows its commands."""
+    log_to_stderr(log.verbose)
+    # the seed goes to the model: replies differ, and the whole chat repeats
+    sampling = replace(choice.sampling(), seed=-1)
+    system = None if chat.system is None else checked_text("--system", chat.system)
+    with opened(model.plan(), cache, log, choice.chosen_seed()) as loaded:
+        loaded.chat_template()  # without one no turn can work
+        ChatLoop(loaded, ChatSettings(sampling, system, chat.max_tokens), log.verbose).run()
+
+
+@contextmanager
+def opened(
+    planned: Plan, cache: CacheOptions, log: LogOptions, seed: int | None = None
+) -> Generator[Model]:
+    """The model of a plan, loaded with progress bars; closed after the block."""
+    if planned.mode == DENSE:
+        notice(f"haversack: {planned.path.name} has no routed experts: it runs plainly, in memory")
+    with load_progress(log.verbose) as progress:
+        model = load(
+            planned, seed=seed, options=LoadOptions(cache_dir=cache.folder, progress=progress)
+        )
+    with model:
+        yield model
+
+
+# -------------------------------------------------------------------- planning
+@app.command("plan")
+@takes(ModelOptions, OutputOptions)
+def show_plan(model: ModelOptions, output: OutputOptions) -> None:
+    """Show how a budget would be spent; exit code 3 if it does not suffice."""
+    planned = model.plan()
+    if output.json:
+        write_json(planned.to_dict())
+        return
+    spent = [
+        ("trunk", planned.trunk_bytes),
+        ("KV cache", planned.kv_bytes),
+        ("compute", planned.compute_bytes),
+        ("process", planned.reserve_bytes),
+        ("experts", planned.slot_bytes),
+        ("free", planned.headroom_bytes),
+        ("budget", planned.ram_bytes),
+    ]
+    rows = [
+        (name, format_bytes(num), f"{num:,}", f"{num / planned.ram_bytes:.1%}")
+        for name, num in spent
+    ]
+    head, *_, conclusion = str(planned).splitlines()
+    write_table(head, ("memory", ">size", ">bytes", ">share"), rows)
+    write_text(conclusion.strip() + "\n")
+
+
+@app.command("bench")
+@takes(ModelOptions, BenchOptions, CacheOptions, OutputOptions, LogOptions)
+def bench_model(
+    model: ModelOptions,
+    work: BenchOptions,
+    cache: CacheOptions,
+    output: OutputOptions,
+    log: LogOptions,
+) -> None:
+    """Measure a model on random tokens: a prompt at once, then one token after the other."""
+    log_to_stderr(log.verbose)
+    num_tokens = work.prompt_tokens + work.decode_tokens
+    planned = replace(model, ctx=num_tokens if model.ctx is None else model.ctx).plan()
+    with opened(planned, cache, log) as loaded:
+        tokens = random_tokens(loaded.vocab_size, num_tokens, work.seed)
+        result = measure(loaded, tokens, work.prompt_tokens).to_dict()
+    if output.json:
+        write_json({"model": str(planned.path), **result})
+        return
+    rows = [(name, _shown(name, value)) for name, value in result.items()]
+    write_table(f"{planned.path.name} in {format_bytes(planned.ram_bytes)}", ("", ">"), rows)
+
+
+def _shown(name: str, value: Any) -> str:
+    """A figure of a benchmark for people, by the unit its name ends with."""
+    if name.endswith(("_bytes", "_bytes_read", "_bytes_read_per_token", "bytes_read_per_token")):
+        return format_bytes(int(value))
+    if name.endswith("_bytes_s"):
+        return f"{format_bytes(int(value))}/s"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+# -------------------------------------------------------------------- computer
+@app.command("doctor")
+@takes(DoctorOptions, CacheOptions, OutputOptions)
+def examine_computer(patient: DoctorOptions, cache: CacheOptions, output: OutputOptions) -> None:
+    """Show what haversack finds on this computer, and what could be better."""
+    findings = examine(cache.folder, patient.model)
+    if output.json:
+        write_json(
+            {f.name: {"value": f.value, "source": f.source, "advice": f.advice} for f in findings}
+        )
+        return
+    rows = [(f.name.removesuffix("_bytes").replace("_", " "), f.shown, f.source) for f in findings]
+    write_table("this computer", ("what", "found", "source"), rows)
+    for finding in findings:
+        if finding.advice:
+            write_text(f"{finding.name}: {finding.advice}\n")
+
+
+@app.command("cache")
+@takes(ClearOptions, CacheOptions, OutputOptions)
+def show_cache(clear: ClearOptions, cache: CacheOptions, output: OutputOptions) -> None:
+    """List the trunk files, or remove them."""
+    trunks = list_trunks(cache.folder)
+    disk_bytes = sum(trunk.disk_bytes for trunk in trunks)
+    freed_bytes = _removed_bytes(cache.folder) if clear.clear else 0
+    if output.json:
+        files = [
+            {"path": str(t.path), "model": t.model, "disk_bytes": t.disk_bytes} for t in trunks
+        ]
+        write_json(
+            {
+                "cache_dir": str(cache.folder),
+                "trunks": files,
+                "disk_bytes": disk_bytes,
+                "freed_bytes": freed_bytes,
+            }
+        )
+    elif clear.clear:
+        write_text(f"{format_bytes(freed_bytes)} freed in {cache.folder}\n")
+    else:
+        rows = [(t.model, format_bytes(t.disk_bytes), t.path.name) for t in trunks]
+        write_table(
+            f"{format_bytes(disk_bytes)} in {cache.folder}", ("model", ">disk", "file"), rows
+        )
+
+
+def _removed_bytes(folder: Path) -> int:
+    try:
+        return remove_trunks(folder)
+    except OSError as error:
+        raise StorageError(f"cannot remove trunk files from {folder}: {error.strerror}") from error

@@ -1,0 +1,201 @@
+"""What haversack finds on this computer: each fact with its source, each problem with a remedy."""
+
+import os
+import platform
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+from haversack.devices.llama import ggml_version, system_info
+from haversack.devices.memory import HUGE_PAGE_BYTES, Arena, probe_ram
+from haversack.devices.storage import DirectFile, measure_disk
+from haversack.devices.units import format_bytes
+from haversack.edge.model import builtin_model
+from haversack.quant.trunk import list_trunks
+
+Value = str | int | float | bool | list[str] | None
+
+_CPU_INFO = Path("/proc/cpuinfo")
+_GROUP_FOLDERS = (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))  # versions 1 and 2
+_GROUP_LIMITS = ("memory.limit_in_bytes", "memory.max")
+# Names of /proc/cpuinfo in capitals, and llama.cpp's for the same.
+_FAST_SETS = {"AVX2": "AVX2", "FMA": "FMA", "F16C": "F16C", "AVX512F": "AVX512"}
+_TIGHT_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fact: `value` for programs, `shown` for people, `advice` if something is to be done."""
+
+    name: str
+    value: Value
+    shown: str
+    source: str
+    advice: str = ""
+
+
+def examine(cache_dir: Path, model: Path | None) -> list[Finding]:
+    """All findings, the drive measured with `model` if one is given.
+
+    Raises StorageError where `model` cannot be read.
+    """
+    return [
+        *_versions(),
+        *_memory(),
+        *_processor(),
+        *_cache(cache_dir),
+        _disk_speed(cache_dir, model),
+        _direct_reads(model or builtin_model()),
+        _huge_pages(),
+        _provable_budgets(),
+    ]
+
+
+def _versions() -> list[Finding]:
+    found = [
+        ("haversack", version("haversack"), "installed package"),
+        ("llama_cpp_python", version("llama-cpp-python"), "installed package"),
+        ("ggml", ggml_version(), "the library loaded"),
+        ("python", platform.python_version(), sys.executable),
+        ("system", platform.platform(), "platform.platform()"),
+    ]
+    return [Finding(name, value, value, source) for name, value, source in found]
+
+
+def _memory() -> list[Finding]:
+    ram = probe_ram()
+    tight = "close other programs" if ram.available_bytes < _TIGHT_BYTES else ""
+    limit_bytes = ram.limit_bytes
+    limit = "none" if limit_bytes is None else format_bytes(limit_bytes)
+    return [
+        Finding("ram_total_bytes", ram.total_bytes, format_bytes(ram.total_bytes), "the system"),
+        Finding(
+            "ram_available_bytes",
+            ram.available_bytes,
+            format_bytes(ram.available_bytes),
+            ram.source,
+            tight,
+        ),
+        Finding("cgroup_limit_bytes", limit_bytes, limit, "control groups from ours to the root"),
+    ]
+
+
+def _processor() -> list[Finding]:
+    physical, usable = psutil.cpu_count(logical=False), _usable_cpus()
+    built = re.findall(r"(\w+) = 1", system_info())
+    able = _cpu_sets()
+    missing = [name for cpu, name in _FAST_SETS.items() if cpu in able and name not in built]
+    remedy = (
+        f"this CPU has {', '.join(missing)}, llama.cpp was built without: `pip install"
+        " --force-reinstall --no-binary llama-cpp-python --no-cache-dir llama-cpp-python=="
+        f"{version('llama-cpp-python')}`"
+    )
+    return [
+        Finding("cores", physical, str(physical or "unknown"), "psutil, physical cores"),
+        Finding("usable_cpus", usable, str(usable), "the CPUs this process may run on"),
+        Finding(
+            "instruction_sets",
+            built,
+            " ".join(built),
+            "llama_print_system_info",
+            remedy if missing else "",
+        ),
+    ]
+
+
+def _usable_cpus() -> int:
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_sets() -> set[str]:
+    """What the CPU can, where the system tells."""
+    try:
+        flags = re.search(r"^flags\s*: (.*)$", _CPU_INFO.read_text(), re.MULTILINE)
+    except OSError:
+        return set()
+    return set(flags[1].upper().split()) if flags else set()
+
+
+def _cache(cache_dir: Path) -> list[Finding]:
+    trunks = list_trunks(cache_dir)
+    models = [trunk.model for trunk in trunks]
+    trunk_bytes = sum(trunk.disk_bytes for trunk in trunks)
+    nearest = next(folder for folder in (cache_dir, *cache_dir.parents) if folder.is_dir())
+    free_bytes = shutil.disk_usage(nearest).free
+    writable = os.access(nearest, os.W_OK)
+    remedy = f"{nearest} cannot be written: choose another folder with --cache-dir"
+    source = f"files in {cache_dir}"
+    return [
+        Finding("cache_dir", str(cache_dir), str(cache_dir), "--cache-dir or the user's cache"),
+        Finding("trunks", models, "; ".join(models) or "none yet", source),
+        Finding("trunks_bytes", trunk_bytes, format_bytes(trunk_bytes), source),
+        Finding(
+            "cache_free_bytes",
+            free_bytes,
+            format_bytes(free_bytes),
+            f"the drive of {nearest}",
+            "" if writable else remedy,
+        ),
+    ]
+
+
+def _disk_speed(cache_dir: Path, model: Path | None) -> Finding:
+    if model is None:
+        return Finding(
+            "disk_bytes_s",
+            None,
+            "not measured",
+            "reads of a model file",
+            "give a model on the drive you will use: haversack doctor --model FILE",
+        )
+    speed = measure_disk(model, cache_dir=cache_dir)
+    kind = "direct" if speed.direct else "plain, maybe from the page cache"
+    return Finding(
+        "disk_bytes_s",
+        speed.bytes_s,
+        f"{format_bytes(int(speed.bytes_s))}/s",
+        f"{model}: {speed.num_readers} readers of {format_bytes(speed.read_bytes)}, {kind}, at"
+        f" {speed.measured_at}",
+    )
+
+
+def _direct_reads(path: Path) -> Finding:
+    with DirectFile(path) as file:
+        direct, reason = file.direct, file.reason
+    remedy = "reads go through the page cache, which costs memory: put models on another drive"
+    shown = "yes" if direct else "no"
+    return Finding("direct_io", direct, shown, f"{path}: {reason}", "" if direct else remedy)
+
+
+def _huge_pages() -> Finding:
+    with Arena(HUGE_PAGE_BYTES) as arena:
+        granted = arena.huge_pages
+    remedy = "reads are slower without: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
+    if sys.platform != "linux":
+        remedy = ""
+    shown = "yes" if granted else "no"
+    return Finding("huge_pages", granted, shown, "madvise of an arena", "" if granted else remedy)
+
+
+def _provable_budgets() -> Finding:
+    """Whether a control group can be made whose hard limit proves a budget."""
+    parent = next((folder for folder in _GROUP_FOLDERS if (folder / "cgroup.procs").exists()), None)
+    if parent is None:
+        return Finding("cgroup_budgets", False, "no", "no control groups are mounted")
+    group = parent / f"haversack-doctor-{os.getpid()}"
+    try:
+        group.mkdir()
+        provable = any((group / name).exists() for name in _GROUP_LIMITS)
+        group.rmdir()
+    except OSError as error:
+        source = f"{parent}: {error.strerror}"
+        return Finding("cgroup_budgets", False, "no", source, "only root can prove budgets here")
+    remedy = "" if provable else f"enable the memory controller of {parent}"
+    return Finding("cgroup_budgets", provable, "yes" if provable else "no", str(parent), remedy)
