@@ -119,6 +119,7 @@ IsHost = CFunction(c.c_bool, Address)
 FreeBuffer = CFunction(None, Address)
 GetBase = CFunction(Address, Address)
 InitTensor = CFunction(c.c_int, Address, Address)
+SetTensor = CFunction(None, Address, Address, Address, c.c_size_t, c.c_size_t)
 SetTensorData = CFunction(None, Address, Address)
 
 
@@ -149,7 +150,7 @@ class BufferInterface(c.Structure):
         ("get_base", GetBase),
         ("init_tensor", InitTensor),
         ("memset_tensor", Address),
-        ("set_tensor", Address),
+        ("set_tensor", SetTensor),
         ("get_tensor", Address),
         ("set_tensor_2d", Address),
         ("get_tensor_2d", Address),

@@ -14,7 +14,7 @@ class ExpertBuffer:
     """Address space without memory, where llama.cpp believes its expert weights to lie.
 
     Every expert tensor placed here is kept, and told that its rows lie on top of each other: so
-    it has no bytes, and the loader reads none. While a model loads the buffer says "not host
+    it has no bytes (or one element), and the loader reads no more. While a model loads the buffer says "not host
     memory", so the loader writes nothing itself; after `finish_loading` it says "host memory", so
     the scheduler leaves the experts' products on the CPU. The tensors must point elsewhere before
     anything is computed: pages of the buffer are not readable.
@@ -41,6 +41,7 @@ class ExpertBuffer:
             free_buffer=native.FreeBuffer(lambda _: None),
             get_base=native.GetBase(lambda buffer: self._bases[buffer]),
             init_tensor=native.InitTensor(self._keep),
+            set_tensor=native.SetTensor(lambda *_: None),
         )
         self._overrides = (native.BufferOverride * 2)(
             native.BufferOverride(pattern.encode(), native.addressof(self._type)),

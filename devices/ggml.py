@@ -4,6 +4,7 @@ Axis letters: K elements of a row (what a product sums over), M rows of an exper
 R rows of activations.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,13 +81,22 @@ class GgufHeader:
         self._tensor_context = native.Address()
         params = native.GgufInitParams(True, native.pointer_to(self._tensor_context))
         with captured_logs() as log:
-            self._gguf = native.gguf_init_from_file(str(path).encode(), params)
+            self._gguf = native.gguf_init_from_file(os.fsencode(path), params)
         if not self._gguf:
-            raise ModelFileError(f"{path} is not a readable GGUF file: {log.reason()}")
+            raise ModelFileError(
+                f"{path} is not a readable GGUF file: {log.reason()}; download it again or give"
+                " another"
+            )
         data = native.gguf_get_data_offset(self._gguf)
         count = native.gguf_get_n_tensors(self._gguf)
         self.data_offset = int(data)
-        self.tensors = tuple(self._tensor(i, data) for i in range(count))
+        try:
+            self.tensors = tuple(self._tensor(i, data) for i in range(count))
+        except UnicodeDecodeError as error:
+            self.close()
+            raise ModelFileError(
+                f"{path} holds a tensor named {error.object!r}, which is no text: download it again"
+            ) from error
 
     def _tensor(self, index: int, data_offset: int) -> TensorInfo:
         return TensorInfo(
@@ -241,7 +251,7 @@ class GraphNode:
         return np.ndarray((n2, n1, n0), dtype, flat.data, 0, (b2, b1, b0))
 
     def take_no_bytes(self) -> None:
-        """Make the tensor's size 0 bytes, whatever its shape."""
+        """Make the tensor's size 0 bytes, or one element if its type has no blocks."""
         for axis in range(4):
             self._tensor.nb[axis] = 0
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.devices._native import KNOWN_GGML, llama
-from haversack.devices.errors import BudgetError, CancelledError, ContextError, ModelFileError
+from haversack.devices.errors import CancelledError, ContextError, ModelFileError
 from haversack.devices.expert_buffer import ExpertBuffer
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.logs import LogCapture, captured_logs
@@ -177,6 +178,12 @@ class Vocabulary:
         """Whether `token` ends a generation."""
         return bool(llama.llama_vocab_is_eog(self._vocab, token))
 
+    @cached_property
+    def adds_space(self) -> bool:
+        """Whether the vocabulary puts a space before every text, as SentencePiece ones do."""
+        pieces = map(self.piece, self.tokenize("a", add_special=False))
+        return b"".join(pieces).startswith(b" ")
+
     @property
     def bos(self) -> str:
         """The text of the start token, or ''."""
@@ -229,11 +236,9 @@ class LlamaContext:
         with captured_logs() as log:
             self._context = llama.llama_init_from_model(model.address, params)
         if not self._context:
-            raise BudgetError(
-                f"llama.cpp cannot make a context of {shape.ctx_tokens} tokens: {log.reason()};"
-                " lower --ctx",
-                need_bytes=0,
-                have_bytes=0,
+            raise ModelFileError(
+                f"llama.cpp cannot make a context of {shape.ctx_tokens} tokens for {model.path}:"
+                f" {log.reason()}; lower --ctx"
             )
         self._memory = llama.llama_get_memory(self._context)
         self.num_tokens = 0

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from haversack.devices._native import address_of, move_bytes
 from haversack.devices.errors import BudgetError, ClosedError, HaversackError

@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -37,11 +38,6 @@ def sampler_chain(sampling: Sampling, vocabulary: Vocabulary, seed: int) -> Samp
     return chain
 
 
-def token_bytes(vocabulary: Vocabulary, token: int) -> bytes:
-    """What a token adds to the text. Without a vocabulary: its id and a space."""
-    return vocabulary.piece(token) if vocabulary.has_text else f"{token} ".encode()
-
-
 class CallGate:
     """Lets one call after the other use a model; calls of other threads wait their turn."""
 
@@ -49,7 +45,12 @@ class CallGate:
         self._lock = threading.Lock()
         self._closed = False
         self._owner: int | None = None
-        self._generation: Generation | None = None
+        self._generation: weakref.ref[Generation] | None = None
+
+    def check_open(self) -> None:
+        """Raises ClosedError if the model is closed."""
+        if self._closed:
+            raise ClosedError("the model is closed: load it again")
 
     @contextmanager
     def entered(self, generation: "Generation | None" = None) -> Iterator[None]:
@@ -60,9 +61,9 @@ class CallGate:
                 " close() it first"
             )
         with self._lock:
-            if self._closed:
-                raise ClosedError("the model is closed: load it again")
-            self._owner, self._generation = threading.get_ident(), generation
+            self.check_open()
+            self._owner = threading.get_ident()
+            self._generation = None if generation is None else weakref.ref(generation)
             try:
                 yield
             finally:
@@ -73,8 +74,9 @@ class CallGate:
         """Hold the model for the last time: end this thread's unfinished generation, wait for
         another thread's call, refuse all later ones."""
         self._closed = True
-        if self._owner == threading.get_ident() and self._generation is not None:
-            self._generation.close()
+        generation = self._generation() if self._generation is not None else None
+        if self._owner == threading.get_ident() and generation is not None:
+            generation.close()
         with self._lock:
             yield
 
@@ -117,7 +119,7 @@ class Generation:
 
     @property
     def text(self) -> str:
-        """All text so far; runs the generation to its end if it has not been read."""
+        """All text; reads the generation to its end first."""
         if self.finish_reason is None and not self._cancelled:
             for _ in self:
                 pass
@@ -163,7 +165,7 @@ class Generation:
                 self.finish_reason = "stop"
                 return
             self.tokens.append(token)
-            text = stream.push(token_bytes(vocabulary, token))
+            text = stream.push(self._token_bytes(vocabulary, token))
             if text:
                 yield text
             if stream.stopped is not None:
@@ -175,6 +177,20 @@ class Generation:
                     return
                 decoder.step(token)
         self.finish_reason = "length"
+
+    def _token_bytes(self, vocabulary: Vocabulary, token: int) -> bytes:
+        """What the latest token adds to the text. Without a vocabulary: its id and a space.
+
+        Where nothing stands before it, not even a prompt, the space that some vocabularies put
+        before every text is none of the text.
+        """
+        if not vocabulary.has_text:
+            return f"{token} ".encode()
+        piece = vocabulary.piece(token)
+        if len(self.tokens) == 1 and vocabulary.adds_space:
+            if not any(map(vocabulary.piece, self._prompt)):
+                return piece.removeprefix(b" ")
+        return piece
 
     def _raise_if_cancelled(self) -> None:
         if self._cancelled:

@@ -148,6 +148,7 @@ class Model:
 
         Raises PromptError, ContextError; while iterating also StorageError.
         """
+        self._gate.check_open()
         chosen = _chosen(sampling, settings)
         tokens = self.tokenize(prompt)
         limit = self.plan.shape.ctx_tokens if max_tokens is None else max_tokens
@@ -171,6 +172,7 @@ class Model:
         The prompt is rendered by the model file's own template. Raises PromptError if it has
         none or refuses the messages.
         """
+        self._gate.check_open()
         prompt = self.chat_template().render(messages)
         bos = self._engine.model.vocabulary.bos
         tokens = self.tokenize(prompt, add_special=not (bos and prompt.startswith(bos)))
@@ -225,6 +227,7 @@ class Model:
 
         The model is held until the last row is taken or the iterator closed. Raises as `logits`.
         """
+        self._gate.check_open()
         if not 1 <= prefill <= len(tokens):
             raise PromptError(f"prefill is {prefill}: give 1 to {len(tokens)}, the tokens' number")
         checked = self.tokenize(tokens)

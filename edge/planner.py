@@ -22,6 +22,7 @@ DEFAULT_CTX_TOKENS = 4096
 DEFAULT_BATCH_TOKENS = 512
 _MIB = 1024 * 1024
 _PROCESS_BYTES = 64 * _MIB  # measured: interpreter, libraries and threads take 40, and slack
+_PROCESS_SLACK_BYTES = 32 * _MIB  # where it takes more, as in somebody's application
 _VOCABULARY_FACTOR = 10  # measured: a vocabulary takes 9 to 10 times its bytes in the header
 _RESERVE_RAM_BYTES = 2048 * _MIB  # left to the rest of the system where no budget is given
 _ROW_ID_BYTES = 8  # of a (row, expert) pair in llama.cpp's scratch for MUL_MAT_ID
@@ -126,6 +127,23 @@ class Plan:
         )
 
 
+class _ProcessSize:
+    """What this process takes without the model. It is rounded up with slack and kept until the
+    process outgrows it, so that planning twice gives the same figures."""
+
+    def __init__(self) -> None:
+        self._num_bytes = _PROCESS_BYTES
+
+    def num_bytes(self) -> int:
+        taken_bytes = anonymous_bytes()
+        if taken_bytes > self._num_bytes:
+            self._num_bytes = taken_bytes + _PROCESS_SLACK_BYTES
+        return self._num_bytes
+
+
+_process_size = _ProcessSize()
+
+
 @dataclass(frozen=True)
 class _Costs:
     """What a model needs beside its experts' slots."""
@@ -211,8 +229,7 @@ def _costs(geometry: ModelGeometry, shape: ContextShape, needs: MemoryNeeds) -> 
     return _Costs(
         trunk_bytes=geometry.trunk_bytes,
         kv_bytes=needs.kv_bytes,
-        reserve_bytes=max(_PROCESS_BYTES, anonymous_bytes())
-        + _VOCABULARY_FACTOR * geometry.header_bytes,
+        reserve_bytes=_process_size.num_bytes() + _VOCABULARY_FACTOR * geometry.header_bytes,
         resident_compute_bytes=resident,
         streamed_compute_bytes=streamed,
     )

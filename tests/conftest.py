@@ -32,3 +32,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 def trunk_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder for trunk files that is not the user's."""
     return tmp_path_factory.mktemp("trunks")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The smallest whole run comes first: if it fails, the rest says little."""
+    items.sort(key=lambda item: item.path.name != "test_tiny.py")

@@ -1,0 +1,296 @@
+"""A loaded model: the known answer, cancellation, two threads, errors that leave it usable."""
+
+import gc
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from haversack import edge
+from haversack.devices.storage import DirectFile
+from haversack.edge.planner import streamed
+from haversack.tools.architectures import TinyShape
+from haversack.tools.make_builtin import SOURCES
+
+EXPECTED = (SOURCES / "expected_greedy.txt").read_text()
+EXPECTED_IDS = json.loads((SOURCES / "expected_greedy_ids.json").read_text())
+NUM_EXPECTED = 200
+
+
+@pytest.fixture(scope="module", params=["resident", 0.0, 0.25, 1.0])
+def storyteller(request: pytest.FixtureRequest, trunk_dir: Path) -> Iterator[edge.Model]:
+    """The built-in model, in memory or with slots for a share of its experts."""
+    planned = edge.plan(edge.builtin_model(), ram="1GiB", ctx=512, threads=1)
+    if request.param != "resident":
+        planned = streamed(planned, request.param)
+    with edge.load(planned, seed=7, options=edge.LoadOptions(cache_dir=trunk_dir)) as model:
+        yield model
+        model.check_integrity()
+
+
+@pytest.fixture
+def random_model(tiny_model: Any, trunk_dir: Path) -> Iterator[edge.Model]:
+    """A random model without a vocabulary, with slots for a quarter of its experts."""
+    path = tiny_model("qwen3moe", shape=TinyShape(num_experts=16))
+    planned = streamed(edge.plan(path, ram="1GiB", ctx=256, threads=1), 0.25)
+    with edge.load(planned, options=edge.LoadOptions(cache_dir=trunk_dir)) as model:
+        yield model
+
+
+# ---------------------------------------------------------------- known answer
+def test_the_known_story(storyteller: edge.Model) -> None:
+    story = storyteller.generate("", max_tokens=NUM_EXPECTED, temperature=0)
+    assert story.text == EXPECTED
+    assert story.finish_reason == "length"
+    assert len(story.tokens) == NUM_EXPECTED
+
+
+def test_the_same_seed_tells_the_same_story(storyteller: edge.Model) -> None:
+    def told(seed: int) -> str:
+        return storyteller.generate("One day", max_tokens=40, temperature=1, seed=seed).text
+
+    first, again, other = told(1), told(1), told(2)
+    assert first == again != other
+
+
+def test_the_seed_of_the_model_makes_all_repeatable(trunk_dir: Path) -> None:
+    def told() -> list[str]:
+        with edge.load(edge.builtin_model(), ram="1GiB", threads=1, seed=3) as model:
+            return [model.generate("A dog", max_tokens=20).text for _ in range(2)]
+
+    first, again = told(), told()
+    assert first == again and first[0] != first[1]
+
+
+# -------------------------------------------------------------------- the text
+def test_it_ends_before_a_stop_string(storyteller: edge.Model) -> None:
+    story = storyteller.generate("", max_tokens=200, temperature=0, stop=(" Lily",))
+    assert story.text == EXPECTED.split(" Lily")[0]
+    assert story.finish_reason == "stop"
+
+
+def test_a_grammar_leaves_only_what_it_allows(storyteller: edge.Model) -> None:
+    answer = storyteller.generate("Is it red?", 20, temperature=0, grammar='root ::= "yes" | "no"')
+    assert answer.text.strip() in ("yes", "no")
+
+
+def test_a_schema_gives_json(storyteller: edge.Model) -> None:
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    answer = storyteller.generate("", max_tokens=60, temperature=0, json_schema=schema)
+    assert isinstance(json.loads(answer.text)["ok"], bool)
+
+
+def test_ids_stand_for_text_where_there_is_no_vocabulary(random_model: edge.Model) -> None:
+    from_ids = random_model.generate([1, 2, 3], max_tokens=5, temperature=0)
+    from_text = random_model.generate("1 2 3", max_tokens=5, temperature=0)
+    assert from_ids.text == from_text.text == "".join(f"{token} " for token in from_ids.tokens)
+
+
+def test_a_conversation_goes_on_where_it_was(storyteller: edge.Model) -> None:
+    messages = [{"role": "user", "content": "Once upon a time"}]
+    reply = storyteller.chat(messages, max_tokens=10, temperature=0).text
+    messages += [{"role": "assistant", "content": reply}, {"role": "user", "content": " Then"}]
+    before = storyteller.stats()
+    second = storyteller.chat(messages, max_tokens=10, temperature=0)
+    assert second.text and second.prompt_tokens > 10
+    computed = storyteller.stats().since(before).prompt_tokens
+    assert 0 < computed <= second.prompt_tokens
+
+
+def test_without_a_template_chat_says_so(random_model: edge.Model) -> None:
+    with pytest.raises(edge.PromptError, match="no chat template"):
+        random_model.chat([{"role": "user", "content": "Hi"}])
+
+
+# ---------------------------------------------------------------------- limits
+def test_a_full_context_ends_the_text(trunk_dir: Path) -> None:
+    with edge.load(edge.builtin_model(), ram="1GiB", ctx=32, threads=1) as model:
+        story = model.generate("Once", temperature=0)
+        assert story.text and story.finish_reason == "context"
+        assert story.prompt_tokens + len(story.tokens) == 33  # the last one is never fed back
+        with pytest.raises(edge.ContextError, match=r"40 tokens, the context holds 32.*--ctx"):
+            model.generate([5] * 40).text  # noqa: B018
+
+
+def test_no_tokens_wanted(storyteller: edge.Model) -> None:
+    nothing = storyteller.generate("Once", max_tokens=0)
+    assert nothing.text == "" and nothing.finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "message"),
+    [
+        ([5, 512], {}, "token id 512 is not in the vocabulary: give 0 to 511"),
+        ([], {}, "the prompt is empty"),
+        ("word", {}, "has no vocabulary"),
+        ([5], {"temperature": -1}, "temperature is -1"),
+        ([5], {"tempersture": 1}, "unknown sampling setting"),
+        ([5], {"max_tokens": -1}, "max_tokens is -1"),
+    ],
+)
+def test_what_cannot_be_asked(
+    prompt: Any, settings: dict[str, Any], message: str, random_model: edge.Model
+) -> None:
+    with pytest.raises(edge.PromptError, match=message):
+        random_model.generate(prompt, **settings)
+    assert random_model.generate([5], max_tokens=2).text
+
+
+# -------------------------------------------------------- cancelling and closing
+def test_cancel_from_another_thread(random_model: edge.Model) -> None:
+    generation = random_model.generate([1, 2, 3], max_tokens=250, temperature=0)
+    expected = random_model.generate([1, 2, 3], max_tokens=9, temperature=0).text
+    for number, _ in enumerate(generation):
+        if number == 4:
+            threading.Thread(target=generation.cancel).start()
+    assert generation.finish_reason in ("cancelled", "length")
+    assert len(generation.tokens) < 250
+    assert random_model.generate([1, 2, 3], max_tokens=9, temperature=0).text == expected
+
+
+def test_cancel_during_the_prompt(random_model: edge.Model) -> None:
+    generation = random_model.generate([7] * 200, max_tokens=1)
+    timer = threading.Timer(0.005, generation.cancel)
+    timer.start()
+    assert list(generation) in ([], [generation.text])
+    timer.join()
+    random_model.check_integrity()
+    assert random_model.generate([7] * 200, max_tokens=1).text
+
+
+def test_a_generation_cancelled_before_it_starts_does_nothing(random_model: edge.Model) -> None:
+    generation = random_model.generate([1], max_tokens=5)
+    generation.cancel()
+    assert list(generation) == [] and generation.finish_reason == "cancelled"
+
+
+def test_a_dropped_generation_lets_go(random_model: edge.Model) -> None:
+    next(random_model.generate([1], max_tokens=5))
+    gc.collect()
+    assert random_model.generate([1], max_tokens=1).text
+
+
+def test_an_unfinished_generation_of_the_same_thread_is_named(random_model: edge.Model) -> None:
+    unfinished = random_model.generate([1], max_tokens=5)
+    next(unfinished)
+    with pytest.raises(edge.ClosedError, match="not finished"):
+        next(random_model.generate([2], max_tokens=5))
+    unfinished.close()
+    assert unfinished.finish_reason == "cancelled"
+    assert random_model.generate([2], max_tokens=5).text
+
+
+def test_threads_take_turns(random_model: edge.Model) -> None:
+    prompts = [[i, i + 1] for i in range(6)]
+    alone = [random_model.generate(p, max_tokens=6, temperature=0).text for p in prompts]
+    together = [""] * len(prompts)
+
+    def ask(number: int) -> None:
+        prompt = prompts[number]
+        together[number] = random_model.generate(prompt, max_tokens=6, temperature=0).text
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone
+
+
+def test_a_closed_model_says_so(tiny_model: Any, trunk_dir: Path) -> None:
+    before = threading.active_count()
+    planned = streamed(edge.plan(tiny_model("qwen3moe"), ram="1GiB", threads=1), 0.5)
+    model = edge.load(planned, options=edge.LoadOptions(cache_dir=trunk_dir))
+    unfinished = model.generate([1], max_tokens=5)
+    next(unfinished)
+    model.close()
+    model.close()
+    assert unfinished.finish_reason == "cancelled"
+    with pytest.raises(edge.ClosedError, match="closed"):
+        model.generate([1], max_tokens=5)
+    with pytest.raises(edge.ClosedError, match="closed"):
+        model.logits([1], prefill=1)
+    assert threading.active_count() == before  # no reader is left behind
+
+
+# ---------------------------------------------------------------------- faults
+def test_a_file_cut_short_fails_the_call_only(tmp_path: Path, tiny_model: Any) -> None:
+    path = tmp_path / "model.gguf"
+    content = tiny_model("qwen3moe", shape=TinyShape(num_experts=16)).read_bytes()
+    path.write_bytes(content)
+    planned = streamed(edge.plan(path, ram="1GiB", ctx=256, threads=1), 0.0)
+    with edge.load(planned, options=edge.LoadOptions(cache_dir=tmp_path)) as model:
+        expected = model.logits(range(1, 30), prefill=20)
+        with path.open("r+b") as file:
+            file.truncate(4096)
+        for _ in range(2):
+            with pytest.raises(edge.StorageError, match=r"model\.gguf"):
+                model.logits(range(1, 30), prefill=20)
+            model.check_integrity()
+        with path.open("r+b") as file:
+            file.write(content)
+        assert (model.logits(range(1, 30), prefill=20) == expected).all()
+
+
+def test_a_removed_file_is_still_readable(tmp_path: Path, tiny_model: Any) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(tiny_model("qwen3moe").read_bytes())
+    planned = streamed(edge.plan(path, ram="1GiB", ctx=64, threads=1), 0.0)
+    with edge.load(planned, options=edge.LoadOptions(cache_dir=tmp_path)) as model:
+        path.unlink()
+        assert len(model.generate([1, 2], max_tokens=8).text.split()) == 8
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_device_errors_fail_the_call_only(
+    share: float, tiny_model: Any, trunk_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every 37th read fails with EIO: calls raise or are right, and nothing is left broken."""
+    path = tiny_model("qwen3moe", shape=TinyShape(num_experts=16))
+    planned = streamed(edge.plan(path, ram="1GiB", ctx=128, threads=1), share)
+    tokens = list(range(1, 40))
+    with edge.load(planned, options=edge.LoadOptions(cache_dir=trunk_dir)) as model:
+        expected = model.logits(tokens, prefill=30)
+        healthy, count = DirectFile.read_into, [0]
+
+        def failing(file: DirectFile, *arguments: Any) -> None:
+            count[0] += 1
+            if count[0] % 37 == 0:
+                raise edge.StorageError(5, f"{file.path}: input/output error")
+            healthy(file, *arguments)
+
+        monkeypatch.setattr(DirectFile, "read_into", failing)
+        failures = 0
+        for _ in range(12):
+            try:
+                assert (model.logits(tokens, prefill=30) == expected).all()
+            except edge.StorageError:
+                failures += 1
+            model.check_integrity()
+        assert failures > 0
+        monkeypatch.undo()
+        assert (model.logits(tokens, prefill=30) == expected).all()
+
+
+# ----------------------------------------------------------------------- stats
+def test_stats_count_what_happened(random_model: edge.Model) -> None:
+    layers, used = 3, 2
+    before = random_model.stats()
+    generation = random_model.generate([1], max_tokens=11, temperature=0)
+    assert generation.text
+    spent = random_model.stats().since(before)
+    assert (spent.prompt_tokens, spent.tokens) == (1, 10)
+    assert spent.hits + spent.misses == (1 + 10) * layers * used
+    expert_bytes = random_model.plan.geometry.layers[0].expert_bytes
+    assert spent.bytes_read == spent.misses * expert_bytes
+    assert generation.stats == spent
+    assert spent.ram_peak_bytes > 0 and spent.decode_tok_s > 0
+
+
+def test_logits_refuse_an_impossible_prefill(random_model: edge.Model) -> None:
+    for prefill in (0, 4):
+        with pytest.raises(edge.PromptError, match=f"prefill is {prefill}: give 1 to 3"):
+            random_model.logits([1, 2, 3], prefill=prefill)

@@ -1,0 +1,100 @@
+"""A plan adds up to the byte, and its floor is the least that works."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from haversack import edge
+from haversack.edge.planner import streamed
+from haversack.tools.architectures import TinyShape
+
+MIB = 1024 * 1024
+
+
+def assert_adds_up(plan: edge.Plan) -> None:
+    parts = ("trunk_bytes", "kv_bytes", "compute_bytes", "reserve_bytes", "slot_bytes")
+    assert sum(getattr(plan, part) for part in parts) == plan.planned_bytes
+    assert plan.planned_bytes + plan.headroom_bytes == plan.ram_bytes
+    assert plan.planned_bytes <= plan.ram_bytes
+    plan.budget().check_integrity()
+
+
+@pytest.mark.parametrize("extra_bytes", [0, 1, 1000, MIB, 10 * MIB, 1024 * MIB])
+def test_every_figure_is_part_of_the_budget(extra_bytes: int, tiny_model: Any) -> None:
+    path = tiny_model("qwen3moe")
+    floor_bytes = edge.plan(path, ram="4GiB").floor_bytes
+    plan = edge.plan(path, ram=floor_bytes + extra_bytes)
+    assert_adds_up(plan)
+    if plan.mode == "streamed":
+        assert plan.slot_bytes == sum(pool.num_bytes for pool in plan.pools)
+
+
+def test_the_mode_follows_from_the_budget(tiny_model: Any) -> None:
+    path = tiny_model("qwen3moe")
+    rich = edge.plan(path, ram="4GiB")
+    assert rich.mode == "resident" and not rich.pools
+    assert edge.plan(path, ram=rich.full_bytes).mode == "resident"
+    assert edge.plan(path, ram=rich.full_bytes - 1).mode == "streamed"
+
+
+def test_below_the_floor_says_need_have_and_knob(tiny_model: Any) -> None:
+    path = tiny_model("qwen3moe")
+    floor_bytes = edge.plan(path, ram="4GiB").floor_bytes
+    with pytest.raises(edge.BudgetError, match=r"needs at least .* raise --ram") as caught:
+        edge.plan(path, ram=floor_bytes - 1)
+    assert (caught.value.need_bytes, caught.value.have_bytes) == (floor_bytes, floor_bytes - 1)
+    assert caught.value.exit_code == 3
+
+
+def test_the_floor_works(tiny_model: Any, trunk_dir: Path) -> None:
+    path = tiny_model("qwen3moe", shape=TinyShape(num_hidden_layers=8))
+    floor = edge.plan(path, ram=edge.plan(path, ram="4GiB").floor_bytes)
+    assert floor.mode == "streamed"
+    assert [pool.num_slots for pool in floor.pools] == [2 * 2]  # two experts a token, twice
+    with edge.load(floor, options=edge.LoadOptions(cache_dir=trunk_dir)) as model:
+        assert len(model.generate([1, 2, 3], max_tokens=4).text.split()) == 4
+        assert model.stats().ram_peak_bytes <= floor.ram_bytes
+
+
+def test_a_plan_overtaken_by_the_process_is_refused(tiny_model: Any, trunk_dir: Path) -> None:
+    path = tiny_model("qwen3moe", shape=TinyShape(num_hidden_layers=8))
+    plan = streamed(edge.plan(path, ram="4GiB"), share=0.0)
+    too_small = replace(plan, ram_bytes=plan.kv_bytes + plan.compute_bytes)
+    with pytest.raises(edge.BudgetError, match="the process holds .* raise --ram"):
+        edge.load(too_small, options=edge.LoadOptions(cache_dir=trunk_dir))
+
+
+def test_a_longer_context_costs_more(tiny_model: Any) -> None:
+    path = tiny_model("qwen3moe")
+    short, long = (edge.plan(path, ram="4GiB", ctx=ctx) for ctx in (256, 2048))
+    assert long.kv_bytes > 7 * short.kv_bytes
+    assert long.floor_bytes > short.floor_bytes
+
+
+def test_json_holds_what_the_plan_holds(tiny_model: Any) -> None:
+    path = tiny_model("deepseek2")
+    plan = edge.plan(path, ram=edge.plan(path, ram="4GiB").full_bytes - 1)
+    shown = json.loads(plan.to_json())
+    assert shown["mode"] == "streamed" and shown["architecture"] == "deepseek2"
+    assert shown["planned_bytes"] + shown["headroom_bytes"] == shown["ram_bytes"]
+    assert sum(pool["slots"] * pool["slot_bytes"] for pool in shown["pools"]) == plan.slot_bytes
+    assert path.name in str(plan) and "least --ram" in str(plan)
+
+
+@pytest.mark.parametrize("ram", ["6", "6 bananas", "-1GiB", ""])
+def test_a_size_needs_a_unit(ram: str, tiny_model: Any) -> None:
+    with pytest.raises(edge.UnitError):
+        edge.plan(tiny_model("qwen3moe"), ram=ram)
+
+
+@pytest.mark.parametrize("knob", ["ctx", "threads", "batch"])
+def test_counts_are_at_least_one(knob: str, tiny_model: Any) -> None:
+    with pytest.raises(edge.PromptError, match=f"{knob} is 0"):
+        edge.plan(tiny_model("qwen3moe"), ram="1GiB", **{knob: 0})
+
+
+def test_without_a_budget_the_machine_decides(tiny_model: Any) -> None:
+    assert edge.plan(tiny_model("qwen3moe")).mode == "resident"

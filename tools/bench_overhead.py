@@ -1,0 +1,68 @@
+"""What does the hook cost when nothing is read? Decode against plain llama.cpp, in turns.
+
+    python -m haversack.tools.bench_overhead MODEL [--tokens 32] [--rounds 5]
+
+Bounds: all experts in slots and the hook on, at least 0.90 of plain llama.cpp's speed; everything
+in memory and no hook, at least 0.98. Medians of the rounds' ratios; both engines take turns in
+one process, so the machine's mood is the same for both.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from haversack import edge
+from haversack.edge.planner import Plan, streamed
+from haversack.tools.plain import PlainLlama
+
+BOUNDS = {"hook on, all experts in slots": 0.90, "all in memory, no hook": 0.98}
+
+
+def speed_ratio(plain: PlainLlama, planned: Plan, tokens: Sequence[int], rounds: int) -> float:
+    """Median over the rounds of plain llama.cpp's seconds for `tokens` over ours."""
+    ratios = []
+    with edge.load(planned) as model:
+        model.logits(tokens, prefill=1)  # brings every expert these tokens use
+        for _ in range(rounds):
+            plain.logits(tokens[:1], prefill=1)
+            plain_s = plain.decode_s_per_token(tokens[1:])
+            before = model.stats()
+            model.logits(tokens, prefill=1)
+            spent = model.stats().since(before)
+            assert spent.misses == 0, "the experts were to be resident"
+            ratios.append(plain_s / (spent.decode_s / spent.tokens))
+    return statistics.median(ratios)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 0 if both bounds hold."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args(arguments)
+    planned = edge.plan(given.model, ram="1TiB", ctx=512)
+    tokens = np.random.default_rng(0).integers(0, 500, given.tokens + 1).tolist()
+    plans = dict(zip(BOUNDS, (streamed(planned), planned), strict=True))
+    held = True
+    for name, bound in BOUNDS.items():
+        with PlainLlama(given.model, 512, planned.shape.threads) as plain:
+            plain.logits(tokens, prefill=1)
+            started = time.perf_counter()
+            ratio = speed_ratio(plain, plans[name], tokens, given.rounds)
+        held = held and ratio >= bound
+        print(
+            f"{name}: {ratio:.3f} of plain llama.cpp's decode speed, bound {bound}:"
+            f" {'holds' if ratio >= bound else 'FAILS'}"
+            f" ({given.rounds} rounds in {time.perf_counter() - started:.0f} s)"
+        )
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
