@@ -29,11 +29,16 @@ __all__ = ["llama"]  # the low-level binding of libllama, passed on to devices/l
 
 
 # ------------------------------------------------------------------ libraries
-def _library(stem: str) -> c.CDLL:
-    """The shared library `stem` from the folder llama-cpp-python installed it to."""
+def _library(stem: str, version: str = "") -> c.CDLL:
+    """The shared library `stem` from the folder llama-cpp-python installed it to.
+
+    A library lies there under several names, which are copies of one file. It must be the name
+    under which libllama has loaded it: another copy would be a library of its own, which the log
+    callback, for one, does not reach.
+    """
     folder = Path(llama_cpp.__file__).parent / "lib"
-    names = {"darwin": f"lib{stem}.dylib", "win32": f"{stem}.dll"}
-    path = folder / names.get(sys.platform, f"lib{stem}.so")
+    names = {"darwin": f"lib{stem}{version}.dylib", "win32": f"{stem}.dll"}
+    path = folder / names.get(sys.platform, f"lib{stem}.so{version}")
     try:
         return c.CDLL(str(path))
     except OSError as error:
@@ -43,8 +48,8 @@ def _library(stem: str) -> c.CDLL:
         ) from error
 
 
-_base = _library("ggml-base")
-_cpu = _library("ggml-cpu")
+_base = _library("ggml-base", ".0")
+_cpu = _library("ggml-cpu", ".0")
 _llama = _library("llama")
 
 

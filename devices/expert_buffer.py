@@ -14,10 +14,10 @@ class ExpertBuffer:
     """Address space without memory, where llama.cpp believes its expert weights to lie.
 
     Every expert tensor placed here is kept, and told that its rows lie on top of each other: so
-    it has no bytes (or one element), and the loader reads no more. While a model loads the buffer says "not host
-    memory", so the loader writes nothing itself; after `finish_loading` it says "host memory", so
-    the scheduler leaves the experts' products on the CPU. The tensors must point elsewhere before
-    anything is computed: pages of the buffer are not readable.
+    it has no bytes (or one element), and the loader reads no more. While a model loads the buffer
+    says "not host memory", so the loader writes nothing itself; after `finish_loading` it says
+    "host memory", so the scheduler leaves the experts' products on the CPU. The tensors must
+    point elsewhere before anything is computed: pages of the buffer are not readable.
 
     `pattern` is the regular expression of the tensor names to keep out; `weights` maps each name
     to its tensor. The object must outlive the model.

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import platformdirs
 
-from haversack.devices.errors import BudgetError, PromptError
+from haversack.devices.errors import BudgetError, ModelFileError, PromptError
 from haversack.devices.memory import anonymous_bytes
 from haversack.devices.units import format_bytes
 from haversack.edge.decode import Decoder
@@ -23,6 +23,7 @@ from haversack.edge.stats import Stats
 from haversack.edge.templates import ChatTemplate
 from haversack.offload.engine import Engine, open_resident, open_streamed
 from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes
+from haversack.quant.gguf import read_geometry
 from haversack.quant.trunk import ensure_trunk
 
 Prompt = str | Sequence[int]
@@ -85,6 +86,8 @@ def _open(planned: Plan, options: LoadOptions) -> Engine:
         progress = options.progress
         return None if progress is None else lambda share: progress(what, share)
 
+    if read_geometry(planned.path) != planned.geometry:
+        raise ModelFileError(f"{planned.path} has changed since it was planned: plan again")
     if planned.mode != STREAMED:
         return open_resident(planned.path, planned.shape, report("loading"))
     cache_dir = options.cache_dir or default_cache_dir()

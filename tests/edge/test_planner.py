@@ -63,8 +63,17 @@ def test_a_plan_overtaken_by_the_process_is_refused(tiny_model: Any, trunk_dir: 
     path = tiny_model("qwen3moe", shape=TinyShape(num_hidden_layers=8))
     plan = streamed(edge.plan(path, ram="4GiB"), share=0.0)
     too_small = replace(plan, ram_bytes=plan.kv_bytes + plan.compute_bytes)
-    with pytest.raises(edge.BudgetError, match="the process holds .* raise --ram"):
+    with pytest.raises(edge.BudgetError, match=r"the process holds .* raise --ram"):
         edge.load(too_small, options=edge.LoadOptions(cache_dir=trunk_dir))
+
+
+def test_a_plan_for_another_file_is_refused(tiny_model: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(tiny_model("qwen3moe").read_bytes())
+    plan = streamed(edge.plan(path, ram="4GiB"), share=0.5)
+    path.write_bytes(tiny_model("deepseek2").read_bytes())
+    with pytest.raises(edge.ModelFileError, match=r"has changed since it was planned: plan again"):
+        edge.load(plan, options=edge.LoadOptions(cache_dir=tmp_path))
 
 
 def test_a_longer_context_costs_more(tiny_model: Any) -> None:

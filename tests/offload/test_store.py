@@ -1,0 +1,207 @@
+"""The store brings the right bytes, keeps its books through failures, and leaves nothing behind."""
+
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from haversack.devices._native import array_at
+from haversack.devices.errors import CancelledError, StorageError
+from haversack.devices.interrupts import StopFlag
+from haversack.devices.storage import DirectFile
+from haversack.offload.pool import plan_pools
+from haversack.offload.store import ExpertStore, Group, Lease
+from haversack.offload.streamer import Streamer
+from haversack.quant.gguf import ExpertMatrix, ModelGeometry, read_geometry
+from haversack.tools.architectures import TinyShape
+
+NUM_EXPERTS, NUM_LAYERS = 16, 3
+
+
+@pytest.fixture(params=[256, 160], ids=["whole pages", "any bytes"])
+def geometry(request: pytest.FixtureRequest, tiny_model: Any) -> ModelGeometry:
+    """A model whose experts' matrices are, or are not, whole pages."""
+    shape = TinyShape(num_experts=NUM_EXPERTS, moe_intermediate_size=request.param)
+    return read_geometry(tiny_model("qwen3moe", expert_type="Q8_0", shape=shape))
+
+
+class Bench:
+    """A store over `geometry` with `num_slots` slots, its streamer, and the model's true bytes."""
+
+    def __init__(self, geometry: ModelGeometry, num_slots: int) -> None:
+        floor = plan_pools(geometry.layers, num_experts_per_tok=num_slots // 2, num_bytes=0)
+        self.stop = StopFlag()
+        self.streamer = Streamer(geometry.paths)
+        self.store = ExpertStore(geometry, floor, self.streamer, self.stop)
+        self.layers = geometry.layers
+        self._content = np.fromfile(geometry.path, np.uint8)
+
+    def truth(self, matrix: ExpertMatrix, expert: int) -> np.ndarray[Any, Any]:
+        start = matrix.offset + expert * matrix.expert_bytes
+        return self._content[start : start + matrix.expert_bytes]
+
+    def assert_true(self, matrix: ExpertMatrix, group: Group) -> None:
+        for expert, address in zip(group.experts, group.addresses, strict=True):
+            found = array_at(address, (matrix.expert_bytes,), np.uint8)
+            np.testing.assert_array_equal(found, self.truth(matrix, int(expert)))
+
+    def assert_lease_true(self, lease: Lease) -> None:
+        for index, matrix in enumerate(lease.layer.matrices):
+            seen: list[int] = []
+            for group in self.store.groups(lease, index):
+                self.assert_true(matrix, group)
+                seen += group.experts.tolist()
+            assert sorted(seen) == sorted(lease.experts.tolist())
+
+    def close(self) -> None:
+        self.streamer.close()
+        self.store.check_integrity()
+        self.store.close()
+
+
+@pytest.fixture
+def bench(geometry: ModelGeometry) -> Iterator[Bench]:
+    made = Bench(geometry, num_slots=8)
+    yield made
+    made.close()
+
+
+def test_a_lease_holds_the_files_bytes(bench: Bench) -> None:
+    for layer in bench.layers:
+        lease = bench.store.lease(layer.layer, np.array([3, 15, 0, 7]))
+        bench.assert_lease_true(lease)
+        bench.store.release(lease)
+
+
+def test_what_stays_is_not_read_again(bench: Bench) -> None:
+    first = bench.store.lease(0, np.array([1, 2]))
+    bench.store.wait(first, 2)
+    bench.store.release(first)
+    read_bytes = bench.streamer.bytes_read
+    again = bench.store.lease(0, np.array([2, 1]))
+    bench.assert_lease_true(again)
+    bench.store.release(again)
+    assert bench.streamer.bytes_read == read_bytes == 2 * bench.layers[0].expert_bytes
+    assert (bench.store.hits, bench.store.misses) == (2, 2)
+
+
+def test_waves_bring_each_matrix_once_through_few_slots(bench: Bench) -> None:
+    held = bench.store.lease(0, np.array([5, 9]))
+    bench.store.wait(held, 2)
+    bench.store.release(held)
+    everyone = np.arange(NUM_EXPERTS)
+    for index, matrix in enumerate(bench.layers[0].matrices):
+        before, seen = bench.streamer.bytes_read, list[int]()
+        with closing(bench.store.waves(0, everyone, index)) as groups:  # type: ignore[type-var]
+            for group in groups:
+                bench.assert_true(matrix, group)
+                seen += group.experts.tolist()
+        assert sorted(seen) == everyone.tolist()
+        resident = 2 if index == 0 else 0  # the first wave took their slots
+        read = bench.streamer.bytes_read - before
+        assert read == (NUM_EXPERTS - resident) * matrix.expert_bytes
+        bench.store.check_integrity()
+
+
+def test_waves_left_early_let_go_of_their_slots(bench: Bench) -> None:
+    with closing(bench.store.waves(1, np.arange(NUM_EXPERTS), 0)) as groups:  # type: ignore[type-var]
+        next(groups)
+    bench.store.check_integrity()
+    lease = bench.store.lease(1, np.arange(8))  # all slots are free to be claimed
+    bench.assert_lease_true(lease)
+    bench.store.release(lease)
+
+
+def test_a_failed_read_fails_the_lease_and_no_more(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(file: DirectFile, *_: Any) -> None:
+        raise StorageError(5, f"{file.path}: input/output error")
+
+    monkeypatch.setattr(DirectFile, "read_into", failing)
+    lease = bench.store.lease(0, np.array([1, 2, 3]))
+    with pytest.raises(StorageError, match="input/output error"):
+        bench.store.wait(lease, 0)
+    bench.store.release(lease)
+    bench.store.check_integrity()
+    monkeypatch.undo()
+    again = bench.store.lease(0, np.array([1, 2, 3]))
+    assert len(again.missing) == 3  # what failed is not taken for there
+    bench.assert_lease_true(again)
+    bench.store.release(again)
+
+
+def test_a_stopped_wait_ends_soon(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    healthy, go_on = DirectFile.read_into, threading.Event()
+
+    def stuck(file: DirectFile, *arguments: Any) -> None:
+        go_on.wait(timeout=30)
+        healthy(file, *arguments)
+
+    monkeypatch.setattr(DirectFile, "read_into", stuck)
+    lease = bench.store.lease(0, np.array([1, 2]))
+    threading.Timer(0.05, bench.stop.request).start()
+    with pytest.raises(CancelledError):
+        bench.store.wait(lease, 0)
+    go_on.set()
+    bench.store.release(lease)  # waits for what had begun: it writes into slots
+    bench.store.check_integrity()
+
+
+def test_ten_thousand_random_steps_keep_the_books(
+    geometry: ModelGeometry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leases, waves, failures, early ends in any order: never a wrong byte or a lost slot."""
+    bench, rng = Bench(geometry, num_slots=10), random.Random(0)
+    healthy = DirectFile.read_into
+
+    def unreliable(file: DirectFile, *arguments: Any) -> None:
+        if rng.random() < 0.02:
+            raise StorageError(5, "input/output error")
+        healthy(file, *arguments)
+
+    monkeypatch.setattr(DirectFile, "read_into", unreliable)
+    steps = 0
+    while steps < 10_000:
+        layer = rng.choice(bench.layers)
+        count = rng.choice([1, 2, 2, 2, 4, 10, 16])
+        experts = np.array(rng.sample(range(NUM_EXPERTS), count))
+        steps += count
+        try:
+            if bench.store.fits(layer.layer, count):
+                one_lease(bench, rng, layer.layer, experts)
+            else:
+                some_waves(bench, rng, layer.layer, experts)
+        except StorageError:
+            pass
+        bench.store.check_integrity()
+    assert bench.store.hits > 0 and bench.store.misses > 0
+    bench.close()
+
+
+def one_lease(bench: Bench, rng: random.Random, layer: int, experts: np.ndarray[Any, Any]) -> None:
+    lease = bench.store.lease(layer, experts)
+    try:
+        if rng.random() < 0.9:
+            bench.assert_lease_true(lease)
+    finally:
+        bench.store.release(lease)
+
+
+def some_waves(bench: Bench, rng: random.Random, layer: int, experts: np.ndarray[Any, Any]) -> None:
+    index = rng.randrange(3)
+    with closing(bench.store.waves(layer, experts, index)) as groups:  # type: ignore[type-var]
+        for group in groups:
+            bench.assert_true(bench.layers[layer].matrices[index], group)
+            if rng.random() < 0.1:
+                return
+
+
+def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="nothing"):
+        Streamer([tmp_path / "nothing.gguf"])
