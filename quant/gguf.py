@@ -82,13 +82,14 @@ class ModelGeometry:
 def read_geometry(path: Path) -> ModelGeometry:
     """The geometry of the GGUF at `path`; of a split model, any part names it.
 
-    Raises ModelFileError: no such file, no GGUF, truncated, a part missing.
+    Raises ModelFileError: no such file, no GGUF, truncated, a part missing or a wrong one.
     """
     paths = part_paths(path)
     headers = open_headers(paths)
     try:
         for header in headers:
             _refuse_truncated(header)
+        _refuse_wrong_parts(headers)
         return _geometry(paths, headers)
     finally:
         for header in headers:
@@ -114,7 +115,7 @@ def part_paths(path: Path) -> tuple[Path, ...]:
         what = "is a folder" if path.is_dir() else "does not exist"
         raise ModelFileError(f"{path} {what}: give the path of a GGUF file")
     match = _PART_NAME.match(path.name)
-    if match is None:
+    if match is None or not 1 <= int(match[2]) <= int(match[3]):
         return (path,)
     stem, count = match[1], int(match[3])
     parts = tuple(path.with_name(f"{stem}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1))
@@ -137,10 +138,31 @@ def _refuse_truncated(header: GgufHeader) -> None:
         )
 
 
+def _refuse_wrong_parts(headers: Sequence[GgufHeader]) -> None:
+    """A renamed part would leave a hole in the model; llama.cpp aborts at a tensor seen twice."""
+    seen = set[str]()
+    for index, header in enumerate(headers):
+        found = header.value("split.no") or 0, header.value("split.count") or 1
+        if found != (index, len(headers)):
+            raise ModelFileError(
+                f"{header.path} has split.no {found[0]} and split.count {found[1]}, its name means"
+                f" {index} and {len(headers)}: give the parts the names they were published with"
+            )
+        names = {tensor.name for tensor in header.tensors}
+        if seen & names:
+            raise ModelFileError(
+                f"{header.path} holds {min(seen & names)}, as another part does: it is of another"
+                " model, copy or download the parts again"
+            )
+        seen |= names
+
+
 def _geometry(paths: tuple[Path, ...], headers: Sequence[GgufHeader]) -> ModelGeometry:
     architecture = headers[0].value("general.architecture")
     if not isinstance(architecture, str):
-        raise ModelFileError(f"{paths[0]} names no architecture: it is no language model")
+        raise ModelFileError(
+            f"{paths[0]} has no key general.architecture: it is no language model, give another"
+        )
     matrices = defaultdict[int, list[ExpertMatrix]](list)
     trunk_bytes = 0
     for part, header in enumerate(headers):
@@ -154,11 +176,10 @@ def _geometry(paths: tuple[Path, ...], headers: Sequence[GgufHeader]) -> ModelGe
         ExpertLayer(layer, tuple(sorted(found, key=lambda m: _KIND_ORDER.index(m.kind))))
         for layer, found in sorted(matrices.items())
     )
-    used = headers[0].value(f"{architecture}.expert_used_count")
     return ModelGeometry(
         paths=paths,
         architecture=architecture,
-        num_experts_per_tok=_largest(used) if layers else 0,
+        num_experts_per_tok=_experts_per_tok(headers[0], architecture) if layers else 0,
         layers=layers,
         trunk_bytes=trunk_bytes,
         header_bytes=sum(header.data_offset for header in headers),
@@ -167,6 +188,11 @@ def _geometry(paths: tuple[Path, ...], headers: Sequence[GgufHeader]) -> ModelGe
 
 def _expert_matrix(tensor: TensorInfo, kind: str, part: int) -> ExpertMatrix:
     row_elements, num_rows, num_experts, _ = tensor.shape
+    if tensor.num_bytes == 0:
+        raise ModelFileError(
+            f"{tensor.name} is empty, its shape is {tensor.shape}: convert or download the model"
+            " again"
+        )
     return ExpertMatrix(
         name=tensor.name,
         kind=kind,
@@ -180,10 +206,20 @@ def _expert_matrix(tensor: TensorInfo, kind: str, part: int) -> ExpertMatrix:
     )
 
 
-def _largest(count: object) -> int:
-    """The experts used per token; some models give a number for each layer."""
-    numbers = count if isinstance(count, list) else [count]
-    usable = [number for number in numbers if isinstance(number, int) and number > 0]
-    if not usable:
-        raise ModelFileError("the model has routed experts but does not say how many a token uses")
-    return max(usable)
+def _experts_per_tok(header: GgufHeader, architecture: str) -> int:
+    """The experts used per token; some models give a number for each layer.
+
+    llama.cpp ends the process where there are fewer experts than that, so it must not see it.
+    """
+    num_experts, used = (
+        header.value(f"{architecture}.{key}") for key in ("expert_count", "expert_used_count")
+    )
+    numbers = used if isinstance(used, list) else [used]
+    largest = max((number for number in numbers if isinstance(number, int)), default=0)
+    if not isinstance(num_experts, int) or not 1 <= largest <= num_experts:
+        raise ModelFileError(
+            f"{header.path} has routed experts, but its {architecture}.expert_count is"
+            f" {num_experts} and its {architecture}.expert_used_count {used}:"
+            " convert or download the model again"
+        )
+    return largest
