@@ -90,8 +90,13 @@ class LlamaModel:
         params.progress_callback = _progress_callback(progress, stop, failures)
         if experts is not None:
             params.tensor_buft_overrides = experts.overrides_address
-        with captured_logs() as log, stop.listening():
-            self._model = llama.llama_model_load_from_file(str(path).encode(), params)
+        self._model: Any = None
+        try:
+            with captured_logs() as log, stop.listening():
+                self._model = llama.llama_model_load_from_file(str(path).encode(), params)
+        except KeyboardInterrupt:  # it may have been loaded by then
+            self.close()
+            raise
         if failures:
             self.close()
             raise failures[0]
@@ -233,8 +238,13 @@ class LlamaContext:
             params.cb_eval = self._on_node
         self._on_abort = llama.ggml_abort_callback(lambda _: self.stop.requested)
         self._never = llama.ggml_abort_callback()
-        with captured_logs() as log:
-            self._context = llama.llama_init_from_model(model.address, params)
+        self._context: Any = None
+        try:
+            with captured_logs() as log, self.stop.listening():
+                self._context = llama.llama_init_from_model(model.address, params)
+        except KeyboardInterrupt:
+            self.close()
+            raise
         if not self._context:
             raise ModelFileError(
                 f"llama.cpp cannot make a context of {shape.ctx_tokens} tokens for {model.path}:"
@@ -265,11 +275,13 @@ class LlamaContext:
             self._context, self._on_abort if watched else self._never, None
         )
         batch = (llama.llama_token * len(tokens))(*tokens)
-        with captured_logs() as log, self.stop.listening():
-            status = llama.llama_decode(
-                self._context, llama.llama_batch_get_one(batch, len(tokens))
-            )
-        error = self._hook.take_error() if self._hook is not None else None
+        try:
+            with captured_logs() as log, self.stop.listening():
+                status = llama.llama_decode(
+                    self._context, llama.llama_batch_get_one(batch, len(tokens))
+                )
+        finally:  # after Ctrl-C too: an error kept would stop the next call
+            error = self._hook.take_error() if self._hook is not None else None
         if error is not None:
             raise error
         if status == _STATUS_ABORTED or self.stop.requested:
@@ -313,7 +325,7 @@ def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
 
     The numbers come from its log, rounded up by that log's precision of 0.01 MiB.
     """
-    with captured_logs() as log:
+    with captured_logs() as log, StopFlag().listening():
         context = llama.llama_init_from_model(model.address, _context_params(shape))
         if not context:
             raise ModelFileError(
