@@ -38,3 +38,7 @@ def main() -> int:
 def _words(error: Any) -> str:
     """What typer says of a wrong use, without its full stop."""
     return str(error.format_message()).rstrip(".")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,401 @@
+"""The program as its users meet it: every test runs it in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from haversack.devices.authoring import random_model
+from haversack.tools.architectures import TinyShape, tiny_metadata
+
+PROGRAM = [sys.executable, "-m", "haversack.edge"]
+EXPECTED = Path(__file__).parents[2] / "tools" / "stories260k" / "expected_greedy.txt"
+
+QUIET = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # idle threads do not spin: tests share cores
+
+TinyModel = Callable[..., Path]
+Result = subprocess.CompletedProcess[str]
+
+
+def haversack(*arguments: object, stdin: str = "") -> Result:
+    """Run the program; what it printed."""
+    command = [*PROGRAM, *map(str, arguments)]
+    return subprocess.run(
+        command, input=stdin, capture_output=True, text=True, timeout=120, env=QUIET
+    )
+
+
+def printed_object(result: Result) -> dict[str, Any]:
+    """The one JSON object on stdout, of a run that went well and said nothing else."""
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.count("\n") == 1
+    found = json.loads(result.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: TinyModel) -> Path:
+    return tiny_model()
+
+
+def tight_budget(model: Path, *options: object) -> str:
+    """A budget that the model runs in, though not with all its experts."""
+    planned = printed_object(haversack("plan", model, *options, "--ram", "1GiB", "--json"))
+    return f"{(planned['floor_bytes'] + planned['full_bytes']) // 2}B"
+
+
+@pytest.fixture(scope="module")
+def tight(model: Path) -> str:
+    return tight_budget(model)
+
+
+# ------------------------------------------------------------------- answers
+@pytest.mark.slow
+def test_the_builtin_model_gives_its_known_answer() -> None:
+    result = haversack("run", "-p", "", "--temp", 0, "-n", 200)
+    assert (result.returncode, result.stdout) == (0, EXPECTED.read_text())
+    shorter = haversack("run", "-p", "", "--temp", 0, "-n", 199)
+    assert EXPECTED.read_text().startswith(shorter.stdout)
+    assert len(shorter.stdout) > 450
+
+
+def test_run_prints_one_object(model: Path, tight: str, trunk_dir: Path) -> None:
+    options = ("--ram", tight, "--cache-dir", trunk_dir, "--temp", 0, "--seed", 5)
+    found = printed_object(haversack("run", model, "-p", "1 2 3", "-n", 9, *options, "--json"))
+    assert found["tokens"] == len(found["token_ids"]) == 9
+    assert found["text"].split() == [str(token) for token in found["token_ids"]]
+    assert (found["prompt_tokens"], found["finish_reason"]) == (3, "length")
+    assert (found["mode"], found["seed"]) == ("streamed", 5)
+    assert found["misses"] > 0 and found["bytes_read"] > 0 and found["disk_bytes_s"] > 0
+    assert found["prefill_s"] > 0 and found["decode_s"] > 0 and found["decode_tok_s"] > 0
+    assert found["wait_s"] >= 0 and found["hits"] >= 0
+    assert found["ram_peak_bytes"] <= found["ram_budget_bytes"]
+    assert found["ram_planned_bytes"] <= found["ram_budget_bytes"] == int(tight[:-1])
+
+
+@pytest.mark.slow
+def test_one_seed_gives_one_text(model: Path, tight: str, trunk_dir: Path) -> None:
+    options = ("-p", "7 8 9", "-n", 30, "--seed", 11, "--cache-dir", trunk_dir)
+    streamed = [haversack("run", model, *options, "--ram", tight).stdout for _ in range(2)]
+    resident = haversack("run", model, *options, "--ram", "1GiB").stdout
+    assert len(resident.split()) == 30
+    assert streamed == [resident, resident]
+
+
+@pytest.mark.slow
+def test_the_prompt_may_come_through_a_pipe() -> None:
+    piped = haversack("run", "--temp", 0, "-n", 8, stdin="Lily went\n")
+    dashed = haversack("run", "-p", "-", "--temp", 0, "-n", 8, stdin="Lily went")
+    given = haversack("run", "-p", "Lily went", "--temp", 0, "-n", 8)
+    assert piped.stdout == dashed.stdout == given.stdout != ""
+
+
+@pytest.mark.slow
+def test_a_seed_that_was_not_given_is_told() -> None:
+    first = printed_object(haversack("run", "-p", "", "-n", 20, "--json"))
+    again = haversack("run", "-p", "", "-n", 20, "--json", "--seed", first["seed"])
+    assert printed_object(again)["token_ids"] == first["token_ids"]
+
+
+@pytest.mark.slow
+def test_stop_strings_grammars_and_schemas(tmp_path: Path) -> None:
+    stopped = haversack("run", "-p", "", "--temp", 0, "--stop", "little", "--stop", "zzz")
+    assert stopped.stdout == "Once upon a time, there was a "
+    (tmp_path / "yes.gbnf").write_text('root ::= "yes" | "no"')
+    chosen = haversack("run", "-p", "", "--grammar", tmp_path / "yes.gbnf")
+    assert chosen.stdout in ("yes", "no")
+    schema = haversack("run", "-p", "", "--json-schema", '{"type": "boolean"}')
+    assert json.loads(schema.stdout) in (True, False)
+
+
+def test_verbose_shows_the_log_and_a_summary() -> None:
+    result = haversack("run", "-p", "", "-n", 3, "-v")
+    assert "haversack.llama: " in result.stderr
+    assert "\n3 tokens, " in result.stderr
+
+
+def test_a_dense_model_runs_and_says_so(tmp_path: Path) -> None:
+    dense = {key: value for key, value in metadata("llama").items() if "expert" not in key}
+    random_model(dense, noise, tmp_path / "dense.gguf")
+    result = haversack("run", tmp_path / "dense.gguf", "-p", "1 2", "-n", 4, "--json")
+    assert (result.returncode, result.stderr.count("\n")) == (0, 1)
+    assert "dense.gguf has no routed experts: it runs plainly" in result.stderr
+    assert json.loads(result.stdout)["mode"] == "dense"
+
+
+def metadata(architecture: str) -> dict[str, Any]:
+    return dict(tiny_metadata(architecture, TinyShape()))
+
+
+def noise(name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(len(name)).standard_normal(shape, np.float32) * np.float32(0.1)
+
+
+# ----------------------------------------------------------------- other commands
+def test_a_plan_adds_up_to_the_byte(model: Path, tight: str) -> None:
+    found = printed_object(haversack("plan", model, "--ram", tight, "--json"))
+    parts = ("trunk", "kv", "compute", "reserve", "slot", "headroom")
+    assert sum(found[f"{part}_bytes"] for part in parts) == found["ram_bytes"] == int(tight[:-1])
+    table = haversack("plan", model, "--ram", tight).stdout
+    assert f"{found['slot_bytes']:,}" in table
+    assert "slots for" in table
+
+
+def test_bench_prints_one_object(model: Path, tight: str, trunk_dir: Path) -> None:
+    work = ("-p", 40, "-n", 8, "--ctx", 512, "--ram", tight, "--cache-dir", trunk_dir)
+    found = printed_object(haversack("bench", model, *work, "--json"))
+    assert (found["prompt_tokens"], found["decode_tokens"], found["mode"]) == (40, 8, "streamed")
+    assert found["decode_tok_s"] * found["decode_s_per_token"] == pytest.approx(1)
+    assert found["hit_rate"] == found["hits"] / (found["hits"] + found["misses"])
+    assert found["prefill_tok_s"] > 0 and found["bytes_read_per_token"] > 0
+    assert found["ram_peak_bytes"] <= found["ram_budget_bytes"]
+    assert "decode_tok_s" in haversack("bench", model, *work).stdout
+
+
+def test_doctor_names_the_source_of_each_value(model: Path, tmp_path: Path) -> None:
+    options = ("--model", model, "--cache-dir", tmp_path)
+    found = printed_object(haversack("doctor", *options, "--json"))
+    assert found["llama_cpp_python"]["value"] == version("llama-cpp-python")
+    assert found["ram_available_bytes"]["value"] > 0
+    assert found["disk_bytes_s"]["value"] > 0
+    assert found["trunks"]["value"] == []
+    assert "SSE3" in found["instruction_sets"]["value"] or os.uname().machine != "x86_64"
+    assert all(entry["source"] for entry in found.values())
+
+
+def test_doctor_says_how_to_measure_a_drive(tmp_path: Path) -> None:
+    assert "haversack doctor --model FILE" in haversack("doctor", "--cache-dir", tmp_path).stdout
+
+
+@pytest.mark.slow
+def test_cache_lists_and_clears(model: Path, tight: str, tmp_path: Path) -> None:
+    options = ("--cache-dir", tmp_path / "trunks")
+    assert printed_object(haversack("cache", *options, "--json"))["trunks"] == []
+    haversack("run", model, "-p", "1", "-n", 1, "--ram", tight, *options)
+    found = printed_object(haversack("cache", *options, "--json"))
+    assert [trunk["model"] for trunk in found["trunks"]] == [str(model)]
+    assert found["disk_bytes"] == found["trunks"][0]["disk_bytes"] > 0
+    cleared = printed_object(haversack("cache", *options, "--clear", "--json"))
+    assert cleared["freed_bytes"] == found["disk_bytes"]
+    assert list((tmp_path / "trunks").glob("*.gguf")) == []
+
+
+def test_help_and_version() -> None:
+    assert haversack("--version").stdout == f"haversack {version('haversack')}\n"
+    alone = haversack()
+    assert alone.returncode == 0
+    for command in ("run", "chat", "plan", "bench", "doctor", "cache"):
+        assert command in alone.stdout
+    assert "--json-schema" in haversack("run", "--help").stdout
+
+
+# ------------------------------------------------------------------ bad input
+def assert_refused(result: Result, exit_code: int, *words: str) -> None:
+    """One line on stderr that holds `words`, nothing on stdout."""
+    assert (result.returncode, result.stdout) == (exit_code, ""), result
+    assert result.stderr.startswith("haversack: ") and result.stderr.count("\n") == 1, result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "-p", "x", "--ram", "6"], ['"6" has no unit', "6GiB"]),
+        (["run", "-p", "x", "--ram", "6 apples"], ['unknown unit "apples"', "GiB"]),
+        (["run", "-p", "x", "--temp", "warm"], ["--temp is 'warm'", "give a number"]),
+        (["run", "-p", "x", "--temp", "-1"], ["temperature is -1.0", "0 to 100"]),
+        (["run", "-p", "x", "-n", "1.5"], ["--max-tokens is '1.5'", "whole number"]),
+        (["run", "-p", "x", "--ctx", "0"], ["ctx is 0"]),
+        (["run", "-p", "x", "--stop", ""], ["stop"]),
+        (["run", "-p", "x", "--grammar", "no/such.gbnf"], ["cannot read --grammar no/such.gbnf"]),
+        (["run", "-p", "x", "--json-schema", "{1"], ["JSON"]),
+        (["run", "-p", "a" * 2000, "--ctx", "64"], ["the context holds 64", "--ctx"]),
+        (["run", "--frobnicate"], ["--frobnicate", "--help"]),
+        (["run", "one.gguf", "two.gguf"], ["two.gguf", "--help"]),
+        (["fly"], ["fly", "--help"]),
+        (["bench", "-n", "0"], ["-n is 0"]),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_option_gets_one_line(arguments: list[str], words: list[str]) -> None:
+    assert_refused(haversack(*arguments), 2, *words)
+
+
+def missing(model: Path, folder: Path) -> Path:
+    return folder / "missing.gguf"
+
+
+def folder_itself(model: Path, folder: Path) -> Path:
+    return folder
+
+
+def empty(model: Path, folder: Path) -> Path:
+    (folder / "empty.gguf").touch()
+    return folder / "empty.gguf"
+
+
+def no_gguf(model: Path, folder: Path) -> Path:
+    (folder / "story.gguf").write_text("Once upon a time\n" * 99)
+    return folder / "story.gguf"
+
+
+def truncated(model: Path, folder: Path) -> Path:
+    (folder / "short.gguf").write_bytes(model.read_bytes()[:-5000])
+    return folder / "short.gguf"
+
+
+def truncated_header(model: Path, folder: Path) -> Path:
+    (folder / "shorter.gguf").write_bytes(model.read_bytes()[:300])
+    return folder / "shorter.gguf"
+
+
+def lonely_part(model: Path, folder: Path) -> Path:
+    (folder / "m-00001-of-00002.gguf").write_bytes(model.read_bytes())
+    return folder / "m-00001-of-00002.gguf"
+
+
+def unknown_architecture(model: Path, folder: Path) -> Path:
+    (folder / "new.gguf").write_bytes(model.read_bytes().replace(b"qwen3moe", b"qwen9moe"))
+    return folder / "new.gguf"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (missing, ["missing.gguf does not exist"]),
+        (folder_itself, ["is a folder"]),
+        (empty, ["empty.gguf", "GGUF"]),
+        (no_gguf, ["story.gguf", "GGUF"]),
+        (truncated, ["short.gguf is truncated", "download it again"]),
+        (truncated_header, ["shorter.gguf"]),
+        (lonely_part, ["m-00002-of-00002.gguf", "put all parts"]),
+        (unknown_architecture, ["qwen9moe"]),
+    ],
+)
+def test_a_model_that_cannot_run_gets_one_line(
+    model: Path, tmp_path: Path, spoil: Callable[[Path, Path], Path], words: list[str]
+) -> None:
+    result = haversack("run", spoil(model, tmp_path), "-p", "1", "-n", 1, "--json")
+    assert_refused(result, 2, *words)
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "bench"])
+def test_a_budget_below_the_floor_exits_with_3(model: Path, command: str) -> None:
+    prompt = ["-p", "1"] if command != "plan" else []
+    result = haversack(command, model, *prompt, "--ram", "50MiB", "--json")
+    assert_refused(result, 3, "needs at least", "the budget is 50.0 MiB", "raise --ram")
+
+
+def test_the_floor_in_the_message_is_enough(model: Path, trunk_dir: Path) -> None:
+    refused = haversack("plan", model, "--ram", "1MiB").stderr
+    floor = f"{refused.partition('(')[2].split()[0]}B"
+    found = haversack(
+        "run", model, "-p", "1", "-n", 2, "--ram", floor, "--cache-dir", trunk_dir, "--json"
+    )
+    assert printed_object(found)["mode"] == "streamed"
+
+
+def test_a_prompt_that_is_no_text_gets_one_line() -> None:
+    command = [*PROGRAM, "run", "-n", "1"]
+    piped = subprocess.run(command, input=b"ab\xff", capture_output=True, timeout=60)
+    assert piped.returncode == 2
+    assert b"stdin is not UTF-8 text (byte 0xff at 2)" in piped.stderr
+    given = subprocess.run([*command, "-p", b"\xff"], capture_output=True, timeout=60)
+    assert given.returncode == 2
+    assert b"--prompt is not UTF-8 text" in given.stderr
+
+
+@contextmanager
+def full_drive(folder: Path) -> Generator[Path]:
+    """A folder with room for 64 KiB, or one that cannot be written where mounting is refused."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if sys.platform == "linux" and os.geteuid() == 0:
+        if subprocess.run(mount, capture_output=True).returncode:
+            pytest.skip("root without the right to mount: every folder has room")
+        try:
+            yield folder
+        finally:
+            subprocess.run(["umount", str(folder)], check=True)
+    else:
+        folder.chmod(0o500)
+        yield folder
+
+
+def test_no_room_for_the_trunk(model: Path, tight: str, tmp_path: Path) -> None:
+    with full_drive(tmp_path / "full") as folder:
+        run = ("run", model, "-p", "1", "-n", 1, "--ram", tight, "--cache-dir", folder)
+        assert_refused(haversack(*run), 2, "cannot write the trunk", "--cache-dir")
+        assert list(folder.glob("*.gguf*")) == []
+
+
+# ----------------------------------------------------------------- interruption
+@contextmanager
+def started(*arguments: object) -> Generator[subprocess.Popen[str]]:
+    """The program running; killed after the block if it still runs."""
+    command = [*PROGRAM, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, text=True, stdin=pipe, stdout=pipe, stderr=pipe, env=QUIET
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def assert_interrupted(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+
+
+def prefilling(process: subprocess.Popen[str]) -> None:
+    """Return when the program has loaded its model and begins with the prompt."""
+    assert process.stderr is not None
+    while "prefill of" not in (line := process.stderr.readline()):
+        assert line, "the program has ended"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal to one process there")
+@pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "resident"])
+def test_ctrl_c_in_prefill(model: Path, trunk_dir: Path, streamed: bool) -> None:
+    options = ("--ctx", 8192, "--batch", 64)
+    ram = tight_budget(model, *options) if streamed else "1GiB"
+    prompt = " ".join(str(token % 500) for token in range(8000))
+    run = ("run", model, "-v", "-p", prompt, *options, "--ram", ram, "--cache-dir", trunk_dir)
+    with started(*run) as process:
+        prefilling(process)
+        assert_interrupted(process)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal to one process there")
+def test_ctrl_c_in_decode_and_the_run_after_it(model: Path, tight: str, trunk_dir: Path) -> None:
+    options = ("-p", "1", "--ram", tight, "--cache-dir", trunk_dir)
+    with started("run", model, *options, "--ctx", 512, "-n", 100_000) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        assert_interrupted(process)
+    assert haversack("run", model, *options, "-n", 2).returncode == 0
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    with started("run", "-p", "", "--temp", 0) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=30) != 0
