@@ -2,25 +2,34 @@
 
 Same key-values and tensors; the expert tensors are declared in the smallest type there is and
 left as holes, which take no disk. Built once for each model and kept in a cache folder:
-`<model's path, hashed>-<fingerprint>.gguf`, with a `.json` beside it for people.
+`<model's path, hashed>-<fingerprint>.gguf`, with a `.json` beside it for people. One process at a
+time writes to the folder: it holds a lock, which the system takes back however the process ends,
+and its file is named `.gguf.unfinished` until it is whole.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from haversack.devices.errors import StorageError
-from haversack.devices.ggml import GgufHeader, merged_header
+from haversack.devices.ggml import GgufHeader, TensorInfo, merged_header
 from haversack.devices.units import format_bytes
 from haversack.quant.blocks import smallest_type
 from haversack.quant.gguf import ModelGeometry, open_headers
 
+if sys.platform != "win32":
+    import fcntl
+
 _FORMAT = "trunk 1, ggml 0.25.3"  # part of the fingerprint: another format, another file
+# The folder may be one that also holds the user's models: touch nothing but names like these.
+_OUR_NAME = re.compile(r"[0-9a-f]{12}-[0-9a-f]{20}\.(gguf|gguf\.unfinished|json)")
 _CHUNK_BYTES = 8 * 1024 * 1024
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count", "general.alignment")
 
@@ -42,45 +51,89 @@ def ensure_trunk(
     """The path of the model's trunk in `cache_dir`, written now if it is not there yet.
 
     Written under another name and renamed when whole, so a killed process leaves no half trunk;
-    older trunks of the same model go. `progress` is told the share done, 0 to 1. Raises
-    StorageError if the disk is full or fails.
+    of several processes one writes and the others wait. Older trunks of the same model go.
+    `progress` is told the share done, 0 to 1. Raises StorageError if the disk is full or fails.
     """
-    path = cache_dir / f"{_path_hash(geometry)}-{_fingerprint(geometry)}.gguf"
+    path = cache_dir / _name(geometry)
     if path.is_file():
         return path
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        _refuse_full_disk(geometry, cache_dir)
-        with _renamed_when_whole(path) as unfinished:
-            _write(geometry, unfinished, progress)
+        with _sole_writer(cache_dir, wait=True):
+            if not path.is_file():  # nobody wrote it while we waited
+                _write_whole(geometry, path, progress)
+    except StorageError:
+        raise
     except OSError as error:
         raise StorageError(
             f"cannot write the trunk ({format_bytes(geometry.trunk_bytes)}) to {cache_dir}:"
             f" {error}; make room there or choose another folder with --cache-dir"
         ) from error
-    _describe(path, geometry)
-    _remove_older(path)
     return path
 
 
 def list_trunks(cache_dir: Path) -> list[TrunkFile]:
-    """All trunks in `cache_dir`, and what unfinished ones a killed process left."""
-    found = sorted(cache_dir.glob("*.gguf*")) if cache_dir.is_dir() else []
-    return [TrunkFile(p, _described_model(p), p.stat().st_blocks * 512) for p in found]
+    """All trunks in `cache_dir`, also those being written and those a killed process left."""
+    trunks: list[TrunkFile] = []
+    for path in _our_files(cache_dir):
+        with contextlib.suppress(FileNotFoundError):  # renamed or removed a moment ago
+            if path.suffix != ".json":
+                trunks.append(TrunkFile(path, _described_model(path), path.stat().st_blocks * 512))
+    return trunks
 
 
 def remove_trunks(cache_dir: Path) -> int:
-    """Remove every trunk from `cache_dir`; returns the bytes of disk this frees."""
-    trunks = list_trunks(cache_dir)
-    for trunk in trunks:
-        trunk.path.unlink(missing_ok=True)
-        trunk.path.with_suffix(".json").unlink(missing_ok=True)
-    return sum(trunk.disk_bytes for trunk in trunks)
+    """Remove every trunk from `cache_dir` but one that is being written; returns the bytes of disk
+    this frees. Raises StorageError if the system refuses."""
+    freed_bytes = 0
+    if not cache_dir.is_dir():
+        return freed_bytes
+    try:
+        with _sole_writer(cache_dir, wait=False) as nobody_writes:
+            for trunk in list_trunks(cache_dir):
+                if nobody_writes or trunk.path.suffix == ".gguf":
+                    trunk.path.with_suffix(".json").unlink(missing_ok=True)
+                    trunk.path.unlink(missing_ok=True)
+                    freed_bytes += trunk.disk_bytes
+    except OSError as error:
+        raise StorageError(f"cannot remove the trunks from {cache_dir}: {error}") from error
+    return freed_bytes
+
+
+# ------------------------------------------------------------------ the folder
+@contextlib.contextmanager
+def _sole_writer(cache_dir: Path, *, wait: bool) -> Iterator[bool]:
+    """Whether no other process or thread writes to the folder inside the block."""
+    with (cache_dir / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except BlockingIOError:
+            alone = False
+        yield alone
+
+
+def _our_files(cache_dir: Path) -> list[Path]:
+    found = cache_dir.iterdir() if cache_dir.is_dir() else ()
+    return sorted(path for path in found if _OUR_NAME.fullmatch(path.name))
+
+
+def _remove_useless(path: Path) -> None:
+    """Trunks of the same model that are older than `path`, and what killed processes left."""
+    prefix = path.name.split("-")[0]
+    for other in _our_files(path.parent):
+        older = other.name.startswith(prefix) and other.stem != path.stem
+        if older or other.suffix == ".unfinished":
+            other.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------- identity
-def _path_hash(geometry: ModelGeometry) -> str:
-    return hashlib.sha256(str(geometry.path.resolve()).encode()).hexdigest()[:12]
+def _name(geometry: ModelGeometry) -> str:
+    path_hash = hashlib.sha256(os.fsencode(geometry.path.resolve())).hexdigest()[:12]
+    try:
+        return f"{path_hash}-{_fingerprint(geometry)}.gguf"
+    except OSError as error:
+        raise StorageError(f"cannot read {geometry.path}: {error}") from error
 
 
 def _fingerprint(geometry: ModelGeometry) -> str:
@@ -88,7 +141,8 @@ def _fingerprint(geometry: ModelGeometry) -> str:
     digest = hashlib.sha256(_FORMAT.encode())
     for path in geometry.paths:
         status = path.stat()
-        digest.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode())
+        digest.update(os.fsencode(path.resolve()))
+        digest.update(f" {status.st_size} {status.st_mtime_ns}".encode())
         with path.open("rb") as file:
             digest.update(file.read(geometry.header_bytes))
     return digest.hexdigest()[:20]
@@ -107,28 +161,21 @@ def _described_model(path: Path) -> str:
         return "unfinished or unknown"
 
 
-def _remove_older(path: Path) -> None:
-    prefix = path.name.split("-")[0]
-    for older in path.parent.glob(f"{prefix}-*"):
-        if older.stem != path.stem:
-            older.unlink(missing_ok=True)
-
-
 # -------------------------------------------------------------------- writing
-def _refuse_full_disk(geometry: ModelGeometry, cache_dir: Path) -> None:
-    free_bytes = shutil.disk_usage(cache_dir).free
+def _write_whole(geometry: ModelGeometry, path: Path, progress: Progress | None) -> None:
+    """Write the trunk so that `path` names all of it or does not exist."""
+    _remove_useless(path)
+    free_bytes = shutil.disk_usage(path.parent).free
     if free_bytes < geometry.trunk_bytes:
         raise OSError(f"only {format_bytes(free_bytes)} are free there")
-
-
-@contextlib.contextmanager
-def _renamed_when_whole(path: Path) -> Iterator[Path]:
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    unfinished = path.with_name(f"{path.name}.unfinished")
     try:
-        yield unfinished
+        _write(geometry, unfinished, progress)
         os.replace(unfinished, path)
-    finally:
+    except BaseException:
         unfinished.unlink(missing_ok=True)
+        raise
+    _describe(path, geometry)
 
 
 def _write(geometry: ModelGeometry, target: Path, progress: Progress | None) -> None:
@@ -142,7 +189,7 @@ def _write(geometry: ModelGeometry, target: Path, progress: Progress | None) -> 
         types = {name: hole.type_id for name, hole in holes.items()}
         header, offsets = merged_header(headers, types, _SPLIT_KEYS)
         with target.open("wb") as out:
-            out.write(header)
+            _write_all(out.fileno(), header, 0)
             copied = 0
             for part in headers:
                 for num_bytes in _copy_trunk_tensors(part, out.fileno(), offsets, holes.keys()):
@@ -157,22 +204,29 @@ def _write(geometry: ModelGeometry, target: Path, progress: Progress | None) -> 
 
 
 def _copy_trunk_tensors(
-    part: GgufHeader, out: int, offsets: dict[str, int], holes: object
+    part: GgufHeader, out: int, offsets: dict[str, int], holes: Set[str]
 ) -> Iterator[int]:
     """Copy the tensors of one part that are no holes; yields the bytes of each step."""
-    with part.path.open("rb") as source:
-        for tensor in part.tensors:
-            if tensor.name in holes:  # type: ignore[operator]
-                continue
-            source.seek(tensor.offset)
-            left, position = tensor.num_bytes, offsets[tensor.name]
-            while left:
-                data = source.read(min(left, _CHUNK_BYTES))
-                if not data:
-                    raise OSError(f"{part.path} ended {left} bytes early")
+    for tensor in part.tensors:
+        if tensor.name not in holes:
+            position = offsets[tensor.name]
+            for data in _pieces(part.path, tensor):
                 position += _write_all(out, data, position)
-                left -= len(data)
                 yield len(data)
+
+
+def _pieces(path: Path, tensor: TensorInfo) -> Iterator[bytes]:
+    left = tensor.num_bytes
+    try:
+        with path.open("rb", buffering=0) as source:
+            source.seek(tensor.offset)
+            while left and (data := source.read(min(left, _CHUNK_BYTES))):
+                left -= len(data)
+                yield data
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error}") from error
+    if left:
+        raise StorageError(f"cannot read {path}: it became {left} bytes shorter")
 
 
 def _write_all(out: int, data: bytes, position: int) -> int:
