@@ -4,17 +4,23 @@
 
 Each run is a process of its own in a memory control group whose limit is the budget plus 64 MiB:
 what it does not have, it cannot take. Bounds: it finishes, and its peak of anonymous memory is at
-most the budget. Plain llama.cpp (mapped) runs under the same limit beside it if asked for.
+most the budget. With `--plain-tokens N`, decoding random tokens is timed beside plain llama.cpp
+under the same limit.
 """
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import psutil
+
 from haversack.devices.units import format_bytes, parse_bytes
 from haversack.tools.cgroup import run_limited, why_not
+from haversack.tools.plain import PlainLlama
 
 SLACK_BYTES = 64 * 1024 * 1024
 PROMPT = " ".join(str(7 * i % 500) for i in range(32))
@@ -29,55 +35,74 @@ def run_in_budget(
         *("-n", str(tokens), "--temp", "0", "--ctx", "512", "--ram", ram, "--json"),
         *(("--cache-dir", str(cache_dir)) if cache_dir else ()),
     ]
-    done = run_limited(command, parse_bytes(ram) + SLACK_BYTES, timeout_s=900)
-    if done.returncode != 0:
-        raise RuntimeError(f"exit {done.returncode} under {ram}: {done.stderr.strip()[-500:]}")
-    result: dict[str, object] = json.loads(done.stdout)
+    result: dict[str, object] = json.loads(_output(command, ram))
     return result
 
 
+def streamed_tok_s(model: Path, ram: str, tokens: int) -> float:
+    """Tokens a second of decoding random tokens under the limit."""
+    command = [
+        *(sys.executable, "-m", "haversack.edge", "bench", str(model), "--ram", ram),
+        *("-p", "32", "-n", str(tokens), "--ctx", "512", "--json"),
+    ]
+    return float(json.loads(_output(command, ram))["decode_tok_s"])
+
+
 def plain_tok_s(model: Path, ram: str, tokens: int) -> float:
-    """Tokens a second of plain llama.cpp, mapped, under the same limit."""
-    code = (
-        "import sys, random; from pathlib import Path;"
-        " from haversack.tools.plain import PlainLlama;"
-        " p = PlainLlama(Path(sys.argv[1]), 512, 2); r = random.Random(0);"
-        " p.decode([7 * i % 500 for i in range(32)]);"
-        " print(1 / p.decode_s_per_token([r.randrange(500) for _ in range(int(sys.argv[2]))]))"
-    )
-    command = [sys.executable, "-c", code, str(model), str(tokens)]
+    """The same of plain llama.cpp, which maps the model. Pages of it that are in memory already
+    would be charged to nobody, so they are dropped first."""
+    with model.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    command = [sys.executable, "-m", "haversack.tools.bench_budget", str(model)]
+    return float(_output([*command, "--plain-here", str(tokens)], ram).split()[-1])
+
+
+def _plain_here(model: Path, tokens: int) -> float:
+    rng = np.random.default_rng(0)
+    with PlainLlama(model, 512, psutil.cpu_count(logical=False) or 1) as plain:
+        plain.decode(rng.integers(0, 500, 32).tolist())
+        return 1 / plain.decode_s_per_token(rng.integers(0, 500, tokens).tolist())
+
+
+def _output(command: Sequence[str], ram: str) -> str:
     done = run_limited(command, parse_bytes(ram) + SLACK_BYTES, timeout_s=900)
     if done.returncode != 0:
-        raise RuntimeError(f"plain llama.cpp: exit {done.returncode}: {done.stderr[-500:]}")
-    return float(done.stdout.split()[-1])
+        raise RuntimeError(f"exit {done.returncode} under {ram}: {done.stderr.strip()[-500:]}")
+    return done.stdout
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 if every bound holds."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("--ram", action="append", required=True, help="a budget; repeat for more")
+    parser.add_argument("--ram", action="append", default=[], help="a budget; repeat for more")
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--plain-tokens", type=int, default=0, help="also time plain llama.cpp")
+    parser.add_argument("--plain-tokens", type=int, default=0, help="time plain llama.cpp, too")
+    parser.add_argument("--plain-here", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
+    if given.plain_here:
+        print(_plain_here(given.model, given.plain_here))
+        return 0
     if why_not():
         print(why_not(), file=sys.stderr)
         return 2
-    held = True
-    for ram in given.ram:
-        result = run_in_budget(given.model, ram, given.tokens)
-        peak_bytes, budget_bytes = int(str(result["ram_peak_bytes"])), parse_bytes(ram)
-        held = held and peak_bytes <= budget_bytes
-        print(
-            f"--ram {ram}: {result['tokens']} tokens, {float(str(result['decode_tok_s'])):.2f} tok/s,"
-            f" peak {format_bytes(peak_bytes)} <= {format_bytes(budget_bytes)}:"
-            f" {'holds' if peak_bytes <= budget_bytes else 'FAILS'}"
-        )
-        if given.plain_tokens:
-            print(
-                f"  plain llama.cpp: {plain_tok_s(given.model, ram, given.plain_tokens):.2f} tok/s"
-            )
-    return 0 if held else 1
+    held = [_report(given.model, ram, given.tokens, given.plain_tokens) for ram in given.ram]
+    return 0 if all(held) else 1
+
+
+def _report(model: Path, ram: str, tokens: int, plain_tokens: int) -> bool:
+    result = run_in_budget(model, ram, tokens)
+    peak_bytes, budget_bytes = int(str(result["ram_peak_bytes"])), parse_bytes(ram)
+    held = peak_bytes <= budget_bytes
+    print(
+        f"--ram {ram}: {result['tokens']} tokens, peak {format_bytes(peak_bytes)} <="
+        f" {format_bytes(budget_bytes)}: {'holds' if held else 'FAILS'}"
+    )
+    if plain_tokens:
+        ours = streamed_tok_s(model, ram, tokens)
+        plain = plain_tok_s(model, ram, plain_tokens)
+        print(f"  random tokens: {ours:.2f} tok/s, plain llama.cpp {plain:.2f} tok/s")
+    return held
 
 
 if __name__ == "__main__":

@@ -1,0 +1,66 @@
+"""The benchmarks' bounds that hold on small models too, on this machine and in CI."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from haversack import edge
+from haversack.edge.planner import streamed
+from haversack.tools import bench_budget, bench_overhead, bench_start
+from haversack.tools.architectures import TinyShape
+from haversack.tools.cgroup import run_limited, why_not
+from haversack.tools.plain import PlainLlama
+from haversack.tools.synth import write_large
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def middling(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three layers of the shape of Qwen3-30B-A3B: 1.1 GB, of which 0.9 GB are experts."""
+    return write_large(tmp_path_factory.mktemp("large") / "large.gguf", layers=3)[0]
+
+
+needs_groups = pytest.mark.skipif(bool(why_not()), reason=why_not() or "groups can be made")
+
+
+@needs_groups
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
+def test_a_hard_limit_of_the_budget_suffices(share: float, middling: Path, tmp_path: Path) -> None:
+    whole = edge.plan(middling, ram="64GiB", ctx=512)
+    floor_bytes = edge.plan(middling, ram=whole.full_bytes, ctx=512).floor_bytes
+    ram_bytes = int(floor_bytes + share * (whole.full_bytes - floor_bytes)) + 16 * MIB
+    result = bench_budget.run_in_budget(middling, f"{ram_bytes}B", 16, tmp_path)
+    assert result["mode"] == "streamed" and result["tokens"] == 16
+    assert int(str(result["ram_peak_bytes"])) <= int(str(result["ram_planned_bytes"])) <= ram_bytes
+
+
+@needs_groups
+def test_a_process_that_takes_more_than_its_limit_is_killed() -> None:
+    greedy = [sys.executable, "-c", "print(len(bytearray(200 * 1024 * 1024)))"]
+    assert run_limited(greedy, 512 * MIB, timeout_s=30).stdout.strip() == str(200 * MIB)
+    assert run_limited(greedy, 64 * MIB, timeout_s=30).returncode == -9
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts in /proc/self/io")
+def test_a_start_reads_nothing_needless(tiny_model: Any, tmp_path: Path) -> None:
+    shape = TinyShape(num_hidden_layers=16, num_experts=16, vocab_size=4096)
+    path = tiny_model("qwen3moe", expert_type="F32", shape=shape)
+    whole = edge.plan(path, ram="64GiB", ctx=512)
+    start = bench_start.measure_start(
+        path, whole.full_bytes - 60 * MIB, edge.LoadOptions(cache_dir=tmp_path)
+    )
+    assert path.stat().st_size > start.needed_bytes + 100 * MIB  # or the bound would say nothing
+    assert start.lean, start
+    assert start.load_s < bench_start.BOUND_S
+
+
+@pytest.mark.slow
+def test_the_hook_is_cheap(middling: Path) -> None:
+    """Wide of the benchmark's bound of 0.90, which wants a quiet machine and a real model."""
+    planned = streamed(edge.plan(middling, ram="64GiB", ctx=512))
+    with PlainLlama(middling, 512, planned.shape.threads) as plain:
+        assert bench_overhead.speed_ratio(plain, planned, list(range(1, 10)), rounds=3) > 0.5

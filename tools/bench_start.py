@@ -1,0 +1,76 @@
+"""How fast and how lean is a start? Loads a model whose trunk file is there, makes one token.
+
+    python -m haversack.tools.bench_start MODEL --ram 4GiB
+
+Bounds: what the process reads is the trunk, the headers, and the experts of the first tokens; the
+load takes less than 3 s (for a trunk of some hundred MB). Linux only: it counts in /proc/self/io.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from haversack import edge
+from haversack.devices.units import format_bytes
+
+BOUND_S = 3.0
+_HEADER_READS = 8  # planning, loading and the fingerprint each read headers, some twice
+_ELSE_BYTES = 4 * 1024 * 1024  # libraries' own files: /proc, locale, time zones
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a start took: bytes read by the process, of them the experts', and seconds."""
+
+    read_bytes: int
+    needed_bytes: int
+    load_s: float
+    first_token_s: float
+
+    @property
+    def lean(self) -> bool:
+        """Whether nothing was read that was not needed."""
+        return self.read_bytes <= self.needed_bytes
+
+
+def _bytes_read() -> int:
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("rchar")).split()[1])
+
+
+def measure_start(model: Path, ram: str | int, options: edge.LoadOptions) -> Start:
+    """Load once to have the trunk file, then measure a second load and its first token."""
+    edge.load(model, ram=ram, ctx=512, options=options).close()
+    before, started = _bytes_read(), time.perf_counter()
+    with edge.load(model, ram=ram, ctx=512, options=options) as loaded:
+        load_s = time.perf_counter() - started
+        started = time.perf_counter()
+        loaded.logits([1], prefill=1)
+        first_token_s = time.perf_counter() - started
+        stats, geometry = loaded.stats(), loaded.plan.geometry
+    needed = geometry.trunk_bytes + _HEADER_READS * geometry.header_bytes + stats.bytes_read
+    padding = 2 * 4096 * stats.misses * 3  # direct reads take whole pages
+    return Start(_bytes_read() - before, needed + padding + _ELSE_BYTES, load_s, first_token_s)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 0 if both bounds hold."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--ram", required=True)
+    given = parser.parse_args(arguments)
+    start = measure_start(given.model, given.ram, edge.LoadOptions())
+    held = start.lean and start.load_s < BOUND_S
+    print(
+        f"read {format_bytes(start.read_bytes)}, needed {format_bytes(start.needed_bytes)};"
+        f" loaded in {start.load_s:.2f} s (bound {BOUND_S:.0f} s), first token"
+        f" {start.first_token_s:.2f} s: {'holds' if held else 'FAILS'}"
+    )
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
