@@ -4,6 +4,7 @@ Axis letters: K elements of a row, M rows of a matrix, E experts, L layers with 
 """
 
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from haversack.devices.units import format_bytes
 # ffn_norm_exps, and biases and scales stay in the trunk.
 EXPERT_PATTERN = r"ffn_(gate|up|down|gate_up)_exps\.weight$"
 _EXPERT_NAME = re.compile(r"^blk\.(\d+)\." + EXPERT_PATTERN)
+_LAYER_NAME = re.compile(r"^blk\.(\d+)\.")
 _KIND_ORDER = ("gate", "up", "gate_up", "down")  # the order in which a layer computes them
 _PART_NAME = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$")
 _TENSOR_ALIGNMENT_BYTES = 32
@@ -59,12 +61,18 @@ class ExpertLayer:
 
 @dataclass(frozen=True)
 class ModelGeometry:
-    """What a model file (or its parts) holds; nothing of it is read but the headers."""
+    """What a model file (or its parts) holds; nothing of it is read but the headers.
+
+    `layers` are those that are computed, `unused` the expert matrices of those after them, which
+    only draft tokens (multi-token prediction) and which llama.cpp leaves out, as `trunk_bytes`
+    does.
+    """
 
     paths: tuple[Path, ...]
     architecture: str
     num_experts_per_tok: int
     layers: tuple[ExpertLayer, ...]
+    unused: tuple[ExpertMatrix, ...]
     trunk_bytes: int
     header_bytes: int
 
@@ -163,27 +171,45 @@ def _geometry(paths: tuple[Path, ...], headers: Sequence[GgufHeader]) -> ModelGe
         raise ModelFileError(
             f"{paths[0]} has no key general.architecture: it is no language model, give another"
         )
+    num_layers = _num_layers(headers[0], architecture)
     matrices = defaultdict[int, list[ExpertMatrix]](list)
     trunk_bytes = 0
     for part, header in enumerate(headers):
         for tensor in header.tensors:
             name = _EXPERT_NAME.match(tensor.name)
-            if name is None:
-                trunk_bytes += tensor.num_bytes + _TENSOR_ALIGNMENT_BYTES
-            else:
+            if name is not None:
                 matrices[int(name[1])].append(_expert_matrix(tensor, name[2], part))
+            elif _layer_of(tensor) < num_layers:
+                trunk_bytes += tensor.num_bytes + _TENSOR_ALIGNMENT_BYTES
     layers = tuple(
         ExpertLayer(layer, tuple(sorted(found, key=lambda m: _KIND_ORDER.index(m.kind))))
         for layer, found in sorted(matrices.items())
+        if layer < num_layers
     )
+    unused = [m for layer, found in sorted(matrices.items()) if layer >= num_layers for m in found]
     return ModelGeometry(
         paths=paths,
         architecture=architecture,
         num_experts_per_tok=_experts_per_tok(headers[0], architecture) if layers else 0,
         layers=layers,
+        unused=tuple(unused),
         trunk_bytes=trunk_bytes,
         header_bytes=sum(header.data_offset for header in headers),
     )
+
+
+def _num_layers(header: GgufHeader, architecture: str) -> int:
+    """The layers that are computed; others may follow that only draft tokens."""
+    all_layers = header.value(f"{architecture}.block_count")
+    drafting = header.value(f"{architecture}.nextn_predict_layers") or 0
+    if not isinstance(all_layers, int) or not isinstance(drafting, int):
+        return sys.maxsize  # llama.cpp will say what it thinks of that
+    return all_layers - drafting
+
+
+def _layer_of(tensor: TensorInfo) -> int:
+    name = _LAYER_NAME.match(tensor.name)
+    return int(name[1]) if name else 0
 
 
 def _expert_matrix(tensor: TensorInfo, kind: str, part: int) -> ExpertMatrix:

@@ -22,7 +22,7 @@ from haversack.devices.errors import StorageError
 from haversack.devices.ggml import GgufHeader, TensorInfo, merged_header
 from haversack.devices.units import format_bytes
 from haversack.quant.blocks import smallest_type
-from haversack.quant.gguf import ModelGeometry, open_headers
+from haversack.quant.gguf import ExpertMatrix, ModelGeometry, open_headers
 
 if sys.platform != "win32":
     import fcntl
@@ -179,11 +179,7 @@ def _write_whole(geometry: ModelGeometry, path: Path, progress: Progress | None)
 
 
 def _write(geometry: ModelGeometry, target: Path, progress: Progress | None) -> None:
-    holes = {
-        matrix.name: smallest_type(matrix.row_elements)
-        for layer in geometry.layers
-        for matrix in layer.matrices
-    }
+    holes = {m.name: smallest_type(m.row_elements) for m in _expert_matrices(geometry)}
     headers = open_headers(geometry.paths)
     try:
         types = {name: hole.type_id for name, hole in holes.items()}
@@ -201,6 +197,11 @@ def _write(geometry: ModelGeometry, target: Path, progress: Progress | None) -> 
     finally:
         for part in headers:
             part.close()
+
+
+def _expert_matrices(geometry: ModelGeometry) -> list[ExpertMatrix]:
+    used = [matrix for layer in geometry.layers for matrix in layer.matrices]
+    return [*used, *geometry.unused]
 
 
 def _copy_trunk_tensors(
@@ -240,9 +241,8 @@ def _write_all(out: int, data: bytes, position: int) -> int:
 def _extend_over_last_hole(geometry: ModelGeometry, out: int, offsets: dict[str, int]) -> None:
     """A file that ends in a hole would look truncated: give it its full length."""
     end = os.fstat(out).st_size
-    for layer in geometry.layers:
-        for matrix in layer.matrices:
-            row_bytes = smallest_type(matrix.row_elements).row_bytes(matrix.row_elements)
-            size_bytes = row_bytes * matrix.num_rows * matrix.num_experts
-            end = max(end, offsets[matrix.name] + size_bytes)
+    for matrix in _expert_matrices(geometry):
+        row_bytes = smallest_type(matrix.row_elements).row_bytes(matrix.row_elements)
+        size_bytes = row_bytes * matrix.num_rows * matrix.num_experts
+        end = max(end, offsets[matrix.name] + size_bytes)
     os.ftruncate(out, -(-end // 32) * 32)

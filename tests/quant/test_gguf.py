@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,18 @@ def test_a_name_like_an_experts_is_not_enough(tmp_path: Path) -> None:
     assert geometry.trunk_bytes >= 6 * 32  # each takes 12 bytes, and starts at a multiple of 32
 
 
+def test_layers_that_only_draft_are_left_out(tmp_path: Path) -> None:
+    names = [f"blk.{layer}.{kind}" for layer in range(4) for kind in ("ffn_up_exps.weight", "norm")]
+    keys = {"tiny.block_count": 4, "tiny.nextn_predict_layers": 1}
+    without = read_geometry(hand_made(tmp_path / "without.gguf", names[:6]))
+    geometry = read_geometry(hand_made(tmp_path / "model.gguf", names, keys=keys))
+    assert [layer.layer for layer in geometry.layers] == [0, 1, 2]
+    assert [matrix.name for matrix in geometry.unused] == ["blk.3.ffn_up_exps.weight"]
+    assert geometry.expert_bytes == without.expert_bytes
+    assert geometry.trunk_bytes == without.trunk_bytes
+    assert without.unused == ()
+
+
 # ------------------------------------------------------------------ bad input
 def hand_made(
     path: Path,
@@ -186,6 +199,7 @@ def hand_made(
     count: int | None = 4,
     used: int | str | list[int] | None = 2,
     shape: tuple[int, ...] = (4, 2, 8),
+    keys: Mapping[str, int] | None = None,
 ) -> Path:
     """A GGUF with what a test is about and nothing else; no model that could be run."""
     writer = GGUFWriter(path, "tiny")
@@ -197,6 +211,8 @@ def hand_made(
         writer.add_array("tiny.expert_used_count", used)
     elif used is not None:
         writer.add_uint32("tiny.expert_used_count", used)
+    for key, value in (keys or {}).items():
+        writer.add_uint32(key, value)
     for name in ["blk.0.ffn_up_exps.weight"] if names is None else names:
         writer.add_tensor(name, np.ones(shape, np.float32))
     writer.write_header_to_file()

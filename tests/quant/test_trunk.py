@@ -140,16 +140,53 @@ def test_a_file_that_ends_in_a_hole_has_its_full_length(tmp_path: Path, folder: 
     rng = np.random.default_rng(0)
     for name, shape in (("output.weight", (3, 5)), ("blk.0.ffn_up_exps.weight", (4, 2, 32))):
         writer.add_tensor(name, rng.standard_normal(shape, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     model = tmp_path / "model.gguf"
     trunk = ensure_trunk(read_geometry(model), folder)
     (layer,) = read_geometry(trunk).layers  # refuses what is truncated
     assert (layer.num_experts, layer.matrices[0].row_elements) == (4, 32)
     assert trunk_tensors(trunk) == trunk_tensors(model)
     assert "general.alignment" not in key_values(trunk)  # our holes start anywhere
+
+
+def test_layers_that_only_draft_are_no_more_than_holes(tmp_path: Path, folder: Path) -> None:
+    """llama.cpp leaves such a layer out, but wants to see its tensors in the file."""
+    (source,) = write_tiny("glm4moe", tmp_path / "source.gguf", shape=SMALL)
+    model = with_a_drafting_layer(source, tmp_path / "model.gguf")
+    geometry = read_geometry(model)
+    assert [layer.layer for layer in geometry.layers] == [1]
+    assert len(geometry.unused) == 3
+    trunk = ensure_trunk(geometry, folder)
+    assert trunk_tensors(trunk) == trunk_tensors(model)
+    check_loads(trunk, geometry)
+    assert read_geometry(trunk).unused != ()  # refuses what is truncated
+
+
+def with_a_drafting_layer(source: Path, path: Path) -> Path:
+    """The model at `source`, its last layer made one that drafts."""
+    reader = GGUFReader(source)
+    writer = GGUFWriter(path, "glm4moe")
+    for name, value in key_values(source).items():
+        if isinstance(value, float):
+            writer.add_float32(name, value)
+        elif isinstance(value, int):
+            writer.add_uint32(name, value)
+        elif name != "general.architecture":
+            writer.add_string(name, value)
+    writer.add_uint32("glm4moe.nextn_predict_layers", 1)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    for name, shape in (("eh_proj", (256, 512)), ("enorm", (256,)), ("hnorm", (256,))):
+        writer.add_tensor(f"blk.2.nextn.{name}.weight", np.ones(shape, np.float32))
+    finish(writer)
+    return path
+
+
+def finish(writer: GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def test_large_tensors_are_copied_piece_by_piece(
