@@ -235,11 +235,16 @@ def examine_computer(patient: DoctorOptions, cache: CacheOptions, output: Output
             {f.name: {"value": f.value, "source": f.source, "advice": f.advice} for f in findings}
         )
         return
-    rows = [(f.name.removesuffix("_bytes").replace("_", " "), f.shown, f.source) for f in findings]
+    rows = [(_title(finding.name), finding.shown, finding.source) for finding in findings]
     write_table("this computer", ("what", "found", "source"), rows)
     for finding in findings:
         if finding.advice:
-            write_text(f"{finding.name}: {finding.advice}\n")
+            write_text(f"{_title(finding.name)}: {finding.advice}\n")
+
+
+def _title(name: str) -> str:
+    """The name of a finding for people, without its unit."""
+    return name.replace("_bytes_s", "_speed").removesuffix("_bytes").replace("_", " ")
 
 
 @app.command("cache")

@@ -135,7 +135,7 @@ def _cache(cache_dir: Path) -> list[Finding]:
     return [
         Finding("cache_dir", str(cache_dir), str(cache_dir), "--cache-dir or the user's cache"),
         Finding("trunks", models, "; ".join(models) or "none yet", source),
-        Finding("trunks_bytes", trunk_bytes, format_bytes(trunk_bytes), source),
+        Finding("trunks_disk_bytes", trunk_bytes, format_bytes(trunk_bytes), source),
         Finding(
             "cache_free_bytes",
             free_bytes,

@@ -35,6 +35,20 @@ def haversack(*arguments: object, stdin: str = "") -> Result:
     )
 
 
+@contextmanager
+def started(*arguments: object) -> Generator[subprocess.Popen[str]]:
+    """The program running; killed after the block if it still runs."""
+    command = [*PROGRAM, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, text=True, stdin=pipe, stdout=pipe, stderr=pipe, env=QUIET
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def printed_object(result: Result) -> dict[str, Any]:
     """The one JSON object on stdout, of a run that went well and said nothing else."""
     assert (result.returncode, result.stderr) == (0, "")
@@ -341,21 +355,22 @@ def test_no_room_for_the_trunk(model: Path, tight: str, tmp_path: Path) -> None:
         assert list(folder.glob("*.gguf*")) == []
 
 
+def test_a_model_cut_short_while_it_answers(
+    model: Path, tight: str, trunk_dir: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(model.read_bytes())
+    options = ("-p", "1", "--ram", tight, "--cache-dir", trunk_dir, "-n", 100_000, "--seed", 1)
+    with started("run", copy, *options) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        os.truncate(copy, 4096)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert stderr.startswith(f"haversack: {copy}: wanted ") and stderr.count("\n") == 1
+
+
 # ----------------------------------------------------------------- interruption
-@contextmanager
-def started(*arguments: object) -> Generator[subprocess.Popen[str]]:
-    """The program running; killed after the block if it still runs."""
-    command = [*PROGRAM, *map(str, arguments)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, text=True, stdin=pipe, stdout=pipe, stderr=pipe, env=QUIET
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 def assert_interrupted(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)

@@ -1,0 +1,198 @@
+"""The chat: through pipes as a script uses it, and on a terminal as people do."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from haversack.devices.errors import PromptError
+from haversack.edge.chat_loop import ChatSettings
+from haversack.edge.sampling import Sampling
+
+if sys.platform != "win32":
+    import pty
+
+CHAT = [sys.executable, "-m", "haversack.edge", "chat"]
+QUIET = {**os.environ, "OMP_WAIT_POLICY": "passive", "TERM": "dumb"}
+
+TinyModel = Callable[..., Path]
+
+
+def chat(text: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Pipe `text` into a chat with the built-in model."""
+    return subprocess.run(
+        [*CHAT, *options], input=text, capture_output=True, text=True, timeout=60, env=QUIET
+    )
+
+
+# ------------------------------------------------------------------- settings
+def test_settings_change_by_the_names_of_their_options() -> None:
+    settings = ChatSettings(Sampling())
+    assert settings.changed("temp", "0.25").sampling.temperature == 0.25
+    assert settings.changed("--top-k", "7").sampling.top_k == 7
+    assert settings.changed("n", "12").max_tokens == 12
+    assert "top_k 40" in str(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("volume", "11", 'no setting is called "volume"'),
+        ("temp", "hot", "temp is 'hot': give a number"),
+        ("top-k", "1.5", "top-k is '1.5': give a whole number"),
+        ("top-p", "7", "top_p is 7.0"),
+        ("stop", "x", 'no setting is called "stop"'),
+    ],
+)
+def test_a_wrong_setting_says_so(name: str, value: str, words: str) -> None:
+    with pytest.raises(PromptError, match=words):
+        ChatSettings(Sampling()).changed(name, value)
+
+
+# ---------------------------------------------------------------------- pipes
+def test_each_line_is_a_message_and_each_reply_a_line() -> None:
+    result = chat("Once\n\nThe end\n", "-n", "5", "--temp", "0")
+    assert result.returncode == 0
+    assert result.stdout.count("\n") == 2
+    assert ">" not in result.stdout
+    assert chat("Once\n\nThe end\n", "-n", "5", "--temp", "0").stdout == result.stdout
+
+
+def test_lines_between_quotes_are_one_message() -> None:
+    quoted = chat('"""One day\na bird\nflew"""\n', "-n", "4", "--temp", "0")
+    assert quoted.stdout.count("\n") == 1
+    unfinished = chat('"""One day\na bird\nflew', "-n", "4", "--temp", "0")
+    assert unfinished.stdout == quoted.stdout
+
+
+@pytest.mark.slow
+def test_a_seed_repeats_a_chat_whose_replies_differ() -> None:
+    text = "Once\n/regen\n/clear\nOnce\n"
+    first = chat(text, "-n", "24", "--seed", "3").stdout
+    assert first == chat(text, "-n", "24", "--seed", "3").stdout
+    assert len(set(first.splitlines())) > 1
+
+
+@pytest.mark.slow
+def test_an_answer_made_anew_replaces_the_last() -> None:
+    greedy = ("-n", "6", "--temp", "0")
+    twice = chat("Once\n/regen\nThen\n", *greedy).stdout.splitlines()
+    once = chat("Once\nThen\n", *greedy).stdout.splitlines()
+    assert twice == [once[0], *once]
+
+
+@pytest.mark.slow
+def test_a_turn_that_fails_leaves_no_trace() -> None:
+    options = ("-n", "6", "--temp", "0", "--ctx", "64")
+    failed = chat("Once\n" + "word " * 99 + "\nThen\n", *options)
+    assert "the context holds 64" in failed.stderr
+    assert failed.returncode == 0
+    assert failed.stdout == chat("Once\nThen\n", *options).stdout
+
+
+@pytest.mark.slow
+def test_the_system_message_comes_first() -> None:
+    greedy = ("-n", "6", "--temp", "0")
+    given = chat(" dog was\n", *greedy, "--system", "Tom and his")
+    assert chat("/system Tom and his\n dog was\n", *greedy).stdout == given.stdout
+    dropped = chat("/system -\n dog was\n", *greedy, "--system", "Tom and his")
+    assert dropped.stdout == chat(" dog was\n", *greedy).stdout != given.stdout
+
+
+def test_commands_answer_on_stderr() -> None:
+    result = chat("/help\n/set top-k 3\n/plan\n/stats\n/regen\n/nonsense\n/exit\nnever\n")
+    assert (result.returncode, result.stdout) == (0, "")
+    for words in (
+        "/clear",
+        "top_k 3",
+        "all experts fit",
+        "0 tokens",
+        "haversack: nothing was said yet",
+        "haversack: /nonsense is no command",
+    ):
+        assert words in result.stderr
+
+
+def test_a_model_without_a_template_is_refused(tiny_model: TinyModel) -> None:
+    result = chat("hello\n", str(tiny_model()))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "no chat template" in result.stderr
+
+
+# ------------------------------------------------------------------- terminal
+class Terminal:
+    """A chat on a terminal: what it shows, keys and Ctrl-C for it."""
+
+    def __init__(self, *options: str) -> None:
+        self._ours, theirs = pty.openpty()
+        command = [*CHAT, *options]
+        self.process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=QUIET
+        )
+        os.close(theirs)
+        self._shown = ""
+
+    def type(self, keys: str) -> None:
+        os.write(self._ours, keys.encode())
+
+    def press_ctrl_c(self) -> None:
+        time.sleep(0.3)  # a signal while readline sets itself up waits for the next key
+        self.process.send_signal(signal.SIGINT)
+
+    def wait_for(self, words: str) -> str:
+        """Read until `words` are shown; what was shown since the last call."""
+        deadline_s = time.monotonic() + 60
+        while words not in self._shown:
+            assert time.monotonic() < deadline_s, self._shown
+            if select.select([self._ours], [], [], 0.1)[0]:
+                self._shown += os.read(self._ours, 4096).decode(errors="replace")
+        before, _, self._shown = self._shown.partition(words)
+        return before
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+
+
+@contextmanager
+def on_terminal(*options: str) -> Generator[Terminal]:
+    if sys.platform == "win32":
+        pytest.skip("no pseudo-terminals there")
+    terminal = Terminal(*options)
+    try:
+        yield terminal
+    finally:
+        terminal.close()
+
+
+def test_ctrl_c_stops_the_reply_and_twice_the_chat() -> None:
+    with on_terminal("--ctx", "100000", "--temp", "0") as terminal:
+        terminal.wait_for("> ")
+        terminal.type("Once\n")
+        terminal.wait_for(" upon a")
+        terminal.press_ctrl_c()
+        terminal.wait_for("(stopped)")
+        terminal.wait_for("> ")
+        terminal.press_ctrl_c()
+        terminal.wait_for("Ctrl-C again or Ctrl-D leaves the chat")
+        terminal.press_ctrl_c()
+        assert terminal.process.wait(timeout=30) == 0
+
+
+def test_ctrl_d_leaves() -> None:
+    with on_terminal("-n", "6", "--temp", "0") as terminal:
+        terminal.wait_for("/help shows the commands")
+        terminal.wait_for("> ")
+        terminal.type("Once\n")
+        assert "Traceback" not in terminal.wait_for("(stopped at the token limit")
+        terminal.wait_for("> ")
+        terminal.type("\x04")
+        assert terminal.process.wait(timeout=30) == 0

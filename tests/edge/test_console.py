@@ -1,0 +1,127 @@
+"""What people see: safe on a terminal, exact in a pipe, and one line where one is promised."""
+
+import io
+import logging
+from collections.abc import Generator
+
+import pytest
+
+from haversack.edge import console
+from haversack.edge.stats import Stats
+
+
+class FakeTerminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def stats(hits: int, misses: int) -> Stats:
+    return Stats(
+        prompt_tokens=12,
+        tokens=10,
+        prefill_s=0.5,
+        decode_s=2.0,
+        hits=hits,
+        misses=misses,
+        bytes_read=3 << 20,
+        read_s=0.5,
+        wait_s=0.25,
+        ram_budget_bytes=2 << 30,
+        ram_planned_bytes=1 << 30,
+        ram_peak_bytes=1 << 29,
+    )
+
+
+def test_one_line_has_no_breaks_and_no_control_characters() -> None:
+    assert console.one_line("a\n  b\tc\x1b[31m") == "a b c\N{REPLACEMENT CHARACTER}[31m"
+
+
+def test_a_terminal_gets_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = FakeTerminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    console.write_text("red: \x1b[31m\x07\tnext\nline\r")
+    assert terminal.getvalue() == "red: \ufffd[31m\ufffd\tnext\nline\ufffd"
+
+
+def test_a_pipe_gets_every_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = io.StringIO()
+    monkeypatch.setattr("sys.stdout", pipe)
+    console.write_text("\x1b[31m")
+    console.end_text("no line break is added")
+    assert pipe.getvalue() == "\x1b[31m"
+
+
+def test_an_answer_on_a_terminal_ends_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = FakeTerminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    for text in ("", "ends\n", "does not"):
+        console.end_text(text)
+    assert terminal.getvalue() == "\n"
+
+
+def test_streams_take_every_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    console.prepare_streams()
+    console.write_text("é\udcff")
+    assert raw.getvalue() == "é?".encode()
+
+
+def test_no_bars_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    with console.load_progress(verbose=False) as report:
+        assert report is None
+
+
+def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = FakeTerminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with console.load_progress(verbose=True) as report:
+        assert report is None  # they would tear the log
+    with console.load_progress(verbose=False) as report:
+        assert report is not None
+        report("loading", 0.5)
+        report("loading", 1.0)
+    assert "loading" in terminal.getvalue()
+
+
+def test_a_summary_tells_of_reads_where_there_are_any() -> None:
+    streamed = console.summary(stats(30, 10), 11)
+    assert streamed.startswith("11 tokens, 5.0 tok/s; 12 of the prompt in 0.50 s; 75% of")
+    assert "3.0 MiB read at 6.0 MiB/s; waited 0.25 s; peak 512.0 MiB of 2.0 GiB" in streamed
+    assert "read" not in console.summary(stats(0, 0), 11)
+
+
+def test_a_table_keeps_markup_as_text() -> None:
+    out = io.StringIO()
+    console.write_table("[bold]x[/bold]", ("name", ">size"), [("[red]a", "1"), ("b", "22")], out)
+    assert "[bold]x[/bold]" in out.getvalue()
+    assert "[red]a" in out.getvalue()
+
+
+@pytest.fixture
+def loggers() -> Generator[tuple[logging.Logger, logging.Logger]]:
+    """Those of haversack and of llama.cpp, left as they were found."""
+    ours, llama = logging.getLogger("haversack"), logging.getLogger("haversack.llama")
+    handlers, levels = list(ours.handlers), (ours.level, llama.level)
+    yield ours, llama
+    ours.handlers[:] = handlers
+    ours.setLevel(levels[0])
+    llama.setLevel(levels[1])
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_the_log_goes_to_stderr(
+    loggers: tuple[logging.Logger, logging.Logger], monkeypatch: pytest.MonkeyPatch, verbose: bool
+) -> None:
+    ours, llama = loggers
+    stderr = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stderr)
+    console.log_to_stderr(verbose)
+    ours.warning("a keyword is ignored")
+    ours.info("loaded")
+    llama.warning("noise")
+    shown = stderr.getvalue()
+    assert "haversack: a keyword is ignored\n" in shown
+    assert ("loaded" in shown) is ("noise" in shown) is verbose

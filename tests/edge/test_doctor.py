@@ -1,0 +1,51 @@
+"""Doctor: every fact has a source, every problem a remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from haversack.devices.errors import StorageError
+from haversack.edge import doctor
+from haversack.edge.doctor import Finding, examine
+
+
+def named(findings: list[Finding], name: str) -> Finding:
+    (finding,) = (finding for finding in findings if finding.name == name)
+    return finding
+
+
+def test_every_finding_is_named_once_and_has_a_source(tmp_path: Path) -> None:
+    findings = examine(tmp_path, None)
+    assert len({finding.name for finding in findings}) == len(findings)
+    assert all(finding.shown and finding.source for finding in findings)
+
+
+def test_a_folder_that_does_not_exist_yet_is_no_problem(tmp_path: Path) -> None:
+    findings = examine(tmp_path / "not" / "yet", None)
+    assert named(findings, "trunks").value == []
+    free = named(findings, "cache_free_bytes")
+    assert free.source == f"the drive of {tmp_path}"
+    assert free.advice == ""
+
+
+def test_an_unmeasured_drive_says_how_to_measure_it(tmp_path: Path) -> None:
+    finding = named(examine(tmp_path, None), "disk_bytes_s")
+    assert finding.value is None
+    assert "haversack doctor --model FILE" in finding.advice
+
+
+def test_a_model_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"gone\.gguf"):
+        examine(tmp_path, tmp_path / "gone.gguf")
+
+
+def test_a_library_built_for_less_than_the_cpu_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu_info = tmp_path / "cpuinfo"
+    cpu_info.write_text("processor : 0\nflags\t\t: fpu fma avx2 avx512f\n")
+    monkeypatch.setattr(doctor, "_CPU_INFO", cpu_info)
+    monkeypatch.setattr(doctor, "system_info", lambda: "CPU : FMA = 1 | AVX2 = 1 | ")
+    finding = named(examine(tmp_path, None), "instruction_sets")
+    assert finding.value == ["FMA", "AVX2"]
+    assert "this CPU has AVX512, llama.cpp was built without" in finding.advice

@@ -1,0 +1,108 @@
+"""Options: groups become commands, and wrong values are told as they were typed."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import typer
+
+from haversack.devices.errors import PromptError
+from haversack.edge.model import builtin_model, default_cache_dir
+from haversack.edge.options import (
+    BenchOptions,
+    CacheOptions,
+    ModelOptions,
+    RunOptions,
+    SamplingOptions,
+    checked_text,
+    decoded,
+    parsed_number,
+    takes,
+)
+from haversack.edge.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Fruit:
+    name: Annotated[str, typer.Argument()] = "apple"
+    ripe: Annotated[bool, typer.Option("--ripe")] = False
+
+
+@dataclass(frozen=True)
+class Basket:
+    num_fruits: Annotated[int | None, typer.Option("--num-fruits", "-n")] = None
+    weight: Annotated[float, typer.Option()] = 0.5
+
+
+def filled(*arguments: str) -> tuple[Fruit, Basket]:
+    """What a command with both groups gets for these arguments."""
+    got: list[tuple[Fruit, Basket]] = []
+    app = typer.Typer()
+
+    @app.command()
+    @takes(Fruit, Basket)
+    def fill(fruit: Fruit, basket: Basket) -> None:
+        got.append((fruit, basket))
+
+    app(list(arguments), standalone_mode=False)
+    assert fill.__doc__ is None
+    return got[0]
+
+
+def test_a_command_gets_its_groups_filled() -> None:
+    assert filled() == (Fruit(), Basket())
+    given = filled("pear", "--ripe", "-n", "3", "--weight", "1e-1")
+    assert given == (Fruit("pear", True), Basket(3, 0.1))
+
+
+def test_numbers_are_refused_as_they_were_typed() -> None:
+    with pytest.raises(PromptError, match="--num-fruits is 'many': give a whole number"):
+        filled("-n", "many")
+    with pytest.raises(PromptError, match="--weight is 'heavy': give a number"):
+        filled("--weight", "heavy")
+    assert parsed_number("n", "-3", int) == -3
+
+
+def test_defaults_are_those_of_the_library() -> None:
+    assert SamplingOptions().sampling() == Sampling()
+    assert ModelOptions().path == builtin_model()
+    assert CacheOptions().folder == default_cache_dir()
+
+
+def test_a_seed_is_kept_or_drawn() -> None:
+    assert SamplingOptions(seed=7).chosen_seed() == 7
+    assert SamplingOptions().chosen_seed() >= 0
+
+
+def test_a_schema_is_a_file_or_json(tmp_path: Path) -> None:
+    file = tmp_path / "schema.json"
+    file.write_text('{"type": "null"}')
+    from_file = SamplingOptions(json_schema=str(file)).sampling()
+    assert from_file == SamplingOptions(json_schema='{"type": "null"}').sampling()
+    with pytest.raises(PromptError, match="cannot read --json-schema"):
+        SamplingOptions(json_schema=str(tmp_path / "none.json")).sampling()
+
+
+def test_text_must_be_utf_8(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="--system is not UTF-8"):
+        checked_text("--system", "a\udcff")
+    with pytest.raises(PromptError, match=r"stdin is not UTF-8 text \(byte 0xe9 at 3\)"):
+        decoded("stdin", b"caf\xe9 ")
+    (tmp_path / "latin.gbnf").write_bytes(b"\xe9")
+    with pytest.raises(PromptError, match=r"latin\.gbnf is not UTF-8"):
+        SamplingOptions(grammar=tmp_path / "latin.gbnf").sampling()
+
+
+def test_a_piped_prompt_loses_the_line_break_that_echo_adds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"two\nlines\n")))
+    assert RunOptions().text() == "two\nlines"
+    assert RunOptions(prompt="as it is\n").text() == "as it is\n"
+
+
+def test_a_benchmark_of_nothing_is_refused() -> None:
+    with pytest.raises(PromptError, match="-p is 0: give 1 or more"):
+        BenchOptions(prompt_tokens=0)
