@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from haversack.devices.budget import MemoryBudget
+from haversack.devices.cores import usable_cores
 from haversack.devices.errors import BudgetError, PromptError
 from haversack.devices.llama import ContextShape, LlamaModel, MemoryNeeds, memory_needs
 from haversack.devices.memory import anonymous_bytes, probe_ram
@@ -213,7 +212,7 @@ def _context_shape(
     for name, value in (("ctx", ctx_tokens), ("batch", batch), ("threads", threads)):
         if value is not None and value < 1:
             raise PromptError(f"{name} is {value}: it must be at least 1")
-    num_threads = threads or psutil.cpu_count(logical=False) or 1
+    num_threads = threads or usable_cores()
     return ContextShape(ctx_tokens, min(batch, ctx_tokens), num_threads)
 
 

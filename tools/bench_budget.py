@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import psutil
 
+from haversack.devices.cores import usable_cores
 from haversack.devices.units import format_bytes, parse_bytes
 from haversack.tools.cgroup import run_limited, why_not
 from haversack.tools.plain import PlainLlama
@@ -59,7 +59,7 @@ def plain_tok_s(model: Path, ram: str, tokens: int) -> float:
 
 def _plain_here(model: Path, tokens: int) -> float:
     rng = np.random.default_rng(0)
-    with PlainLlama(model, 512, psutil.cpu_count(logical=False) or 1) as plain:
+    with PlainLlama(model, 512, usable_cores()) as plain:
         plain.decode(rng.integers(0, 500, 32).tolist())
         return 1 / plain.decode_s_per_token(rng.integers(0, 500, tokens).tolist())
 
