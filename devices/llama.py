@@ -1,5 +1,6 @@
 """libllama as Python objects: a model, its vocabulary, a context, what memory they take."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.devices._native import KNOWN_GGML, llama
-from haversack.devices.errors import CancelledError, ContextError, ModelFileError
+from haversack.devices.errors import CancelledError, ContextError, ModelFileError, PromptError
 from haversack.devices.expert_buffer import ExpertBuffer
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.logs import LogCapture, captured_logs
@@ -30,9 +31,11 @@ class Hook(Protocol):
 
     def on_node(self, node: int, ask: bool, _: object) -> bool:
         """`ask`: whether to stop after this node. Else, the node is computed: go on?"""
+        ...
 
     def take_error(self) -> BaseException | None:
         """The exception that made `on_node` stop the graph, once."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class LlamaModel:
         self._model: Any = None
         try:
             with captured_logs() as log, stop.listening():
-                self._model = llama.llama_model_load_from_file(str(path).encode(), params)
+                self._model = llama.llama_model_load_from_file(os.fsencode(path), params)
         except KeyboardInterrupt:  # it may have been loaded by then
             self.close()
             raise
@@ -157,7 +160,9 @@ class Vocabulary:
 
     def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
         """Token ids of `text`; special tokens written out in it count as such. `add_special`
-        adds what the model wants at the start."""
+        adds what the model wants at the start. Raises PromptError without a vocabulary."""
+        if not self.has_text:
+            raise PromptError("the model has no vocabulary: give token ids, not text")
         data = text.encode()
         room = len(data) + 16
         while True:
@@ -171,6 +176,7 @@ class Vocabulary:
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes of one token; a special token's are empty unless asked for."""
+        assert self.has_text and 0 <= token < self.num_tokens, f"no token {token} has text"
         room = 64
         while True:
             buffer = bytes(room)
@@ -251,6 +257,7 @@ class LlamaContext:
                 f" {log.reason()}; lower --ctx"
             )
         self._memory = llama.llama_get_memory(self._context)
+        self._batch_tokens = int(llama.llama_n_batch(self._context))
         self.num_tokens = 0
 
     def decode(self, tokens: Sequence[int]) -> None:
@@ -259,6 +266,7 @@ class LlamaContext:
         Raises CancelledError, KeyboardInterrupt, ContextError, or what the hook raised; then the
         tokens are not part of the sequence (see `forget`, which is called).
         """
+        assert 0 < len(tokens) <= self._batch_tokens, f"{len(tokens)} tokens are no batch"
         start = self.num_tokens
         try:
             self._decode(tokens)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from haversack.devices.cgroup import why_not
+from haversack.devices.cores import usable_cores
 from haversack.devices.llama import ggml_version, system_info
 from haversack.devices.memory import HUGE_PAGE_BYTES, Arena, probe_ram
 from haversack.devices.storage import DirectFile, measure_disk
@@ -21,8 +23,6 @@ from haversack.quant.trunk import list_trunks
 Value = str | int | float | bool | list[str] | None
 
 _CPU_INFO = Path("/proc/cpuinfo")
-_GROUP_FOLDERS = (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))  # versions 1 and 2
-_GROUP_LIMITS = ("memory.limit_in_bytes", "memory.max")
 # Names of /proc/cpuinfo in capitals, and llama.cpp's for the same.
 _FAST_SETS = {"AVX2": "AVX2", "FMA": "FMA", "F16C": "F16C", "AVX512F": "AVX512"}
 _TIGHT_BYTES = 2 << 30
@@ -86,7 +86,7 @@ def _memory() -> list[Finding]:
 
 
 def _processor() -> list[Finding]:
-    physical, usable = psutil.cpu_count(logical=False), _usable_cpus()
+    physical, usable = psutil.cpu_count(logical=False), usable_cores()
     built = re.findall(r"(\w+) = 1", system_info())
     able = _cpu_sets()
     missing = [name for cpu, name in _FAST_SETS.items() if cpu in able and name not in built]
@@ -97,7 +97,7 @@ def _processor() -> list[Finding]:
     )
     return [
         Finding("cores", physical, str(physical or "unknown"), "psutil, physical cores"),
-        Finding("usable_cpus", usable, str(usable), "the CPUs this process may run on"),
+        Finding("usable_cores", usable, str(usable), "physical cores this process may run on"),
         Finding(
             "instruction_sets",
             built,
@@ -106,12 +106,6 @@ def _processor() -> list[Finding]:
             remedy if missing else "",
         ),
     ]
-
-
-def _usable_cpus() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _cpu_sets() -> set[str]:
@@ -186,16 +180,6 @@ def _huge_pages() -> Finding:
 
 def _provable_budgets() -> Finding:
     """Whether a control group can be made whose hard limit proves a budget."""
-    parent = next((folder for folder in _GROUP_FOLDERS if (folder / "cgroup.procs").exists()), None)
-    if parent is None:
-        return Finding("cgroup_budgets", False, "no", "no control groups are mounted")
-    group = parent / f"haversack-doctor-{os.getpid()}"
-    try:
-        group.mkdir()
-        provable = any((group / name).exists() for name in _GROUP_LIMITS)
-        group.rmdir()
-    except OSError as error:
-        source = f"{parent}: {error.strerror}"
-        return Finding("cgroup_budgets", False, "no", source, "only root can prove budgets here")
-    remedy = "" if provable else f"enable the memory controller of {parent}"
-    return Finding("cgroup_budgets", provable, "yes" if provable else "no", str(parent), remedy)
+    reason = why_not()
+    shown, source = ("no", reason) if reason else ("yes", "a control group made and removed")
+    return Finding("cgroup_budgets", not reason, shown, source)

@@ -193,7 +193,7 @@ class Model:
         """The ids of `prompt`. Raises PromptError for ids outside the vocabulary."""
         vocabulary = self._engine.model.vocabulary
         if isinstance(prompt, str) and vocabulary.has_text:
-            return vocabulary.tokenize(prompt, add_special=add_special)
+            return vocabulary.tokenize(_encodable(prompt), add_special=add_special)
         try:
             tokens = [int(i) for i in (prompt.split() if isinstance(prompt, str) else prompt)]
         except ValueError:
@@ -281,3 +281,11 @@ def _chosen(sampling: Sampling | None, settings: Mapping[str, Any]) -> Sampling:
         return replace(sampling or Sampling(), **settings)
     except TypeError as error:
         raise PromptError(f"unknown sampling setting: {error}") from None
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(f"the prompt is no Unicode text: {error.reason}") from None
+    return text

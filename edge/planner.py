@@ -19,6 +19,8 @@ RESIDENT, STREAMED, DENSE = "resident", "streamed", "dense"
 
 DEFAULT_CTX_TOKENS = 4096
 DEFAULT_BATCH_TOKENS = 512
+_MAX_CTX_TOKENS = 2**31 - 1  # positions are int32
+_MAX_THREADS = 512  # GGML_MAX_N_THREADS
 _MIB = 1024 * 1024
 _PROCESS_BYTES = 64 * _MIB  # measured: interpreter, libraries and threads take 40, and slack
 _PROCESS_SLACK_BYTES = 32 * _MIB  # where it takes more, as in somebody's application
@@ -209,10 +211,14 @@ def _context_shape(
     ctx: int | None, threads: int | None, batch: int, trained_tokens: int
 ) -> ContextShape:
     ctx_tokens = ctx if ctx is not None else min(DEFAULT_CTX_TOKENS, trained_tokens)
-    for name, value in (("ctx", ctx_tokens), ("batch", batch), ("threads", threads)):
-        if value is not None and value < 1:
-            raise PromptError(f"{name} is {value}: it must be at least 1")
-    num_threads = threads or usable_cores()
+    num_threads = threads if threads is not None else usable_cores()
+    for name, value, most in (
+        ("ctx", ctx_tokens, _MAX_CTX_TOKENS),
+        ("batch", batch, _MAX_CTX_TOKENS),
+        ("threads", num_threads, _MAX_THREADS),
+    ):
+        if not 1 <= value <= most:
+            raise PromptError(f"{name} is {value}: give 1 to {most}")
     return ContextShape(ctx_tokens, min(batch, ctx_tokens), num_threads)
 
 

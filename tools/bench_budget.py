@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from haversack.devices.cgroup import run_limited, why_not
 from haversack.devices.cores import usable_cores
 from haversack.devices.units import format_bytes, parse_bytes
-from haversack.tools.cgroup import run_limited, why_not
 from haversack.tools.plain import PlainLlama
 
 SLACK_BYTES = 64 * 1024 * 1024

@@ -23,10 +23,16 @@ from haversack.tools.plain import PlainLlama
 BOUNDS = {"hook on, all experts in slots": 0.90, "all in memory, no hook": 0.98}
 
 
-def speed_ratio(plain: PlainLlama, planned: Plan, tokens: Sequence[int], rounds: int) -> float:
+def speed_ratio(
+    plain: PlainLlama,
+    planned: Plan,
+    tokens: Sequence[int],
+    rounds: int,
+    options: edge.LoadOptions | None = None,
+) -> float:
     """Median over the rounds of plain llama.cpp's seconds for `tokens` over ours."""
     ratios = []
-    with edge.load(planned) as model:
+    with edge.load(planned, options=options) as model:
         model.logits(tokens, prefill=1)  # brings every expert these tokens use
         for _ in range(rounds):
             plain.logits(tokens[:1], prefill=1)

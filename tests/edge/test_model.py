@@ -139,6 +139,11 @@ def test_what_cannot_be_asked(
     assert random_model.generate([5], max_tokens=2).text
 
 
+def test_half_a_surrogate_is_no_text(storyteller: edge.Model) -> None:
+    with pytest.raises(edge.PromptError, match="no Unicode text"):
+        storyteller.generate("\ud800")
+
+
 # -------------------------------------------------------- cancelling and closing
 def test_cancel_from_another_thread(random_model: edge.Model) -> None:
     generation = random_model.generate([1, 2, 3], max_tokens=250, temperature=0)

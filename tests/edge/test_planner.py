@@ -99,10 +99,11 @@ def test_a_size_needs_a_unit(ram: str, tiny_model: Any) -> None:
         edge.plan(tiny_model("qwen3moe"), ram=ram)
 
 
+@pytest.mark.parametrize("value", [0, -1, 4_294_967_300])
 @pytest.mark.parametrize("knob", ["ctx", "threads", "batch"])
-def test_counts_are_at_least_one(knob: str, tiny_model: Any) -> None:
-    with pytest.raises(edge.PromptError, match=f"{knob} is 0"):
-        edge.plan(tiny_model("qwen3moe"), ram="1GiB", **{knob: 0})
+def test_counts_have_bounds(knob: str, value: int, tiny_model: Any) -> None:
+    with pytest.raises(edge.PromptError, match=rf"{knob} is {value}: give 1 to"):
+        edge.plan(tiny_model("qwen3moe"), ram="1GiB", **{knob: value})
 
 
 def test_without_a_budget_the_machine_decides(tiny_model: Any) -> None:
