@@ -1,0 +1,115 @@
+"""The buffer that keeps the experts out: what llama.cpp loads, and that it computes with ours."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from haversack.devices.expert_buffer import ExpertBuffer
+from haversack.devices.ggml import GgufHeader
+from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
+from haversack.devices.memory import address_of, anonymous_bytes
+from haversack.tools.synth import TinyShape
+
+PATTERN = r"ffn_(gate|up|down|gate_up)_exps\.weight$"
+SMALL = TinyShape(num_hidden_layers=2, num_experts=6, vocab_size=64)
+SHAPE = ContextShape(ctx_tokens=64, batch_tokens=16, threads=1)
+TOKENS = [1, 5, 9, 2, 7, 3]
+
+
+def logits(model: LlamaModel) -> npt.NDArray[np.float32]:
+    """After a batch and after two single tokens, (3, vocabulary)."""
+    context = LlamaContext(model, SHAPE)
+    rows: list[npt.NDArray[np.float32]] = []
+    for tokens in (TOKENS[:4], TOKENS[4:5], TOKENS[5:]):
+        context.decode(tokens)
+        rows.append(context.logits())
+    context.close()
+    return np.stack(rows)
+
+
+def expert_bytes(path: Path, name: str) -> npt.NDArray[np.uint8]:
+    with GgufHeader(path) as header:
+        tensor = next(tensor for tensor in header.tensors if tensor.name == name)
+    return np.fromfile(path, np.uint8, tensor.num_bytes, offset=tensor.offset)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3moe", "gpt-oss", "gemma4"])
+def test_llama_computes_with_experts_that_we_hold(
+    architecture: str, tiny_model: Callable[..., Path]
+) -> None:
+    path = tiny_model(architecture, shape=SMALL)
+    plain = LlamaModel(path)
+    expected = logits(plain)
+    plain.close()
+    buffer = ExpertBuffer(PATTERN)
+    model = LlamaModel(path, experts=buffer)
+    held = {name: expert_bytes(path, name) for name in buffer.weights}
+    for name, weight in buffer.weights.items():
+        num_experts = weight.shape[2]
+        stride_bytes = len(held[name]) // num_experts
+        weight.point_at_pool(weight.type_id, address_of(held[name]), stride_bytes, num_experts)
+    assert (logits(model) == expected).all()
+    model.close()
+    buffer.close()
+
+
+def test_every_weight_that_matches_is_kept_with_its_shape(
+    tiny_model: Callable[..., Path],
+) -> None:
+    path = tiny_model("gpt-oss", shape=SMALL)
+    buffer = ExpertBuffer(PATTERN)
+    model = LlamaModel(path, experts=buffer)
+    with GgufHeader(path) as header:
+        tensors = {tensor.name: tensor for tensor in header.tensors}
+    kinds = ("gate", "up", "down")
+    names = {f"blk.{layer}.ffn_{kind}_exps.weight" for layer in range(2) for kind in kinds}
+    assert set(buffer.weights) == names
+    assert "blk.0.ffn_up_exps.bias" in tensors  # is loaded as llama.cpp loads it
+    for name, weight in buffer.weights.items():
+        assert weight.name == name
+        assert weight.shape == tensors[name].shape
+        assert weight.type_id == tensors[name].type_id
+    model.close()
+    buffer.close()
+    buffer.close()  # may be called twice
+    assert buffer.weights == {}
+
+
+def bytes_read() -> int:
+    """What this process has read from files since it began."""
+    lines = Path("/proc/self/io").read_text(encoding="utf-8").splitlines()
+    return int(dict(line.split(": ") for line in lines)["rchar"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/io")
+def test_experts_take_no_memory_and_are_not_read(tiny_model: Callable[..., Path]) -> None:
+    shape = TinyShape(num_hidden_layers=2, num_experts=64, vocab_size=64)
+    path = tiny_model("qwen3moe", shape=shape)
+    with GgufHeader(path) as header:
+        trunk_bytes = sum(t.num_bytes for t in header.tensors if not re.search(PATTERN, t.name))
+    assert path.stat().st_size > 48e6 > 20 * trunk_bytes
+    before, read_before = anonymous_bytes(), bytes_read()
+    buffer = ExpertBuffer(PATTERN)
+    model = LlamaModel(path, experts=buffer)
+    assert anonymous_bytes() - before < trunk_bytes + 8e6
+    assert bytes_read() - read_before < trunk_bytes + 8e6
+    model.close()
+    buffer.close()
+
+
+def test_a_pattern_that_nothing_matches(tiny_model: Callable[..., Path]) -> None:
+    path = tiny_model("qwen3moe", shape=SMALL)
+    plain = LlamaModel(path)
+    expected = logits(plain)
+    plain.close()
+    buffer = ExpertBuffer(r"no_such_weight")
+    model = LlamaModel(path, experts=buffer)
+    assert buffer.weights == {}
+    assert (logits(model) == expected).all()
+    model.close()
+    buffer.close()
