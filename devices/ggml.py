@@ -46,8 +46,9 @@ def convert_rows(rows: npt.NDArray[np.float32], type_id: int) -> npt.NDArray[np.
     """`rows` (R, K) float32 in blocks of `type_id`: (R, bytes of a row) uint8.
 
     llama.cpp's own conversion, so that a product with the result has the bits of a product with
-    `rows`. K must be a multiple of the type's block.
+    `rows`. They must be contiguous, and K a multiple of the type's block.
     """
+    assert rows.dtype == np.float32 and rows.flags.c_contiguous, "C reads rows as they lie"
     if type_id == F32:
         return rows.view(np.uint8)
     _, block_elements, block_bytes = type_geometry(type_id)
@@ -191,21 +192,11 @@ def _op_code(name: bytes) -> int:
 OP_NONE = _op_code(b"NONE")
 OP_MUL_MAT_ID = _op_code(b"MUL_MAT_ID")
 
-# A node is looked at thousands of times a token: one copy of its bytes from `op` to the end of
-# its name, compared raw, costs a fifth of reading structure fields one by one.
-_HEAD_START = native.Tensor.op.offset
-_HEAD_BYTES = native.Tensor.name.offset + native.Tensor.name.size - _HEAD_START
-HEAD_OP = slice(0, 4)
-HEAD_SRC0 = slice(
-    native.Tensor.src.offset - _HEAD_START, native.Tensor.src.offset + 8 - _HEAD_START
-)
-HEAD_NAME = slice(native.Tensor.name.offset - _HEAD_START, _HEAD_BYTES)
-
-
-def node_head(node: int) -> bytes:
-    """The bytes of a node from its op to its name, to be cut with the HEAD_ slices."""
-    head: bytes = native.string_at(node + _HEAD_START, _HEAD_BYTES)
-    return head
+# For those who look at thousands of nodes a token: `memory[node + NODE_OP]` is a node's op (all
+# codes fit a byte), `memory[node + NODE_NAME + i]` a character of its name.
+memory = native.memory
+NODE_OP = native.Tensor.op.offset
+NODE_NAME = native.Tensor.name.offset
 
 
 class GraphNode:
@@ -325,6 +316,7 @@ class ProductRunner:
 
     def _node(self, type_id: int, shape: tuple[int, int], product: Product) -> int:
         k, m = shape
+        assert product.num_rows <= len(self._first_expert), "more rows than there are ids"
         weight = self._tensor(type_id, (k, m, 1), product.weight)
         rows = self._tensor(row_type(type_id), (k, 1, product.num_rows), product.rows)
         ids = self._tensor(I32, (1, product.num_rows, 1), native.address_of(self._first_expert))

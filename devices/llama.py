@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from haversack.devices import _native as native
 from haversack.devices._native import KNOWN_GGML, llama
 from haversack.devices.errors import CancelledError, ContextError, ModelFileError, PromptError
 from haversack.devices.expert_buffer import ExpertBuffer
@@ -21,6 +22,7 @@ _LOAD_NONE = 0  # enum llama_load_mode: read into memory, never map
 _NO_VOCABULARY = 0  # enum llama_vocab_type
 _STATUS_NO_ROOM, _STATUS_ABORTED = 1, 2  # of llama_decode
 _MIB = 1024 * 1024
+_LOGGED_NODES = re.compile(r"max_nodes = (\d+)")
 _LOGGED_SIZE = re.compile(r"([\d.]+) MiB")
 
 Progress = Callable[[float], None]
@@ -33,8 +35,9 @@ class Hook(Protocol):
         """`ask`: whether to stop after this node. Else, the node is computed: go on?"""
         ...
 
-    def take_error(self) -> BaseException | None:
-        """The exception that made `on_node` stop the graph, once."""
+    def end_graph(self, computed: bool) -> BaseException | None:
+        """The graph has ended, `computed` to its last node or not: what is wrong with it, if
+        anything, such as the exception that made `on_node` stop it."""
         ...
 
 
@@ -283,13 +286,14 @@ class LlamaContext:
             self._context, self._on_abort if watched else self._never, None
         )
         batch = (llama.llama_token * len(tokens))(*tokens)
+        status = _STATUS_ABORTED
         try:
             with captured_logs() as log, self.stop.listening():
                 status = llama.llama_decode(
                     self._context, llama.llama_batch_get_one(batch, len(tokens))
                 )
         finally:  # after Ctrl-C too: an error kept would stop the next call
-            error = self._hook.take_error() if self._hook is not None else None
+            error = self._hook.end_graph(status == 0) if self._hook is not None else None
         if error is not None:
             raise error
         if status == _STATUS_ABORTED or self.stop.requested:
@@ -331,7 +335,8 @@ def _decode_error(status: int, num_tokens: int, log: LogCapture) -> Exception:
 def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
     """What a context over a `dry` model would allocate, from llama.cpp's own dry run.
 
-    The numbers come from its log, rounded up by that log's precision of 0.01 MiB.
+    The numbers come from its log, rounded up by that log's precision of 0.01 MiB. What it needs
+    to describe its graphs is not in there: see `_graph_bytes`.
     """
     with captured_logs() as log, StopFlag().listening():
         context = llama.llama_init_from_model(model.address, _context_params(shape))
@@ -343,9 +348,18 @@ def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
         llama.llama_free(context)
     caches = [line for line in log.lines if re.search(r"(cache|memory)\w*: size = ", line)]
     buffers = [line for line in log.lines if re.search(r"(compute|output) buffer size = ", line)]
-    if not buffers:
+    nodes = [found for line in log.lines if (found := _LOGGED_NODES.search(line))]
+    if not buffers or not nodes:
         raise ModelFileError(f"llama.cpp reported no compute buffer for {model.path}")
-    return MemoryNeeds(_logged_bytes(caches), _logged_bytes(buffers))
+    graph_bytes = _graph_bytes(max(int(found[1]) for found in nodes))
+    return MemoryNeeds(_logged_bytes(caches), _logged_bytes(buffers) + graph_bytes)
+
+
+def _graph_bytes(max_nodes: int) -> int:
+    """llama.cpp keeps two graphs, the largest and the latest, and tables to schedule one; little
+    for most models, but hybrid ones get 40 nodes for each token of a batch."""
+    tensors_bytes = int(native.ggml_tensor_overhead()) * max_nodes
+    return 2 * tensors_bytes + 3 * int(native.ggml_graph_overhead_custom(max_nodes, False))
 
 
 def _logged_bytes(lines: Sequence[str]) -> int:

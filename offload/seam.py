@@ -11,17 +11,16 @@ from contextlib import closing
 import numpy as np
 import numpy.typing as npt
 
-from haversack.devices.errors import CancelledError
+from haversack.devices.errors import BindingError, CancelledError
 from haversack.devices.expert_buffer import ExpertBuffer
 from haversack.devices.ggml import (
-    HEAD_NAME,
-    HEAD_OP,
-    HEAD_SRC0,
+    NODE_NAME,
+    NODE_OP,
     OP_MUL_MAT_ID,
     OP_NONE,
     GraphNode,
     SlotIds,
-    node_head,
+    memory,
 )
 from haversack.devices.interrupts import StopFlag
 from haversack.offload.executor import ExpertExecutor
@@ -29,10 +28,9 @@ from haversack.offload.pool import resting_place
 from haversack.offload.store import Experts, ExpertStore, Lease
 from haversack.quant.gguf import ExpertLayer, ModelGeometry
 
-_ROUTER_CHOICE = b"ffn_moe_topk-"
-_NAME_START = HEAD_NAME.start
-_LAYER_NUMBER = slice(_NAME_START + len(_ROUTER_CHOICE), HEAD_NAME.stop)
-_PRODUCT_OPS = tuple(op.to_bytes(4, "little") for op in (OP_MUL_MAT_ID, OP_NONE))
+_ROUTER_CHOICE = "ffn_moe_topk-"
+# No other node of interest has a "t" there, and few others at all.
+_MARK, _MARK_PLACE = ord("t"), NODE_NAME + _ROUTER_CHOICE.index("t")
 
 
 class Seam:
@@ -46,7 +44,8 @@ class Seam:
         stop: StopFlag,
     ) -> None:
         self._store, self._executor, self._stop = store, executor, stop
-        self._products: dict[bytes, tuple[ExpertLayer, int]] = {}  # by the weight's address
+        self._products: dict[int, tuple[ExpertLayer, int]] = {}  # by the weight's address
+        self._num_seen = 0  # products of the graph that runs
         self._slot_ids = SlotIds(geometry.num_experts_per_tok)
         self._choice = 0  # address of the router's choice that holds now
         self._ids: npt.NDArray[np.int32] = np.zeros((0, 0), np.int32)  # (T, N) of that choice
@@ -64,32 +63,41 @@ class Seam:
                 weight.point_at_pool(
                     matrix.type_id, address, pool.stride(index), pool.plan.num_slots
                 )
-                self._products[weight.address.to_bytes(8, "little")] = (layer, index)
+                self._products[weight.address] = (layer, index)
 
     def on_node(self, node: int, ask: bool, _: object) -> bool:
         """`ask`: whether llama.cpp shall stop after this node. Else it is computed: go on?
 
-        No exception may cross the C frame: it is kept, the graph stops, `take_error` gives it.
+        No exception may cross the C frame: it is kept, the graph stops, `end_graph` gives it.
         """
         if self._error is not None:
             return ask
         try:
-            head = node_head(node)
-            if head.startswith(_ROUTER_CHOICE, _NAME_START):
-                return ask or self._choose(node, int(head[_LAYER_NUMBER].rstrip(b"\0")))
-            if head[HEAD_OP] in _PRODUCT_OPS:
-                product = self._products.get(head[HEAD_SRC0])
+            op = memory[node + NODE_OP]
+            if op == OP_MUL_MAT_ID or op == OP_NONE:
+                product = self._products.get(GraphNode(node).source_address(0))
                 if product is not None:
                     return self._prepare(node, *product) if ask else self._compute(node, *product)
+            elif memory[node + _MARK_PLACE] == _MARK:
+                name = GraphNode(node).name
+                if name.startswith(_ROUTER_CHOICE):
+                    return ask or self._choose(node, int(name.removeprefix(_ROUTER_CHOICE)))
             return False
         except BaseException as error:
             self._error = error
             return ask
 
-    def take_error(self) -> BaseException | None:
-        """What stopped the graph, once; also ends the last layer's lease."""
+    def end_graph(self, computed: bool) -> BaseException | None:
+        """What stopped the graph, or that not every expert product in it was ours: another would
+        have multiplied whatever lies in the slots. Also ends the last layer's lease."""
         error, self._error = self._error, None
+        num_seen, self._num_seen = self._num_seen, 0
         self._release()
+        if error is None and computed and num_seen != len(self._products):
+            error = BindingError(
+                f"llama.cpp's graph showed {num_seen} of {len(self._products)} expert products:"
+                " this model cannot be streamed, raise --ram until all of it fits"
+            )
         return error
 
     def _choose(self, node: int, layer: int) -> bool:
@@ -116,6 +124,7 @@ class Seam:
         more reads are on their way it stops after it, so that they go on under the product."""
         node = GraphNode(address)
         node.set_op(OP_NONE)
+        self._num_seen += 1
         if node.source_address(2) not in (self._choice, self._slot_ids.address):
             raise AssertionError(f"{node.name} uses another choice of experts than layer {layer}'s")
         if len(self._ids) > 1:

@@ -102,4 +102,4 @@ def test_memory_by_its_address() -> None:
     target = np.zeros(12, np.int32)
     native.move_bytes(native.address_of(target) + 4, native.address_of(source), 8)
     assert target.tolist() == [0, 0, 1] + [0] * 9
-    assert native.string_at(native.address_of(source) + 4, 4) == b"\1\0\0\0"
+    assert bytes(native.memory[native.address_of(source) + 4 :][:4]) == b"\1\0\0\0"

@@ -78,3 +78,22 @@ def test_a_product_with_another_choice_is_refused(
     monkeypatch.setattr(Seam, "_choose", misled)
     with pytest.raises(AssertionError, match="another choice of experts"):
         model.logits([1, 2], prefill=2)
+
+
+@pytest.mark.parametrize("prefill", [1, 3])
+def test_a_graph_that_hides_a_product_is_refused(
+    prefill: int, model: edge.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the seam does not see, llama.cpp would multiply with whatever lies in the slots."""
+    prepare = Seam._prepare
+
+    def overlooking(seam: Seam, address: int, layer: Any, index: int) -> bool:
+        went_on = prepare(seam, address, layer, index)
+        seam._num_seen -= layer.layer == 1 and index == 2
+        return went_on
+
+    monkeypatch.setattr(Seam, "_prepare", overlooking)
+    with pytest.raises(edge.BindingError, match="8 of 9 expert products"):
+        model.logits([1, 2, 3], prefill=prefill)
+    monkeypatch.undo()
+    assert np.isfinite(model.logits([1, 2, 3], prefill=prefill)).all()
