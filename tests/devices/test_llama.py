@@ -1,0 +1,460 @@
+"""Models and contexts of llama.cpp: loading, decoding, stopping, forgetting, and their memory."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from haversack.devices._native import llama
+from haversack.devices.errors import (
+    CancelledError,
+    ContextError,
+    HaversackError,
+    ModelFileError,
+    PromptError,
+)
+from haversack.devices.ggml import GraphNode
+from haversack.devices.interrupts import StopFlag
+from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel, memory_needs
+from haversack.devices.memory import anonymous_bytes
+from haversack.tools.synth import TinyShape
+
+BUILTIN = Path(__file__).resolve().parents[2] / "edge" / "builtin" / "stories260k-moe.gguf"
+SMALL = TinyShape(num_hidden_layers=2, num_experts=4, vocab_size=64)
+SHAPE = ContextShape(ctx_tokens=256, batch_tokens=128, threads=1)
+MIB = 1024 * 1024
+Logits = npt.NDArray[np.float32]
+
+
+@pytest.fixture
+def model(tiny_model: Callable[..., Path]) -> Iterator[LlamaModel]:
+    loaded = LlamaModel(tiny_model("qwen3moe", shape=SMALL))
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture(scope="module")
+def speaking() -> Iterator[LlamaModel]:
+    """The built-in model: it has a vocabulary."""
+    loaded = LlamaModel(BUILTIN)
+    yield loaded
+    loaded.close()
+
+
+def fresh_logits(model: LlamaModel, *batches: list[int]) -> Logits:
+    """What a context of its own says after decoding `batches`."""
+    context = LlamaContext(model, SHAPE)
+    for tokens in batches:
+        context.decode(tokens)
+    logits = context.logits()
+    context.close()
+    return logits
+
+
+# -------------------------------------------------------------------- loading
+def test_a_loaded_model(model: LlamaModel) -> None:
+    assert model.trained_ctx_tokens == 512
+    assert model.chat_template is None
+    assert model.vocabulary.num_tokens == 64
+    assert not model.vocabulary.has_text
+    model.close()
+    model.close()  # may be called twice
+
+
+def test_the_chat_template_is_the_files(speaking: LlamaModel) -> None:
+    assert "message['content']" in str(speaking.chat_template)
+
+
+def test_progress_goes_from_0_to_1(tiny_model: Callable[..., Path]) -> None:
+    shares: list[float] = []
+    LlamaModel(tiny_model("qwen3moe", shape=SMALL), progress=shares.append).close()
+    assert shares == sorted(shares)
+    assert shares[0] == 0 and shares[-1] == 1 and len(shares) > 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_what_progress_raises_stops_loading(
+    error: type[BaseException], tiny_model: Callable[..., Path]
+) -> None:
+    shares: list[float] = []
+
+    def progress(share: float) -> None:
+        shares.append(share)
+        if share > 0.2:
+            raise error
+
+    with pytest.raises(error):
+        LlamaModel(tiny_model("qwen3moe", shape=SMALL), progress=progress)
+    assert shares[-1] < 0.9
+
+
+def test_a_dry_model_has_no_weights(tiny_model: Callable[..., Path]) -> None:
+    path = tiny_model("qwen3moe", shape=TinyShape(2, num_experts=64, vocab_size=64))
+    assert path.stat().st_size > 48 * MIB
+    before = anonymous_bytes()
+    model = LlamaModel(path, dry=True)
+    assert anonymous_bytes() - before < 8 * MIB
+    assert model.trained_ctx_tokens == 512
+    model.close()
+
+
+def test_files_that_cannot_be_loaded(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:
+    missing = tmp_path / "missing.gguf"
+    with pytest.raises(ModelFileError, match=rf"llama.cpp cannot load {missing}: .*No such file"):
+        LlamaModel(missing)
+    unknown = tmp_path / "unknown.gguf"
+    data = tiny_model("qwen3moe", shape=SMALL).read_bytes()
+    unknown.write_bytes(data.replace(b"qwen3moe", b"qwen3mow"))
+    with pytest.raises(ModelFileError, match="unknown model architecture: 'qwen3mow'"):
+        LlamaModel(unknown)
+    incomplete = tmp_path / "incomplete.gguf"
+    incomplete.write_bytes(data.replace(b"blk.1.attn_q.weight", b"blk.1.attn_?.weight"))
+    with pytest.raises(ModelFileError, match=r"tensor 'blk.1.attn_q.weight' not found"):
+        LlamaModel(incomplete)
+
+
+def test_a_files_name_may_be_any_bytes(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.gguf")
+    path.write_bytes(BUILTIN.read_bytes())
+    LlamaModel(path).close()
+
+
+# ----------------------------------------------------------------- vocabulary
+def test_text_becomes_tokens_and_tokens_become_text(speaking: LlamaModel) -> None:
+    vocabulary = speaking.vocabulary
+    assert vocabulary.has_text
+    text = "Once upon a time 🎒" + "a" * 300
+    tokens = vocabulary.tokenize(text)
+    assert tokens[0] == 1
+    assert tokens[1:] == vocabulary.tokenize(text, add_special=False)
+    assert b"".join(map(vocabulary.piece, tokens)) == b" " + text.encode()
+    assert vocabulary.adds_space
+
+
+def test_special_tokens(speaking: LlamaModel) -> None:
+    vocabulary = speaking.vocabulary
+    assert (vocabulary.bos, vocabulary.eos) == ("<s>", "</s>")
+    assert vocabulary.piece(2) == b""
+    assert vocabulary.piece(2, special=True) == b"</s>"
+    assert vocabulary.tokenize("</s>", add_special=False)[-1] == 2
+    assert vocabulary.ends(2) and not vocabulary.ends(1)
+
+
+def test_a_model_without_a_vocabulary_has_no_text(model: LlamaModel) -> None:
+    vocabulary = model.vocabulary
+    with pytest.raises(PromptError, match="no vocabulary: give token ids"):
+        vocabulary.tokenize("hello")
+    with pytest.raises(AssertionError):
+        vocabulary.piece(5)
+    assert (vocabulary.bos, vocabulary.eos) == ("", "")
+    assert not vocabulary.ends(5)
+
+
+# ------------------------------------------------------------------- decoding
+def test_tokens_are_appended(model: LlamaModel) -> None:
+    context = LlamaContext(model, SHAPE)
+    assert context.num_tokens == 0
+    context.decode([1, 2, 3])
+    context.decode([4])
+    assert context.num_tokens == 4
+    logits = context.logits()
+    assert logits.shape == (64,)
+    assert (logits == fresh_logits(model, [1, 2, 3], [4])).all()
+    assert np.abs(logits - fresh_logits(model, [1, 2, 3, 4])).max() < 1e-3
+    assert np.abs(logits - fresh_logits(model, [4])).max() > 1e-2
+    context.decode([5])
+    assert (logits == fresh_logits(model, [1, 2, 3], [4])).all()  # they were a copy
+    context.close()
+    context.close()  # may be called twice
+
+
+def test_a_full_context_keeps_what_it_has(model: LlamaModel) -> None:
+    context = LlamaContext(model, SHAPE)
+    context.decode([1, 2] * 64)
+    context.decode([3, 4] * 62)
+    with pytest.raises(ContextError, match="no room for 8 more tokens in the context: raise --ctx"):
+        context.decode([5] * 8)
+    assert context.num_tokens == 252
+    context.decode([5] * 4)
+    assert (context.logits() == fresh_logits(model, [1, 2] * 64, [3, 4] * 62, [5] * 4)).all()
+    context.close()
+
+
+def test_the_threads_are_those_asked_for(model: LlamaModel) -> None:
+    context = LlamaContext(model, ContextShape(ctx_tokens=64, batch_tokens=8, threads=3))
+    assert llama.llama_n_threads(context.address) == 3
+    assert llama.llama_n_threads_batch(context.address) == 3
+    context.close()
+
+
+@pytest.mark.parametrize("num_tokens", [0, 129])
+def test_what_is_no_batch(num_tokens: int, model: LlamaModel) -> None:
+    context = LlamaContext(model, SHAPE)
+    with pytest.raises(AssertionError, match=f"{num_tokens} tokens are no batch"):
+        context.decode([1] * num_tokens)
+    context.close()
+
+
+def test_a_token_that_does_not_exist(model: LlamaModel) -> None:
+    context = LlamaContext(model, SHAPE)
+    context.decode([1, 2])
+    with pytest.raises((HaversackError, RuntimeError), match=r"invalid token\[1\] = 64"):
+        context.decode([3, 64])
+    context.decode([3])
+    assert (context.logits() == fresh_logits(model, [1, 2], [3])).all()
+    context.close()
+
+
+# ----------------------------------------------------------------------- hook
+class Watcher:
+    """A hook that stops after each node whose name begins with `name`, and may fail there."""
+
+    def __init__(self, name: str, failure: BaseException | None = None) -> None:
+        self.name, self.failure = name, failure
+        self.asked, self.computed, self.ended = list[str](), list[str](), list[bool]()
+
+    def on_node(self, node: int, ask: bool, _: object) -> bool:
+        name = GraphNode(node).name
+        if ask:
+            self.asked.append(name)
+            return name.startswith(self.name)
+        self.computed.append(name)
+        return self.failure is None
+
+    def end_graph(self, computed: bool) -> BaseException | None:
+        self.ended.append(computed)
+        failure, self.failure = self.failure, None
+        return failure
+
+
+def test_a_hook_sees_every_node(model: LlamaModel) -> None:
+    hook = Watcher("ffn_moe_topk")
+    context = LlamaContext(model, SHAPE, hook=hook)
+    context.decode([1, 2, 3])
+    assert hook.computed == ["ffn_moe_topk-0", "ffn_moe_topk-1"]
+    assert {"ffn_moe_up-1", "ffn_moe_down-0", "result_output"} <= set(hook.asked)
+    assert hook.ended == [True]
+    assert (context.logits() == fresh_logits(model, [1, 2, 3])).all()
+    context.close()
+
+
+@pytest.mark.parametrize("tokens", [[4], [4, 5, 6]])
+def test_a_hook_that_fails_stops_the_graph(tokens: list[int], model: LlamaModel) -> None:
+    hook = Watcher("ffn_moe_topk-0")
+    context = LlamaContext(model, SHAPE, hook=hook)
+    context.decode([1, 2, 3])
+    hook.failure = OSError("the disk is gone")
+    with pytest.raises(OSError, match="the disk is gone"):
+        context.decode(tokens)
+    assert len(hook.ended) == 2
+    assert hook.asked[-1] != "result_output"
+    assert context.num_tokens == 3
+    context.decode(tokens)  # the next call is not concerned
+    assert (context.logits() == fresh_logits(model, [1, 2, 3], tokens)).all()
+    context.close()
+
+
+# ------------------------------------------------------------------- stopping
+class CountingFlag(StopFlag):
+    """Knows how often it was looked at: once for each node of a graph, and after it."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        super().__init__()
+
+    @property
+    def requested(self) -> bool:  # type: ignore[override]
+        self.looks += 1
+        return self._requested
+
+    @requested.setter
+    def requested(self, value: bool) -> None:
+        self._requested = value
+
+
+def test_another_thread_stops_a_long_prefill(tiny_model: Callable[..., Path]) -> None:
+    model = LlamaModel(tiny_model("qwen3moe"))
+    stop = CountingFlag()
+    context = LlamaContext(model, ContextShape(2048, batch_tokens=2048, threads=1), stop=stop)
+    tokens = [1, 2, 3, 4] * 500
+    context.decode([7, 8, 9])
+    context.decode(tokens)
+    looks_of_all = stop.looks
+    context.forget(3)
+    stop.looks = 0
+
+    def request() -> None:
+        while stop.looks < 10:
+            time.sleep(0.001)
+        stop.request()
+
+    thread = threading.Thread(target=request)
+    thread.start()
+    with pytest.raises(CancelledError):
+        context.decode(tokens)
+    thread.join()
+    assert looks_of_all > 100
+    assert 10 <= stop.looks < looks_of_all / 2
+    assert context.num_tokens == 3
+    stop.clear()
+    context.decode([4, 5])
+    assert (context.logits() == fresh_logits(model, [7, 8, 9], [4, 5])).all()
+    context.close()
+    model.close()
+
+
+def test_a_request_before_the_call_counts(model: LlamaModel) -> None:
+    context = LlamaContext(model, SHAPE)
+    context.stop.request()
+    for tokens in ([1], [1, 2, 3]):
+        with pytest.raises(CancelledError):
+            context.decode(tokens)
+    assert context.num_tokens == 0
+    context.close()
+
+
+# ----------------------------------------------------------------- forgetting
+@pytest.mark.parametrize("architecture", ["qwen3moe", "deepseek2", "gpt-oss", "gemma4"])
+def test_attention_forgets_from_a_position_on(
+    architecture: str, tiny_model: Callable[..., Path]
+) -> None:
+    """Also where layers see only a window of 64 tokens, and what they forget lies behind it."""
+    model = LlamaModel(tiny_model(architecture, shape=SMALL))
+    first, second, third = [1, 2, 3] * 10, [4, 5] * 60, [6, 7, 8]
+    context = LlamaContext(model, SHAPE)
+    context.decode(first)
+    context.decode(second)
+    context.forget(len(first))
+    assert context.num_tokens == len(first)
+    context.decode(third)
+    assert context.num_tokens == len(first) + len(third)
+    assert (context.logits() == fresh_logits(model, first, third)).all()
+    context.forget(0)
+    context.decode(third)
+    assert (context.logits() == fresh_logits(model, third)).all()
+    context.forget(100)  # there is nothing behind that
+    assert context.num_tokens == len(third)
+    context.close()
+    model.close()
+
+
+@pytest.mark.parametrize("architecture", ["lfm2moe", "qwen3next"])
+def test_a_recurrent_model_forgets_all_or_nothing(
+    architecture: str, tiny_model: Callable[..., Path]
+) -> None:
+    model = LlamaModel(tiny_model(architecture, shape=SMALL))
+    context = LlamaContext(model, SHAPE)
+    context.decode([1, 2, 3])
+    context.decode([4])
+    context.forget(4)
+    assert context.num_tokens == 4
+    context.decode([5])
+    assert (context.logits() == fresh_logits(model, [1, 2, 3], [4], [5])).all()
+    context.forget(3)
+    assert context.num_tokens == 0
+    context.decode([1, 2, 3])
+    context.decode([6])
+    assert (context.logits() == fresh_logits(model, [1, 2, 3], [6])).all()
+    context.close()
+    model.close()
+
+
+@pytest.mark.parametrize("architecture", ["lfm2moe", "qwen3next"])
+def test_a_recurrent_model_starts_again_after_a_failure(
+    architecture: str, tiny_model: Callable[..., Path]
+) -> None:
+    model = LlamaModel(tiny_model(architecture, shape=SMALL))
+    hook = Watcher("ffn_moe_topk-1")
+    context = LlamaContext(model, SHAPE, hook=hook)
+    context.decode([1, 2, 3])
+    hook.failure = OSError("the disk is gone")
+    with pytest.raises(OSError, match="the disk is gone"):
+        context.decode([4, 5])
+    num_tokens = context.num_tokens
+    assert num_tokens in (0, 3)  # whether its state had gone on already
+    if num_tokens == 0:
+        context.decode([1, 2, 3])
+    context.decode([4, 5])
+    assert (context.logits() == fresh_logits(model, [1, 2, 3], [4, 5])).all()
+    context.close()
+    model.close()
+
+
+# --------------------------------------------------------------------- memory
+ROOMY = ContextShape(ctx_tokens=8192, batch_tokens=256, threads=1)
+# Prints the anonymous memory that a context takes, in a process where nothing else does.
+MEASURE = f"""
+import sys
+from pathlib import Path
+from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
+from haversack.devices.memory import anonymous_bytes
+
+model = LlamaModel(Path(sys.argv[1]))
+before = anonymous_bytes()
+context = LlamaContext(model, {ROOMY})
+for token in range(4):
+    context.decode([token] * {ROOMY.batch_tokens})
+context.decode([1])
+print(anonymous_bytes() - before)
+"""
+
+
+def needs_of(path: Path, shape: ContextShape) -> tuple[int, int]:
+    dry = LlamaModel(path, dry=True)
+    needs = memory_needs(dry, shape)
+    dry.close()
+    return needs.kv_bytes, needs.compute_bytes
+
+
+def test_bytes_of_the_cache_by_hand(tiny_model: Callable[..., Path]) -> None:
+    layers, key_value_heads, head_dim, f16_bytes = 2, 2, 64, 2
+    path = tiny_model("qwen3moe", shape=SMALL)
+    for ctx_tokens in (256, 8192):
+        by_hand = 2 * layers * key_value_heads * head_dim * f16_bytes * ctx_tokens
+        kv_bytes, _ = needs_of(path, ContextShape(ctx_tokens, 64, 1))
+        assert by_hand <= kv_bytes <= by_hand + 0.02 * MIB
+
+
+def test_larger_batches_need_more(tiny_model: Callable[..., Path]) -> None:
+    path = tiny_model("qwen3moe", shape=SMALL)
+    small, large = (needs_of(path, ContextShape(8192, batch, 1)) for batch in (16, 512))
+    assert small[0] == large[0]
+    assert small[1] < large[1] / 4
+
+
+def test_there_is_room_for_the_logits_of_one_token_only(tiny_model: Callable[..., Path]) -> None:
+    sizes = [TinyShape(2, num_experts=4, vocab_size=vocab_size) for vocab_size in (64, 8192)]
+    shape = ContextShape(ctx_tokens=1024, batch_tokens=1024, threads=1)
+    few, many = (needs_of(tiny_model("qwen3moe", shape=size), shape)[1] for size in sizes)
+    assert many - few < 8192 * 4 * 8  # and not times 1024 tokens
+
+
+@pytest.mark.parametrize(
+    "architecture", ["qwen3moe", "deepseek2", "gpt-oss", "lfm2moe", "qwen3next", "gemma4"]
+)
+def test_a_context_takes_no_more_than_it_was_said_to_need(
+    architecture: str, tiny_model: Callable[..., Path]
+) -> None:
+    path = tiny_model(architecture, shape=SMALL)
+    needed_bytes = sum(needs_of(path, ROOMY))
+    command = [sys.executable, "-c", MEASURE, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 0.6 * needed_bytes < int(done.stdout) <= needed_bytes
+
+
+def test_a_context_that_cannot_be(tiny_model: Callable[..., Path]) -> None:
+    dry = LlamaModel(tiny_model("qwen3moe", shape=SMALL), dry=True)
+    impossible = ContextShape(ctx_tokens=0, batch_tokens=0, threads=1)
+    with pytest.raises(ModelFileError, match=re.escape("cannot plan a context of 0 tokens")):
+        memory_needs(dry, impossible)
+    with pytest.raises(ModelFileError, match=r"cannot make a context of 0 tokens .*lower --ctx"):
+        LlamaContext(dry, impossible)
+    dry.close()
