@@ -307,10 +307,15 @@ llama_model_save_to_file = _prototype(_llama, "llama_model_save_to_file", None, 
 
 
 # -------------------------------------------------------------------- helpers
+# The bytes of this process by their addresses: one of them costs 50 ns to look at, ten times less
+# than a structure's field.
+memory = memoryview((c.c_ubyte * sys.maxsize).from_address(0)).cast("B")
+
+
 def array_at(address: int, shape: tuple[int, ...], dtype: Any) -> "np.ndarray[Any, Any]":
     """A NumPy view of the memory at `address`; the caller answers for its lifetime."""
     num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return np.frombuffer((c.c_char * num_bytes).from_address(address), dtype).reshape(shape)
+    return np.frombuffer(memory[address : address + num_bytes], dtype).reshape(shape)
 
 
 def address_of(array: "np.ndarray[Any, Any]") -> int:
@@ -323,8 +328,5 @@ def move_bytes(target: int, source: int, num_bytes: int) -> None:
     c.memmove(target, source, num_bytes)
 
 
-# The bytes of this process by their addresses: one of them costs 50 ns to look at, ten times less
-# than a structure's field.
-memory = memoryview((c.c_ubyte * ((1 << 47) - 1)).from_address(0)).cast("B")
 addressof = c.addressof
 pointer_to = c.pointer

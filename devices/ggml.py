@@ -108,6 +108,14 @@ class GgufHeader:
             num_bytes=native.gguf_get_tensor_size(self._gguf, index),
         )
 
+    @property
+    def address(self) -> Any:
+        return self._gguf
+
+    def tensor_address(self, name: str) -> int:
+        """The tensor called `name`, without data."""
+        return int(native.ggml_get_tensor(self._tensor_context, name.encode()))
+
     def value(self, key: str) -> Value | None:
         """The value under `key`: a number, a string, a list of numbers, or None if absent."""
         index = native.gguf_find_key(self._gguf, key.encode())
@@ -162,13 +170,12 @@ def merged_header(
     """
     merged = native.gguf_init_empty()
     try:
-        native.gguf_set_kv(merged, parts[0]._gguf)
+        native.gguf_set_kv(merged, parts[0].address)
         for key in drop_keys:
             native.gguf_remove_key(merged, key.encode())
         for part in parts:
             for tensor in part.tensors:
-                name = tensor.name.encode()
-                native.gguf_add_tensor(merged, native.ggml_get_tensor(part._tensor_context, name))
+                native.gguf_add_tensor(merged, part.tensor_address(tensor.name))
         for tensor_name, type_id in types.items():
             native.gguf_set_tensor_type(merged, tensor_name.encode(), type_id)
         header = np.zeros(native.gguf_get_meta_size(merged), np.uint8)

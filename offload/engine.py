@@ -27,7 +27,8 @@ class Engine:
         self.streamer: Streamer | None = None
         self._closers: list[Callable[[], None]] = []
 
-    def _own(self, closer: Callable[[], None]) -> None:
+    def on_close(self, closer: Callable[[], None]) -> None:
+        """Have `close` call `closer`, before those it was told of earlier."""
         self._closers.append(closer)
 
     def close(self) -> None:
@@ -41,9 +42,9 @@ def open_resident(path: Path, shape: ContextShape, progress: Progress | None = N
     engine = Engine()
     try:
         engine.model = LlamaModel(path, progress=progress)
-        engine._own(engine.model.close)
+        engine.on_close(engine.model.close)
         engine.context = LlamaContext(engine.model, shape, stop=engine.stop)
-        engine._own(engine.context.close)
+        engine.on_close(engine.context.close)
     except BaseException:
         engine.close()
         raise
@@ -82,21 +83,21 @@ def _open_streamed(
     if progress is not None:
         progress = _without_holes(progress, trunk.stat().st_size / geometry.trunk_bytes)
     experts = ExpertBuffer(EXPERT_PATTERN)
-    engine._own(experts.close)
+    engine.on_close(experts.close)
     engine.model = LlamaModel(trunk, experts=experts, progress=progress)
-    engine._own(engine.model.close)
+    engine.on_close(engine.model.close)
     plans = pool_plans()
     streamer = engine.streamer = Streamer(geometry.paths)
-    engine._own(streamer.close)
+    engine.on_close(streamer.close)
     store = engine.store = ExpertStore(geometry, plans, streamer, engine.stop)
-    engine._own(store.close)
-    engine._own(streamer.close)  # again, and first: no read may outlive the slots
+    engine.on_close(store.close)
+    engine.on_close(streamer.close)  # again, and first: no read may outlive the slots
     executor = ExpertExecutor(geometry.layers, shape.batch_tokens, shape.threads)
-    engine._own(executor.close)
+    engine.on_close(executor.close)
     seam = Seam(geometry, store, executor, engine.stop)
     seam.attach(geometry, experts)
     engine.context = LlamaContext(engine.model, shape, hook=seam, stop=engine.stop)
-    engine._own(engine.context.close)
+    engine.on_close(engine.context.close)
 
 
 def _without_holes(progress: Progress, factor: float) -> Progress:
