@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -94,6 +95,20 @@ def test_what_progress_raises_stops_loading(
     with pytest.raises(error):
         LlamaModel(tiny_model("qwen3moe", shape=SMALL), progress=progress)
     assert shares[-1] < 0.9
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])  # in the middle, and when all is loaded
+def test_ctrl_c_stops_loading(share: float, tiny_model: Callable[..., Path]) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def progress(done: float) -> None:
+        if done >= share:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        LlamaModel(tiny_model("qwen3moe", shape=SMALL), progress=progress)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_dry_model_has_no_weights(tiny_model: Callable[..., Path]) -> None:

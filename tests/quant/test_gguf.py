@@ -285,6 +285,14 @@ def test_a_truncated_part(tmp_path: Path) -> None:
         read_geometry(parts[0])
 
 
+def test_a_part_that_is_no_gguf(tmp_path: Path) -> None:
+    layout = TinyLayout(num_splits=2)
+    parts = write_tiny("qwen3moe", tmp_path / "split.gguf", shape=ODD, layout=layout)
+    parts[1].write_bytes(b"an error page of some server")
+    with pytest.raises(ModelFileError, match=f"{parts[1].name} is not a readable GGUF file"):
+        read_geometry(parts[0])
+
+
 def test_renamed_and_mixed_parts(tmp_path: Path) -> None:
     layout = TinyLayout(num_splits=2)
     first, second = write_tiny("qwen3moe", tmp_path / "split.gguf", shape=ODD, layout=layout)

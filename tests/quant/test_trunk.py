@@ -288,6 +288,13 @@ def test_other_files_in_the_folder_are_let_be(model: Path) -> None:
     assert names(folder) == precious
 
 
+def test_what_cannot_be_removed_is_an_error(folder: Path) -> None:
+    stubborn = folder / f"{'0' * 12}-{'0' * 20}.gguf"
+    stubborn.mkdir(parents=True)
+    with pytest.raises(StorageError, match=f"cannot remove the trunks from {folder}: "):
+        remove_trunks(folder)
+
+
 # ---------------------------------------------------------- several processes
 # Prints each share done and waits for a line before it goes on; prints the trunk's path at last.
 WRITER = """
