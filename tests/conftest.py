@@ -1,6 +1,6 @@
 """Models for tests: tiny random ones, written once for a whole run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,14 @@ import pytest
 from haversack.tools.synth import write_tiny
 
 TinyModel = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def the_users_cache_is_left_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing a test runs, also not the command line, writes into the user's cache folder."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
