@@ -126,7 +126,10 @@ class Seam:
         node.set_op(OP_NONE)
         self._num_seen += 1
         if node.source_address(2) not in (self._choice, self._slot_ids.address):
-            raise AssertionError(f"{node.name} uses another choice of experts than layer {layer}'s")
+            raise BindingError(
+                f"{node.name} uses another choice of experts than its layer's router made:"
+                " this model cannot be streamed, raise --ram until all of it fits"
+            )
         if len(self._ids) > 1:
             return True
         assert self._lease is not None and self._lease.layer is layer

@@ -76,7 +76,7 @@ def test_a_product_with_another_choice_is_refused(
         return went_on
 
     monkeypatch.setattr(Seam, "_choose", misled)
-    with pytest.raises(AssertionError, match="another choice of experts"):
+    with pytest.raises(edge.BindingError, match="another choice of experts"):
         model.logits([1, 2], prefill=2)
 
 
