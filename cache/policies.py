@@ -25,6 +25,10 @@ class Lru:
     def choose(self, usable: npt.NDArray[np.bool_], count: int) -> Slots:
         """The `count` slots of the `usable` ones to give up, the first to go first."""
         candidates = np.flatnonzero(usable)
-        order = np.argsort(self._last_use[candidates], kind="stable")
-        chosen: Slots = candidates[order[:count]].astype(np.int32)
+        # unique, so that of equally old slots the first goes first, however they are sorted
+        keys = self._last_use[candidates] * len(self._last_use) + candidates
+        if count < len(keys):  # a token wants a few slots of thousands: do not sort them all
+            oldest = np.argpartition(keys, count)[:count]
+            candidates, keys = candidates[oldest], keys[oldest]
+        chosen: Slots = candidates[np.argsort(keys)].astype(np.int32)
         return chosen
