@@ -53,7 +53,7 @@ class CallGate:
             raise ClosedError("the model is closed: load it again")
 
     @contextmanager
-    def entered(self, generation: "Generation | None" = None) -> Iterator[None]:
+    def entered(self, generation: "weakref.ref[Generation] | None" = None) -> Iterator[None]:
         """Hold the model. Raises ClosedError if it is closed, or held by this same thread."""
         if self._owner == threading.get_ident():
             raise ClosedError(
@@ -62,8 +62,7 @@ class CallGate:
             )
         with self._lock:
             self.check_open()
-            self._owner = threading.get_ident()
-            self._generation = None if generation is None else weakref.ref(generation)
+            self._owner, self._generation = threading.get_ident(), generation
             try:
                 yield
             finally:
@@ -84,30 +83,35 @@ class CallGate:
 class Generation:
     """Text as it is generated: iterate over it, or take `text` when it is done.
 
-    `finish_reason` is "stop" (the model ended, or a stop string came), "length" (`max_tokens`),
-    "context" (the context is full) or "cancelled"; None while it runs. `tokens` are the ids
-    generated, `prompt_tokens` the number of the prompt's.
+    Dropping it lets go of the model at once, as `close` does.
     """
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        gate: CallGate,
-        prompt: Sequence[int],
-        max_tokens: int,
-        sampling: Sampling,
-        seed: int,
-    ) -> None:
-        self.tokens: list[int] = []
-        self.finish_reason: str | None = None
-        self.prompt_tokens = len(prompt)
-        self.stats: Stats | None = None
-        self._decoder, self._gate = decoder, gate
-        self._prompt, self._max_tokens = list(prompt), max_tokens
-        self._sampling, self._seed = sampling, seed
+    def __init__(self, request: "Request") -> None:
+        self._request = request
+        request.generation = weakref.ref(self)
+        self._pieces = request.pieces()  # knows the request and not us: no cycle keeps it alive
         self._shown: list[str] = []
-        self._cancelled = self._running = False
-        self._pieces = self._run()
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The number of the prompt's tokens."""
+        return len(self._request.prompt)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The ids generated so far."""
+        return self._request.tokens
+
+    @property
+    def finish_reason(self) -> str | None:
+        """ "stop" (the model ended, or a stop string came), "length" (`max_tokens`), "context"
+        (the context is full) or "cancelled"; None while it runs."""
+        return self._request.finish_reason
+
+    @property
+    def stats(self) -> Stats | None:
+        """What it took, once it has ended."""
+        return self._request.stats
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -120,26 +124,53 @@ class Generation:
     @property
     def text(self) -> str:
         """All text; reads the generation to its end first."""
-        if self.finish_reason is None and not self._cancelled:
+        if self.finish_reason is None:
             for _ in self:
                 pass
         return "".join(self._shown)
 
     def cancel(self) -> None:
         """End it as soon as possible, from any thread; iteration then stops."""
-        self._cancelled = True
-        if self._running:
-            self._decoder.engine.stop.request()
+        self._request.cancel()
 
     def close(self) -> None:
         """Let go of the model without reading on; may be called twice."""
         self.cancel()
         with contextlib.suppress(ValueError):  # another thread runs it: it will stop soon
             self._pieces.close()
-        self.finish_reason = self.finish_reason or "cancelled"
+        self._request.finish_reason = self.finish_reason or "cancelled"
 
-    def _run(self) -> Generator[str, None, None]:
-        with self._gate.entered(self), self._counted():
+
+class Request:
+    """What a generation is to do and has done: the side of it that works."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        gate: CallGate,
+        prompt: Sequence[int],
+        max_tokens: int,
+        sampling: Sampling,
+        seed: int,
+    ) -> None:
+        self.prompt = list(prompt)
+        self.tokens: list[int] = []
+        self.finish_reason: str | None = None
+        self.stats: Stats | None = None
+        self.generation: weakref.ref[Generation] | None = None
+        self._decoder, self._gate = decoder, gate
+        self._max_tokens, self._sampling, self._seed = max_tokens, sampling, seed
+        self._cancelled = self._running = False
+
+    def cancel(self) -> None:
+        """Ask it to end, from any thread."""
+        self._cancelled = True
+        if self._running:
+            self._decoder.engine.stop.request()
+
+    def pieces(self) -> Generator[str, None, None]:
+        """The text in pieces, as they are generated."""
+        with self._gate.entered(self.generation), self._counted():
             engine = self._decoder.engine
             engine.stop.clear()
             chain = sampler_chain(self._sampling, engine.model.vocabulary, self._seed)
@@ -157,7 +188,7 @@ class Generation:
     def _steps(self, chain: SamplerChain, stream: TextStream) -> Iterator[str]:
         decoder, vocabulary = self._decoder, self._decoder.engine.model.vocabulary
         self._raise_if_cancelled()
-        decoder.prefill(self._prompt)
+        decoder.prefill(self.prompt)
         while len(self.tokens) < self._max_tokens:
             self._raise_if_cancelled()
             token = chain.sample(decoder.engine.context)
@@ -188,7 +219,7 @@ class Generation:
             return f"{token} ".encode()
         piece = vocabulary.piece(token)
         if len(self.tokens) == 1 and vocabulary.adds_space:
-            if not any(map(vocabulary.piece, self._prompt)):
+            if not any(map(vocabulary.piece, self.prompt)):
                 return piece.removeprefix(b" ")
         return piece
 

@@ -16,7 +16,7 @@ from haversack.devices.errors import BudgetError, ModelFileError, PromptError
 from haversack.devices.memory import anonymous_bytes
 from haversack.devices.units import format_bytes
 from haversack.edge.decode import Decoder
-from haversack.edge.generation import CallGate, Generation
+from haversack.edge.generation import CallGate, Generation, Request
 from haversack.edge.planner import DEFAULT_BATCH_TOKENS, STREAMED, Plan, plan
 from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.stats import Stats
@@ -159,9 +159,8 @@ class Model:
             raise PromptError(f"max_tokens is {max_tokens}: give 0 or more")
         if not tokens:
             raise PromptError("the prompt is empty and this model has no start token: give text")
-        return Generation(
-            self._decoder, self._gate, tokens, limit, chosen, self._sampler_seed(chosen)
-        )
+        seed = self._sampler_seed(chosen)
+        return Generation(Request(self._decoder, self._gate, tokens, limit, chosen, seed))
 
     def chat(
         self,
