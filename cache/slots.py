@@ -98,6 +98,12 @@ class SlotTable:
         self.pin(slots)
         return slots
 
+    def recover(self) -> None:
+        """After a failure, when no read is under way any more: whoever was loading is not there,
+        and nothing is pinned."""
+        self.drop(np.flatnonzero(self._state == LOADING).astype(np.int32))
+        self._pins[:] = 0
+
     def check_integrity(self) -> None:
         """Raise AssertionError unless both directions of the table agree and states make sense."""
         flat = self._slot_of.reshape(-1)

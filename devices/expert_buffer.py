@@ -3,6 +3,7 @@
 import numpy as np
 
 from haversack.devices import _native as native
+from haversack.devices.errors import HaversackError
 from haversack.devices.ggml import GraphNode
 from haversack.devices.memory import AddressSpace, reserve_address_space
 
@@ -25,6 +26,7 @@ class ExpertBuffer:
 
     def __init__(self, pattern: str) -> None:
         self.weights: dict[str, GraphNode] = {}
+        self.error: HaversackError | None = None  # why the addresses could not be had
         self._loading = True
         self._spaces: list[AddressSpace] = []
         self._bases: dict[int, int] = {}
@@ -54,7 +56,11 @@ class ExpertBuffer:
         return int(native.addressof(self._overrides))
 
     def _allocate(self, _: int, num_bytes: int) -> int | None:
-        space = reserve_address_space(num_bytes)
+        try:
+            space = reserve_address_space(num_bytes)
+        except HaversackError as error:  # it must not cross the C frame
+            self.error = error
+            return None
         buffer: int | None = native.ggml_backend_buffer_init(
             native.addressof(self._type), self._interface, None, num_bytes
         )

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.devices import _native as native
-from haversack.devices.errors import ModelFileError
+from haversack.devices.errors import HaversackError, ModelFileError
 from haversack.devices.logs import captured_logs
 
 F32 = 0  # enum ggml_type
@@ -319,7 +319,9 @@ class ProductRunner:
                 native.ggml_graph_add_node(graph, self._node(type_id, shape, product))
             status = native.ggml_backend_graph_compute(self._backend, graph)
             if status != 0:
-                raise MemoryError(f"llama.cpp could not compute the experts: status {status}")
+                raise HaversackError(
+                    f"llama.cpp could not compute the experts (status {status}): lower --batch"
+                )
 
     def _node(self, type_id: int, shape: tuple[int, int], product: Product) -> int:
         k, m = shape

@@ -45,6 +45,7 @@ class StopFlag:
             yield
         finally:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        if self.interrupted:
+            interrupted, self.interrupted = self.interrupted, False
+        if interrupted:
             self.clear()
             raise KeyboardInterrupt

@@ -13,7 +13,13 @@ import numpy.typing as npt
 
 from haversack.devices import _native as native
 from haversack.devices._native import KNOWN_GGML, llama
-from haversack.devices.errors import CancelledError, ContextError, ModelFileError, PromptError
+from haversack.devices.errors import (
+    CancelledError,
+    ContextError,
+    HaversackError,
+    ModelFileError,
+    PromptError,
+)
 from haversack.devices.expert_buffer import ExpertBuffer
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.logs import LogCapture, captured_logs
@@ -22,6 +28,10 @@ _LOAD_NONE = 0  # enum llama_load_mode: read into memory, never map
 _NO_VOCABULARY = 0  # enum llama_vocab_type
 _STATUS_NO_ROOM, _STATUS_ABORTED = 1, 2  # of llama_decode
 _MIB = 1024 * 1024
+_CELL_BYTES = 56  # measured: 52 for each token of context
+# Tiled products take 512 KiB for each thread, in llama.cpp's own scratch and in that of the
+# expert products; flash attention takes the rest.
+_THREAD_SCRATCH_BYTES = 1280 * 1024
 _LOGGED_NODES = re.compile(r"max_nodes = (\d+)")
 _LOGGED_SIZE = re.compile(r"([\d.]+) MiB")
 
@@ -106,6 +116,9 @@ class LlamaModel:
         if failures:
             self.close()
             raise failures[0]
+        if experts is not None and experts.error is not None:
+            self.close()
+            raise experts.error
         if not self._model:
             raise ModelFileError(f"llama.cpp cannot load {path}: {log.reason()}")
         if experts is not None:
@@ -328,7 +341,9 @@ class LlamaContext:
 def _decode_error(status: int, num_tokens: int, log: LogCapture) -> Exception:
     if status == _STATUS_NO_ROOM:
         return ContextError(f"no room for {num_tokens} more tokens in the context: raise --ctx")
-    return RuntimeError(f"llama.cpp failed with status {status}: {log.reason()}")
+    return HaversackError(
+        f"llama.cpp failed with status {status}: {log.reason()}; lower --batch or --ctx"
+    )
 
 
 # --------------------------------------------------------------------- memory
@@ -352,7 +367,16 @@ def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
     if not buffers or not nodes:
         raise ModelFileError(f"llama.cpp reported no compute buffer for {model.path}")
     graph_bytes = _graph_bytes(max(int(found[1]) for found in nodes))
-    return MemoryNeeds(_logged_bytes(caches), _logged_bytes(buffers) + graph_bytes)
+    thread_bytes = shape.threads * _THREAD_SCRATCH_BYTES
+    return MemoryNeeds(
+        _logged_bytes(caches) + cell_bytes(shape.ctx_tokens) * max(1, len(caches)),
+        _logged_bytes(buffers) + graph_bytes + thread_bytes,
+    )
+
+
+def cell_bytes(ctx_tokens: int) -> int:
+    """What a cache's table of its cells takes, beside the cache: even a dry run allocates it."""
+    return _CELL_BYTES * ctx_tokens
 
 
 def _graph_bytes(max_nodes: int) -> int:

@@ -1,10 +1,12 @@
 """The program `haversack`: runs a command, and turns what went wrong into a line and a code."""
 
+import os
 import sys
 
 import typer
 
 from haversack.devices.errors import HaversackError
+from haversack.devices.logs import end_process_on_abort
 from haversack.edge.cli import app
 from haversack.edge.console import notice, prepare_streams
 
@@ -15,11 +17,16 @@ _INTERRUPTED_EXIT_CODE = 130  # what a shell reports for a program that Ctrl-C e
 def main() -> int:
     """Run the command line; the exit code."""
     prepare_streams()
+    end_process_on_abort()
     try:
         code = app(prog_name="haversack", standalone_mode=False)
     except HaversackError as error:
         notice(f"haversack: {error}")
         return error.exit_code
+    except OSError as error:  # no StorageError: the text could not be written out
+        notice(f"haversack: cannot write the output: {error.strerror}: give it room elsewhere")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor can what is left of it
+        return _USAGE_EXIT_CODE
     except typer.TyperException as error:
         notice(f"haversack: {error.format_message().rstrip('.')}: see haversack --help")
         return _USAGE_EXIT_CODE

@@ -6,12 +6,11 @@ from collections.abc import Generator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from haversack.devices.errors import HaversackError, StorageError
+from haversack.devices.errors import HaversackError
 from haversack.devices.units import format_bytes
 from haversack.edge.bench import measure, random_tokens
 from haversack.edge.chat_loop import ChatLoop, ChatSettings
@@ -253,7 +252,7 @@ def show_cache(clear: ClearOptions, cache: CacheOptions, output: OutputOptions) 
     """List the trunk files, or remove them."""
     trunks = list_trunks(cache.folder)
     disk_bytes = sum(trunk.disk_bytes for trunk in trunks)
-    freed_bytes = _removed_bytes(cache.folder) if clear.clear else 0
+    freed_bytes = remove_trunks(cache.folder) if clear.clear else 0
     if output.json:
         files = [
             {"path": str(t.path), "model": t.model, "disk_bytes": t.disk_bytes} for t in trunks
@@ -273,10 +272,3 @@ def show_cache(clear: ClearOptions, cache: CacheOptions, output: OutputOptions) 
         write_table(
             f"{format_bytes(disk_bytes)} in {cache.folder}", ("model", ">disk", "file"), rows
         )
-
-
-def _removed_bytes(folder: Path) -> int:
-    try:
-        return remove_trunks(folder)
-    except OSError as error:
-        raise StorageError(f"cannot remove trunk files from {folder}: {error.strerror}") from error

@@ -46,6 +46,7 @@ class Decoder:
                 f" {self._plan.shape.ctx_tokens}: shorten it or raise --ctx"
             )
         held = len(self._tokens)
+        self.engine.context.forget(held)  # an interrupt may have left one that is in no book
         goes_on = 0 < held < len(tokens) and list(tokens[:held]) == self._tokens
         if not goes_on:
             self.clear()

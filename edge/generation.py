@@ -3,8 +3,9 @@
 import contextlib
 import threading
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from haversack.devices.errors import CancelledError, ClosedError
 from haversack.devices.llama import Vocabulary
@@ -18,6 +19,15 @@ from haversack.edge.text import TextStream
 def sampler_chain(sampling: Sampling, vocabulary: Vocabulary, seed: int) -> SamplerChain:
     """llama.cpp's samplers in llama.cpp's order for these settings."""
     chain = SamplerChain(vocabulary)
+    try:
+        _add_samplers(chain, sampling, seed)
+    except BaseException:
+        chain.close()
+        raise
+    return chain
+
+
+def _add_samplers(chain: SamplerChain, sampling: Sampling, seed: int) -> None:
     gbnf = sampling.gbnf()
     if gbnf is not None:
         chain.add_grammar(gbnf)
@@ -29,23 +39,31 @@ def sampler_chain(sampling: Sampling, vocabulary: Vocabulary, seed: int) -> Samp
     )
     if sampling.greedy:
         chain.add_greedy()
-        return chain
+        return
     chain.add_top_k(sampling.top_k)
     chain.add_top_p(sampling.top_p)
     chain.add_min_p(sampling.min_p)
     chain.add_temperature(sampling.temperature)
     chain.add_random(seed)
-    return chain
+
+
+class Closable(Protocol):
+    """A call in steps, such as a generator."""
+
+    def close(self) -> None:
+        """End it."""
+        ...
 
 
 class CallGate:
     """Lets one call after the other use a model; calls of other threads wait their turn."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held by the call that runs
+        self._life = threading.Lock()  # held while the model is used beside it, and freed
         self._closed = False
         self._owner: int | None = None
-        self._generation: weakref.ref[Generation] | None = None
+        self._call: Callable[[], Closable | None] | None = None
 
     def check_open(self) -> None:
         """Raises ClosedError if the model is closed."""
@@ -53,8 +71,17 @@ class CallGate:
             raise ClosedError("the model is closed: load it again")
 
     @contextmanager
-    def entered(self, generation: "weakref.ref[Generation] | None" = None) -> Iterator[None]:
-        """Hold the model. Raises ClosedError if it is closed, or held by this same thread."""
+    def beside(self) -> Iterator[None]:
+        """Use what needs no turn (the vocabulary) without the model being freed meanwhile.
+        Raises ClosedError."""
+        with self._life:
+            self.check_open()
+            yield
+
+    @contextmanager
+    def entered(self, call: Callable[[], Closable | None] | None = None) -> Iterator[None]:
+        """Hold the model; `call` is a weak reference to what holds it in steps. Raises
+        ClosedError if the model is closed, or held by this same thread."""
         if self._owner == threading.get_ident():
             raise ClosedError(
                 "this thread has a generation that is not finished: read it to its end, or"
@@ -62,21 +89,27 @@ class CallGate:
             )
         with self._lock:
             self.check_open()
-            self._owner, self._generation = threading.get_ident(), generation
+            self._owner, self._call = threading.get_ident(), call
             try:
                 yield
             finally:
-                self._owner = self._generation = None
+                self._owner = self._call = None
+
+    def refuse(self) -> None:
+        """From now on the model is closed to new calls."""
+        self._closed = True
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """Hold the model for the last time: end this thread's unfinished generation, wait for
-        another thread's call, refuse all later ones."""
-        self._closed = True
-        generation = self._generation() if self._generation is not None else None
-        if self._owner == threading.get_ident() and generation is not None:
-            generation.close()
-        with self._lock:
+        """Hold the model for the last time: end a call that waits between two steps, whoever made
+        it, and wait for one that runs. Raises ClosedError if it runs in this very thread."""
+        call = self._call() if self._call is not None else None
+        if call is not None:
+            with contextlib.suppress(ValueError):  # it runs: it was asked to stop
+                call.close()
+        if self._owner == threading.get_ident():
+            raise ClosedError("a call of this thread is still running: close() again after it")
+        with self._lock, self._life:
             yield
 
 
@@ -161,18 +194,21 @@ class Request:
         self._decoder, self._gate = decoder, gate
         self._max_tokens, self._sampling, self._seed = max_tokens, sampling, seed
         self._cancelled = self._running = False
+        self._turn = threading.Lock()  # a request to stop must not reach the call after this
 
     def cancel(self) -> None:
         """Ask it to end, from any thread."""
-        self._cancelled = True
-        if self._running:
-            self._decoder.engine.stop.request()
+        with self._turn:
+            self._cancelled = True
+            if self._running:
+                self._decoder.engine.stop.request()
 
     def pieces(self) -> Generator[str, None, None]:
         """The text in pieces, as they are generated."""
         with self._gate.entered(self.generation), self._counted():
             engine = self._decoder.engine
             engine.stop.clear()
+            self._gate.check_open()
             chain = sampler_chain(self._sampling, engine.model.vocabulary, self._seed)
             stream = TextStream(self._sampling.stop)
             try:
@@ -234,5 +270,6 @@ class Request:
         try:
             yield
         finally:
-            self._running = False
+            with self._turn:
+                self._running = False
             self.stats = self._decoder.stats().since(before)

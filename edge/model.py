@@ -1,9 +1,12 @@
 """`load()` and the model it gives: generate, chat, logits, stats."""
 
 import random
+import sys
+import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from operator import index
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,11 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import platformdirs
 
-from haversack.devices.errors import BudgetError, ModelFileError, PromptError
+from haversack.devices.errors import (
+    BudgetError,
+    HaversackError,
+    ModelFileError,
+    PromptError,
+)
 from haversack.devices.memory import anonymous_bytes
 from haversack.devices.units import format_bytes
 from haversack.edge.decode import Decoder
-from haversack.edge.generation import CallGate, Generation, Request
+from haversack.edge.generation import CallGate, Closable, Generation, Request
 from haversack.edge.planner import DEFAULT_BATCH_TOKENS, STREAMED, Plan, plan
 from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.stats import Stats
@@ -86,6 +94,8 @@ def _open(planned: Plan, options: LoadOptions) -> Engine:
         progress = options.progress
         return None if progress is None else lambda share: progress(what, share)
 
+    if planned.mode == STREAMED and sys.platform == "win32":
+        raise HaversackError("experts cannot be streamed on Windows: raise --ram until all fits")
     if read_geometry(planned.path) != planned.geometry:
         raise ModelFileError(f"{planned.path} has changed since it was planned: plan again")
     if planned.mode != STREAMED:
@@ -174,31 +184,35 @@ class Model:
         The prompt is rendered by the model file's own template. Raises PromptError if it has
         none or refuses the messages.
         """
-        self._gate.check_open()
-        prompt = self.chat_template().render(messages)
-        bos = self._engine.model.vocabulary.bos
+        template = self.chat_template()
+        prompt, bos = template.render(messages), template.bos
         tokens = self.tokenize(prompt, add_special=not (bos and prompt.startswith(bos)))
         return self.generate(tokens, max_tokens, sampling, **settings)
 
     def chat_template(self) -> ChatTemplate:
         """The model file's chat template. Raises PromptError if it has none."""
-        source = self._engine.model.chat_template
+        with self._gate.beside():
+            source, vocabulary = self._engine.model.chat_template, self._engine.model.vocabulary
+            bos, eos = vocabulary.bos, vocabulary.eos
         if source is None:
             raise PromptError(f"{self.plan.path.name} has no chat template: use run or generate()")
-        vocabulary = self._engine.model.vocabulary
-        return ChatTemplate(source, bos=vocabulary.bos, eos=vocabulary.eos)
+        return ChatTemplate(source, bos=bos, eos=eos)
 
     def tokenize(self, prompt: Prompt, add_special: bool = True) -> list[int]:
-        """The ids of `prompt`. Raises PromptError for ids outside the vocabulary."""
+        """The ids of `prompt`. Raises PromptError for ids outside the vocabulary, ClosedError."""
         vocabulary = self._engine.model.vocabulary
         if isinstance(prompt, str) and vocabulary.has_text:
-            return vocabulary.tokenize(_encodable(prompt), add_special=add_special)
+            with self._gate.beside():
+                return vocabulary.tokenize(_encodable(prompt), add_special=add_special)
         try:
-            tokens = [int(i) for i in (prompt.split() if isinstance(prompt, str) else prompt)]
+            ids = map(int, prompt.split()) if isinstance(prompt, str) else map(index, prompt)
+            tokens = list(ids)
         except ValueError:
             raise PromptError(
                 f"{self.plan.path.name} has no vocabulary: give token ids, not {prompt!r}"
             ) from None
+        except TypeError:
+            raise PromptError(f"the prompt is {prompt!r}: give text or whole token ids") from None
         strange = [i for i in tokens if not 0 <= i < vocabulary.num_tokens]
         if strange:
             raise PromptError(
@@ -227,14 +241,23 @@ class Model:
     ) -> Generator[npt.NDArray[np.float32], None, None]:
         """The rows of `logits`, (vocabulary,) float32 each, as they are computed.
 
-        The model is held until the last row is taken or the iterator closed. Raises as `logits`.
+        The model is held from the first row until the last is taken or the iterator closed.
+        Raises as `logits`.
         """
         self._gate.check_open()
         if not 1 <= prefill <= len(tokens):
             raise PromptError(f"prefill is {prefill}: give 1 to {len(tokens)}, the tokens' number")
-        checked = self.tokenize(tokens)
-        with self._gate.entered():
+        call: list[weakref.ref[Generator[npt.NDArray[np.float32], None, None]]] = []
+        rows = self._logit_rows(self.tokenize(tokens), prefill, lambda: call[0]())
+        call.append(weakref.ref(rows))
+        return rows
+
+    def _logit_rows(
+        self, checked: Sequence[int], prefill: int, call: Callable[[], Closable | None]
+    ) -> Generator[npt.NDArray[np.float32], None, None]:
+        with self._gate.entered(call):
             self._engine.stop.clear()
+            self._gate.check_open()
             self._decoder.clear()
             self._decoder.prefill(checked[:prefill])
             yield self._decoder.logits()
@@ -258,7 +281,9 @@ class Model:
             self._engine.store.check_integrity()
 
     def close(self) -> None:
-        """Stop a call that runs, free all memory; may be called twice."""
+        """Stop a call that runs, free all memory; may be called twice. Raises ClosedError if
+        called from inside a call of this thread that runs."""
+        self._gate.refuse()
         self._engine.stop.request()
         with self._gate.closing():
             self._engine.close()

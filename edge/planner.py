@@ -8,7 +8,13 @@ from typing import Any
 from haversack.devices.budget import MemoryBudget
 from haversack.devices.cores import usable_cores
 from haversack.devices.errors import BudgetError, PromptError
-from haversack.devices.llama import ContextShape, LlamaModel, MemoryNeeds, memory_needs
+from haversack.devices.llama import (
+    ContextShape,
+    LlamaModel,
+    MemoryNeeds,
+    cell_bytes,
+    memory_needs,
+)
 from haversack.devices.memory import anonymous_bytes, probe_ram
 from haversack.devices.units import format_bytes, parse_bytes
 from haversack.offload.executor import scratch_bytes
@@ -175,14 +181,14 @@ def plan(
     physical cores, `batch` is the prompt tokens computed at once. Raises BudgetError with the
     floor, ModelFileError, UnitError.
     """
-    geometry = read_geometry(Path(path))
+    geometry, ram_bytes = read_geometry(Path(path)), _ram_bytes(ram)
     model = LlamaModel(geometry.path, dry=True)
     try:
         shape = _context_shape(ctx, threads, batch, model.trained_ctx_tokens)
+        _refuse_boundless(shape, ram_bytes)
         needs = memory_needs(model, shape)
     finally:
         model.close()
-    ram_bytes = _ram_bytes(ram)
     return _spend(geometry, shape, _costs(geometry, shape, needs), ram_bytes)
 
 
@@ -220,6 +226,18 @@ def _context_shape(
         if not 1 <= value <= most:
             raise PromptError(f"{name} is {value}: give 1 to {most}")
     return ContextShape(ctx_tokens, min(batch, ctx_tokens), num_threads)
+
+
+def _refuse_boundless(shape: ContextShape, ram_bytes: int) -> None:
+    """A context whose mere table of cells exceeds the budget would exceed it while planning."""
+    need_bytes = cell_bytes(shape.ctx_tokens)
+    if need_bytes > ram_bytes:
+        raise BudgetError(
+            f"a context of {shape.ctx_tokens} tokens needs {format_bytes(need_bytes)} for its table"
+            f" alone, the budget is {format_bytes(ram_bytes)}: lower --ctx or raise --ram",
+            need_bytes=need_bytes,
+            have_bytes=ram_bytes,
+        )
 
 
 def _costs(geometry: ModelGeometry, shape: ContextShape, needs: MemoryNeeds) -> _Costs:

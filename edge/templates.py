@@ -65,7 +65,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, *, bos: str = "", eos: str = "") -> None:
-        self.source = source
+        self.source, self.bos = source, bos
         self._tokens = {"bos_token": bos, "eos_token": eos}
         try:
             self._template = _SANDBOX.compiled(source)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from haversack.devices.errors import StorageError
 from haversack.devices.expert_buffer import ExpertBuffer
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel, Progress
@@ -80,6 +81,8 @@ def _open_streamed(
     pool_plans: PoolPlans,
     progress: Progress | None,
 ) -> None:
+    if not trunk.is_file():
+        raise StorageError(f"{trunk} is gone: load the model again to have it written")
     if progress is not None:
         progress = _without_holes(progress, trunk.stat().st_size / geometry.trunk_bytes)
     experts = ExpertBuffer(EXPERT_PATTERN)

@@ -74,7 +74,7 @@ class ExpertExecutor:
                 pairs = np.concatenate([np.arange(starts[i], ends[i]) for i in run])
                 counts = (ends[run] - starts[run]).tolist()
                 weights = [group.addresses[i] for i in run]
-                gathered = rows[row_of_pair[pairs]]
+                gathered = self._gathered(rows, row_of_pair[pairs])
                 out[pairs_by_expert[pairs]] = self._products(matrix, weights, counts, gathered)
 
     @staticmethod
@@ -99,6 +99,13 @@ class ExpertExecutor:
             num_rows += count
         if run:
             yield run
+
+    def _gathered(
+        self, rows: npt.NDArray[np.uint8], chosen: npt.NDArray[np.intp]
+    ) -> npt.NDArray[np.uint8]:
+        """The `chosen` rows one after the other, in scratch."""
+        out = self._rows[: len(chosen) * rows.shape[1]].reshape(len(chosen), rows.shape[1])
+        return np.take(rows, chosen, axis=0, out=out, mode="clip")
 
     def _products(
         self,

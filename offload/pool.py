@@ -14,7 +14,7 @@ Shape = tuple[int, ...]  # bytes of each matrix of an expert, in the order they 
 
 
 def shape_of(layer: ExpertLayer) -> Shape:
-    """Layers of one shape share a pool."""
+    """Layers of one shape, and of as many experts, share a pool."""
     return tuple(matrix.expert_bytes for matrix in layer.matrices)
 
 
@@ -85,22 +85,23 @@ def plan_pools(
     Each gets its floor, one layer's worst case for one token, twice, whatever `num_bytes` says;
     what is left is shared in proportion to what each still misses.
     """
-    groups: dict[Shape, list[ExpertLayer]] = {}
+    groups: dict[tuple[Shape, int], list[ExpertLayer]] = {}
     for layer in layers:
-        groups.setdefault(shape_of(layer), []).append(layer)
-    all_slots = {s: sum(layer.num_experts for layer in found) for s, found in groups.items()}
-    floor = {shape: min(2 * num_experts_per_tok, count) for shape, count in all_slots.items()}
-    wanted = {shape: (all_slots[shape] - floor[shape]) * slot_bytes(shape) for shape in groups}
-    spare_bytes = num_bytes - sum(floor[shape] * slot_bytes(shape) for shape in groups)
+        groups.setdefault((shape_of(layer), layer.num_experts), []).append(layer)
+    sizes = {key: slot_bytes(key[0]) for key in groups}
+    all_slots = {key: key[1] * len(found) for key, found in groups.items()}
+    floor = {key: min(2 * num_experts_per_tok, count) for key, count in all_slots.items()}
+    wanted = {key: (all_slots[key] - floor[key]) * sizes[key] for key in groups}
+    spare_bytes = num_bytes - sum(floor[key] * sizes[key] for key in groups)
     share = min(1.0, max(0, spare_bytes) / max(1, sum(wanted.values())))
     return tuple(
         PoolPlan(
-            shape=shape,
+            shape=key[0],
             layers=tuple(layer.layer for layer in found),
-            num_experts=found[0].num_experts,
-            num_slots=floor[shape] + int(wanted[shape] * share) // slot_bytes(shape),
+            num_experts=key[1],
+            num_slots=floor[key] + int(wanted[key] * share) // sizes[key],
         )
-        for shape, found in groups.items()
+        for key, found in groups.items()
     )
 
 

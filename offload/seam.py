@@ -1,9 +1,9 @@
 """The seam: where llama.cpp's graph meets our experts.
 
-llama.cpp shows every node before and after it computes it. After a layer's router has chosen
-(`ffn_moe_topk-L`) the chosen experts are brought into slots. A single token's products are left
-to llama.cpp, which reads slots instead of experts because the product's ids are replaced. A
-batch's products are skipped and done by the executor, in groups or waves.
+llama.cpp shows every node before and after it computes it. A layer's router chooses
+(`ffn_moe_topk-L`); before its first product the chosen experts are brought into slots. A single
+token's products are left to llama.cpp, which reads slots instead of experts because the product's
+ids are replaced. A batch's products are skipped and done by the executor, in groups or waves.
 """
 
 from contextlib import closing
@@ -46,8 +46,8 @@ class Seam:
         self._store, self._executor, self._stop = store, executor, stop
         self._products: dict[int, tuple[ExpertLayer, int]] = {}  # by the weight's address
         self._num_seen = 0  # products of the graph that runs
-        self._slot_ids = SlotIds(geometry.num_experts_per_tok)
-        self._choice = 0  # address of the router's choice that holds now
+        self._slot_ids: dict[int, SlotIds] = {}  # by the experts a token uses: layers may differ
+        self._choice = 0  # address of the latest router's choice
         self._ids: npt.NDArray[np.int32] = np.zeros((0, 0), np.int32)  # (T, N) of that choice
         self._experts: Experts = np.zeros(0, np.int32)  # the distinct ones
         self._lease: Lease | None = None
@@ -58,7 +58,12 @@ class Seam:
         for layer in geometry.layers:
             pool = self._store.pool(layer.layer)
             for index, matrix in enumerate(layer.matrices):
-                weight = buffer.weights[matrix.name]
+                weight = buffer.weights.get(matrix.name)
+                if weight is None:
+                    raise BindingError(
+                        f"llama.cpp did not load {matrix.name}: this model cannot be streamed,"
+                        " raise --ram until all of it fits"
+                    )
                 address = pool.address(index) + resting_place(matrix)
                 weight.point_at_pool(
                     matrix.type_id, address, pool.stride(index), pool.plan.num_slots
@@ -71,6 +76,8 @@ class Seam:
         No exception may cross the C frame: it is kept, the graph stops, `end_graph` gives it.
         """
         if self._error is not None:
+            if ask and GraphNode(node).source_address(0) in self._products:
+                GraphNode(node).set_op(OP_NONE)  # a graph in several pieces may go on to the next
             return ask
         try:
             op = memory[node + NODE_OP]
@@ -79,9 +86,8 @@ class Seam:
                 if product is not None:
                     return self._prepare(node, *product) if ask else self._compute(node, *product)
             elif memory[node + _MARK_PLACE] == _MARK:
-                name = GraphNode(node).name
-                if name.startswith(_ROUTER_CHOICE):
-                    return ask or self._choose(node, int(name.removeprefix(_ROUTER_CHOICE)))
+                if GraphNode(node).name.startswith(_ROUTER_CHOICE):
+                    return ask or self._choose(node)
             return False
         except BaseException as error:
             self._error = error
@@ -92,7 +98,11 @@ class Seam:
         have multiplied whatever lies in the slots. Also ends the last layer's lease."""
         error, self._error = self._error, None
         num_seen, self._num_seen = self._num_seen, 0
-        self._release()
+        if error is None and computed:
+            self._release()
+        else:
+            self._lease = None
+            self._store.recover()
         if error is None and computed and num_seen != len(self._products):
             error = BindingError(
                 f"llama.cpp's graph showed {num_seen} of {len(self._products)} expert products:"
@@ -100,24 +110,31 @@ class Seam:
             )
         return error
 
-    def _choose(self, node: int, layer: int) -> bool:
-        """The router of `layer` has chosen: bring its experts."""
+    def _choose(self, node: int) -> bool:
+        """A router has chosen: remember whom."""
         if self._stop.requested:
             raise CancelledError("the call was cancelled")
-        self._release()
         self._choice = node
         self._ids = GraphNode(node).array(np.int32)[0].copy()
+        return True
+
+    def _bring(self, layer: int) -> None:
+        """The layer that chose is about to multiply: start to bring its experts."""
+        self._release()
         if len(self._ids) == 1:
             self._experts = self._ids[0]
             self._lease = self._store.lease(layer, self._experts)
-            self._slot_ids.values[:] = self._lease.slots
-            return True
+            self._token_slots().values[:] = self._lease.slots
+            return
         self._experts = np.unique(self._ids)
         if self._store.fits(layer, len(self._experts)):
             self._lease = self._store.lease(layer, self._experts)
         else:
             self._store.count_uses(layer, self._experts)
-        return True
+
+    def _token_slots(self) -> SlotIds:
+        num_used = self._ids.shape[1]
+        return self._slot_ids.setdefault(num_used, SlotIds(num_used))
 
     def _prepare(self, address: int, layer: ExpertLayer, index: int) -> bool:
         """A product is next. A token's is llama.cpp's own, over slots, once they are filled; if
@@ -125,16 +142,19 @@ class Seam:
         node = GraphNode(address)
         node.set_op(OP_NONE)
         self._num_seen += 1
-        if node.source_address(2) not in (self._choice, self._slot_ids.address):
+        token_slots = self._token_slots().address
+        if node.source_address(2) not in (self._choice, token_slots):
             raise BindingError(
                 f"{node.name} uses another choice of experts than its layer's router made:"
                 " this model cannot be streamed, raise --ram until all of it fits"
             )
+        if index == 0:
+            self._bring(layer.layer)
         if len(self._ids) > 1:
             return True
         assert self._lease is not None and self._lease.layer is layer
         self._store.wait(self._lease, index)
-        node.set_source(2, self._slot_ids.address)
+        node.set_source(2, token_slots)
         node.set_op(OP_MUL_MAT_ID)
         return bool(self._lease.reads) and index + 1 < len(layer.matrices)
 

@@ -69,6 +69,7 @@ class ExpertStore:
         self.hits += len(experts) - len(missing)
         self.misses += len(missing)
         held = slots[slots != NOWHERE]
+        assert pool.table.are_ready(held), "an expert that is not wholly there was taken for there"
         pool.table.pin(held)
         pool.table.touch(held)
         lease = Lease(self._layers[layer], experts, slots, missing)
@@ -133,6 +134,7 @@ class ExpertStore:
         slots = pool.table.find(layer, experts)
         resident = np.flatnonzero(slots != NOWHERE)
         if len(resident):
+            assert pool.table.are_ready(slots[resident]), "a resident expert is not wholly there"
             pool.table.pin(slots[resident])
             try:
                 addresses = self._addresses(self._layers[layer], index, slots[resident])
@@ -165,6 +167,13 @@ class ExpertStore:
                 Streamer.settle(started)
             for slots in borrowed:
                 pool.table.unpin(slots)
+
+    def recover(self) -> None:
+        """Make the books true again after a failure anywhere: no lease or wave is left, and no
+        slot counts as filled whose reads did not all come."""
+        self._streamer.drain()
+        for pool in self.pools:
+            pool.table.recover()
 
     def count_uses(self, layer: int, experts: Experts) -> None:
         """Count hits and misses of experts that `waves` will bring."""

@@ -34,6 +34,7 @@ class Streamer:
             raise
         self._readers = ThreadPoolExecutor(num_readers, thread_name_prefix="haversack-reader")
         self._lock = threading.Lock()
+        self._unsettled: set[Read] = set()
         self._num_reading, self._busy_since = 0, 0.0
         self.bytes_read = 0
         self.busy_s = 0.0  # time in which at least one read was under way
@@ -46,7 +47,10 @@ class Streamer:
 
     def read(self, matrix: ExpertMatrix, expert: int, place: tuple[ExpertPool, int, int]) -> Read:
         """Start reading one expert's matrix into `place`: (pool, matrix index, slot)."""
-        return self._readers.submit(self._read, matrix, expert, place)
+        read = self._readers.submit(self._read, matrix, expert, place)
+        self._unsettled.add(read)
+        read.add_done_callback(self._unsettled.discard)
+        return read
 
     def wait(self, reads: Sequence[Read], stop: StopFlag) -> None:
         """Return when all `reads` are done. Raises StorageError if one failed, CancelledError if
@@ -73,6 +77,10 @@ class Streamer:
         for read in reads:
             read.cancel()
         return [not read.cancelled() and read.exception() is None for read in reads]
+
+    def drain(self) -> None:
+        """Return when no read is under way any more; those not begun never begin."""
+        self.settle(list(self._unsettled))
 
     def _read(self, matrix: ExpertMatrix, expert: int, place: tuple[ExpertPool, int, int]) -> None:
         pool, index, slot = place

@@ -119,8 +119,12 @@ def open_headers(paths: Sequence[Path]) -> list[GgufHeader]:
 
 def part_paths(path: Path) -> tuple[Path, ...]:
     """All files of the model at `path`, in order. Raises ModelFileError if one is missing."""
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+    try:
+        found = path.is_file()
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise ModelFileError(f"{path}: {error.strerror}: give the path of a GGUF file") from error
+    if not found:
+        what = "is no regular file" if path.exists() else "does not exist"
         raise ModelFileError(f"{path} {what}: give the path of a GGUF file")
     match = _PART_NAME.match(path.name)
     if match is None or not 1 <= int(match[2]) <= int(match[3]):

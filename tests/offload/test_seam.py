@@ -70,8 +70,8 @@ def test_a_product_with_another_choice_is_refused(
 ) -> None:
     choose = Seam._choose
 
-    def misled(seam: Seam, node: int, layer: int) -> bool:
-        went_on = choose(seam, node, layer)
+    def misled(seam: Seam, node: int) -> bool:
+        went_on = choose(seam, node)
         seam._choice = 12345
         return went_on
 
