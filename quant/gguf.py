@@ -124,7 +124,8 @@ def part_paths(path: Path) -> tuple[Path, ...]:
     except OSError as error:  # a name too long, a folder that may not be looked into
         raise ModelFileError(f"{path}: {error.strerror}: give the path of a GGUF file") from error
     if not found:
-        what = "is no regular file" if path.exists() else "does not exist"
+        other = "is no regular file" if path.exists() else "does not exist"
+        what = "is a folder" if path.is_dir() else other
         raise ModelFileError(f"{path} {what}: give the path of a GGUF file")
     match = _PART_NAME.match(path.name)
     if match is None or not 1 <= int(match[2]) <= int(match[3]):

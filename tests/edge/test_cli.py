@@ -414,3 +414,30 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(timeout=30) != 0
+
+
+@pytest.mark.parametrize(("key", "value"), [("block_count", 7777), ("rope.dimension_count", 7)])
+def test_metadata_without_sense_are_one_line(
+    key: str, value: int, model: Path, tmp_path: Path
+) -> None:
+    """llama.cpp would end the process with a dump of its stack."""
+    name = f"qwen3moe.{key}".encode()
+    content = bytearray(model.read_bytes())
+    place = content.index(name) + len(name) + 4  # after the value's type
+    content[place : place + 4] = value.to_bytes(4, "little")
+    path = tmp_path / "senseless.gguf"
+    path.write_bytes(content)
+    result = haversack("run", path, "-p", "1 2", "-n", 2, "--ram", "1GiB")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1 and result.stderr.startswith("haversack: ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        command = [*PROGRAM, "run", "-p", "", "-n", "300"]
+        result = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1 and "cannot write the output" in result.stderr

@@ -126,6 +126,8 @@ def test_no_tokens_wanted(storyteller: edge.Model) -> None:
         ([5, 512], {}, "token id 512 is not in the vocabulary: give 0 to 511"),
         ([], {}, "the prompt is empty"),
         ("word", {}, "has no vocabulary"),
+        ([1.5], {}, "give text or whole token ids"),
+        (5, {}, "give text or whole token ids"),
         ([5], {"temperature": -1}, "temperature is -1"),
         ([5], {"tempersture": 1}, "unknown sampling setting"),
         ([5], {"max_tokens": -1}, "max_tokens is -1"),
@@ -223,6 +225,57 @@ def test_a_closed_model_says_so(tiny_model: Any, trunk_dir: Path) -> None:
     with pytest.raises(edge.ClosedError, match="closed"):
         model.logits([1], prefill=1)
     assert threading.active_count() == before  # no reader is left behind
+
+
+@pytest.fixture
+def open_model(tiny_model: Any, trunk_dir: Path) -> edge.Model:
+    planned = streamed(edge.plan(tiny_model("qwen3moe"), ram="1GiB", ctx=64, threads=1), 0.5)
+    return edge.load(planned, options=edge.LoadOptions(cache_dir=trunk_dir))
+
+
+def test_closing_ends_rows_that_nobody_takes(open_model: edge.Model) -> None:
+    rows = open_model.iter_logits([1, 2, 3, 4], prefill=1)
+    next(rows)
+    open_model.close()
+    assert list(rows) == []
+
+
+def test_closing_ends_what_another_thread_left_unfinished(open_model: edge.Model) -> None:
+    left: list[edge.Generation] = []
+
+    def begin() -> None:
+        left.append(open_model.generate([1], max_tokens=5))
+        next(left[0])
+
+    thread = threading.Thread(target=begin)
+    thread.start()
+    thread.join()
+    open_model.close()
+    assert left[0].finish_reason == "cancelled"
+
+
+def test_closing_waits_for_a_call_that_runs(open_model: edge.Model) -> None:
+    generation, started = open_model.generate([1], max_tokens=60), threading.Event()
+
+    def run() -> None:
+        for _ in generation:
+            started.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert started.wait(timeout=30)
+    open_model.close()
+    thread.join(timeout=30)
+    assert not thread.is_alive() and generation.finish_reason in ("cancelled", "length")
+
+
+def test_a_closed_model_has_no_vocabulary_any_more(trunk_dir: Path) -> None:
+    model = edge.load(edge.builtin_model(), ram="1GiB", threads=1)
+    model.close()
+    with pytest.raises(edge.ClosedError, match="closed"):
+        model.tokenize("Once")
+    with pytest.raises(edge.ClosedError, match="closed"):
+        model.chat([{"role": "user", "content": "Once"}])
 
 
 # ---------------------------------------------------------------------- faults

@@ -1,6 +1,7 @@
 """A plan adds up to the byte, and its floor is the least that works."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,28 @@ def test_counts_have_bounds(knob: str, value: int, tiny_model: Any) -> None:
 
 def test_without_a_budget_the_machine_decides(tiny_model: Any) -> None:
     assert edge.plan(tiny_model("qwen3moe")).mode == "resident"
+
+
+def test_a_boundless_context_is_refused_before_it_takes_memory(tiny_model: Any) -> None:
+    with pytest.raises(edge.BudgetError, match=r"2000000000 tokens needs .* lower --ctx"):
+        edge.plan(tiny_model("qwen3moe"), ram="1GiB", ctx=2_000_000_000)
+
+
+def test_cells_and_threads_are_in_the_plan(tiny_model: Any) -> None:
+    path = tiny_model("deepseek2")
+    short, long = (edge.plan(path, ram="64GiB", ctx=ctx, batch=16) for ctx in (1024, 513 * 1024))
+    assert (long.kv_bytes - short.kv_bytes) / (512 * 1024) > 52
+    few, many = (edge.plan(path, ram="64GiB", threads=threads) for threads in (1, 101))
+    assert many.compute_bytes - few.compute_bytes >= 100 * 1024 * 1024
+
+
+def test_two_threads_plan_the_same(tiny_model: Any) -> None:
+    """Each hears llama.cpp's words about its own model only."""
+    path = tiny_model("qwen3moe")
+    expected = edge.plan(path, ram="1GiB").kv_bytes
+
+    def figures(_: int) -> int:
+        return edge.plan(path, ram="1GiB").kv_bytes
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(figures, range(40))) == {expected}

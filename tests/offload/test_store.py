@@ -205,3 +205,29 @@ def some_waves(bench: Bench, rng: random.Random, layer: int, experts: np.ndarray
 def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="nothing"):
         Streamer([tmp_path / "nothing.gguf"])
+
+
+def test_a_lease_that_fails_halfway_leaves_nothing_that_looks_filled(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slots are claimed before their reads start: if starting fails, they must not stay claimed."""
+    experts, begun = np.array([1, 2, 3]), list[int]()
+    read = Streamer.read
+
+    def exhausted(streamer: Streamer, *arguments: Any) -> Any:
+        begun.append(1)
+        if len(begun) == 5:
+            raise RuntimeError("can't start new thread")
+        return read(streamer, *arguments)
+
+    monkeypatch.setattr(Streamer, "read", exhausted)
+    with pytest.raises(RuntimeError, match="new thread"):
+        bench.store.lease(0, experts)
+    monkeypatch.undo()
+    bench.store.recover()
+    bench.store.check_integrity()
+    assert bench.store.pool(0).table.num_unpinned == 8
+    again = bench.store.lease(0, experts)
+    assert len(again.missing) == 3
+    bench.assert_lease_true(again)
+    bench.store.release(again)
