@@ -31,7 +31,7 @@ _MIB = 1024 * 1024
 _CELL_BYTES = 56  # measured: 52 for each token of context
 # Tiled products take 512 KiB for each thread, in llama.cpp's own scratch and in that of the
 # expert products; flash attention takes the rest.
-_THREAD_SCRATCH_BYTES = 1280 * 1024
+THREAD_SCRATCH_BYTES = 1280 * 1024
 _LOGGED_NODES = re.compile(r"max_nodes = (\d+)")
 _LOGGED_SIZE = re.compile(r"([\d.]+) MiB")
 
@@ -367,9 +367,12 @@ def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
     if not buffers or not nodes:
         raise ModelFileError(f"llama.cpp reported no compute buffer for {model.path}")
     graph_bytes = _graph_bytes(max(int(found[1]) for found in nodes))
-    thread_bytes = shape.threads * _THREAD_SCRATCH_BYTES
+    thread_bytes = shape.threads * THREAD_SCRATCH_BYTES
+    tables = sum(
+        "kv_cache" in line for line in caches
+    )  # recurrent states have no cells to speak of
     return MemoryNeeds(
-        _logged_bytes(caches) + cell_bytes(shape.ctx_tokens) * max(1, len(caches)),
+        _logged_bytes(caches) + cell_bytes(shape.ctx_tokens) * max(1, tables),
         _logged_bytes(buffers) + graph_bytes + thread_bytes,
     )
 

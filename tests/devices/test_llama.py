@@ -24,7 +24,14 @@ from haversack.devices.errors import (
 )
 from haversack.devices.ggml import GraphNode
 from haversack.devices.interrupts import StopFlag
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel, memory_needs
+from haversack.devices.llama import (
+    THREAD_SCRATCH_BYTES,
+    ContextShape,
+    LlamaContext,
+    LlamaModel,
+    cell_bytes,
+    memory_needs,
+)
 from haversack.devices.memory import anonymous_bytes
 from haversack.tools.synth import TinyShape
 
@@ -434,6 +441,7 @@ def test_bytes_of_the_cache_by_hand(tiny_model: Callable[..., Path]) -> None:
     path = tiny_model("qwen3moe", shape=SMALL)
     for ctx_tokens in (256, 8192):
         by_hand = 2 * layers * key_value_heads * head_dim * f16_bytes * ctx_tokens
+        by_hand += cell_bytes(ctx_tokens)
         kv_bytes, _ = needs_of(path, ContextShape(ctx_tokens, 64, 1))
         assert by_hand <= kv_bytes <= by_hand + 0.02 * MIB
 
@@ -462,7 +470,8 @@ def test_a_context_takes_no_more_than_it_was_said_to_need(
     needed_bytes = sum(needs_of(path, ROOMY))
     command = [sys.executable, "-c", MEASURE, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert 0.6 * needed_bytes < int(done.stdout) <= needed_bytes
+    fixed_bytes = needed_bytes - ROOMY.threads * THREAD_SCRATCH_BYTES  # which few products take
+    assert 0.6 * fixed_bytes < int(done.stdout) <= needed_bytes
 
 
 def test_a_context_that_cannot_be(tiny_model: Callable[..., Path]) -> None:
