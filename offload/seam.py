@@ -134,7 +134,9 @@ class Seam:
 
     def _token_slots(self) -> SlotIds:
         num_used = self._ids.shape[1]
-        return self._slot_ids.setdefault(num_used, SlotIds(num_used))
+        if num_used not in self._slot_ids:
+            self._slot_ids[num_used] = SlotIds(num_used)
+        return self._slot_ids[num_used]
 
     def _prepare(self, address: int, layer: ExpertLayer, index: int) -> bool:
         """A product is next. A token's is llama.cpp's own, over slots, once they are filled; if

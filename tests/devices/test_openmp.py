@@ -13,7 +13,7 @@ def test_it_is_set_for_the_loading_only(monkeypatch: pytest.MonkeyPatch) -> None
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     with brief_spinning():
-        assert os.environ["GOMP_SPINCOUNT"] == "1000"
+        assert os.environ["GOMP_SPINCOUNT"] == "10000"
     assert "GOMP_SPINCOUNT" not in os.environ
 
 
@@ -35,4 +35,4 @@ def test_the_engine_is_loaded_with_it() -> None:
     )
     env = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert done.stdout.strip() == "1000", done.stderr
+    assert done.stdout.strip() == "10000", done.stderr
