@@ -75,6 +75,12 @@ def _refuse_unknown_build() -> None:
         )
 
 
+def mallopt(parameter: int, value: int) -> bool:
+    """int mallopt(int param, int value); False where the C library has none."""
+    function = getattr(c.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    return function is not None and function(parameter, value) == 1
+
+
 # ----------------------------------------------------------------- structures
 class Tensor(c.Structure):
     """struct ggml_tensor"""
