@@ -59,7 +59,7 @@ def default_cache_dir() -> Path:
 
 def builtin_model() -> Path:
     """The small model that comes with haversack."""
-    return Path(str(files("haversack.edge") / "builtin" / "stories260k-moe.gguf"))
+    return Path(str(files("haversack.edge") / "builtin" / "tales-moe.gguf"))
 
 
 def load(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from haversack.tools.known_answer import write_known_answer
 from haversack.tools.synth import write_tiny
 
 TinyModel = Callable[..., Path]
@@ -34,6 +35,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
         return made[key]
 
     return give
+
+
+@pytest.fixture(scope="session")
+def known_answer_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model with a vocabulary whose greedy text is known to the byte."""
+    path = tmp_path_factory.mktemp("known") / "stories260k-moe.gguf"
+    write_known_answer(path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,16 @@ def token_row(sources: Sequence[Source], vocabulary: Vocabulary, seed: int) -> I
     return np.fromiter((i for row in rows for i in (END_OF_TEXT_ID, *row)), np.uint16)
 
 
+def windows_at(
+    ids: Ids, starts: npt.NDArray[np.int64], window_tokens: int
+) -> npt.NDArray[np.int64]:
+    """From each of `starts` (W,) on `window_tokens` + 1 ids, as the last one is only predicted."""
+    windows: npt.NDArray[np.int64] = ids[starts[:, None] + np.arange(window_tokens + 1)].astype(
+        np.int64
+    )
+    return windows
+
+
 class Batches:
     """Batch after batch of a token row, from the start again when it ends."""
 
@@ -35,5 +45,5 @@ class Batches:
         """Windows of one token more than a window has inputs: (windows, window_tokens + 1)."""
         span = self._num_windows * self._window_tokens
         start = index * span % (len(self._ids) - span)
-        starts = start + np.arange(self._num_windows)[:, None] * self._window_tokens
-        return self._ids[starts + np.arange(self._window_tokens + 1)].astype(np.int64)
+        starts = start + np.arange(self._num_windows) * self._window_tokens
+        return windows_at(self._ids, starts, self._window_tokens)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from haversack.devices.errors import StorageError
+from haversack.tools.plain_answers import plain_answers
 from haversack.tools.vocabulary import rendered_chat
 
 BOOKS = "public_domain_books.jsonl.gz"
@@ -31,12 +32,15 @@ _HELD_OUT_SHARE = 20
 _HARDEST_ARI = 9.0  # the simplest two thirds of the books
 _TELLINGS = 4  # of each tale in chats, each with a length and a request of its own
 _SHORTEST_PASSAGE, _LONGEST_PASSAGE = 60, 230  # words of a story told in a chat
-_REPLACED = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "\u00a0": " ", "\u2060": ""})
+_REPLACED = str.maketrans(
+    {"“": '"', "”": '"', "\u2018": "'", "\u2019": "'", "\u00a0": " ", "\u2060": ""}
+)
 _CAPITALS_OR_NUMERAL = re.compile(r"[^a-z]*")
 _WORD = re.compile(r"[A-Za-z']+")
 _BOOKS_OF_TALES = re.compile(
     r"Fairy (Book|Tales)|Mother West Wind|Burgess|Stories (Retold|to Tell)|Famous|Beacon|Raggedy"
-    r"|(Old Greek|Viking|Tanglewood|Great Americans)|(Reddy|Buster|Lightfoot|Blacky|Bowser|Whitefoot)"
+    r"|Old Greek|Viking|Tanglewood|Great Americans"
+    r"|Reddy|Buster|Lightfoot|Blacky|Bowser|Whitefoot"
 )
 
 STORY_REQUESTS = (
@@ -91,6 +95,23 @@ def chat_sources(folder: Path, seed: int) -> list[Source]:
         Source("orders", _chats(_training(_records(folder / ORDERS)))),
         Source("instructions", _chats(_training(_records(folder / INSTRUCTIONS))), repeats=4),
         Source("simple chat", _chats(simple_chat()), repeats=20),
+    ]
+
+
+def manners_sources(folder: Path, seed: int) -> list[Source]:
+    """What trains at the very end: plain answers, and every tale once more, among stories and
+    dialogues that are new, lest the model learn the earlier ones by heart."""
+    asked = random.Random(seed + 1)
+    hard = [text for text in _story_texts(folder) if ari(text) > _HARDEST_ARI]
+    plain = [rendered_chat(_exchange(*exchange)) for exchange in plain_answers(asked)]
+    return [
+        Source("story requests", list(story_chats(_tale_texts(folder), asked))),
+        Source("harder stories", hard[::12]),
+        Source("services", _chats(_training(_records(folder / SERVICES)))[1::18]),
+        Source("orders", _chats(_training(_records(folder / ORDERS)))[::6]),
+        Source("instructions", _chats(_training(_records(folder / INSTRUCTIONS))), repeats=2),
+        Source("simple chat", _chats(simple_chat()), repeats=10),
+        Source("plain answers", plain, repeats=10),
     ]
 
 

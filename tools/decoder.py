@@ -73,6 +73,7 @@ class Decoder(nn.Module):
         self.blk = nn.ModuleList(Block(shape) for _ in range(shape.num_hidden_layers))
         self.output_norm = nn.Parameter(torch.ones(shape.hidden_size))
         self.output = nn.Parameter(torch.empty(shape.vocab_size, shape.hidden_size))
+        self.balance_loss: Tensor | float = 0.0
         self._initialise(seed)
 
     def _initialise(self, seed: int) -> None:
@@ -86,12 +87,14 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor, routing: Routing | None = None) -> Tensor:
         """Logits (B, T, V) after each of `tokens` (B, T) int64; fills `routing` if given."""
-        self.balance_loss = self.output_norm.new_zeros(())
+        balances: list[Tensor] = []
         angles = rotary_angles(self.shape, tokens.shape[1], tokens.device)
         hidden = functional.embedding(tokens, self.token_embd)
         for block in self.blk:
             hidden, balance = block(hidden, angles, routing)
-            self.balance_loss = self.balance_loss + balance / len(self.blk)
+            balances += balance
+        if balances:
+            self.balance_loss = torch.stack(balances).mean()
         hidden = rms_norm(hidden, self.output_norm, self.shape.rms_norm_eps)
         return functional.linear(hidden, self.output)
 
@@ -136,16 +139,16 @@ class Block(nn.Module):
 
     def forward(
         self, hidden: Tensor, angles: tuple[Tensor, Tensor], routing: Routing | None
-    ) -> tuple[Tensor, Tensor | float]:
-        """The hidden states (B, T, C) after this layer, and its load balance loss."""
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The hidden states (B, T, C) after this layer, and its load balance loss if it has one."""
         eps = self.shape.rms_norm_eps
         hidden = hidden + self._attention(rms_norm(hidden, self.attn_norm, eps), angles)
         rows = rms_norm(hidden, self.ffn_norm, eps).flatten(0, 1)  # (N, C)
         if not self.shape.num_experts:
             gated = swiglu(functional.linear(rows, torch.cat([self.ffn_gate, self.ffn_up])))
-            return hidden + functional.linear(gated, self.ffn_down).view_as(hidden), 0.0
+            return hidden + functional.linear(gated, self.ffn_down).view_as(hidden), []
         mixed, balance = self._experts(rows, routing)
-        return hidden + mixed.view_as(hidden), balance
+        return hidden + mixed.view_as(hidden), [balance]
 
     def _attention(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
         shape, (b, t, _) = self.shape, x.shape
@@ -166,7 +169,7 @@ class Block(nn.Module):
     def _experts(self, rows: Tensor, routing: Routing | None) -> tuple[Tensor, Tensor]:
         num_experts, used = self.shape.num_experts, self.shape.num_experts_per_tok
         with torch.autocast(rows.device.type, enabled=False):  # a router is too small to save on
-            scores = functional.linear(rows.float(), self.ffn_gate_inp)
+            scores = functional.linear(rows.to(self.ffn_gate_inp.dtype), self.ffn_gate_inp)
             probabilities = scores.softmax(dim=-1)  # (N, E)
         weights, chosen = probabilities.topk(used, dim=-1)  # (N, K)
         weights = weights / weights.sum(dim=-1, keepdim=True)
@@ -178,8 +181,8 @@ class Block(nn.Module):
         balance = num_experts * (load / chosen.numel() * probabilities.mean(dim=0)).sum()
         place, ends = group_places(chosen.flatten(), load)
         copies = rows.unsqueeze(1).expand(-1, used, -1).flatten(0, 1)  # (N K, C)
-        products = self._products(_Dealt.apply(copies, place, int(ends[-1])), ends)
-        products = _Collected.apply(products, place).view(-1, used, rows.shape[-1])
+        products = self._products(dealt(copies, place, int(ends[-1])), ends)
+        products = collected(products, place).view(-1, used, rows.shape[-1])
         return (products * weights.unsqueeze(-1).to(products.dtype)).sum(dim=1), balance
 
     def _products(self, rows: Tensor, ends: Tensor) -> Tensor:
@@ -191,7 +194,7 @@ class Block(nn.Module):
 
 
 class _Dealt(torch.autograd.Function):
-    """Rows put at their places among zero rows. Its gradient collects them again."""
+    """Gradients of `dealt` are collected again."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, place: Tensor, num_places: int) -> Tensor:
@@ -204,7 +207,7 @@ class _Dealt(torch.autograd.Function):
 
 
 class _Collected(torch.autograd.Function):
-    """Rows taken from their places. Indexing's own gradient would add; places differ, so copy."""
+    """Gradients of `collected` are dealt: indexing's own would add, but no two places are equal."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, place: Tensor) -> Tensor:
@@ -216,6 +219,18 @@ class _Collected(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         empty = gradients[0].new_zeros(ctx.num_places, gradients[0].shape[1])
         return empty.index_copy_(0, ctx.saved_tensors[0], gradients[0]), None
+
+
+def dealt(rows: Tensor, place: Tensor, num_places: int) -> Tensor:
+    """`rows` (M, C), each at its `place` (M,) among zero rows: (num_places, C)."""
+    result: Tensor = _Dealt.apply(rows, place, num_places)  # type: ignore[no-untyped-call]
+    return result
+
+
+def collected(rows: Tensor, place: Tensor) -> Tensor:
+    """The rows (M, C) at each `place` (M,)."""
+    result: Tensor = _Collected.apply(rows, place)  # type: ignore[no-untyped-call]
+    return result
 
 
 def group_places(experts: Tensor, load: Tensor) -> tuple[Tensor, Tensor]:

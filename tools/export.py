@@ -1,6 +1,7 @@
-"""A trained decoder as a GGUF: qwen3moe with experts, qwen3 without.
+"""A trained decoder as a GGUF, qwen3moe with experts and qwen3 without, or as ONNX.
 
     python -m haversack.tools.export FOLDER model.gguf --format Q4_K_M   # of a run of tools.train
+    python -m haversack.tools.export twin.gguf twin.onnx                 # of a file written before
 
 Formats name a block type for all matrices (F16, Q8_0, Q6_K) or, as Q4_K_M, llama.cpp's mixture:
 4 bits, and 6 where they pay most. Norms and routers stay 32-bit floats.
@@ -21,7 +22,7 @@ from haversack.devices.authoring import quantize_rows
 from haversack.devices.errors import HaversackError, ModelFileError
 from haversack.devices.units import format_bytes
 from haversack.tools.decoder import Decoder, DecoderShape
-from haversack.tools.gguf_stream import TensorPlan, Value, write_gguf
+from haversack.tools.gguf_stream import TensorPlan, Value, load_gguf_package, write_gguf
 from haversack.tools.vocabulary import Vocabulary
 
 FORMATS = {"F16": 1, "Q8_0": 7, "Q4_K_M": 15, "Q6_K": 18}  # their numbers in general.file_type
@@ -56,6 +57,25 @@ def export_gguf(
     metadata = {**_architecture_metadata(model.shape), **DESCRIPTION, **vocabulary.metadata()}
     metadata |= {"general.name": name, "general.file_type": FORMATS[format]}
     write_gguf(path, metadata, plans, chunks)
+
+
+def export_onnx(model: Decoder, path: Path) -> None:
+    """Write a dense `model` to `path` as one ONNX file: `tokens` (B, T) int64 to `logits` (B, T, V)
+    float32, for any B and T. Raises ModelFileError for a mixture, whose product ONNX lacks."""
+    if model.shape.num_experts:
+        raise ModelFileError("ONNX has no product over groups of experts: give a dense model")
+    dynamic = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    torch.onnx.export(
+        model.eval(),
+        (torch.zeros(2, 16, dtype=torch.int64),),
+        str(path),
+        input_names=["tokens"],
+        output_names=["logits"],
+        dynamic_shapes={"tokens": dynamic},
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
 
 
 def gguf_tensors(model: Decoder) -> dict[str, npt.NDArray[np.float32]]:
@@ -121,19 +141,71 @@ def load_run(folder: Path) -> tuple[Decoder, Vocabulary]:
     return model, Vocabulary.load(folder / "tokenizer.json")
 
 
+def load_gguf(path: Path) -> tuple[Decoder, Vocabulary]:
+    """The model and vocabulary of a file that `export_gguf` wrote, its blocks turned into floats.
+
+    Raises ModelFileError for another architecture, HaversackError without the gguf package.
+    """
+    gguf = load_gguf_package()
+    if not path.is_file():
+        raise ModelFileError(f"{path} does not exist: give the path of a GGUF")
+    reader = gguf.GGUFReader(path)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    model = Decoder(_shape_of(path, fields))
+    floats = {
+        tensor.name.removesuffix(".weight"): torch.from_numpy(
+            gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy()
+        )
+        for tensor in reader.tensors
+    }
+    model.load_state_dict(floats)
+    merges = fields["tokenizer.ggml.merges"]
+    return model, Vocabulary.of_pieces(fields["tokenizer.ggml.tokens"], merges)
+
+
+def _shape_of(path: Path, fields: Mapping[str, Any]) -> DecoderShape:
+    architecture = fields["general.architecture"]
+    if architecture not in ("qwen3", "qwen3moe"):
+        raise ModelFileError(f"{path} is {architecture}: give a file of tools.export")
+
+    def value(key: str, default: int = 0) -> Any:
+        return fields.get(f"{architecture}.{key}", default)
+
+    dense = DecoderShape()
+    used = value("expert_used_count", dense.num_experts_per_tok)
+    return DecoderShape(
+        vocab_size=len(fields["tokenizer.ggml.tokens"]),
+        hidden_size=value("embedding_length"),
+        num_hidden_layers=value("block_count"),
+        num_attention_heads=value("attention.head_count"),
+        num_key_value_heads=value("attention.head_count_kv"),
+        head_dim=value("attention.key_length"),
+        num_experts=value("expert_count"),
+        num_experts_per_tok=used,
+        moe_intermediate_size=value("feed_forward_length") // used,
+        context_tokens=value("context_length"),
+        rope_theta=value("rope.freq_base"),
+        rms_norm_eps=value("attention.layer_norm_rms_epsilon"),
+    )
+
+
 # -------------------------------------------------------------------- program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the file that the command line describes; the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="of a training run")
-    parser.add_argument("path", type=Path, help="of the file to write")
-    parser.add_argument("--format", choices=tuple(FORMATS), default="Q8_0")
+    parser.add_argument("source", type=Path, help="the folder of a training run, or a GGUF of one")
+    parser.add_argument("path", type=Path, help="the file to write, *.gguf or *.onnx")
+    parser.add_argument("--format", choices=tuple(FORMATS), default="Q8_0", help="of a GGUF")
     given = parser.parse_args(arguments)
     try:
-        model, vocabulary = load_run(given.folder)
-        export_gguf(model, vocabulary, given.path, given.format)
+        load = load_run if given.source.is_dir() else load_gguf
+        model, vocabulary = load(given.source)
+        if given.path.suffix == ".onnx":
+            export_onnx(model, given.path)
+        else:
+            export_gguf(model, vocabulary, given.path, given.format)
     except (HaversackError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,10 +1,12 @@
 """The losses of a training run: a CSV that goes on with the run, and a picture of it."""
 
 import csv
+from collections.abc import Sequence
 from importlib import import_module
+from itertools import accumulate
 from pathlib import Path
 
-_COLUMNS = ("step", "train", "tok_s", "books", "chats")
+_COLUMNS: list[str] = ["step", "train", "tok_s", "books", "chats"]
 
 
 class LossLog:
@@ -33,8 +35,8 @@ class LossLog:
         with self._path.open(newline="") as file:
             self._rows = [row for row in csv.DictReader(file) if int(row["step"]) <= last_step]
 
-    def draw(self, path: Path, chat_step: int) -> None:
-        """A picture of the losses; a line marks where chats begin."""
+    def draw(self, path: Path, phase_steps: Sequence[int]) -> None:
+        """A picture of the losses; lines mark where chats and manners begin."""
         matplotlib = import_module("matplotlib")
         matplotlib.use("agg")
         figure, axes = import_module("matplotlib.pyplot").subplots(figsize=(8, 4.5))
@@ -42,7 +44,8 @@ class LossLog:
             points = [(int(row["step"]), float(row[name])) for row in self._rows if row.get(name)]
             label = name if name == "train" else f"held-out {name}"
             axes.plot(*zip(*points, strict=True), label=label, linewidth=1)
-        axes.axvline(chat_step, color="grey", linestyle=":", label="chats begin")
+        for begin in accumulate(phase_steps):
+            axes.axvline(begin, color="grey", linestyle=":")
         axes.set(xlabel="step", ylabel="loss, nats a token", ylim=(1.5, 6))
         axes.legend()
         figure.savefig(path, dpi=100, bbox_inches="tight")

@@ -55,4 +55,5 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     for _ in range(_NUM_ITERATIONS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    result: Tensor = x.mT if tall else x
+    return result

@@ -4,9 +4,9 @@
     python -m haversack.tools.train CORPUS FOLDER --model dense       # its twin, on the same tokens
     python -m haversack.tools.train CORPUS FOLDER --model draft       # dense, another vocabulary
 
-Stories first, then chats. FOLDER keeps the vocabulary, the losses as numbers and as a picture, and
-a checkpoint: the same command goes on where an interrupted one stopped, with the same result. The
-last step writes the GGUF. The same code runs on a CPU and on a GPU.
+Stories first, then chats, then manners. FOLDER keeps the vocabulary, the losses as numbers and as a
+picture, and a checkpoint: the same command goes on where an interrupted one stopped, with the same
+result. The last step writes the GGUF. The same code runs on a CPU and on a GPU.
 """
 
 import argparse
@@ -25,7 +25,12 @@ from torch.nn import functional
 from haversack.devices.errors import HaversackError, StorageError
 from haversack.devices.heap import keep_freed_memory
 from haversack.tools.batches import Batches, token_row
-from haversack.tools.corpus import chat_sources, held_out_sources, story_sources
+from haversack.tools.corpus import (
+    chat_sources,
+    held_out_sources,
+    manners_sources,
+    story_sources,
+)
 from haversack.tools.decoder import Decoder, DecoderShape
 from haversack.tools.export import export_gguf
 from haversack.tools.losses import LossLog
@@ -35,21 +40,28 @@ from haversack.tools.vocabulary import Vocabulary
 _SAVE_EVERY_S = 300.0
 _HELD_OUT_EVERY = 25  # steps
 _HELD_OUT_TOKENS = 8192
+_TOKENS = ("story_tokens", "chat_tokens", "manners_tokens")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the result. Learning rates rise over `warmup_steps`, stay, and fall
-    to a twentieth over the last `decay_share` of all steps."""
+    """Everything that decides the result.
+
+    Stories and chats share one cycle of the learning rate: it rises over `warmup_steps`, stays, and
+    falls to a twentieth over the last `decay_share` of the steps. Manners have a cycle of their
+    own, which rises to `manners_learning_rate` and falls from there on.
+    """
 
     shape: DecoderShape = field(default_factory=DecoderShape)
     seed: int = 1
     story_tokens: int = 8_700_000
     chat_tokens: int = 4_800_000
+    manners_tokens: int = 1_200_000
     story_window: int = 256
     batch_tokens: int = 16384
     micro_tokens: int = 8192
     learning_rate: float = 6e-3
+    manners_learning_rate: float = 1.2e-3
     weight_decay: float = 0.1
     balance_weight: float = 0.01
     warmup_steps: int = 25
@@ -57,17 +69,33 @@ class Recipe:
     format: str = "Q8_0"
 
     @property
-    def story_steps(self) -> int:
-        return self.story_tokens // self.batch_tokens
+    def phase_steps(self) -> tuple[int, int, int]:
+        """Steps of stories, of chats and of manners."""
+        tokens = (self.story_tokens, self.chat_tokens, self.manners_tokens)
+        stories, chats, manners = (num_tokens // self.batch_tokens for num_tokens in tokens)
+        return stories, chats, manners
 
     @property
     def num_steps(self) -> int:
-        return self.story_steps + self.chat_tokens // self.batch_tokens
+        return sum(self.phase_steps)
+
+    def phase_at(self, step: int) -> tuple[int, int]:
+        """The phase that `step` belongs to, and the step's index in it."""
+        for phase, num_steps in enumerate(self.phase_steps):
+            if step < num_steps:
+                return phase, step
+            step -= num_steps
+        raise ValueError(f"step {step} is beyond the last")
 
     def learning_rate_at(self, step: int) -> float:
-        rising = min(1.0, (step + 1) / self.warmup_steps)
-        falling = (self.num_steps - step) / (self.decay_share * self.num_steps)
-        return self.learning_rate * min(rising, max(0.05, min(1.0, falling)))
+        *first, manners = self.phase_steps
+        if step >= sum(first):
+            index = step - sum(first)
+            rising = (index + 1) / min(self.warmup_steps, manners)
+            return self.manners_learning_rate * min(rising, (manners - index) / manners)
+        rising = (step + 1) / self.warmup_steps
+        falling = (sum(first) - step) / (self.decay_share * sum(first))
+        return self.learning_rate * min(1.0, rising, max(0.05, falling))
 
 
 RECIPES = {
@@ -75,8 +103,9 @@ RECIPES = {
     "dense": Recipe(shape=DecoderShape(num_experts=0)),
     "draft": Recipe(
         shape=DecoderShape(vocab_size=2048, num_experts=0, num_hidden_layers=4),
-        story_tokens=3_200_000,
-        chat_tokens=2_400_000,
+        story_tokens=1_200_000,
+        chat_tokens=1_200_000,
+        manners_tokens=300_000,
     ),
 }
 
@@ -91,9 +120,12 @@ class Trainer:
         self.vocabulary = _vocabulary(recipe, corpus, folder)
         self.model = Decoder(recipe.shape, recipe.seed).to(device)
         self.optimizers = _optimizers(self.model, recipe)
-        self._stories = self._batches(story_sources(corpus), recipe.story_window)
-        chats = chat_sources(corpus, recipe.seed)
-        self._chats = self._batches(chats, recipe.shape.context_tokens)
+        context_tokens = recipe.shape.context_tokens
+        self._phases = [
+            self._batches(story_sources(corpus), recipe.story_window),
+            self._batches(chat_sources(corpus, recipe.seed), context_tokens),
+            self._batches(manners_sources(corpus, recipe.seed), context_tokens),
+        ]
         self._held_out = self._held_out_windows(corpus)
 
     def _batches(self, sources: Sequence[Any], window_tokens: int) -> Batches:
@@ -118,11 +150,8 @@ class Trainer:
     def train_step(self) -> float:
         """Change the weights once; the mean loss in nats a token."""
         recipe = self.recipe
-        stories = self.step < recipe.story_steps
-        batches, index = (
-            (self._stories, self.step) if stories else (self._chats, self.step - recipe.story_steps)
-        )
-        windows = self._tensor(batches.batch(index))
+        phase, index = recipe.phase_at(self.step)
+        windows = self._tensor(self._phases[phase].batch(index))
         parts = windows.split(max(1, recipe.micro_tokens // (windows.shape[1] - 1)))
         total = 0.0
         for part in parts:
@@ -151,6 +180,7 @@ class Trainer:
 
     def run(self) -> None:
         """Train until the last step, saving now and then."""
+        keep_freed_memory()
         saved_s = time.monotonic()
         while self.step < self.recipe.num_steps:
             start_s = time.monotonic()
@@ -182,7 +212,7 @@ class Trainer:
         self.log.save()
 
     def resume(self) -> None:
-        """Go on from the checkpoint, if there is one. Raises HaversackError for another recipe's."""
+        """Go on from the checkpoint, if one is there. Raises HaversackError for another recipe."""
         if not self.checkpoint.exists():
             return
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
@@ -208,7 +238,8 @@ def _vocabulary(recipe: Recipe, corpus: Path, folder: Path) -> Vocabulary:
 
 def _optimizers(model: Decoder, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers but the routers, AdamW for all else."""
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         inside = name.startswith("blk.") and parameter.ndim > 1 and "ffn_gate_inp" not in name
         (matrices if inside else others).append(parameter)
@@ -226,7 +257,6 @@ def train(recipe: Recipe, corpus: Path, folder: Path, device: str = "cpu") -> Pa
     Raises StorageError for a corpus that cannot be read, HaversackError for another recipe's
     checkpoint, ValueError for sizes that do not go together.
     """
-    keep_freed_memory()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -234,7 +264,7 @@ def train(recipe: Recipe, corpus: Path, folder: Path, device: str = "cpu") -> Pa
     trainer = Trainer(recipe, corpus, folder, device)
     trainer.resume()
     trainer.run()
-    trainer.log.draw(folder / "losses.png", recipe.story_steps)
+    trainer.log.draw(folder / "losses.png", recipe.phase_steps[:2])
     path = folder / "model.gguf"
     export_gguf(trainer.model, trainer.vocabulary, path, recipe.format)
     return path
@@ -250,14 +280,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", choices=tuple(RECIPES), default="mixture")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--format", help="of the GGUF: F16, Q8_0, Q6_K or Q4_K_M")
-    for name in ("seed", "story_tokens", "chat_tokens", "batch_tokens", "vocab_size"):
+    for name in ("seed", "batch_tokens", "vocab_size", *_TOKENS):
         parser.add_argument("--" + name.replace("_", "-"), type=int)
     return parser
 
 
 def _recipe(given: argparse.Namespace) -> Recipe:
     recipe = RECIPES[given.model]
-    names = ("seed", "story_tokens", "chat_tokens", "batch_tokens", "format")
+    names = ("seed", "batch_tokens", "format", *_TOKENS)
     changes = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     if given.vocab_size is not None:
         changes["shape"] = replace(recipe.shape, vocab_size=given.vocab_size)

@@ -34,11 +34,12 @@ class Vocabulary:
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> "Vocabulary":
-        """The `size` pieces that shorten `texts` most; equal texts give equal pieces."""
+        """The `size` pieces that shorten `texts` most; equal texts give equal pieces.
+
+        Raises ValueError if the texts are too few for so many.
+        """
         tokenizers = import_module("tokenizers")
-        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = tokenizers.decoders.ByteLevel()
+        tokenizer = _byte_level(tokenizers.models.BPE())
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=size,
             special_tokens=list(SPECIAL_PIECES),
@@ -47,12 +48,24 @@ class Vocabulary:
         )
         plain = (part for text in texts for part in _SPECIAL.split(text) if part)
         tokenizer.train_from_iterator(plain, trainer)
+        if (found := tokenizer.get_vocab_size()) < size:
+            raise ValueError(f"the text gives {found} pieces, not {size}: ask for fewer")
         return cls(tokenizer)
 
     @classmethod
     def load(cls, path: Path) -> "Vocabulary":
         """What `save` wrote."""
         return cls(import_module("tokenizers").Tokenizer.from_file(str(path)))
+
+    @classmethod
+    def of_pieces(cls, pieces: Sequence[str], merges: Sequence[str]) -> "Vocabulary":
+        """The vocabulary that a GGUF's pieces, in the order of their ids, and merges describe."""
+        tokenizers = import_module("tokenizers")
+        ids = {piece: i for i, piece in enumerate(pieces)}
+        pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
+        tokenizer = _byte_level(tokenizers.models.BPE(vocab=ids, merges=pairs))
+        tokenizer.add_special_tokens(list(SPECIAL_PIECES))
+        return cls(tokenizer)
 
     def save(self, path: Path) -> None:
         """Write a tokenizer.json."""
@@ -91,6 +104,14 @@ class Vocabulary:
             "tokenizer.ggml.add_bos_token": True,
             "tokenizer.chat_template": CHAT_TEMPLATE,
         }
+
+
+def _byte_level(model: Any) -> Any:
+    tokenizers = import_module("tokenizers")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    return tokenizer
 
 
 def rendered_chat(messages: Sequence[Mapping[str, str]]) -> str:

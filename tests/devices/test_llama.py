@@ -35,7 +35,6 @@ from haversack.devices.llama import (
 from haversack.devices.memory import anonymous_bytes
 from haversack.tools.synth import TinyShape
 
-BUILTIN = Path(__file__).resolve().parents[2] / "edge" / "builtin" / "stories260k-moe.gguf"
 SMALL = TinyShape(num_hidden_layers=2, num_experts=4, vocab_size=64)
 SHAPE = ContextShape(ctx_tokens=256, batch_tokens=128, threads=1)
 MIB = 1024 * 1024
@@ -50,9 +49,9 @@ def model(tiny_model: Callable[..., Path]) -> Iterator[LlamaModel]:
 
 
 @pytest.fixture(scope="module")
-def speaking() -> Iterator[LlamaModel]:
-    """The built-in model: it has a vocabulary."""
-    loaded = LlamaModel(BUILTIN)
+def speaking(known_answer_model: Path) -> Iterator[LlamaModel]:
+    """The known-answer model: it has a vocabulary."""
+    loaded = LlamaModel(known_answer_model)
     yield loaded
     loaded.close()
 
@@ -143,9 +142,9 @@ def test_files_that_cannot_be_loaded(tmp_path: Path, tiny_model: Callable[..., P
         LlamaModel(incomplete)
 
 
-def test_a_files_name_may_be_any_bytes(tmp_path: Path) -> None:
+def test_a_files_name_may_be_any_bytes(known_answer_model: Path, tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"caf\xe9.gguf")
-    path.write_bytes(BUILTIN.read_bytes())
+    path.write_bytes(known_answer_model.read_bytes())
     LlamaModel(path).close()
 
 

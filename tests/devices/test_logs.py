@@ -11,8 +11,6 @@ from haversack.devices.ggml import GgufHeader
 from haversack.devices.llama import LlamaModel
 from haversack.devices.logs import LogCapture, captured_logs
 
-BUILTIN = Path(__file__).resolve().parents[2] / "edge" / "builtin" / "stories260k-moe.gguf"
-
 
 @pytest.fixture
 def no_model(tmp_path: Path) -> Path:
@@ -42,9 +40,9 @@ def test_both_of_its_libraries_are_heard(no_model: Path) -> None:
     assert any("llama_model_load" in line for line in log.errors)
 
 
-def test_lines_without_an_error_are_kept_apart() -> None:
+def test_lines_without_an_error_are_kept_apart(known_answer_model: Path) -> None:
     with captured_logs() as log:
-        model = LlamaModel(BUILTIN, dry=True)
+        model = LlamaModel(known_answer_model, dry=True)
         model.close()
     assert any("general.architecture" in line for line in log.lines)
     assert log.errors == []
@@ -83,11 +81,14 @@ def test_an_error_said_twice_is_told_once() -> None:
 
 
 def test_levels_and_the_name_of_the_logger(
-    no_model: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    known_answer_model: Path,
+    no_model: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     with caplog.at_level(logging.DEBUG, "haversack"):
         fail(no_model)
-        model = LlamaModel(BUILTIN, dry=True)
+        model = LlamaModel(known_answer_model, dry=True)
         model.close()
     records = [r for r in caplog.records if r.name == "haversack.llama"]
     levels = {record.levelno for record in records}

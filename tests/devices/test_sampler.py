@@ -1,4 +1,4 @@
-"""Samplers choose from real logits: those of the built-in model after "Once upon a time"."""
+"""Samplers choose from real logits: those of the known-answer model after "Once upon a time"."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -12,12 +12,10 @@ from haversack.devices.errors import PromptError
 from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
 from haversack.devices.sampler import SamplerChain
 
-BUILTIN = Path(__file__).resolve().parents[2] / "edge" / "builtin" / "stories260k-moe.gguf"
-
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[LlamaModel]:
-    loaded = LlamaModel(BUILTIN)
+def model(known_answer_model: Path) -> Iterator[LlamaModel]:
+    loaded = LlamaModel(known_answer_model)
     yield loaded
     loaded.close()
 

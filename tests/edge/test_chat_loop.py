@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,13 +24,21 @@ CHAT = [sys.executable, "-m", "haversack.edge", "chat"]
 QUIET = {**os.environ, "OMP_WAIT_POLICY": "passive", "TERM": "dumb"}
 
 TinyModel = Callable[..., Path]
+Chat = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def chat(text: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Pipe `text` into a chat with the built-in model."""
+def piped(model: Path, text: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Pipe `text` into a chat with `model`."""
+    command = [*CHAT, str(model), *options]
     return subprocess.run(
-        [*CHAT, *options], input=text, capture_output=True, text=True, timeout=60, env=QUIET
+        command, input=text, capture_output=True, text=True, timeout=60, env=QUIET
     )
+
+
+@pytest.fixture
+def chat(known_answer_model: Path) -> Chat:
+    """A function that pipes text into a chat with the known-answer model."""
+    return partial(piped, known_answer_model)
 
 
 # ------------------------------------------------------------------- settings
@@ -57,7 +66,7 @@ def test_a_wrong_setting_says_so(name: str, value: str, words: str) -> None:
 
 
 # ---------------------------------------------------------------------- pipes
-def test_each_line_is_a_message_and_each_reply_a_line() -> None:
+def test_each_line_is_a_message_and_each_reply_a_line(chat: Chat) -> None:
     result = chat("Once\n\nThe end\n", "-n", "5", "--temp", "0")
     assert result.returncode == 0
     assert result.stdout.count("\n") == 2
@@ -65,7 +74,7 @@ def test_each_line_is_a_message_and_each_reply_a_line() -> None:
     assert chat("Once\n\nThe end\n", "-n", "5", "--temp", "0").stdout == result.stdout
 
 
-def test_lines_between_quotes_are_one_message() -> None:
+def test_lines_between_quotes_are_one_message(chat: Chat) -> None:
     quoted = chat('"""One day\na bird\nflew"""\n', "-n", "4", "--temp", "0")
     assert quoted.stdout.count("\n") == 1
     unfinished = chat('"""One day\na bird\nflew', "-n", "4", "--temp", "0")
@@ -73,7 +82,7 @@ def test_lines_between_quotes_are_one_message() -> None:
 
 
 @pytest.mark.slow
-def test_a_seed_repeats_a_chat_whose_replies_differ() -> None:
+def test_a_seed_repeats_a_chat_whose_replies_differ(chat: Chat) -> None:
     text = "Once\n/regen\n/clear\nOnce\n"
     first = chat(text, "-n", "24", "--seed", "3").stdout
     assert first == chat(text, "-n", "24", "--seed", "3").stdout
@@ -81,7 +90,7 @@ def test_a_seed_repeats_a_chat_whose_replies_differ() -> None:
 
 
 @pytest.mark.slow
-def test_an_answer_made_anew_replaces_the_last() -> None:
+def test_an_answer_made_anew_replaces_the_last(chat: Chat) -> None:
     greedy = ("-n", "6", "--temp", "0")
     twice = chat("Once\n/regen\nThen\n", *greedy).stdout.splitlines()
     once = chat("Once\nThen\n", *greedy).stdout.splitlines()
@@ -89,7 +98,7 @@ def test_an_answer_made_anew_replaces_the_last() -> None:
 
 
 @pytest.mark.slow
-def test_a_turn_that_fails_leaves_no_trace() -> None:
+def test_a_turn_that_fails_leaves_no_trace(chat: Chat) -> None:
     options = ("-n", "6", "--temp", "0", "--ctx", "64")
     failed = chat("Once\n" + "word " * 99 + "\nThen\n", *options)
     assert "the context holds 64" in failed.stderr
@@ -98,7 +107,7 @@ def test_a_turn_that_fails_leaves_no_trace() -> None:
 
 
 @pytest.mark.slow
-def test_the_system_message_comes_first() -> None:
+def test_the_system_message_comes_first(chat: Chat) -> None:
     greedy = ("-n", "6", "--temp", "0")
     given = chat(" dog was\n", *greedy, "--system", "Tom and his")
     assert chat("/system Tom and his\n dog was\n", *greedy).stdout == given.stdout
@@ -106,7 +115,7 @@ def test_the_system_message_comes_first() -> None:
     assert dropped.stdout == chat(" dog was\n", *greedy).stdout != given.stdout
 
 
-def test_commands_answer_on_stderr() -> None:
+def test_commands_answer_on_stderr(chat: Chat) -> None:
     result = chat("/help\n/set top-k 3\n/plan\n/stats\n/regen\n/nonsense\n/exit\nnever\n")
     assert (result.returncode, result.stdout) == (0, "")
     for words in (
@@ -121,7 +130,7 @@ def test_commands_answer_on_stderr() -> None:
 
 
 def test_a_model_without_a_template_is_refused(tiny_model: TinyModel) -> None:
-    result = chat("hello\n", str(tiny_model()))
+    result = piped(tiny_model(), "hello\n")
     assert (result.returncode, result.stdout) == (2, "")
     assert "no chat template" in result.stderr
 
@@ -173,8 +182,8 @@ def on_terminal(*options: str) -> Generator[Terminal]:
         terminal.close()
 
 
-def test_ctrl_c_stops_the_reply_and_twice_the_chat() -> None:
-    with on_terminal("--ctx", "100000", "--temp", "0") as terminal:
+def test_ctrl_c_stops_the_reply_and_twice_the_chat(known_answer_model: Path) -> None:
+    with on_terminal(str(known_answer_model), "--ctx", "100000", "--temp", "0") as terminal:
         terminal.wait_for("> ")
         terminal.type("Once\n")
         terminal.wait_for(" upon a")
@@ -187,8 +196,8 @@ def test_ctrl_c_stops_the_reply_and_twice_the_chat() -> None:
         assert terminal.process.wait(timeout=30) == 0
 
 
-def test_ctrl_d_leaves() -> None:
-    with on_terminal("-n", "6", "--temp", "0") as terminal:
+def test_ctrl_d_leaves(known_answer_model: Path) -> None:
+    with on_terminal(str(known_answer_model), "-n", "6", "--temp", "0") as terminal:
         terminal.wait_for("/help shows the commands")
         terminal.wait_for("> ")
         terminal.type("Once\n")

@@ -76,10 +76,10 @@ def tight(model: Path) -> str:
 
 # ------------------------------------------------------------------- answers
 @pytest.mark.slow
-def test_the_builtin_model_gives_its_known_answer() -> None:
-    result = haversack("run", "-p", "", "--temp", 0, "-n", 200)
+def test_the_known_answer(known_answer_model: Path) -> None:
+    result = haversack("run", known_answer_model, "-p", "", "--temp", 0, "-n", 200)
     assert (result.returncode, result.stdout) == (0, EXPECTED.read_text())
-    shorter = haversack("run", "-p", "", "--temp", 0, "-n", 199)
+    shorter = haversack("run", known_answer_model, "-p", "", "--temp", 0, "-n", 199)
     assert EXPECTED.read_text().startswith(shorter.stdout)
     assert len(shorter.stdout) > 450
 
@@ -123,8 +123,9 @@ def test_a_seed_that_was_not_given_is_told() -> None:
 
 
 @pytest.mark.slow
-def test_stop_strings_grammars_and_schemas(tmp_path: Path) -> None:
-    stopped = haversack("run", "-p", "", "--temp", 0, "--stop", "little", "--stop", "zzz")
+def test_stop_strings_grammars_and_schemas(known_answer_model: Path, tmp_path: Path) -> None:
+    greedy = ("run", known_answer_model, "-p", "", "--temp", 0)
+    stopped = haversack(*greedy, "--stop", "little", "--stop", "zzz")
     assert stopped.stdout == "Once upon a time, there was a "
     (tmp_path / "yes.gbnf").write_text('root ::= "yes" | "no"')
     chosen = haversack("run", "-p", "", "--grammar", tmp_path / "yes.gbnf")

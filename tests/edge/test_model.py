@@ -13,7 +13,7 @@ from haversack import edge
 from haversack.devices.storage import DirectFile
 from haversack.edge.planner import streamed
 from haversack.tools.architectures import TinyShape
-from haversack.tools.make_builtin import SOURCES
+from haversack.tools.known_answer import SOURCES
 
 EXPECTED = (SOURCES / "expected_greedy.txt").read_text()
 EXPECTED_IDS = json.loads((SOURCES / "expected_greedy_ids.json").read_text())
@@ -21,9 +21,11 @@ NUM_EXPECTED = 200
 
 
 @pytest.fixture(scope="module", params=["resident", 0.0, 0.25, 1.0])
-def storyteller(request: pytest.FixtureRequest, trunk_dir: Path) -> Iterator[edge.Model]:
-    """The built-in model, in memory or with slots for a share of its experts."""
-    planned = edge.plan(edge.builtin_model(), ram="1GiB", ctx=512, threads=1)
+def storyteller(
+    request: pytest.FixtureRequest, known_answer_model: Path, trunk_dir: Path
+) -> Iterator[edge.Model]:
+    """The known-answer model, in memory or with slots for a share of its experts."""
+    planned = edge.plan(known_answer_model, ram="1GiB", ctx=512, threads=1)
     if request.param != "resident":
         planned = streamed(planned, request.param)
     with edge.load(planned, seed=7, options=edge.LoadOptions(cache_dir=trunk_dir)) as model:
@@ -56,9 +58,9 @@ def test_the_same_seed_tells_the_same_story(storyteller: edge.Model) -> None:
     assert first == again != other
 
 
-def test_the_seed_of_the_model_makes_all_repeatable(trunk_dir: Path) -> None:
+def test_the_seed_of_the_model_makes_all_repeatable(known_answer_model: Path) -> None:
     def told() -> list[str]:
-        with edge.load(edge.builtin_model(), ram="1GiB", threads=1, seed=3) as model:
+        with edge.load(known_answer_model, ram="1GiB", threads=1, seed=3) as model:
             return [model.generate("A dog", max_tokens=20).text for _ in range(2)]
 
     first, again = told(), told()
@@ -106,8 +108,8 @@ def test_without_a_template_chat_says_so(random_model: edge.Model) -> None:
 
 
 # ---------------------------------------------------------------------- limits
-def test_a_full_context_ends_the_text(trunk_dir: Path) -> None:
-    with edge.load(edge.builtin_model(), ram="1GiB", ctx=32, threads=1) as model:
+def test_a_full_context_ends_the_text(known_answer_model: Path) -> None:
+    with edge.load(known_answer_model, ram="1GiB", ctx=32, threads=1) as model:
         story = model.generate("Once", temperature=0)
         assert story.text and story.finish_reason == "context"
         assert story.prompt_tokens + len(story.tokens) == 33  # the last one is never fed back
@@ -269,8 +271,8 @@ def test_closing_waits_for_a_call_that_runs(open_model: edge.Model) -> None:
     assert not thread.is_alive() and generation.finish_reason in ("cancelled", "length")
 
 
-def test_a_closed_model_has_no_vocabulary_any_more(trunk_dir: Path) -> None:
-    model = edge.load(edge.builtin_model(), ram="1GiB", threads=1)
+def test_a_closed_model_has_no_vocabulary_any_more(known_answer_model: Path) -> None:
+    model = edge.load(known_answer_model, ram="1GiB", threads=1)
     model.close()
     with pytest.raises(edge.ClosedError, match="closed"):
         model.tokenize("Once")

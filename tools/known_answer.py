@@ -1,7 +1,7 @@
 """The known-answer mixture of experts, made of the trained dense model stories260K.
 
-    python -m haversack.tools.make_builtin                      # edge/builtin/stories260k-moe.gguf
-    python -m haversack.tools.make_builtin split.gguf --construction split --experts 4
+    python -m haversack.tools.known_answer model.gguf
+    python -m haversack.tools.known_answer split.gguf --construction split --experts 4
 
 Both constructions leave the text as it is, because their weighted sum of experts is the dense
 feed-forward layer: so a greedy run must give `expected_greedy.txt` to the byte.
@@ -32,7 +32,6 @@ Construction = Literal["upcycle", "split"]
 Array = npt.NDArray[np.float32]
 
 SOURCES = Path(__file__).parent / "stories260k"
-BUILTIN = Path(__file__).parents[1] / "edge" / "builtin" / "stories260k-moe.gguf"
 
 _BLOCK_MULTIPLE = 32  # the split experts' width is padded to it with zeros
 _ROUTER_SEED, _ROUTER_STD = 260, 0.25
@@ -41,7 +40,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # llama.cpp's token types
 _TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
-def write_builtin(
+def write_known_answer(
     path: Path, *, construction: Construction = "upcycle", num_experts: int = 8
 ) -> None:
     """Write the known-answer model; equal arguments give equal bytes.
@@ -212,12 +211,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("path", type=Path, nargs="?", default=BUILTIN)
+    parser.add_argument("path", type=Path)
     parser.add_argument("--construction", choices=("upcycle", "split"), default="upcycle")
     parser.add_argument("--experts", type=int, default=8)
     given = parser.parse_args(arguments)
     try:
-        write_builtin(given.path, construction=given.construction, num_experts=given.experts)
+        write_known_answer(given.path, construction=given.construction, num_experts=given.experts)
     except (HaversackError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""The built-in model: the known text to the byte, and the file that the program would write."""
+"""The known-answer model: its text to the byte, and a file that is always the same."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ import pytest
 
 from haversack.devices.ggml import GgufHeader
 from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
-from haversack.tools import make_builtin
-from haversack.tools.make_builtin import BUILTIN, SOURCES, write_builtin
+from haversack.tools import known_answer
+from haversack.tools.known_answer import SOURCES, write_known_answer
 
 BOS = 1
 EXPECTED_TEXT = (SOURCES / "expected_greedy.txt").read_bytes()
@@ -33,24 +33,24 @@ def greedy(path: Path, num_tokens: int) -> tuple[list[int], bytes]:
     ("construction", "num_experts"), [("upcycle", 8), ("split", 2), ("split", 4), ("split", 8)]
 )
 def test_the_text_is_known_to_the_byte(
-    construction: make_builtin.Construction, num_experts: int, tmp_path: Path
+    construction: known_answer.Construction, num_experts: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.gguf"
-    write_builtin(path, construction=construction, num_experts=num_experts)
+    write_known_answer(path, construction=construction, num_experts=num_experts)
     ids, text = greedy(path, len(EXPECTED_IDS))
     assert ids == EXPECTED_IDS
     assert text == EXPECTED_TEXT
     assert len(text) == 464
 
 
-def test_the_committed_file_is_what_the_program_writes(tmp_path: Path) -> None:
+def test_equal_arguments_give_equal_bytes(known_answer_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "again.gguf"
-    write_builtin(path)
-    assert path.read_bytes() == BUILTIN.read_bytes()
+    write_known_answer(path)
+    assert path.read_bytes() == known_answer_model.read_bytes()
 
 
-def test_the_vocabulary() -> None:
-    model = LlamaModel(BUILTIN)
+def test_the_vocabulary(known_answer_model: Path) -> None:
+    model = LlamaModel(known_answer_model)
     vocabulary = model.vocabulary
     story = "Once upon a time, there was a café.\n"
     assert vocabulary.tokenize("") == [BOS]
@@ -63,20 +63,20 @@ def test_the_vocabulary() -> None:
     model.close()
 
 
-def test_the_file_says_what_it_is() -> None:
-    with GgufHeader(BUILTIN) as header:
+def test_the_file_says_what_it_is(known_answer_model: Path) -> None:
+    with GgufHeader(known_answer_model) as header:
         assert header.value("general.license") == "mit"
         assert header.value("general.source.repo_url") == "https://github.com/karpathy/llama2.c"
         assert header.value("llama.expert_count") == 8
         assert header.value("llama.expert_used_count") == 2
         assert "message['content']" in str(header.value("tokenizer.chat_template"))
-    assert "MIT License" in (BUILTIN.parent / "LICENSE").read_text()
+    assert "MIT License" in (SOURCES / "LICENSE").read_text()
 
 
 def test_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "split.gguf"
-    assert make_builtin.main([str(path), "--construction", "split", "--experts", "4"]) == 0
+    assert known_answer.main([str(path), "--construction", "split", "--experts", "4"]) == 0
     with GgufHeader(path) as header:
         assert header.value("llama.expert_used_count") == 4
-    assert make_builtin.main([str(path), "--experts", "3"]) == 2
+    assert known_answer.main([str(path), "--experts", "3"]) == 2
     assert "num_experts 3 is not 2, 4 or 8" in capsys.readouterr().err
