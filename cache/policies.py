@@ -1,34 +1,281 @@
-"""Which slot goes when another expert needs room."""
+"""Which expert goes when another needs its slot: the rules, in numbers and without any I/O.
+
+A key names an expert of a table: its layer's row times the experts of a layer, plus its id. A rule
+hears which experts are used, layer after layer, and orders those that could go. A pass is one walk
+through the layers: a token's, or a batch's.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+Keys = npt.NDArray[np.int32]
 Slots = npt.NDArray[np.int32]
+Scores = npt.NDArray[np.float64]
 
 
-class Lru:
-    """The slot whose expert was used longest ago goes first; a slot never used, before all."""
+class Policy:
+    """What all rules know: when and how often each expert was used, and how far its layer is.
 
-    def __init__(self, num_slots: int) -> None:
-        self._clock = 0
-        self._last_use = np.zeros(num_slots, np.int64)
+    Subclasses score experts; those with the lowest scores go first, of equal ones the lowest key.
+    """
 
-    def touch(self, slots: Slots) -> None:
-        """The experts in `slots` are used now, all at the same moment."""
+    def __init__(self, num_rows: int, num_experts: int) -> None:
+        self.num_rows, self.num_experts = num_rows, num_experts
+        num_keys = num_rows * num_experts
+        self.row_of = np.arange(num_keys) // num_experts
+        self.row = 0  # of the layer used last
+        self.passes = 1  # the number of the pass under way
+        self.uses = np.zeros(num_keys)  # they survive eviction
+        self.last_pass = np.zeros(num_keys)  # in which an expert was used last; 0: never
+        self.last_use = np.zeros(num_keys)  # the same by a clock that counts layers
+        self._clock = 0  # layers so far
+
+    def use(self, keys: Keys) -> None:
+        """The experts `keys`, all of one layer, are used now, resident or not."""
+        row = int(keys[0]) // self.num_experts
+        self.passes += row <= self.row and self._clock > 0
+        self.row = row
         self._clock += 1
-        self._last_use[slots] = self._clock
+        self.uses[keys] += 1
+        self.last_pass[keys] = self.passes
+        self.last_use[keys] = self._clock
 
-    def forget(self, slots: Slots) -> None:
-        """`slots` hold nothing any more: they go first."""
-        self._last_use[slots] = 0
+    def leave(self, keys: Keys) -> None:
+        """The experts `keys` were evicted."""
 
-    def choose(self, usable: npt.NDArray[np.bool_], count: int) -> Slots:
-        """The `count` slots of the `usable` ones to give up, the first to go first."""
-        candidates = np.flatnonzero(usable)
-        # unique, so that of equally old slots the first goes first, however they are sorted
-        keys = self._last_use[candidates] * len(self._last_use) + candidates
+    def first_to_go(self, keys: Keys, count: int) -> npt.NDArray[np.intp]:
+        """The positions in `keys` of the `count` experts to give up, the first to go first."""
+        scores = self.scores(keys)
+        some = np.arange(len(keys))
         if count < len(keys):  # a token wants a few slots of thousands: do not sort them all
-            oldest = np.argpartition(keys, count)[:count]
-            candidates, keys = candidates[oldest], keys[oldest]
-        chosen: Slots = candidates[np.argsort(keys)].astype(np.int32)
-        return chosen
+            bound = np.partition(scores, count)[count]
+            some = np.flatnonzero(scores <= bound)
+        order = np.lexsort((keys[some], scores[some]))[:count]
+        return some[order]
+
+    def scores(self, keys: Keys) -> Scores:
+        """What each expert is worth."""
+        raise NotImplementedError
+
+    def distance(self, keys: Keys) -> npt.NDArray[np.int64]:
+        """How many layers on from the one used last each expert's layer comes: 1 to all."""
+        distance: npt.NDArray[np.int64] = (self.row_of[keys] - self.row - 1) % self.num_rows + 1
+        return distance
+
+    def used_lately(self, keys: Keys) -> npt.NDArray[np.bool_]:
+        """Whether each expert was used when its layer came last."""
+        latest = self.passes - (self.row_of[keys] > self.row)
+        lately: npt.NDArray[np.bool_] = self.last_pass[keys] == latest
+        return lately
+
+
+class Lru(Policy):
+    """The expert used longest ago goes first."""
+
+    def scores(self, keys: Keys) -> Scores:
+        return self.last_use[keys]
+
+
+class Lfu(Policy):
+    """The expert used least often goes first, of several the one used longest ago."""
+
+    def scores(self, keys: Keys) -> Scores:
+        return self.uses[keys] + self.last_use[keys] / (self._clock + 1)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What counts how much in HOBBIT's priority; `high` is for uses in high precision."""
+
+    recency: float = 0.3
+    frequency: float = 0.2
+    high: float = 0.1
+    distance: float = 0.4
+
+    def __post_init__(self) -> None:
+        total = self.recency + self.frequency + self.high + self.distance
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"the weights of a priority sum to 1, not to {total}")
+
+
+class Multidimensional(Policy):
+    """HOBBIT's priority: recency, frequency, uses in high precision, and how soon the layer comes
+    (arXiv 2411.01433, section 3.5). As long as every use is in high precision, it counts twice."""
+
+    def __init__(self, num_rows: int, num_experts: int, weights: Weights | None = None) -> None:
+        super().__init__(num_rows, num_experts)
+        self._weights = weights or Weights()
+
+    def scores(self, keys: Keys) -> Scores:
+        w = self._weights
+        used = w.recency * self.last_pass[keys] + (w.frequency + w.high) * self.uses[keys]
+        soon: Scores = 1 - (self.distance(keys) - 1) / self.num_rows
+        return used / self.passes + w.distance * soon
+
+
+class LeastCostlyUsed(Policy):
+    """MoE-APEX's cost of a miss over the layer's distance, with a bonus for the latest uses."""
+
+    def scores(self, keys: Keys) -> Scores:
+        worth = self.uses[keys] / self.passes + 0.5 * self.used_lately(keys)
+        scores: Scores = worth / (self.distance(keys) - 0.9)
+        return scores
+
+
+class LeastStale(Policy):
+    """SpecMD's rule as its abstract tells it (arXiv 2602.03921): experts that this pass has not
+    used go first, and of them those whose layer is over."""
+
+    def scores(self, keys: Keys) -> Scores:
+        fresh = self.last_pass[keys] == self.passes
+        scores: Scores = 2 * self.num_rows * fresh - self.distance(keys)
+        scores = scores + self.last_use[keys] / 1e12
+        return scores
+
+
+class ExpectedUse(Policy):
+    """The expert that a slot serves least goes first: the chance that its layer wants it when it
+    comes next, over the time that the slot is held until then.
+
+    The chance is the share of passes that used it, older ones counting less; more if it was used
+    when its layer came last, and a little more the later that was. A loop that is longer than the
+    cache ends in a stable choice and not in a cache without hits, as with `Lru`.
+    """
+
+    HALF_LIFE = 16  # passes; this and what follows from a grid on four recorded models
+    LATELY = 0.3
+    RECENCY = 0.05
+
+    def __init__(self, num_rows: int, num_experts: int) -> None:
+        super().__init__(num_rows, num_experts)
+        self._faded = np.zeros(num_rows * num_experts)  # uses, in units of `_unit`
+        self._unit = 1.0  # grows from pass to pass, so that no older use must be touched
+
+    def use(self, keys: Keys) -> None:
+        before = self.passes
+        super().use(keys)
+        if self.passes != before:
+            self._unit *= 2 ** (1 / self.HALF_LIFE)
+            if self._unit > 1e100:
+                self._faded /= self._unit
+                self._unit = 1.0
+        self._faded[keys] += self._unit
+
+    def scores(self, keys: Keys) -> Scores:
+        chance = self._faded[keys] / (self.HALF_LIFE * self._unit)
+        chance += self.LATELY * self.used_lately(keys)
+        chance += self.RECENCY * self.last_use[keys] / (self._clock + 1)
+        scores: Scores = chance / np.sqrt(self.distance(keys))
+        return scores
+
+
+class Arc(Policy):
+    """ARC, a cache for each layer (Megiddo and Modha 2003), the first layers' larger as in Fate
+    (arXiv 2502.12224, authors' code): those that are foreseen worst."""
+
+    _SHALLOW_ROWS = 4
+
+    def __init__(self, num_rows: int, num_experts: int, num_slots: int) -> None:
+        super().__init__(num_rows, num_experts)
+        self._layers = [_ArcLayer(share) for share in self._shares(num_slots)]
+
+    def _shares(self, num_slots: int) -> list[int]:
+        shallow = min(self._SHALLOW_ROWS, self.num_rows)
+        spare = num_slots - shallow * self.num_experts
+        if spare < 0 or shallow == self.num_rows:
+            starts = range(0, self.num_rows * self.num_experts, self.num_experts)
+            return [min(self.num_experts, max(0, num_slots - start)) for start in starts]
+        share = spare // (self.num_rows - shallow)
+        return [self.num_experts] * shallow + [share] * (self.num_rows - shallow)
+
+    def use(self, keys: Keys) -> None:
+        super().use(keys)
+        for key in keys.tolist():
+            self._layers[self.row].use(key)
+
+    def leave(self, keys: Keys) -> None:
+        for key in keys.tolist():
+            self._layers[key // self.num_experts].leave(key)
+
+    def first_to_go(self, keys: Keys, count: int) -> npt.NDArray[np.intp]:
+        """The layer that is furthest above its share gives an expert up, as its own ARC says."""
+        places = {key: place for place, key in enumerate(keys.tolist())}
+        excess = np.array([len(layer) - layer.share for layer in self._layers])
+        candidates = [[k for k in layer.in_order() if k in places] for layer in self._layers]
+        known = {key for layer in candidates for key in layer}
+        chosen = [place for key, place in places.items() if key not in known][:count]
+        while len(chosen) < count:
+            able = [row for row, left in enumerate(candidates) if left]
+            row = max(able, key=lambda row: excess[row])
+            chosen.append(places[candidates[row].pop(0)])
+            excess[row] -= 1
+        return np.array(chosen, np.intp)
+
+
+class _ArcLayer:
+    """One layer's lists: experts used once and more than once, and the ghosts of either."""
+
+    def __init__(self, share: int) -> None:
+        self.share = share
+        self._target = 0.0  # how many of those used once may stay
+        self._once: OrderedDict[int, None] = OrderedDict()
+        self._often: OrderedDict[int, None] = OrderedDict()
+        self._once_ghosts: OrderedDict[int, None] = OrderedDict()
+        self._often_ghosts: OrderedDict[int, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._once) + len(self._often)
+
+    def use(self, key: int) -> None:
+        ghosts = len(self._once_ghosts), len(self._often_ghosts)
+        if key in self._once_ghosts:
+            self._target = min(self.share, self._target + max(1, ghosts[1] / ghosts[0]))
+        elif key in self._often_ghosts:
+            self._target = max(0, self._target - max(1, ghosts[0] / ghosts[1]))
+        lists = (self._once, self._often, self._once_ghosts, self._often_ghosts)
+        seen = [key in one for one in lists]
+        for one in lists:
+            one.pop(key, None)
+        (self._often if any(seen) else self._once)[key] = None
+
+    def leave(self, key: int) -> None:
+        for held, ghosts in (
+            (self._once, self._once_ghosts),
+            (self._often, self._often_ghosts),
+        ):
+            if key in held:
+                del held[key]
+                ghosts[key] = None
+                if len(ghosts) > self.share:
+                    ghosts.popitem(last=False)
+
+    def in_order(self) -> list[int]:
+        """Those held, the first to go first."""
+        once, often = list(self._once), list(self._often)
+        spare = max(0, len(once) - int(self._target))
+        return once[:spare] + often + once[spare:]
+
+
+class Belady(Policy):
+    """The oracle: who is used again last goes first (Belady 1966). It must be told all uses."""
+
+    def __init__(self, num_rows: int, num_experts: int, uses: Sequence[Keys]) -> None:
+        super().__init__(num_rows, num_experts)
+        self._next = np.full(num_rows * num_experts, np.inf)
+        seen = np.full(num_rows * num_experts, np.inf)
+        self._following: list[Any] = []
+        for moment in range(len(uses) - 1, -1, -1):
+            self._following.append(seen[uses[moment]])
+            seen[uses[moment]] = moment
+
+    def use(self, keys: Keys) -> None:
+        super().use(keys)
+        self._next[keys] = self._following.pop()
+
+    def scores(self, keys: Keys) -> Scores:
+        return -self._next[keys]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from haversack.cache.policies import Lru, Slots
+from haversack.cache.policies import ExpectedUse, Keys, Policy, Slots
 
 EMPTY, LOADING, READY = 0, 1, 2
 NOWHERE = -1
@@ -19,11 +19,18 @@ NOWHERE = -1
 class SlotTable:
     """Residency of the experts of some layers in `num_slots` slots.
 
-    `layers` are the layers' own numbers; each has `num_experts` experts. Not thread-safe: one
-    thread keeps the table, whoever moves the bytes.
+    `layers` are the layers' own numbers in the order they run; each has `num_experts` experts.
+    `policy` says who goes when the slots are full. Not thread-safe: one thread keeps the table,
+    whoever moves the bytes.
     """
 
-    def __init__(self, layers: Sequence[int], num_experts: int, num_slots: int) -> None:
+    def __init__(
+        self,
+        layers: Sequence[int],
+        num_experts: int,
+        num_slots: int,
+        policy: Policy | None = None,
+    ) -> None:
         self.num_slots = num_slots
         self._num_experts = num_experts
         self._row = {layer: row for row, layer in enumerate(layers)}
@@ -31,7 +38,7 @@ class SlotTable:
         self._owner = np.full(num_slots, NOWHERE, np.int32)  # row * num_experts + expert
         self._state = np.full(num_slots, EMPTY, np.uint8)
         self._pins = np.zeros(num_slots, np.int32)
-        self._policy = Lru(num_slots)
+        self._policy = policy or ExpectedUse(len(layers), num_experts)
 
     def find(self, layer: int, experts: npt.NDArray[np.integer]) -> Slots:
         """The slot of each expert of `layer`, NOWHERE for those that have none."""
@@ -42,9 +49,12 @@ class SlotTable:
         """Whether every slot holds all bytes of its expert."""
         return bool((self._state[slots] == READY).all())
 
-    def touch(self, slots: Slots) -> None:
-        """The experts in `slots` are used now."""
-        self._policy.touch(slots)
+    def use(self, layer: int, experts: npt.NDArray[np.integer]) -> None:
+        """`experts` of `layer` are used now, those with a slot and those without."""
+        self._policy.use(self._keys(layer, experts))
+
+    def _keys(self, layer: int, experts: npt.NDArray[np.integer]) -> Keys:
+        return (self._row[layer] * self._num_experts + experts).astype(np.int32)
 
     def pin(self, slots: Slots) -> None:
         """Keep what lies in `slots`, until unpinned as often."""
@@ -65,11 +75,10 @@ class SlotTable:
         Evicts whom the policy says. There must be that many unpinned slots.
         """
         slots = self._vacate(len(experts))
-        row = self._row[layer]
-        self._slot_of[row, experts] = slots
-        self._owner[slots] = row * self._num_experts + experts
+        keys = self._keys(layer, experts)
+        self._slot_of.reshape(-1)[keys] = slots
+        self._owner[slots] = keys
         self._state[slots] = LOADING
-        self._policy.touch(slots)
         return slots
 
     def fill(self, slots: Slots) -> None:
@@ -81,20 +90,26 @@ class SlotTable:
         """Empty `slots`: their experts have no slot any more. Pins stay."""
         owners = self._owner[slots]
         owned = owners[owners != NOWHERE]
+        self._policy.leave(owned)
         self._slot_of.reshape(-1)[owned] = NOWHERE
         self._owner[slots] = NOWHERE
         self._state[slots] = EMPTY
-        self._policy.forget(slots)
 
     def borrow(self, count: int) -> Slots:
         """`count` slots emptied and pinned, for bytes that will not stay; `unpin` returns them."""
         return self._vacate(count)
 
     def _vacate(self, count: int) -> Slots:
-        usable = self._pins == 0
-        slots = self._policy.choose(usable, count)
-        assert len(slots) == count, f"{count} slots wanted, {len(slots)} unpinned"
-        self.drop(slots)
+        """Pin `count` slots, empty ones first."""
+        usable: Slots = np.flatnonzero(self._pins == 0).astype(np.int32)
+        assert len(usable) >= count, f"{count} slots wanted, {len(usable)} unpinned"
+        empty = self._state[usable] == EMPTY
+        slots: Slots = usable[empty][:count]
+        if len(slots) < count:
+            held = usable[~empty]
+            evicted = held[self._policy.first_to_go(self._owner[held], count - len(slots))]
+            self.drop(evicted)
+            slots = np.concatenate([slots, evicted])
         self.pin(slots)
         return slots
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from haversack.cache.policies import Slots
+from haversack.cache.policies import Lru, Slots
 from haversack.cache.slots import NOWHERE, SlotTable
 
 LAYERS = (1, 2, 5)  # a dense layer lies before and between them
@@ -18,7 +18,8 @@ def some(*numbers: int) -> npt.NDArray[np.int32]:
 
 
 def filled(table: SlotTable, layer: int, *experts: int) -> Slots:
-    """The slots of `experts` once they are read: ready, and free to be evicted."""
+    """The slots of `experts` once they are used and read: ready, and free to be evicted."""
+    table.use(layer, some(*experts))
     slots = table.claim(layer, some(*experts))
     table.fill(slots)
     table.unpin(slots)
@@ -62,10 +63,10 @@ def test_claimed_slots_are_pinned_until_unpinned() -> None:
     assert where(table, 1, 0, 1, 2) == [NOWHERE, slots[1], slots[2]]
 
 
-def test_the_expert_used_longest_ago_is_evicted() -> None:
-    table = SlotTable(LAYERS, num_experts=8, num_slots=3)
+def test_the_policy_says_who_is_evicted() -> None:
+    table = SlotTable(LAYERS, num_experts=8, num_slots=3, policy=Lru(len(LAYERS), 8))
     first, second, third = (filled(table, 1, expert)[0] for expert in (0, 1, 2))
-    table.touch(some(first))
+    table.use(1, some(0))
     assert filled(table, 2, 6).tolist() == [second]
     assert filled(table, 2, 7).tolist() == [third]
     assert where(table, 1, 0, 1, 2) == [first, NOWHERE, NOWHERE]
@@ -169,15 +170,15 @@ class Slot:
     owner: tuple[int, int] | None = None  # layer, expert
     ready: bool = False
     pins: int = 0
-    last_use: int = 0
 
 
 class PlainTable:
     """The slot table again, as lists and loops. It checks the real one after each operation."""
 
     def __init__(self, num_experts: int, num_slots: int) -> None:
-        self.table = SlotTable(LAYERS, num_experts, num_slots)
+        self.table = SlotTable(LAYERS, num_experts, num_slots, Lru(len(LAYERS), num_experts))
         self.num_experts = num_experts
+        self.last_use: dict[tuple[int, int] | None, int] = {}
         self.slots = [Slot() for _ in range(num_slots)]
         self.clock = 0
 
@@ -189,7 +190,13 @@ class PlainTable:
         return [number for number, slot in enumerate(self.slots) if slot.pins == 0]
 
     def next_to_go(self, count: int) -> list[int]:
-        return sorted(self.unpinned(), key=lambda n: (self.slots[n].last_use, n))[:count]
+        def rank(number: int) -> tuple[int, int, tuple[int, int]]:
+            owner = self.slots[number].owner
+            if owner is None:
+                return -1, number, (0, 0)
+            return self.last_use[owner], 0, owner
+
+        return sorted(self.unpinned(), key=rank)[:count]
 
     def numbers(self, *, owned: bool, ready: bool | None = None, pinned: bool) -> list[int]:
         return [
@@ -201,16 +208,16 @@ class PlainTable:
         ]
 
     def lease(self, layer: int, experts: list[int]) -> None:
-        """Pin and touch those that have a slot, claim slots for the others."""
+        """Pin those that have a slot, claim slots for the others."""
         found = self.table.find(layer, some(*experts))
         assert found.tolist() == [self.home(layer, expert) for expert in experts]
         held = found[found != NOWHERE]
         self.table.pin(held)
-        self.table.touch(held)
+        self.table.use(layer, some(*experts))
         self.clock += 1
+        self.last_use |= {(layer, expert): self.clock for expert in experts}
         for number in map(int, held):
             self.slots[number].pins += 1
-            self.slots[number].last_use = self.clock
         missing = [expert for expert in experts if self.home(layer, expert) == NOWHERE]
         if len(missing) > len(self.unpinned()):
             with pytest.raises(AssertionError, match="unpinned"):
@@ -218,9 +225,8 @@ class PlainTable:
             return
         expected = self.next_to_go(len(missing))
         assert self.table.claim(layer, some(*missing)).tolist() == expected
-        self.clock += 1
         for number, expert in zip(expected, missing, strict=True):
-            self.slots[number] = Slot((layer, expert), pins=1, last_use=self.clock)
+            self.slots[number] = Slot((layer, expert), pins=1)
 
     def borrow(self, count: int) -> None:
         expected = self.next_to_go(count)
