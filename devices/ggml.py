@@ -198,6 +198,7 @@ def _op_code(name: bytes) -> int:
 
 OP_NONE = _op_code(b"NONE")
 OP_MUL_MAT_ID = _op_code(b"MUL_MAT_ID")
+_OP_ADD, _OP_MUL_MAT, _OP_UNARY = map(_op_code, (b"ADD", b"MUL_MAT", b"UNARY"))
 
 # For those who look at thousands of nodes a token: `memory[node + NODE_OP]` is a node's op (all
 # codes fit a byte), `memory[node + NODE_NAME + i]` a character of its name.
@@ -236,6 +237,21 @@ class GraphNode:
 
     def set_source(self, index: int, address: int) -> None:
         self._tensor.src[index] = address
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether it adds its sources."""
+        return bool(self._tensor.op == _OP_ADD)
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it multiplies a matrix, its first source, with its second."""
+        return bool(self._tensor.op == _OP_MUL_MAT)
+
+    @property
+    def is_unary(self) -> bool:
+        """Whether it applies a function to each value: sigmoid, say, but not softmax."""
+        return bool(self._tensor.op == _OP_UNARY)
 
     def set_op(self, op: int) -> None:
         self._tensor.op = op

@@ -1,9 +1,10 @@
 """The seam: where llama.cpp's graph meets our experts.
 
 llama.cpp shows every node before and after it computes it. A layer's router chooses
-(`ffn_moe_topk-L`); before its first product the chosen experts are brought into slots. A single
-token's products are left to llama.cpp, which reads slots instead of experts because the product's
-ids are replaced. A batch's products are skipped and done by the executor, in groups or waves.
+(`ffn_moe_topk-L`); before its first product the chosen experts are brought into slots. If a single
+token finds them all there, its products are left to llama.cpp, which reads slots instead of experts
+because the product's ids are replaced. Else, and for a batch, they are skipped and done by the
+executor, in groups as the experts arrive or in waves.
 """
 
 from contextlib import closing
@@ -25,10 +26,12 @@ from haversack.devices.ggml import (
 from haversack.devices.interrupts import StopFlag
 from haversack.offload.executor import ExpertExecutor
 from haversack.offload.pool import resting_place
+from haversack.offload.predictor import Predictor
 from haversack.offload.store import Experts, ExpertStore, Lease
 from haversack.quant.gguf import ExpertLayer, ModelGeometry
 
 _ROUTER_CHOICE = "ffn_moe_topk-"
+_DEPTH = 3  # how many layers ahead a choice is foreseen
 # No other node of interest has a "t" there, and few others at all.
 _MARK, _MARK_PLACE = ord("t"), NODE_NAME + _ROUTER_CHOICE.index("t")
 
@@ -51,6 +54,9 @@ class Seam:
         self._ids: npt.NDArray[np.int32] = np.zeros((0, 0), np.int32)  # (T, N) of that choice
         self._experts: Experts = np.zeros(0, np.int32)  # the distinct ones
         self._lease: Lease | None = None
+        self._predictor = Predictor()
+        layers = [layer.layer for layer in geometry.layers]
+        self._later = {layer: layers[i + 1 : i + 1 + _DEPTH] for i, layer in enumerate(layers)}
         self._error: BaseException | None = None
 
     def attach(self, geometry: ModelGeometry, buffer: ExpertBuffer) -> None:
@@ -125,12 +131,31 @@ class Seam:
             self._experts = self._ids[0]
             self._lease = self._store.lease(layer, self._experts)
             self._token_slots().values[:] = self._lease.slots
+            self._foresee(layer)
             return
         self._experts = np.unique(self._ids)
+        self._store.withdraw()
         if self._store.fits(layer, len(self._experts)):
             self._lease = self._store.lease(layer, self._experts)
         else:
             self._store.count_uses(layer, self._experts)
+
+    def _foresee(self, layer: int) -> None:
+        """While this layer's experts load: have the next layer's likeliest read ahead, or where all
+        of those are there, the one's after it."""
+        assert self._lease is not None
+        known = self._predictor.knows(layer)
+        if known and not self._lease.reads:
+            return  # nothing to wait for: the time would be the token's
+        router_input = self._predictor.learn(layer, GraphNode(self._choice))
+        if router_input is None or not self._lease.reads:
+            return
+        inputs = router_input.array(np.float32)[0, 0]
+        for later in self._later[layer]:
+            if not self._predictor.knows(later):
+                return
+            if self._store.read_ahead(later, self._predictor.likeliest(later, inputs)):
+                return
 
     def _token_slots(self) -> SlotIds:
         num_used = self._ids.shape[1]
@@ -139,8 +164,7 @@ class Seam:
         return self._slot_ids[num_used]
 
     def _prepare(self, address: int, layer: ExpertLayer, index: int) -> bool:
-        """A product is next. A token's is llama.cpp's own, over slots, once they are filled; if
-        more reads are on their way it stops after it, so that they go on under the product."""
+        """A product is next: a token's is llama.cpp's own, over slots, if they are all filled."""
         node = GraphNode(address)
         node.set_op(OP_NONE)
         self._num_seen += 1
@@ -155,15 +179,15 @@ class Seam:
         if len(self._ids) > 1:
             return True
         assert self._lease is not None and self._lease.layer is layer
-        self._store.wait(self._lease, index)
+        if self._lease.reads:
+            return True
         node.set_source(2, token_slots)
         node.set_op(OP_MUL_MAT_ID)
-        return bool(self._lease.reads) and index + 1 < len(layer.matrices)
+        return False
 
     def _compute(self, address: int, layer: ExpertLayer, index: int) -> bool:
-        """A batch's product was skipped: do it here."""
-        if len(self._ids) == 1:
-            return True
+        """A product was skipped: do it here, with the experts that are there, then with those that
+        come."""
         lease = self._lease
         groups = (
             self._store.waves(layer.layer, self._experts, index)

@@ -15,7 +15,6 @@ from haversack.offload.streamer import Read, Streamer
 from haversack.quant.gguf import ExpertLayer, ModelGeometry
 
 Experts = npt.NDArray[np.integer]
-_GROUP_EXPERTS = 16  # missing experts are multiplied in groups of so many, as they arrive
 
 
 class Group(NamedTuple):
@@ -29,7 +28,7 @@ class Group(NamedTuple):
 class Lease:
     """A layer's experts, all in slots and pinned there; some may still be on their way.
 
-    `missing` are the positions in `experts` that were read for this lease, `reads[m][i]` the
+    `missing` are the positions in `experts` that had not come when it began, `reads[m][i]` the
     read of matrix m of the i-th of them.
     """
 
@@ -38,6 +37,27 @@ class Lease:
     slots: Slots
     missing: npt.NDArray[np.intp]
     reads: list[list[Read]] = field(default_factory=list)
+
+
+@dataclass
+class Guess:
+    """An expert read ahead into a slot, LOADING and pinned there; `reads` has one a matrix.
+
+    It is `withdrawn` once its layer chose others, and kept until its last read is done.
+    """
+
+    expert: int
+    slot: int
+    reads: list[Read] = field(default_factory=list)
+    withdrawn: bool = False
+
+    @property
+    def done(self) -> bool:
+        return all(read.done for read in self.reads)
+
+    @property
+    def came(self) -> bool:
+        return all(read.came for read in self.reads)
 
 
 class ExpertStore:
@@ -50,8 +70,12 @@ class ExpertStore:
         self.pools = [ExpertPool(plan) for plan in plans]
         self._pool_of = {layer: pool for pool in self.pools for layer in pool.plan.layers}
         self._layers = {layer.layer: layer for layer in geometry.layers}
+        self._reserve = geometry.num_experts_per_tok  # slots that guesses leave to a token
+        self._guesses: dict[int, list[Guess]] = {}  # by layer
         self.hits = 0
         self.misses = 0
+        self.guessed = 0  # experts read ahead
+        self.guessed_right = 0  # of them, those that their layer then chose
 
     def pool(self, layer: int) -> ExpertPool:
         """The pool in which the experts of `layer` lie."""
@@ -63,47 +87,115 @@ class ExpertStore:
 
     def lease(self, layer: int, experts: Experts) -> Lease:
         """Pin `experts` (distinct) into slots and start to read those that have none."""
-        pool = self._pool_of[layer]
-        slots = pool.table.find(layer, experts)
-        missing = np.flatnonzero(slots == NOWHERE)
-        self.hits += len(experts) - len(missing)
-        self.misses += len(missing)
-        held = slots[slots != NOWHERE]
-        assert pool.table.are_ready(held), "an expert that is not wholly there was taken for there"
-        pool.table.pin(held)
-        pool.table.touch(held)
-        lease = Lease(self._layers[layer], experts, slots, missing)
-        if len(missing):
-            slots[missing] = pool.table.claim(layer, experts[missing])
-            lease.reads = self._read_all(lease)
+        table = self._pool_of[layer].table
+        coming = self._settle_guesses(layer, experts)
+        slots = table.find(layer, experts)
+        absent = slots == NOWHERE
+        late = np.array([expert in coming for expert in experts.tolist()], bool)
+        held = slots[~absent & ~late]
+        assert table.are_ready(held), "an expert that is not wholly there was taken for there"
+        table.pin(held)
+        table.use(layer, experts)
+        lease = Lease(self._layers[layer], experts, slots, np.flatnonzero(absent | late))
+        self.hits += len(held)
+        self.misses += len(lease.missing)
+        if absent.any():
+            slots[absent] = table.claim(layer, experts[absent])
+        if len(lease.missing):
+            lease.reads = self._read_all(lease, coming)
         return lease
 
-    def _read_all(self, lease: Lease) -> list[list[Read]]:
+    def _read_all(self, lease: Lease, coming: dict[int, Guess]) -> list[list[Read]]:
         """Every missing expert's first matrix before any one's second: products go in order."""
         pool = self._pool_of[lease.layer.layer]
         wanted = [(int(lease.experts[i]), int(lease.slots[i])) for i in lease.missing]
         return [
-            [self._streamer.read(matrix, e, (pool, index, slot)) for e, slot in wanted]
+            [
+                coming[e].reads[index]
+                if e in coming
+                else self._streamer.read(matrix, e, (pool, index, slot))
+                for e, slot in wanted
+            ]
             for index, matrix in enumerate(lease.layer.matrices)
         ]
 
-    def wait(self, lease: Lease, index: int) -> None:
-        """Return when matrix `index` of all leased experts is in its slot.
+    # ---------------------------------------------------------------- guesses
+    def read_ahead(self, layer: int, experts: Experts) -> int:
+        """`layer` may choose `experts` next, the likeliest first: read those that have no slot, as
+        far as there are slots that no token needs. Returns how many had none."""
+        pool = self._pool_of[layer]
+        found = pool.table.find(layer, experts)
+        held = found[found != NOWHERE]
+        pool.table.pin(held)  # what is likely must not go for what is less so
+        room = max(0, pool.table.num_unpinned - self._reserve)
+        absent = experts[found == NOWHERE][:room]
+        slots = pool.table.claim(layer, absent)
+        pool.table.unpin(held)
+        guesses = [Guess(e, slot) for e, slot in zip(absent.tolist(), slots.tolist(), strict=True)]
+        self._guesses.setdefault(layer, []).extend(guesses)
+        self.guessed += len(guesses)
+        for index, matrix in enumerate(self._layers[layer].matrices):
+            for guess in guesses:
+                place = (pool, index, guess.slot)
+                read = self._streamer.read(matrix, guess.expert, place, ahead=True)
+                guess.reads.append(read)
+        return int((found == NOWHERE).sum())
 
-        Raises StorageError or CancelledError; then nothing of the lease may be multiplied.
-        """
-        if lease.reads:
-            self._streamer.wait(lease.reads[index], self._stop)
+    def _settle_guesses(self, layer: int, chosen: Experts) -> dict[int, Guess]:
+        """`layer` has `chosen`: those read ahead that are still coming are demanded, and given by
+        expert; the others are let go."""
+        wanted = set(chosen.tolist())
+        coming: dict[int, Guess] = {}
+        left = []
+        for guess in self._guesses.pop(layer, ()):
+            right = guess.expert in wanted
+            self.guessed_right += right and not guess.withdrawn
+            if right and guess.withdrawn:
+                self._streamer.settle(guess.reads)
+            elif right:
+                self._streamer.demand(guess.reads)
+            else:
+                self._streamer.cancel(guess.reads)
+                guess.withdrawn = True
+            if guess.done:
+                self._let_go(layer, guess)
+            elif right:
+                coming[guess.expert] = guess
+            else:
+                left.append(guess)
+        if left:
+            self._guesses[layer] = left
+        return coming
 
+    def _let_go(self, layer: int, guess: Guess) -> None:
+        """No read of `guess` is under way: it stays if it came whole."""
+        table, slots = self._pool_of[layer].table, np.array([guess.slot], np.int32)
+        if guess.came:
+            table.fill(slots)
+        else:
+            table.drop(slots)
+        table.unpin(slots)
+
+    def withdraw(self) -> None:
+        """No guess is wanted any more; returns when none is under way."""
+        for layer, guesses in self._guesses.items():
+            for guess in guesses:
+                self._streamer.settle(guess.reads)
+                self._let_go(layer, guess)
+        self._guesses.clear()
+
+    # ----------------------------------------------------------------- leases
     def groups(self, lease: Lease, index: int) -> Iterator[Group]:
-        """The leased experts in groups, each as soon as matrix `index` is there: hits first."""
+        """The leased experts in groups, hits first, then those whose matrix `index` has come."""
         hits = np.setdiff1d(np.arange(len(lease.experts)), lease.missing, assume_unique=True)
         if len(hits):
             yield self._group(lease, index, hits)
-        for start in range(0, len(lease.missing), _GROUP_EXPERTS):
-            chosen = slice(start, start + _GROUP_EXPERTS)
-            self._streamer.wait(lease.reads[index][chosen], self._stop)
-            yield self._group(lease, index, lease.missing[chosen])
+        pending = np.arange(len(lease.missing))
+        while len(pending):
+            reads = [lease.reads[index][i] for i in pending]
+            arrived = np.array(self._streamer.wait_for_some(reads, self._stop))
+            yield self._group(lease, index, lease.missing[pending[arrived]])
+            pending = pending[~arrived]
 
     def _group(self, lease: Lease, index: int, chosen: npt.NDArray[np.intp]) -> Group:
         addresses = self._addresses(lease.layer, index, lease.slots[chosen])
@@ -117,7 +209,7 @@ class ExpertStore:
         """Unpin the experts: those whose matrices all came stay, the others lose their slot."""
         table = self._pool_of[lease.layer.layer].table
         if len(lease.missing):
-            came = [Streamer.settle(reads) for reads in lease.reads]
+            came = [self._streamer.settle(reads) for reads in lease.reads]
             whole = np.array(came, bool).all(axis=0)
             slots = lease.slots[lease.missing]
             table.fill(slots[whole])
@@ -164,7 +256,7 @@ class ExpertStore:
                 yield Group(wave, self._addresses(self._layers[layer], index, slots))
         finally:
             for started in reads:
-                Streamer.settle(started)
+                self._streamer.settle(started)
             for slots in borrowed:
                 pool.table.unpin(slots)
 
@@ -172,6 +264,7 @@ class ExpertStore:
         """Make the books true again after a failure anywhere: no lease or wave is left, and no
         slot counts as filled whose reads did not all come."""
         self._streamer.drain()
+        self._guesses.clear()
         for pool in self.pools:
             pool.table.recover()
 

@@ -37,7 +37,7 @@ def test_no_product_runs_over_slots_that_are_not_filled(
         raise edge.StorageError(5, "input/output error")
 
     monkeypatch.setattr(GraphNode, "set_op", watched)
-    monkeypatch.setattr(ExpertStore, "wait", failing)
+    monkeypatch.setattr(ExpertStore, "groups", failing)
     with pytest.raises(edge.StorageError, match="input/output error"):
         model.logits([1], prefill=1)
     assert ops_after_failure == [0]  # GGML_OP_NONE, and nothing after it

@@ -80,7 +80,7 @@ def test_a_lease_holds_the_files_bytes(bench: Bench) -> None:
 
 def test_what_stays_is_not_read_again(bench: Bench) -> None:
     first = bench.store.lease(0, np.array([1, 2]))
-    bench.store.wait(first, 2)
+    bench.assert_lease_true(first)
     bench.store.release(first)
     read_bytes = bench.streamer.bytes_read
     again = bench.store.lease(0, np.array([2, 1]))
@@ -92,7 +92,7 @@ def test_what_stays_is_not_read_again(bench: Bench) -> None:
 
 def test_waves_bring_each_matrix_once_through_few_slots(bench: Bench) -> None:
     held = bench.store.lease(0, np.array([5, 9]))
-    bench.store.wait(held, 2)
+    bench.assert_lease_true(held)
     bench.store.release(held)
     everyone = np.arange(NUM_EXPERTS)
     for index, matrix in enumerate(bench.layers[0].matrices):
@@ -126,7 +126,7 @@ def test_a_failed_read_fails_the_lease_and_no_more(
     monkeypatch.setattr(DirectFile, "read_into", failing)
     lease = bench.store.lease(0, np.array([1, 2, 3]))
     with pytest.raises(StorageError, match="input/output error"):
-        bench.store.wait(lease, 0)
+        list(bench.store.groups(lease, 0))
     bench.store.release(lease)
     bench.store.check_integrity()
     monkeypatch.undo()
@@ -147,16 +147,101 @@ def test_a_stopped_wait_ends_soon(bench: Bench, monkeypatch: pytest.MonkeyPatch)
     lease = bench.store.lease(0, np.array([1, 2]))
     threading.Timer(0.05, bench.stop.request).start()
     with pytest.raises(CancelledError):
-        bench.store.wait(lease, 0)
+        list(bench.store.groups(lease, 0))
     go_on.set()
     bench.store.release(lease)  # waits for what had begun: it writes into slots
     bench.store.check_integrity()
 
 
+# -------------------------------------------------------------------- guesses
+def test_a_right_guess_is_not_read_again(bench: Bench) -> None:
+    assert bench.store.read_ahead(1, np.array([3, 4])) == 2
+    lease = bench.store.lease(1, np.array([3, 4, 5]))
+    bench.assert_lease_true(lease)
+    bench.store.release(lease)
+    assert bench.streamer.bytes_read == 3 * bench.layers[1].expert_bytes
+    assert (bench.store.guessed, bench.store.guessed_right) == (2, 2)
+
+
+def test_a_guess_that_came_in_time_is_a_hit(bench: Bench) -> None:
+    bench.store.read_ahead(1, np.array([3]))
+    while bench.streamer.bytes_read < bench.layers[1].expert_bytes:
+        threading.Event().wait(0.001)
+    bench.streamer.drain()
+    lease = bench.store.lease(1, np.array([3]))
+    assert not lease.reads and (bench.store.hits, bench.store.misses) == (1, 0)
+    bench.assert_lease_true(lease)
+    bench.store.release(lease)
+
+
+def test_a_wrong_guess_is_let_go_and_gives_its_slot_back(bench: Bench) -> None:
+    bench.store.read_ahead(1, np.array([3, 4]))
+    for _ in range(2):  # what was under way when the layer chose is looked at when it comes again
+        lease = bench.store.lease(1, np.array([8]))
+        bench.assert_lease_true(lease)
+        bench.store.release(lease)
+        bench.streamer.drain()
+    bench.store.check_integrity()
+    assert bench.store.pool(1).table.num_unpinned == 8
+    assert bench.store.guessed_right == 0
+
+
+def test_a_guess_let_go_and_then_wanted_is_read_whole(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    healthy, go_on, begun = DirectFile.read_into, threading.Event(), threading.Event()
+
+    def stuck(file: DirectFile, *arguments: Any) -> None:
+        begun.set()
+        go_on.wait(timeout=30)
+        healthy(file, *arguments)
+
+    monkeypatch.setattr(DirectFile, "read_into", stuck)
+    bench.store.read_ahead(1, np.array([3]))
+    assert begun.wait(timeout=30)
+    other = bench.store.lease(1, np.array([8]))
+    go_on.set()
+    bench.assert_lease_true(other)
+    bench.store.release(other)
+    lease = bench.store.lease(1, np.array([3]))
+    bench.assert_lease_true(lease)
+    bench.store.release(lease)
+
+
+def test_guesses_leave_slots_for_a_token_and_spare_what_is_likely(bench: Bench) -> None:
+    lease = bench.store.lease(1, np.array([1]))
+    bench.assert_lease_true(lease)
+    bench.store.release(lease)
+    bench.store.read_ahead(1, np.array([1, *range(2, 16)]))
+    table = bench.store.pool(1).table
+    assert table.num_unpinned == 2 + 1  # a token's two experts, and the likely one
+    assert table.are_ready(table.find(1, np.array([1])))
+    bench.store.withdraw()
+    assert table.num_unpinned == 8
+    bench.store.check_integrity()
+
+
+def test_a_failed_guess_is_read_again_when_it_is_wanted(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(file: DirectFile, *_: Any) -> None:
+        raise StorageError(5, "input/output error")
+
+    monkeypatch.setattr(DirectFile, "read_into", failing)
+    bench.store.read_ahead(1, np.array([3]))
+    bench.streamer.drain()
+    bench.streamer.settle(bench.store._guesses[1][0].reads)
+    monkeypatch.undo()
+    lease = bench.store.lease(1, np.array([3]))
+    bench.assert_lease_true(lease)
+    bench.store.release(lease)
+
+
 def test_ten_thousand_random_steps_keep_the_books(
     geometry: ModelGeometry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Leases, waves, failures, early ends in any order: never a wrong byte or a lost slot."""
+    """Leases, guesses, waves, failures, early ends in any order: never a wrong byte or a lost
+    slot."""
     bench, rng = Bench(geometry, num_slots=10), random.Random(0)
     healthy = DirectFile.read_into
 
@@ -173,6 +258,11 @@ def test_ten_thousand_random_steps_keep_the_books(
         experts = np.array(rng.sample(range(NUM_EXPERTS), count))
         steps += count
         try:
+            if rng.random() < 0.5:
+                likely = rng.sample(range(NUM_EXPERTS), rng.randint(1, 4))
+                bench.store.read_ahead(rng.choice(bench.layers).layer, np.array(likely))
+            if count > 2:
+                bench.store.withdraw()
             if bench.store.fits(layer.layer, count):
                 one_lease(bench, rng, layer.layer, experts)
             else:
@@ -181,6 +271,9 @@ def test_ten_thousand_random_steps_keep_the_books(
             pass
         bench.store.check_integrity()
     assert bench.store.hits > 0 and bench.store.misses > 0
+    assert 0 < bench.store.guessed_right < bench.store.guessed
+    bench.store.withdraw()
+    assert all(pool.table.num_unpinned == pool.plan.num_slots for pool in bench.store.pools)
     bench.close()
 
 
