@@ -17,7 +17,6 @@ from typing import Any
 
 from haversack.devices.errors import StorageError
 from haversack.tools.plain_answers import plain_answers
-from haversack.tools.story_chats import exchange, passage_chats, retold_chats, story_chats
 from haversack.tools.vocabulary import rendered_chat
 
 BOOKS = "public_domain_books.jsonl.gz"
@@ -30,17 +29,44 @@ SMALL_TALK = "share-alike/topical_chat.jsonl.gz"
 SIMPLE_CHAT = Path(__file__).parent / "simple_chat.jsonl"  # written for this model
 
 _HELD_OUT_SHARE = 20
-_SIMPLE_ARI = 9.0  # the simplest two thirds of the books
-_HARDEST_ARI = 12.0  # all but the last tenth
+_HARDEST_ARI = 9.0  # the simplest two thirds of the books
 _TELLINGS = 4  # of each tale in chats, each with a length and a request of its own
+_SHORTEST_PASSAGE, _LONGEST_PASSAGE = 60, 230  # words of a story told in a chat
 _REPLACED = str.maketrans(
     {"“": '"', "”": '"', "\u2018": "'", "\u2019": "'", "\u00a0": " ", "\u2060": ""}
 )
 _CAPITALS_OR_NUMERAL = re.compile(r"[^a-z]*")
+_WORD = re.compile(r"[A-Za-z']+")
 _BOOKS_OF_TALES = re.compile(
     r"Fairy (Book|Tales)|Mother West Wind|Burgess|Stories (Retold|to Tell)|Famous|Beacon|Raggedy"
     r"|Old Greek|Viking|Tanglewood|Great Americans"
     r"|Reddy|Buster|Lightfoot|Blacky|Bowser|Whitefoot"
+)
+
+STORY_REQUESTS = (
+    "Tell me a story about {}.",
+    "Tell me a short story about {}.",
+    "Write a story about {}.",
+    "Can you tell me a story about {}?",
+    "Please tell me a tale about {}.",
+    "I would like to hear a story about {}.",
+)
+TOPICS = frozenset(
+    """
+    ant apple baby bear bee bell bird boat boy bridge brother bull cake candle castle
+    cat cave child church clock cloak cloud coat cock cottage cow crab crow crown daughter deer
+    doctor dog doll donkey dove dragon duck dwarf eagle egg elephant fairy farm
+    farmer father fire fish fisherman flower forest fox frog garden ghost giant gift girl goat gold
+    goose grandmother grasshopper hare hat hen hill horse house hunter island jewel key king
+    kitchen kitten knight ladder lady lamb lamp letter lion magician man market
+    merchant mice miller mirror money monkey moon mother mountain mouse nest nightingale ocean
+    orchard owl ox palace parrot peasant pig pirate pond prince princess puppy
+    queen rabbit rain raven ring river robber robin sailor school sea serpent servant
+    sheep shepherd ship shoe shoemaker sister snake snow soldier song sparrow spider squirrel
+    star storm stranger sun swan sword tailor teacher thief tiger toad tower town toy
+    treasure tree turtle uncle village wagon water whale widow wife wind
+    winter witch wolf woman wood woodcutter
+    """.split()
 )
 
 
@@ -55,7 +81,7 @@ class Source:
 
 def story_sources(folder: Path) -> list[Source]:
     """What trains first: the simpler chapters and tales, as plain text."""
-    return [Source("stories", [text for text in _story_texts(folder) if ari(text) <= _SIMPLE_ARI])]
+    return [Source("stories", [text for text in _story_texts(folder) if ari(text) <= _HARDEST_ARI])]
 
 
 def chat_sources(folder: Path, seed: int) -> list[Source]:
@@ -73,23 +99,19 @@ def chat_sources(folder: Path, seed: int) -> list[Source]:
 
 
 def manners_sources(folder: Path, seed: int) -> list[Source]:
-    """What trains at the end: plain answers, and tales asked for in many ways, among stories and
+    """What trains at the very end: plain answers, and every tale once more, among stories and
     dialogues that are new, lest the model learn the earlier ones by heart."""
     asked = random.Random(seed + 1)
-    texts = list(_story_texts(folder))
-    tales = list(_tale_texts(folder))
-    harder = [text for text in texts if _SIMPLE_ARI < ari(text) <= _HARDEST_ARI]
-    plain = [rendered_chat(exchange(*answered)) for answered in plain_answers(asked)]
+    hard = [text for text in _story_texts(folder) if ari(text) > _HARDEST_ARI]
+    plain = [rendered_chat(_exchange(*exchange)) for exchange in plain_answers(asked)]
     return [
-        Source("story requests", list(retold_chats(tales * 2, asked))),
-        Source("passage requests", list(passage_chats(texts, asked))),
-        Source("harder stories", harder),
-        Source("small talk", _chats(_training(_records(folder / SMALL_TALK)))[::2]),
-        Source("services", _chats(_training(_records(folder / SERVICES)))[1::6]),
-        Source("orders", _chats(_training(_records(folder / ORDERS)))),
-        Source("instructions", _chats(_training(_records(folder / INSTRUCTIONS))), repeats=4),
-        Source("simple chat", _chats(simple_chat()), repeats=30),
-        Source("plain answers", plain, repeats=20),
+        Source("story requests", list(story_chats(_tale_texts(folder), asked))),
+        Source("harder stories", hard[::12]),
+        Source("services", _chats(_training(_records(folder / SERVICES)))[1::18]),
+        Source("orders", _chats(_training(_records(folder / ORDERS)))[::6]),
+        Source("instructions", _chats(_training(_records(folder / INSTRUCTIONS))), repeats=2),
+        Source("simple chat", _chats(simple_chat()), repeats=10),
+        Source("plain answers", plain, repeats=10),
     ]
 
 
@@ -153,12 +175,54 @@ def ari(text: str) -> float:
 
 
 # --------------------------------------------------------------------- chats
+def story_chats(texts: Iterable[str], asked: random.Random) -> Iterator[str]:
+    """Each text's opening, told at the request of somebody who names one or two of its things."""
+    for text in texts:
+        passage = _opening(text, asked.randint(_SHORTEST_PASSAGE, _LONGEST_PASSAGE))
+        topics = _topics(passage)
+        if passage and topics:
+            named = " and ".join(map(_with_article, topics[: asked.randint(1, 2)]))
+            request = asked.choice(STORY_REQUESTS).format(named)
+            yield rendered_chat(_exchange(request, passage))
+
+
+def _opening(text: str, least_words: int) -> str:
+    """The first paragraphs with `least_words` at least, or all; "" where they are too long."""
+    taken: list[str] = []
+    for paragraph in text.split("\n\n"):
+        taken.append(paragraph)
+        num_words = len(" ".join(taken).split())
+        if num_words > 1.6 * _LONGEST_PASSAGE:
+            return ""
+        if num_words >= least_words:
+            break
+    return "\n\n".join(taken)
+
+
+def _topics(passage: str) -> list[str]:
+    """The things a passage is about: topic words in the order of how often they occur."""
+    counts: dict[str, int] = {}
+    for word in _WORD.findall(passage.lower()):
+        if word in TOPICS:
+            counts[word] = counts.get(word, 0) + 1
+    often = [word for word, count in counts.items() if count > 1]
+    return sorted(often or list(counts), key=lambda word: -counts[word])[:2]
+
+
+def _with_article(word: str) -> str:
+    return word if word == "mice" else f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+def _exchange(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
 def _messages(record: Mapping[str, Any]) -> list[dict[str, str]]:
     """The messages of a dialogue, or an instruction and its response as two."""
     if "messages" in record:
         return [{**m, "content": clean(m["content"])} for m in record["messages"]]
     question = "\n".join(filter(None, [record["instruction"], record.get("input")]))
-    return exchange(clean(question), clean(record["response"]))
+    return _exchange(clean(question), clean(record["response"]))
 
 
 def _chats(records: Iterable[Mapping[str, Any]]) -> list[str]:

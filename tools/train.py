@@ -4,10 +4,9 @@
     python -m haversack.tools.train CORPUS FOLDER --model dense       # its twin, on the same tokens
     python -m haversack.tools.train CORPUS FOLDER --model draft       # dense, another vocabulary
 
-Stories first, then chats, then both once more with better manners. FOLDER keeps the vocabulary, the
-losses as numbers and as a picture, and a checkpoint: the same command goes on where an interrupted
-one stopped, with the same result. The last step writes the GGUF. The same code runs on a CPU and on
-a GPU.
+Stories first, then chats, then manners. FOLDER keeps the vocabulary, the losses as numbers and as a
+picture, and a checkpoint: the same command goes on where an interrupted one stopped, with the same
+result. The last step writes the GGUF. The same code runs on a CPU and on a GPU.
 """
 
 import argparse
@@ -50,19 +49,19 @@ class Recipe:
 
     Stories and chats share one cycle of the learning rate: it rises over `warmup_steps`, stays, and
     falls to a twentieth over the last `decay_share` of the steps. Manners have a cycle of their
-    own, which rises to `manners_learning_rate` and falls to nothing from there on.
+    own, which rises to `manners_learning_rate` and falls from there on.
     """
 
     shape: DecoderShape = field(default_factory=DecoderShape)
     seed: int = 1
     story_tokens: int = 8_700_000
     chat_tokens: int = 4_800_000
-    manners_tokens: int = 7_700_000
+    manners_tokens: int = 1_200_000
     story_window: int = 256
     batch_tokens: int = 16384
     micro_tokens: int = 8192
     learning_rate: float = 6e-3
-    manners_learning_rate: float = 4e-3
+    manners_learning_rate: float = 1.2e-3
     weight_decay: float = 0.1
     balance_weight: float = 0.01
     warmup_steps: int = 25

@@ -1,7 +1,7 @@
-"""The training text: what is cleaned, what is held out, where the samples are not."""
+"""The training text: what is cleaned, what is held out, how chats are made of tales."""
 
 import json
-from collections.abc import Callable
+import random
 from pathlib import Path
 
 import pytest
@@ -30,14 +30,19 @@ def test_hard_text_is_told_from_easy_text() -> None:
     assert corpus.ari(easy) < 2 < 15 < corpus.ari(hard)
 
 
+def test_a_story_is_told_on_request_about_what_is_in_it() -> None:
+    (chat,) = corpus.story_chats([corpus.body(TALE)], random.Random(1))
+    request, answer = chat.split("<|im_end|>")[:2]
+    assert "fox" in request or "crow" in request
+    assert request.startswith("<|im_start|>user\n")
+    assert answer == "\n<|im_start|>assistant\n" + corpus.body(TALE)
+    assert list(corpus.story_chats(["Nothing happened."], random.Random(1))) == []
+
+
 def test_what_is_held_out_does_not_train() -> None:
     training = {
         text
-        for source in (
-            corpus.story_sources(CORPUS)
-            + corpus.chat_sources(CORPUS, seed=1)
-            + corpus.manners_sources(CORPUS, seed=1)
-        )
+        for source in corpus.story_sources(CORPUS) + corpus.chat_sources(CORPUS, seed=1)
         for text in source.documents
     }
     for source in corpus.held_out_sources(CORPUS):
@@ -45,14 +50,11 @@ def test_what_is_held_out_does_not_train() -> None:
         assert not training & set(source.documents), source.domain
 
 
-@pytest.mark.parametrize("sources_of", [corpus.chat_sources, corpus.manners_sources])
-def test_every_domain_has_text_and_equal_seeds_give_equal_chats(
-    sources_of: Callable[[Path, int], list[corpus.Source]],
-) -> None:
-    sources = sources_of(CORPUS, 1)
+def test_every_domain_has_text_and_equal_seeds_give_equal_chats() -> None:
+    sources = corpus.chat_sources(CORPUS, seed=1)
     assert [source.domain for source in sources if not source.documents] == []
-    assert sources == sources_of(CORPUS, 1)
-    assert sources[0] != sources_of(CORPUS, 2)[0]
+    assert sources == corpus.chat_sources(CORPUS, seed=1)
+    assert sources[0] != corpus.chat_sources(CORPUS, seed=2)[0]
 
 
 def test_the_sample_prompts_were_never_trained_on() -> None:
