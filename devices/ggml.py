@@ -20,7 +20,7 @@ from haversack.devices.logs import captured_logs
 
 F32 = 0  # enum ggml_type
 I32 = 26
-_FLAG_COMPUTE = 16  # enum ggml_tensor_flag: a graph skips nodes without it
+FLAG_COMPUTE = 16  # enum ggml_tensor_flag: a graph skips nodes without it
 _GGUF_DTYPES: dict[int, Any] = {
     0: np.uint8, 1: np.int8, 2: np.uint16, 3: np.int16, 4: np.uint32, 5: np.int32,
     6: np.float32, 7: np.bool_, 10: np.uint64, 11: np.int64, 12: np.float64,
@@ -253,6 +253,15 @@ class GraphNode:
         """Whether it applies a function to each value: sigmoid, say, but not softmax."""
         return bool(self._tensor.op == _OP_UNARY)
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of each matrix in it."""
+        return int(self._tensor.ne[1])
+
+    def row_address(self, row: int) -> int:
+        """Where a row of its first matrix lies."""
+        return int(self._tensor.data + row * self._tensor.nb[1])
+
     def set_op(self, op: int) -> None:
         self._tensor.op = op
 
@@ -347,7 +356,7 @@ class ProductRunner:
         ids = self._tensor(I32, (1, product.num_rows, 1), native.address_of(self._first_expert))
         node: int = native.ggml_mul_mat_id(self._context, weight, rows, ids)
         output = native.Tensor.from_address(node)
-        output.data, output.flags = product.out, _FLAG_COMPUTE
+        output.data, output.flags = product.out, FLAG_COMPUTE
         return node
 
     def _tensor(self, type_id: int, shape: tuple[int, int, int], address: int) -> int:

@@ -90,7 +90,7 @@ class Decoder:
 
     def stats(self) -> Stats:
         """Everything since loading."""
-        store, streamer = self.engine.store, self.engine.streamer
+        store, streamer, seam = self.engine.store, self.engine.streamer, self.engine.seam
         return Stats(
             prompt_tokens=self._prompt_tokens,
             tokens=self._decoded_tokens,
@@ -101,6 +101,9 @@ class Decoder:
             bytes_read=streamer.bytes_read if streamer else 0,
             read_s=streamer.busy_s if streamer else 0.0,
             wait_s=streamer.wait_s if streamer else 0.0,
+            prefetched=store.guessed if store else 0,
+            prefetched_right=store.guessed_right if store else 0,
+            prefetching=seam is not None and seam.reads_ahead,
             ram_budget_bytes=self._plan.ram_bytes,
             ram_planned_bytes=self._plan.planned_bytes,
             ram_peak_bytes=self._peak_bytes,

@@ -22,6 +22,7 @@ from haversack.devices.errors import (
     PromptError,
 )
 from haversack.devices.memory import anonymous_bytes
+from haversack.devices.storage import DirectFile
 from haversack.devices.units import format_bytes
 from haversack.edge.decode import Decoder
 from haversack.edge.generation import CallGate, Closable, Generation, Request
@@ -29,8 +30,10 @@ from haversack.edge.planner import DEFAULT_BATCH_TOKENS, STREAMED, Plan, plan
 from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.stats import Stats
 from haversack.edge.templates import ChatTemplate
-from haversack.offload.engine import Engine, open_resident, open_streamed
+from haversack.offload.engine import Engine, LoadHooks, open_resident, open_streamed
 from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes
+from haversack.offload.seam import Watcher
+from haversack.offload.streamer import OpenFile
 from haversack.quant.gguf import read_geometry
 from haversack.quant.trunk import ensure_trunk
 
@@ -45,11 +48,13 @@ class LoadOptions:
 
     `batch` is the prompt tokens computed at once, `cache_dir` where trunk files lie (the user's
     cache folder by default), `progress` is told what is being done and the share done.
+    `open_file` opens a file to read experts from; benchmarks give one of a known speed.
     """
 
     batch: int = DEFAULT_BATCH_TOKENS
     cache_dir: Path | None = None
     progress: LoadProgress | None = None
+    open_file: OpenFile = DirectFile
 
 
 def default_cache_dir() -> Path:
@@ -102,9 +107,8 @@ def _open(planned: Plan, options: LoadOptions) -> Engine:
         return open_resident(planned.path, planned.shape, report("loading"))
     cache_dir = options.cache_dir or default_cache_dir()
     trunk = ensure_trunk(planned.geometry, cache_dir, report("writing the trunk"))
-    return open_streamed(
-        planned.geometry, trunk, planned.shape, lambda: _measured(planned), report("loading")
-    )
+    hooks = LoadHooks(report("loading"), options.open_file)
+    return open_streamed(planned.geometry, trunk, planned.shape, lambda: _measured(planned), hooks)
 
 
 def _measured(planned: Plan) -> Sequence[PoolPlan]:
@@ -274,6 +278,14 @@ class Model:
     def stats(self) -> Stats:
         """Totals since loading."""
         return self._decoder.stats()
+
+    def watch_routing(self, watcher: Watcher | None) -> None:
+        """Have `watcher` told of every router's choice while the model runs: the layer and the ids
+        (tokens, experts per token), which it may change in place. Raises HaversackError where
+        no expert is streamed: nobody looks at the routers then."""
+        if self._engine.seam is None:
+            raise HaversackError("all experts are in memory and no router is watched: lower --ram")
+        self._engine.seam.watcher = watcher
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless our own books agree; for tests and the worried."""

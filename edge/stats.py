@@ -11,8 +11,11 @@ class Stats:
     `hits` and `misses` count uses of experts (one for each token and layer in decode, one for
     each batch and layer in prefill), `bytes_read` the experts' bytes read for misses,
     `disk_bytes_s` the rate while at least one read was under way, `wait_s` the time the model
-    waited for reads. `ram_peak_bytes` is the most anonymous memory seen, of the whole process;
-    it and the two figures before it are not differences.
+    waited for reads. `prefetched` counts experts read ahead of their layer's choice,
+    `prefetched_right` those of them that were then chosen; `prefetching` says whether reading
+    ahead is on now: it switches itself off while it does not pay. `ram_peak_bytes` is the most
+    anonymous memory seen, of the whole process. The `ram_` figures and `prefetching` are not
+    differences.
     """
 
     prompt_tokens: int
@@ -24,6 +27,9 @@ class Stats:
     bytes_read: int
     read_s: float
     wait_s: float
+    prefetched: int
+    prefetched_right: int
+    prefetching: bool
     ram_budget_bytes: int
     ram_planned_bytes: int
     ram_peak_bytes: int
@@ -49,14 +55,23 @@ class Stats:
         uses = self.hits + self.misses
         return self.hits / uses if uses else 1.0
 
+    @property
+    def prefetch_precision(self) -> float:
+        """The share of experts read ahead that were then chosen; 0 where none was."""
+        return self.prefetched_right / self.prefetched if self.prefetched else 0.0
+
     def since(self, earlier: "Stats") -> "Stats":
         """What happened after `earlier`."""
+        kept = {
+            name: value
+            for name, value in vars(self).items()
+            if name.startswith("ram_") or name == "prefetching"
+        }
         counted = {
             name: value - getattr(earlier, name)
             for name, value in vars(self).items()
-            if not name.startswith("ram_")
+            if name not in kept
         }
-        kept = {name: value for name, value in vars(self).items() if name.startswith("ram_")}
         return Stats(**counted, **kept)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,24 +1,35 @@
 """A loaded model that can decode: plainly in memory, or with its experts streamed."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from haversack.devices.errors import StorageError
 from haversack.devices.expert_buffer import ExpertBuffer
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel, Progress
+from haversack.devices.storage import DirectFile
 from haversack.offload.executor import ExpertExecutor
 from haversack.offload.pool import PoolPlan
 from haversack.offload.seam import Seam
 from haversack.offload.store import ExpertStore
-from haversack.offload.streamer import Streamer
+from haversack.offload.streamer import OpenFile, Streamer
 from haversack.quant.gguf import EXPERT_PATTERN, ModelGeometry
 
 PoolPlans = Callable[[], Sequence[PoolPlan]]
 
 
+@dataclass(frozen=True)
+class LoadHooks:
+    """What others have to say while a model is loaded: who is told of the progress, and how the
+    files of its experts are opened."""
+
+    progress: Progress | None = None
+    open_file: OpenFile = DirectFile
+
+
 class Engine:
-    """A model and its one context; with `store` and `streamer` if its experts are streamed."""
+    """A model and its one context; with `store`, `streamer` and `seam` if experts are streamed."""
 
     def __init__(self) -> None:
         self.stop = StopFlag()
@@ -26,6 +37,7 @@ class Engine:
         self.context: LlamaContext
         self.store: ExpertStore | None = None
         self.streamer: Streamer | None = None
+        self.seam: Seam | None = None
         self._closers: list[Callable[[], None]] = []
 
     def on_close(self, closer: Callable[[], None]) -> None:
@@ -57,16 +69,16 @@ def open_streamed(
     trunk: Path,
     shape: ContextShape,
     pool_plans: PoolPlans,
-    progress: Progress | None = None,
+    hooks: LoadHooks | None = None,
 ) -> Engine:
     """The trunk in memory and the experts in slots.
 
     `pool_plans` is asked once the trunk is loaded, so that it can measure what is left. Raises
-    ModelFileError, StorageError, and whatever `pool_plans` and `progress` raise.
+    ModelFileError, StorageError, and whatever `pool_plans` and the hooks raise.
     """
     engine = Engine()
     try:
-        _open_streamed(engine, geometry, trunk, shape, pool_plans, progress)
+        _open_streamed(engine, geometry, trunk, shape, pool_plans, hooks or LoadHooks())
     except BaseException:
         engine.close()
         raise
@@ -79,10 +91,11 @@ def _open_streamed(
     trunk: Path,
     shape: ContextShape,
     pool_plans: PoolPlans,
-    progress: Progress | None,
+    hooks: LoadHooks,
 ) -> None:
     if not trunk.is_file():
         raise StorageError(f"{trunk} is gone: load the model again to have it written")
+    progress = hooks.progress
     if progress is not None:
         progress = _without_holes(progress, trunk.stat().st_size / geometry.trunk_bytes)
     experts = ExpertBuffer(EXPERT_PATTERN)
@@ -90,14 +103,14 @@ def _open_streamed(
     engine.model = LlamaModel(trunk, experts=experts, progress=progress)
     engine.on_close(engine.model.close)
     plans = pool_plans()
-    streamer = engine.streamer = Streamer(geometry.paths)
+    streamer = engine.streamer = Streamer(geometry.paths, open_file=hooks.open_file)
     engine.on_close(streamer.close)
     store = engine.store = ExpertStore(geometry, plans, streamer, engine.stop)
     engine.on_close(store.close)
     engine.on_close(streamer.close)  # again, and first: no read may outlive the slots
     executor = ExpertExecutor(geometry.layers, shape.batch_tokens, shape.threads)
     engine.on_close(executor.close)
-    seam = Seam(geometry, store, executor, engine.stop)
+    seam = engine.seam = Seam(geometry, store, executor, engine.stop)
     seam.attach(geometry, experts)
     engine.context = LlamaContext(engine.model, shape, hook=seam, stop=engine.stop)
     engine.on_close(engine.context.close)

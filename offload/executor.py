@@ -1,4 +1,4 @@
-"""The expert executor: multiplies a batch's rows with experts, subset by subset.
+"""The expert executor: multiplies a token's or a batch's rows with experts, subset by subset.
 
 Axis letters: T tokens, N experts per token, K elements of a row, M rows of a matrix, P pairs of
 a row with an expert (T times N).
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from haversack.devices.ggml import GraphNode, Product, ProductRunner, convert_rows, row_type
 from haversack.devices.memory import address_of
+from haversack.devices.token_products import RowProduct, TokenProducts
 from haversack.offload.store import Group
 from haversack.quant.blocks import block_type
 from haversack.quant.gguf import ExpertLayer, ExpertMatrix
@@ -46,8 +47,35 @@ class ExpertExecutor:
         matrices = [matrix for layer in layers for matrix in layer.matrices]
         self._limit = _rows_of_a_run(batch_tokens)
         self._runner = ProductRunner(threads, self._limit)
+        self._token_runner = TokenProducts(threads)
         self._rows = np.zeros(self._limit * max(_row_bytes(m) for m in matrices), np.uint8)
         self._out = np.zeros(self._limit * max(m.num_rows for m in matrices), np.float32)
+
+    def multiply_token(
+        self,
+        node: GraphNode,
+        ids: npt.NDArray[np.int32],
+        matrix: ExpertMatrix,
+        groups: Iterable[Group],
+    ) -> None:
+        """Fill `node` (1, N, M) with a token's rows times the experts `ids` (1, N), in place.
+
+        The rows are the node's second source, (1, N or 1, K). `groups` must bring every expert in
+        `ids`, which are distinct, once.
+        """
+        place = {expert: position for position, expert in enumerate(ids[0].tolist())}
+        rows, kind = node.source(1), (matrix.type_id, matrix.row_elements, matrix.num_rows)
+        num_rows = rows.num_rows
+        for group in groups:
+            products = [
+                RowProduct(
+                    address, rows.row_address(position % num_rows), node.row_address(position)
+                )
+                for address, position in zip(
+                    group.addresses, [place[int(e)] for e in group.experts], strict=True
+                )
+            ]
+            self._token_runner.run(kind, products)
 
     def multiply(
         self,
@@ -134,3 +162,4 @@ class ExpertExecutor:
     def close(self) -> None:
         """Free what the products ran with; may be called twice."""
         self._runner.close()
+        self._token_runner.close()

@@ -90,6 +90,10 @@ class Predictor:
             self._routers[layer] = _router(choice, nodes)
         return product.source(1)
 
+    def has_seen(self, layer: int) -> bool:
+        """Whether `layer` was looked at, with whatever result."""
+        return layer in self._routers
+
     def knows(self, layer: int) -> bool:
         """Whether `layer`'s choices can be foreseen."""
         return self._routers.get(layer) is not None

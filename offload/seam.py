@@ -7,6 +7,8 @@ because the product's ids are replaced. Else, and for a batch, they are skipped 
 executor, in groups as the experts arrive or in waves.
 """
 
+import time
+from collections.abc import Callable
 from contextlib import closing
 
 import numpy as np
@@ -25,10 +27,13 @@ from haversack.devices.ggml import (
 )
 from haversack.devices.interrupts import StopFlag
 from haversack.offload.executor import ExpertExecutor
+from haversack.offload.payoff import Payoff, Totals
 from haversack.offload.pool import resting_place
 from haversack.offload.predictor import Predictor
 from haversack.offload.store import Experts, ExpertStore, Lease
 from haversack.quant.gguf import ExpertLayer, ModelGeometry
+
+Watcher = Callable[[int, npt.NDArray[np.int32]], None]
 
 _ROUTER_CHOICE = "ffn_moe_topk-"
 _DEPTH = 3  # how many layers ahead a choice is foreseen
@@ -37,7 +42,10 @@ _MARK, _MARK_PLACE = ord("t"), NODE_NAME + _ROUTER_CHOICE.index("t")
 
 
 class Seam:
-    """Answers llama.cpp's evaluation callback (see `devices.llama.Hook`)."""
+    """Answers llama.cpp's evaluation callback (see `devices.llama.Hook`).
+
+    `watcher`, if set, is told of every choice: the layer, and the ids (T, N), which it may change.
+    """
 
     def __init__(
         self,
@@ -54,10 +62,16 @@ class Seam:
         self._ids: npt.NDArray[np.int32] = np.zeros((0, 0), np.int32)  # (T, N) of that choice
         self._experts: Experts = np.zeros(0, np.int32)  # the distinct ones
         self._lease: Lease | None = None
-        self._predictor = Predictor()
+        self.watcher: Watcher | None = None
+        self._predictor, self._payoff = Predictor(), Payoff()
         layers = [layer.layer for layer in geometry.layers]
         self._later = {layer: layers[i + 1 : i + 1 + _DEPTH] for i, layer in enumerate(layers)}
         self._error: BaseException | None = None
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether experts are read before their layer chooses: not while that does not pay."""
+        return self._payoff.on
 
     def attach(self, geometry: ModelGeometry, buffer: ExpertBuffer) -> None:
         """Point llama.cpp's expert weights at the pools; before a context exists."""
@@ -106,6 +120,8 @@ class Seam:
         num_seen, self._num_seen = self._num_seen, 0
         if error is None and computed:
             self._release()
+            if len(self._ids) == 1:
+                self._payoff.note_pass(self._totals())
         else:
             self._lease = None
             self._store.recover()
@@ -116,12 +132,20 @@ class Seam:
             )
         return error
 
+    def _totals(self) -> Totals:
+        store = self._store
+        return Totals(time.perf_counter(), store.wait_s, store.guessed, store.guessed_right)
+
     def _choose(self, node: int) -> bool:
         """A router has chosen: remember whom."""
         if self._stop.requested:
             raise CancelledError("the call was cancelled")
         self._choice = node
-        self._ids = GraphNode(node).array(np.int32)[0].copy()
+        choice = GraphNode(node)
+        ids = choice.array(np.int32)[0]
+        if self.watcher is not None:
+            self.watcher(int(choice.name.rpartition("-")[2]), ids)
+        self._ids = ids.copy()
         return True
 
     def _bring(self, layer: int) -> None:
@@ -144,11 +168,11 @@ class Seam:
         """While this layer's experts load: have the next layer's likeliest read ahead, or where all
         of those are there, the one's after it."""
         assert self._lease is not None
-        known = self._predictor.knows(layer)
-        if known and not self._lease.reads:
-            return  # nothing to wait for: the time would be the token's
+        worthwhile = self._payoff.on and self._lease.reads  # else the time would be the token's
+        if self._predictor.has_seen(layer) and not worthwhile:
+            return
         router_input = self._predictor.learn(layer, GraphNode(self._choice))
-        if router_input is None or not self._lease.reads:
+        if router_input is None or not worthwhile:
             return
         inputs = router_input.array(np.float32)[0, 0]
         for later in self._later[layer]:
@@ -194,8 +218,10 @@ class Seam:
             if lease is None
             else self._store.groups(lease, index)
         )
+        single = len(self._ids) == 1
+        multiply = self._executor.multiply_token if single else self._executor.multiply
         with closing(groups):  # type: ignore[type-var]
-            self._executor.multiply(GraphNode(address), self._ids, layer.matrices[index], groups)
+            multiply(GraphNode(address), self._ids, layer.matrices[index], groups)
         return True
 
     def _release(self) -> None:

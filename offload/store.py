@@ -77,6 +77,11 @@ class ExpertStore:
         self.guessed = 0  # experts read ahead
         self.guessed_right = 0  # of them, those that their layer then chose
 
+    @property
+    def wait_s(self) -> float:
+        """Seconds waited for reads, since loading."""
+        return self._streamer.wait_s
+
     def pool(self, layer: int) -> ExpertPool:
         """The pool in which the experts of `layer` lie."""
         return self._pool_of[layer]
@@ -187,17 +192,19 @@ class ExpertStore:
     # ----------------------------------------------------------------- leases
     def groups(self, lease: Lease, index: int) -> Iterator[Group]:
         """The leased experts in groups, hits first, then those whose matrix `index` has come."""
-        hits = np.setdiff1d(np.arange(len(lease.experts)), lease.missing, assume_unique=True)
-        if len(hits):
+        missing = lease.missing.tolist()
+        late = set(missing)
+        hits = [position for position in range(len(lease.experts)) if position not in late]
+        if hits:
             yield self._group(lease, index, hits)
-        pending = np.arange(len(lease.missing))
-        while len(pending):
-            reads = [lease.reads[index][i] for i in pending]
-            arrived = np.array(self._streamer.wait_for_some(reads, self._stop))
-            yield self._group(lease, index, lease.missing[pending[arrived]])
-            pending = pending[~arrived]
+        reads = lease.reads[index] if missing else []
+        while missing:
+            arrived = self._streamer.wait_for_some(reads, self._stop)
+            yield self._group(lease, index, [m for m, a in zip(missing, arrived, strict=True) if a])
+            missing = [m for m, a in zip(missing, arrived, strict=True) if not a]
+            reads = [r for r, a in zip(reads, arrived, strict=True) if not a]
 
-    def _group(self, lease: Lease, index: int, chosen: npt.NDArray[np.intp]) -> Group:
+    def _group(self, lease: Lease, index: int, chosen: list[int]) -> Group:
         addresses = self._addresses(lease.layer, index, lease.slots[chosen])
         return Group(lease.experts[chosen], addresses)
 

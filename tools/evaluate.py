@@ -273,7 +273,7 @@ def samples(path: Path) -> str:
     chosen = json.loads(SAMPLES.read_text(encoding="utf-8"))
     settings = {key: chosen[key] for key in ("seed", "temperature", "top_p", "max_tokens")}
     parts = [f"Seed {settings['seed']}, temperature {settings['temperature']}, one attempt each."]
-    with edge.load(path, ram="1GiB", threads=1) as model:
+    with edge.load(path, ram="1TiB", threads=1) as model:
         for prompt in chosen["prompts"]:
             answer = model.chat([{"role": "user", "content": prompt}], **settings).text
             quoted = "\n".join(f"> {line}".rstrip() for line in answer.strip().splitlines())

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from haversack.tools.product_type import product_type
+
 _COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the quintic that drives singular values towards 1
 _NUM_ITERATIONS = 5
 _ADAM_RMS = 0.2  # what an update of AdamW typically has, per unit of learning rate
@@ -46,10 +48,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """The (nearly) orthogonal factor of each matrix of (..., M, N), in bfloat16."""
+    """The (nearly) orthogonal factor of each matrix of (..., M, N), in the fastest type."""
     a, b, c = _COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.bfloat16()
+    x = matrices.to(product_type(matrices.device.type))
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(_NUM_ITERATIONS):

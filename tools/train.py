@@ -35,6 +35,7 @@ from haversack.tools.decoder import Decoder, DecoderShape
 from haversack.tools.export import export_gguf
 from haversack.tools.losses import LossLog
 from haversack.tools.muon import Muon
+from haversack.tools.product_type import product_type
 from haversack.tools.vocabulary import Vocabulary
 
 _SAVE_EVERY_S = 300.0
@@ -169,7 +170,8 @@ class Trainer:
         return total
 
     def _loss(self, windows: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(self.device, torch.bfloat16):
+        fastest = product_type(self.device)
+        with torch.autocast(self.device, torch.bfloat16, enabled=fastest is torch.bfloat16):
             logits = self.model(windows[:, :-1])
         return functional.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
 

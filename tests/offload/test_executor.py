@@ -68,6 +68,24 @@ def test_it_multiplies_each_row_with_its_experts(
     executor.close()
 
 
+@pytest.mark.parametrize("rows_per_token", [1, 3], ids=["gate and up", "down"])
+@pytest.mark.parametrize("group_size", [1, 2, 3])
+def test_a_tokens_products_have_the_same_bits_as_a_batch_of_one(
+    rows_per_token: int, group_size: int
+) -> None:
+    executor = ExpertExecutor([LAYER], batch_tokens=1, threads=2)
+    for _ in range(3):  # what was made for one token serves the next
+        rows = RNG.standard_normal((1, rows_per_token, K)).astype(np.float32)
+        ids = RNG.permutation(E)[None, :3].astype(np.int32)
+        token, batch = ProductNode(rows, 1, 3), ProductNode(rows, 1, 3)
+        chosen = RNG.permutation(ids[0]).tolist()
+        executor.multiply_token(token.node, ids, MATRIX, groups_of(chosen, group_size))
+        executor.multiply(batch.node, ids, MATRIX, groups_of(chosen, group_size))
+        assert (token.out == batch.out).all()
+        np.testing.assert_allclose(token.out, expected(rows, ids), rtol=1e-4, atol=1e-4)
+    executor.close()
+
+
 def test_all_tokens_may_choose_the_same_expert() -> None:
     num_tokens = 700  # more rows than one run takes: the batch sets the scratch
     rows = RNG.standard_normal((num_tokens, 1, K)).astype(np.float32)

@@ -1,0 +1,168 @@
+"""How near to its bounds does streaming come? Decode of recorded routing, side by side.
+
+    python -m haversack.tools.bench_stream MODEL --trace TRACE.npz [--share 0.25 --rate 1GB ...]
+
+For each share of the expert bytes in slots, at a steady rate of the drive: seconds a token over the
+larger of its bounds, computing it with everything resident and reading what it misses. MODEL needs
+the trace's experts, and no more layers: `--make 24` writes one of Qwen3-30B-A3B's shape.
+"""
+
+import argparse
+import csv
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+
+from haversack import edge
+from haversack.cache.policies import ExpectedUse
+from haversack.devices.errors import HaversackError
+from haversack.devices.units import parse_bytes
+from haversack.edge.planner import Plan, streamed
+from haversack.tools.replay import Replay, trace_shape
+from haversack.tools.routing import Trace
+from haversack.tools.simulate import hit_rate
+from haversack.tools.steady import SteadyDrive, warm
+from haversack.tools.synth_large import LargeOptions, write_large
+
+_WARM_TOKENS = 16  # before the clock starts: the cache fills
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """One measurement. `bound_s` is the larger of computing a token and reading what it misses."""
+
+    share: float
+    rate_bytes_s: float
+    s_per_token: float
+    compute_s: float
+    disk_s: float
+    bound_s: float
+    ratio: float
+    wait_s: float
+    hit_rate: float
+    bytes_per_token: float
+
+
+def write_model(path: Path, trace: Trace, layers: int) -> None:
+    """A large random model that `trace` can be replayed on."""
+    num_experts, per_token = trace_shape(trace)
+    options = LargeOptions(num_experts=num_experts, num_experts_per_tok=per_token)
+    write_large(path, layers=layers, options=options)
+
+
+def decode_s(model: edge.Model, replay: Replay, tokens: int) -> tuple[float, edge.Stats]:
+    """The mean seconds a token, and the stats of all of them, after a warm-up."""
+    replay.rewind()
+    model.watch_routing(replay)
+    ids = [7 * i % 500 for i in range(_WARM_TOKENS + tokens)]
+    spent: list[float] = []
+    rows = model.iter_logits(ids, 1)
+    for _ in range(_WARM_TOKENS):
+        next(rows)
+    start = before = model.stats()
+    for _ in rows:
+        after = model.stats()
+        spent.append(after.since(before).decode_s)
+        before = after
+    return statistics.mean(spent), before.since(start)
+
+
+def missed_bytes(planned: Plan, trace: Trace, tokens: int) -> float:
+    """What a token misses in the plan's slots without any reading ahead, after the warm-up."""
+    layers = len(planned.geometry.layers)
+    (pool,) = planned.pools
+    expert_bytes = planned.geometry.layers[0].expert_bytes
+    lookups: int = layers * trace.layers[0].shape[1]
+
+    def misses(steps: int) -> float:
+        cut = Trace(trace.name, trace.num_experts, [c[:steps] for c in trace.layers[:layers]])
+        policy = ExpectedUse(layers, trace.num_experts)
+        return (1 - hit_rate(cut, pool.num_slots, policy)) * lookups * steps
+
+    missed = misses(_WARM_TOKENS + tokens) - misses(_WARM_TOKENS)
+    return float(missed * expert_bytes / tokens)
+
+
+def measure(
+    model: Path, trace: Trace, cells: Sequence[tuple[float, float]], tokens: int
+) -> list[StreamResult]:
+    """A result for each (share, bytes a second) of `cells`."""
+    planned = edge.plan(model, ram="1TiB", ctx=512)
+    layers = len(planned.geometry.layers)
+    replay = Replay(trace, layers)
+    with edge.load(streamed(planned)) as resident:
+        decode_s(resident, replay, tokens)
+        compute_s, _ = decode_s(resident, replay, tokens)
+    results = []
+    for share, bytes_s in cells:
+        plan = streamed(planned, share)
+        options = edge.LoadOptions(open_file=SteadyDrive(bytes_s).open)
+        with edge.load(plan, options=options) as cramped:
+            s_per_token, spent = decode_s(cramped, replay, tokens)
+        disk_s = missed_bytes(plan, trace, tokens) / bytes_s
+        bound_s = max(compute_s, disk_s)
+        results.append(
+            StreamResult(
+                share=share,
+                rate_bytes_s=bytes_s,
+                s_per_token=s_per_token,
+                compute_s=compute_s,
+                disk_s=disk_s,
+                bound_s=bound_s,
+                ratio=s_per_token / bound_s,
+                wait_s=spent.wait_s / spent.tokens,
+                hit_rate=spent.hit_rate,
+                bytes_per_token=spent.bytes_read / spent.tokens,
+            )
+        )
+        print(_line(results[-1]), flush=True)
+    return results
+
+
+def _line(result: StreamResult) -> str:
+    return (
+        f"{100 * result.share:g} % at {result.rate_bytes_s / 1e9:g} GB/s:"
+        f" {1e3 * result.s_per_token:.1f} ms a token, compute {1e3 * result.compute_s:.1f},"
+        f" disk {1e3 * result.disk_s:.1f}: {result.ratio:.2f} of the bound"
+        f" (waited {1e3 * result.wait_s:.1f} ms, read {result.bytes_per_token / 1e6:.0f} MB,"
+        f" hits {100 * result.hit_rate:.1f} %)"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what the command line asks for; the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--trace", type=Path, required=True, help="recorded routing (.npz)")
+    parser.add_argument("--share", type=float, action="append", help="of the expert bytes")
+    parser.add_argument("--rate", action="append", help="of the steady drive: 1GB, say")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--make", type=int, help="write MODEL first, with so many layers")
+    parser.add_argument("--csv", type=Path, help="write the results there as well")
+    given = parser.parse_args(arguments)
+    try:
+        trace = Trace.load(given.trace)
+        if given.make:
+            write_model(given.model, trace, given.make)
+        warm(given.model)
+        rates = [float(parse_bytes(rate)) for rate in given.rate or ["1GB", "3GB"]]
+        cells = list(product(given.share or [0.125, 0.25, 0.5, 1.0], rates))
+        results = measure(given.model, trace, cells, given.tokens)
+    except (HaversackError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if given.csv:
+        with given.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(asdict(results[0])))
+            writer.writeheader()
+            writer.writerows(asdict(result) for result in results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
