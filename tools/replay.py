@@ -20,19 +20,22 @@ class Replay:
         if num_layers > len(trace.layers):
             raise ValueError(f"{trace.name} has {len(trace.layers)} layers, the model {num_layers}")
         self._layers = trace.layers[:num_layers]
-        self._next = [0] * num_layers  # step of each layer
+        self.rewind()
 
     def rewind(self) -> None:
         """Start again with the first step."""
-        self._next = [0] * len(self._layers)
+        self._first = self._num_tokens = 0  # of the pass under way
+        self._layer = len(self._layers)  # that chose last
 
     def __call__(self, layer: int, ids: npt.NDArray[np.int32]) -> None:
         """Set `ids` (T, N) of `layer` to the next T recorded choices."""
+        if layer <= self._layer:
+            self._first += self._num_tokens
+            self._num_tokens = len(ids)
+        self._layer = layer
         recorded = self._layers[layer]
-        first = self._next[layer]
-        steps = np.arange(first, first + len(ids)) % len(recorded)
-        ids[:] = recorded[steps]
-        self._next[layer] = first + len(ids)
+        behind = self._first + self._num_tokens  # a last layer may see the last tokens alone
+        ids[:] = recorded[np.arange(behind - len(ids), behind) % len(recorded)]
 
     def on_node(self, address: int, ask: bool, _: object) -> bool:
         """The same as llama.cpp's evaluation callback, for its own binding."""
