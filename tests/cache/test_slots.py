@@ -125,9 +125,9 @@ def test_more_slots_than_are_unpinned_cannot_be_had() -> None:
     table = SlotTable(LAYERS, num_experts=8, num_slots=3)
     ready = filled(table, 1, 0)
     table.claim(1, some(1, 2))
-    with pytest.raises(AssertionError, match="2 slots wanted, 1 unpinned"):
+    with pytest.raises(AssertionError, match="2 more slots wanted, 1 unpinned"):
         table.claim(2, some(0, 1))
-    with pytest.raises(AssertionError, match="3 slots wanted, 1 unpinned"):
+    with pytest.raises(AssertionError, match="3 more slots wanted, 1 unpinned"):
         table.borrow(3)
     assert where(table, 1, 0) == ready.tolist()  # nothing was evicted on the way
 
