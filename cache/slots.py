@@ -115,8 +115,8 @@ class SlotTable:
         return empty
 
     def _evict(self, count: int) -> Slots:
-        """Empty `count` slots or some more, the first to go first: asking the policy costs the same for a few as for one,
-        and a token asks in every layer."""
+        """Empty `count` slots or some more, the first to go first: asking the policy costs the same
+        for a few as for one, and a token asks in every layer."""
         held: Slots = np.flatnonzero((self._pins == 0) & (self._state != EMPTY)).astype(np.int32)
         assert len(held) >= count, f"{count} more slots wanted, {len(held)} unpinned"
         count = min(len(held), count + self.num_slots // _SLOTS_PER_SPARE)

@@ -1,46 +1,46 @@
-"""Whether reading ahead pays, by its own measurement."""
+"""Whether reading ahead pays, by its own measurement: tokens with it beside tokens without it.
 
-from dataclasses import dataclass
+What it gives depends on the drive, the budget, the text and on who else uses the machine; guesses
+take memory bandwidth and processor time even while the drive is idle. So it is tried: a few tokens
+with, a few without, twice, and then the faster way for a while.
+"""
 
-WINDOW_PASSES = 8  # between two looks
-TRIAL_EVERY_PASSES = 64  # while off, one window in so many passes is tried again
-LEAST_WAIT_SHARE = 0.25  # below, the drive has time to spare as it is
-LEAST_RIGHT_SHARE = 0.5  # below, wrong guesses take more of the drive than right ones give
+import statistics
+from collections.abc import Sequence
 
-
-@dataclass(frozen=True)
-class Totals:
-    """Counters since loading: seconds passed and waited for the disk, guesses and right ones."""
-
-    time_s: float
-    wait_s: float
-    guessed: int
-    guessed_right: int
+WARM_PASSES = 16  # after loading, while the cache fills: they say nothing
+WINDOW_PASSES = 8  # of a trial, with and without in turn
+WINDOWS = (True, False, True, False)
+KEEP_PASSES = 192  # from one trial to the next
+LEAST_GAIN = 0.02  # reading ahead must be faster by this share
 
 
 class Payoff:
-    """Switches reading ahead on and off: `on` says which it is."""
+    """Switches reading ahead on and off: `on` says which it is for the pass to come."""
 
     def __init__(self) -> None:
         self.on = True
-        self._passes = 0
-        self._since = Totals(0.0, 0.0, 0, 0)
+        self._passes_left = WARM_PASSES
+        self._window = len(WINDOWS)  # of the trial under way; none yet
+        self._spent_s: dict[bool, list[float]] = {True: [], False: []}
 
-    def note_pass(self, now: Totals) -> None:
-        """A token has been computed; the counters are at `now`."""
-        self._passes += 1
-        if self._passes == 1:
-            self._since = now
-        elif self.on and self._passes >= WINDOW_PASSES:
-            self.on, self._passes, self._since = self._pays(now), 0, now
-        elif not self.on and self._passes >= TRIAL_EVERY_PASSES:
-            self.on, self._passes = True, 0
+    def note_pass(self, pass_s: float) -> None:
+        """A token took `pass_s` seconds."""
+        if self._window < len(WINDOWS):
+            self._spent_s[self.on].append(pass_s)
+        self._passes_left -= 1
+        if self._passes_left == 0:
+            self._next_window()
 
-    def _pays(self, now: Totals) -> bool:
-        """Whether the window that ends `now` was worth it: there was a wait to shorten, and most
-        guesses were right."""
-        time_s = now.time_s - self._since.time_s
-        waited = now.wait_s - self._since.wait_s >= LEAST_WAIT_SHARE * time_s
-        guessed = now.guessed - self._since.guessed
-        right = now.guessed_right - self._since.guessed_right
-        return waited and right >= LEAST_RIGHT_SHARE * guessed
+    def _next_window(self) -> None:
+        self._window = (self._window + 1) % (len(WINDOWS) + 1)
+        if self._window < len(WINDOWS):
+            self.on, self._passes_left = WINDOWS[self._window], WINDOW_PASSES
+        else:
+            self.on = _pays(self._spent_s[True], self._spent_s[False])
+            self._passes_left = KEEP_PASSES
+            self._spent_s = {True: [], False: []}
+
+
+def _pays(with_s: Sequence[float], without_s: Sequence[float]) -> bool:
+    return statistics.median(with_s) <= (1 - LEAST_GAIN) * statistics.median(without_s)

@@ -27,7 +27,7 @@ from haversack.devices.ggml import (
 )
 from haversack.devices.interrupts import StopFlag
 from haversack.offload.executor import ExpertExecutor
-from haversack.offload.payoff import Payoff, Totals
+from haversack.offload.payoff import Payoff
 from haversack.offload.pool import resting_place
 from haversack.offload.predictor import Predictor
 from haversack.offload.store import Experts, ExpertStore, Lease
@@ -58,6 +58,7 @@ class Seam:
         self._products: dict[int, tuple[ExpertLayer, int]] = {}  # by the weight's address
         self._num_seen = 0  # products of the graph that runs
         self._slot_ids: dict[int, SlotIds] = {}  # by the experts a token uses: layers may differ
+        self._began_s = 0.0  # when the first router of the graph that runs had chosen
         self._choice = 0  # address of the latest router's choice
         self._ids: npt.NDArray[np.int32] = np.zeros((0, 0), np.int32)  # (T, N) of that choice
         self._experts: Experts = np.zeros(0, np.int32)  # the distinct ones
@@ -121,7 +122,7 @@ class Seam:
         if error is None and computed:
             self._release()
             if len(self._ids) == 1:
-                self._payoff.note_pass(self._totals())
+                self._payoff.note_pass(time.perf_counter() - self._began_s)
         else:
             self._lease = None
             self._store.recover()
@@ -132,14 +133,12 @@ class Seam:
             )
         return error
 
-    def _totals(self) -> Totals:
-        store = self._store
-        return Totals(time.perf_counter(), store.wait_s, store.guessed, store.guessed_right)
-
     def _choose(self, node: int) -> bool:
         """A router has chosen: remember whom."""
         if self._stop.requested:
             raise CancelledError("the call was cancelled")
+        if self._num_seen == 0:
+            self._began_s = time.perf_counter()
         self._choice = node
         choice = GraphNode(node)
         ids = choice.array(np.int32)[0]

@@ -77,11 +77,6 @@ class ExpertStore:
         self.guessed = 0  # experts read ahead
         self.guessed_right = 0  # of them, those that their layer then chose
 
-    @property
-    def wait_s(self) -> float:
-        """Seconds waited for reads, since loading."""
-        return self._streamer.wait_s
-
     def pool(self, layer: int) -> ExpertPool:
         """The pool in which the experts of `layer` lie."""
         return self._pool_of[layer]
