@@ -13,7 +13,9 @@ from haversack.edge.stats import Stats
 @dataclass(frozen=True)
 class BenchResult:
     """What one measurement found. The counts and `wait_s` are of the decoded tokens alone,
-    `prefill_bytes_read` is the prompt's; `mode` is the plan's."""
+    `prefill_bytes_read` is the prompt's; `mode` is the plan's. `prefetch_precision` is the share
+    of the `prefetched` experts that were then chosen, `prefetching` whether experts were read
+    ahead at the end (see `Stats`)."""
 
     mode: str
     prompt_tokens: int
@@ -30,6 +32,9 @@ class BenchResult:
     bytes_read_per_token: float
     disk_bytes_s: float
     wait_s: float
+    prefetched: int
+    prefetch_precision: float
+    prefetching: bool
     ram_budget_bytes: int
     ram_planned_bytes: int
     ram_peak_bytes: int
@@ -77,6 +82,9 @@ def _result(mode: str, prefill: Stats, decode: Stats) -> BenchResult:
         bytes_read_per_token=decode.bytes_read / decode.tokens,
         disk_bytes_s=decode.disk_bytes_s,
         wait_s=decode.wait_s,
+        prefetched=decode.prefetched,
+        prefetch_precision=decode.prefetch_precision,
+        prefetching=decode.prefetching,
         ram_budget_bytes=decode.ram_budget_bytes,
         ram_planned_bytes=decode.ram_planned_bytes,
         ram_peak_bytes=decode.ram_peak_bytes,

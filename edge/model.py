@@ -281,8 +281,8 @@ class Model:
 
     def watch_routing(self, watcher: Watcher | None) -> None:
         """Have `watcher` told of every router's choice while the model runs: the layer and the ids
-        (tokens, experts per token), which it may change in place. Raises HaversackError where
-        no expert is streamed: nobody looks at the routers then."""
+        (tokens, experts per token), which it may change in place. Nothing is read ahead meanwhile.
+        Raises HaversackError where no expert is streamed: nobody looks at the routers then."""
         if self._engine.seam is None:
             raise HaversackError("all experts are in memory and no router is watched: lower --ram")
         self._engine.seam.watcher = watcher

@@ -44,7 +44,8 @@ _MARK, _MARK_PLACE = ord("t"), NODE_NAME + _ROUTER_CHOICE.index("t")
 class Seam:
     """Answers llama.cpp's evaluation callback (see `devices.llama.Hook`).
 
-    `watcher`, if set, is told of every choice: the layer, and the ids (T, N), which it may change.
+    `watcher`, if set, is told of every choice: the layer, and the ids (T, N), which it may change;
+    nothing is read ahead meanwhile, for a choice that is changed cannot be foreseen.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Seam:
     @property
     def reads_ahead(self) -> bool:
         """Whether experts are read before their layer chooses: not while that does not pay."""
-        return self._payoff.on
+        return self._payoff.on and self.watcher is None
 
     def attach(self, geometry: ModelGeometry, buffer: ExpertBuffer) -> None:
         """Point llama.cpp's expert weights at the pools; before a context exists."""
@@ -121,7 +122,7 @@ class Seam:
         num_seen, self._num_seen = self._num_seen, 0
         if error is None and computed:
             self._release()
-            if len(self._ids) == 1:
+            if len(self._ids) == 1 and self.watcher is None:
                 self._payoff.note_pass(time.perf_counter() - self._began_s)
         else:
             self._lease = None
@@ -167,7 +168,7 @@ class Seam:
         """While this layer's experts load: have the next layer's likeliest read ahead, or where all
         of those are there, the one's after it."""
         assert self._lease is not None
-        worthwhile = self._payoff.on and self._lease.reads  # else the time would be the token's
+        worthwhile = self.reads_ahead and self._lease.reads  # else the time would be the token's
         if self._predictor.has_seen(layer) and not worthwhile:
             return
         router_input = self._predictor.learn(layer, GraphNode(self._choice))
