@@ -57,7 +57,7 @@ def test_the_table_is_printed_and_written(
     with (tmp_path / "rates.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["cache"] for row in rows] == ["12.5%", "25%", "50%"]
-    assert float(rows[0]["lru"]) == 61.7
+    assert float(rows[0]["lru"]) == 61.5
 
 
 def test_a_wrong_path_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
