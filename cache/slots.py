@@ -14,15 +14,15 @@ from haversack.cache.policies import ExpectedUse, Keys, Policy, Slots
 
 EMPTY, LOADING, READY = 0, 1, 2
 NOWHERE = -1
-_SLOTS_PER_SPARE = 64  # one slot in so many is emptied ahead of need: 0 to 0.4 points of hits
 
 
 class SlotTable:
     """Residency of the experts of some layers in `num_slots` slots.
 
     `layers` are the layers' own numbers in the order they run; each has `num_experts` experts.
-    `policy` says who goes when the slots are full. Not thread-safe: one thread keeps the table,
-    whoever moves the bytes.
+    `policy` says who goes when the slots are full, and is asked for `num_spare` more than are
+    needed: asking costs the same for a few as for one, and a token asks in every layer.
+    Not thread-safe: one thread keeps the table, whoever moves the bytes.
     """
 
     def __init__(
@@ -31,8 +31,9 @@ class SlotTable:
         num_experts: int,
         num_slots: int,
         policy: Policy | None = None,
+        num_spare: int = 0,
     ) -> None:
-        self.num_slots = num_slots
+        self.num_slots, self._num_spare = num_slots, num_spare
         self._num_experts = num_experts
         self._row = {layer: row for row, layer in enumerate(layers)}
         self._slot_of = np.full((len(layers), num_experts), NOWHERE, np.int32)
@@ -115,11 +116,10 @@ class SlotTable:
         return empty
 
     def _evict(self, count: int) -> Slots:
-        """Empty `count` slots or some more, the first to go first: asking the policy costs the same
-        for a few as for one, and a token asks in every layer."""
+        """Empty `count` slots and the spare ones, the first to go first."""
         held: Slots = np.flatnonzero((self._pins == 0) & (self._state != EMPTY)).astype(np.int32)
         assert len(held) >= count, f"{count} more slots wanted, {len(held)} unpinned"
-        count = min(len(held), count + self.num_slots // _SLOTS_PER_SPARE)
+        count = min(len(held), count + self._num_spare)
         evicted: Slots = held[self._policy.first_to_go(self._owner[held], count)]
         self.drop(evicted)
         return evicted

@@ -34,6 +34,15 @@ def resting_place(matrix: ExpertMatrix) -> int:
     return matrix.offset % PAGE_BYTES if matrix.expert_bytes % PAGE_BYTES == 0 else 0
 
 
+def spare_slots(num_slots: int) -> int:
+    """How many of a pool's slots are emptied ahead of need.
+
+    A few save more than half of the 0.19 ms that a layer's books take (24 layers, 768 slots). More
+    save little else, and on recorded routing bring the default rule below LRU in a large cache.
+    """
+    return min(4, num_slots // 64)
+
+
 @dataclass(frozen=True)
 class PoolPlan:
     """How many slots the layers of one shape get."""
@@ -54,7 +63,8 @@ class ExpertPool:
 
     def __init__(self, plan: PoolPlan) -> None:
         self.plan = plan
-        self.table = SlotTable(plan.layers, plan.num_experts, plan.num_slots)
+        spare = spare_slots(plan.num_slots)
+        self.table = SlotTable(plan.layers, plan.num_experts, plan.num_slots, num_spare=spare)
         self._strides = tuple(stride_bytes(num_bytes) for num_bytes in plan.shape)
         self._arenas = [Arena(stride * plan.num_slots) for stride in self._strides]
 

@@ -22,6 +22,7 @@ from haversack.cache.policies import ExpectedUse
 from haversack.devices.errors import HaversackError
 from haversack.devices.units import parse_bytes
 from haversack.edge.planner import Plan, streamed
+from haversack.offload.pool import spare_slots
 from haversack.tools.replay import Replay, trace_shape
 from haversack.tools.routing import Trace
 from haversack.tools.simulate import hit_rate
@@ -82,7 +83,8 @@ def missed_bytes(planned: Plan, trace: Trace, tokens: int) -> float:
     def misses(steps: int) -> float:
         cut = Trace(trace.name, trace.num_experts, [c[:steps] for c in trace.layers[:layers]])
         policy = ExpectedUse(layers, trace.num_experts)
-        return (1 - hit_rate(cut, pool.num_slots, policy)) * lookups * steps
+        hits = hit_rate(cut, pool.num_slots, policy, spare_slots(pool.num_slots))
+        return (1 - hits) * lookups * steps
 
     missed = misses(_WARM_TOKENS + tokens) - misses(_WARM_TOKENS)
     return float(missed * expert_bytes / tokens)

@@ -60,9 +60,10 @@ def _keys(trace: Trace, layer: int, experts: Keys) -> Keys:
     return (layer * trace.num_experts + experts).astype(np.int32)
 
 
-def hit_rate(trace: Trace, num_slots: int, policy: Policy) -> float:
-    """The share of `trace`'s lookups that found their expert in a cold cache of `num_slots`."""
-    table = SlotTable(range(len(trace.layers)), trace.num_experts, num_slots, policy)
+def hit_rate(trace: Trace, num_slots: int, policy: Policy, num_spare: int = 0) -> float:
+    """The share of `trace`'s lookups that found their expert in a cold cache of `num_slots`, of
+    which `num_spare` are emptied ahead of need."""
+    table = SlotTable(range(len(trace.layers)), trace.num_experts, num_slots, policy, num_spare)
     hits = lookups = 0
     for layer, experts in events(trace):
         slots = table.find(layer, experts)

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from haversack.cache.policies import Lru, Multidimensional, Weights
+from haversack.cache.policies import ExpectedUse, Lru, Multidimensional, Weights
+from haversack.offload.pool import spare_slots
 from haversack.tools.routing import CACHE_SHARES, TRACES, Trace, recorded_traces
 from haversack.tools.simulate import DEFAULT, fitted_weights, hit_rate, main, rates
 
@@ -27,6 +28,16 @@ def test_the_default_is_never_below_lru_and_no_rule_above_the_oracle(share: floa
         found = rates(trace, share)
         assert found[DEFAULT] >= found["lru"], (trace.name, found)
         assert max(found.values()) == found["belady"], (trace.name, found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", CACHE_SHARES)
+def test_the_engines_spare_slots_do_not_bring_the_default_below_plain_lru(share: float) -> None:
+    for trace in recorded_traces():
+        size = len(trace.layers), trace.num_experts
+        num_slots = int(share * size[0] * size[1])
+        engines = hit_rate(trace, num_slots, ExpectedUse(*size), spare_slots(num_slots))
+        assert engines >= hit_rate(trace, num_slots, Lru(*size)), trace.name
 
 
 @pytest.mark.slow
@@ -57,7 +68,7 @@ def test_the_table_is_printed_and_written(
     with (tmp_path / "rates.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["cache"] for row in rows] == ["12.5%", "25%", "50%"]
-    assert float(rows[0]["lru"]) == 61.5
+    assert float(rows[0]["lru"]) == 61.7
 
 
 def test_a_wrong_path_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
