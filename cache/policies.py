@@ -18,32 +18,51 @@ Slots = npt.NDArray[np.int32]
 Scores = npt.NDArray[np.float64]
 
 
+# What `Policy.clock` holds: the number of the pass under way, the row of the layer used last, how
+# many layers were used so far, and the unit that `ExpectedUse` counts in.
+_PASSES, _ROW, _LAYERS, _UNIT = range(4)
+
+
 class Policy:
     """What all rules know: when and how often each expert was used, and how far its layer is.
 
     Subclasses score experts; those with the lowest scores go first, of equal ones the lowest key.
+    All they know is in arrays, so that others can keep the same books.
     """
 
     def __init__(self, num_rows: int, num_experts: int) -> None:
         self.num_rows, self.num_experts = num_rows, num_experts
         num_keys = num_rows * num_experts
         self.row_of = np.arange(num_keys) // num_experts
-        self.row = 0  # of the layer used last
-        self.passes = 1  # the number of the pass under way
+        self.clock = np.array([1.0, 0.0, 0.0, 1.0])
         self.uses = np.zeros(num_keys)  # they survive eviction
         self.last_pass = np.zeros(num_keys)  # in which an expert was used last; 0: never
         self.last_use = np.zeros(num_keys)  # the same by a clock that counts layers
-        self._clock = 0  # layers so far
 
     def use(self, keys: Keys) -> None:
         """The experts `keys`, all of one layer, are used now, resident or not."""
         row = int(keys[0]) // self.num_experts
-        self.passes += row <= self.row and self._clock > 0
-        self.row = row
-        self._clock += 1
+        self.clock[_PASSES] += row <= self.row and self.layers > 0
+        self.clock[_ROW] = row
+        self.clock[_LAYERS] += 1
         self.uses[keys] += 1
         self.last_pass[keys] = self.passes
-        self.last_use[keys] = self._clock
+        self.last_use[keys] = self.layers
+
+    @property
+    def passes(self) -> int:
+        """The number of the pass under way."""
+        return int(self.clock[_PASSES])
+
+    @property
+    def row(self) -> int:
+        """Of the layer used last."""
+        return int(self.clock[_ROW])
+
+    @property
+    def layers(self) -> int:
+        """How many layers were used so far, over all passes."""
+        return int(self.clock[_LAYERS])
 
     def leave(self, keys: Keys) -> None:
         """The experts `keys` were evicted."""
@@ -85,7 +104,7 @@ class Lfu(Policy):
     """The expert used least often goes first, of several the one used longest ago."""
 
     def scores(self, keys: Keys) -> Scores:
-        return self.uses[keys] + self.last_use[keys] / (self._clock + 1)
+        return self.uses[keys] + self.last_use[keys] / (self.layers + 1)
 
 
 @dataclass(frozen=True)
@@ -153,23 +172,23 @@ class ExpectedUse(Policy):
 
     def __init__(self, num_rows: int, num_experts: int) -> None:
         super().__init__(num_rows, num_experts)
-        self._faded = np.zeros(num_rows * num_experts)  # uses, in units of `_unit`
-        self._unit = 1.0  # grows from pass to pass, so that no older use must be touched
+        # uses, in units that grow from pass to pass, so that no older use must be touched
+        self.faded = np.zeros(num_rows * num_experts)
 
     def use(self, keys: Keys) -> None:
         before = self.passes
         super().use(keys)
         if self.passes != before:
-            self._unit *= 2 ** (1 / self.HALF_LIFE)
-            if self._unit > 1e100:
-                self._faded /= self._unit
-                self._unit = 1.0
-        self._faded[keys] += self._unit
+            self.clock[_UNIT] *= 2 ** (1 / self.HALF_LIFE)
+            if self.clock[_UNIT] > 1e100:
+                self.faded /= self.clock[_UNIT]
+                self.clock[_UNIT] = 1.0
+        self.faded[keys] += self.clock[_UNIT]
 
     def scores(self, keys: Keys) -> Scores:
-        chance = self._faded[keys] / (self.HALF_LIFE * self._unit)
+        chance = self.faded[keys] / (self.HALF_LIFE * self.clock[_UNIT])
         chance += self.LATELY * self.used_lately(keys)
-        chance += self.RECENCY * self.last_use[keys] / (self._clock + 1)
+        chance += self.RECENCY * self.last_use[keys] / (self.layers + 1)
         scores: Scores = chance / np.sqrt(self.distance(keys))
         return scores
 

@@ -1,4 +1,5 @@
-"""The one module that speaks ctypes: libggml and libllama as shipped in llama-cpp-python.
+"""The one module that speaks ctypes: libggml and libllama as shipped in llama-cpp-python, and our own
+library, whose sources are in devices/native/.
 
 It loads the libraries, refuses a build whose layouts it does not know, declares the structures
 and prototypes (the C prototype stands beside each), and offers a few helpers for memory at an
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+import haversack.devices
 from haversack.devices._openmp import brief_spinning
 from haversack.devices.errors import BindingError
 
@@ -49,6 +51,20 @@ def _library(stem: str, version: str = "") -> c.CDLL:
             f"cannot load {path}: {error}; reinstall with"
             f" `pip install --force-reinstall llama-cpp-python=={KNOWN_LLAMA_CPP_PYTHON}`"
         ) from error
+
+
+def _own_library() -> c.CDLL | None:
+    """Our own library; an installation in place has it elsewhere than the sources."""
+    if sys.platform == "win32":
+        return None
+    folders = [Path(folder) for folder in haversack.devices.__path__]
+    for folder in folders:
+        if (path := folder / "native" / "libhaversack.so").exists():
+            return c.CDLL(str(path))
+    raise BindingError(
+        f"libhaversack.so is not in {' or '.join(str(folder / 'native') for folder in folders)}:"
+        " it is built by `pip install` of haversack, which needs a C++ compiler"
+    )
 
 
 _base = _library("ggml-base", ".0")
@@ -315,6 +331,159 @@ llama_model_init_from_user = _prototype(
 llama_model_save_to_file = _prototype(_llama, "llama_model_save_to_file", None, _A, _S)
 
 
+# ---------------------------------------------------- our own library: structures
+class Read(c.Structure):
+    """struct Read (native/readers.hpp)"""
+
+    _fields_ = (
+        ("room", Address),
+        ("offset", c.c_int64),
+        ("length", c.c_int64),
+        ("need", c.c_int64),
+        ("source", c.c_int64),  # `from`
+        ("target", c.c_int64),  # `to`
+        ("num_bytes", c.c_int64),
+        ("file", c.c_int32),
+        ("ahead", c.c_int32),
+        ("state", c.c_int32),
+        ("error", c.c_int32),
+        ("got", c.c_int64),
+    )
+
+
+class ReadCounts(c.Structure):
+    """struct Counts (native/readers.hpp)"""
+
+    _fields_ = (("bytes_read", c.c_int64), ("busy_s", c.c_double), ("wait_s", c.c_double))
+
+
+class TableArrays(c.Structure):
+    """struct Table (native/table.hpp)"""
+
+    _fields_ = (
+        *((name, c.c_int32) for name in ("num_rows", "num_experts", "num_slots", "num_spare")),
+        *((name, Address) for name in ("slot_of", "owner", "state", "pins")),
+        *((name, Address) for name in ("uses", "last_pass", "last_use", "faded", "clock")),
+        *((name, c.c_double) for name in ("half_life", "growth", "lately", "recency")),
+    )
+
+
+class TokenMatrix(c.Structure):
+    """struct Matrix (native/token_path.hpp)"""
+
+    _fields_ = (
+        ("rooms", Address),
+        *((name, c.c_int64) for name in ("stride", "rest", "offset", "num_bytes")),
+        *((name, c.c_int32) for name in ("file", "kind")),
+    )
+
+
+MAX_MATRICES = 4
+
+
+class TokenLayer(c.Structure):
+    """struct Layer (native/token_path.hpp)"""
+
+    _fields_ = (
+        *((name, c.c_int32) for name in ("number", "row", "table", "num_matrices")),
+        ("matrices", TokenMatrix * MAX_MATRICES),
+    )
+
+
+class ProductTensors(c.Structure):
+    """struct ProductTensors (native/token_path.hpp)"""
+
+    _fields_ = (("weight", Address), ("row", Address), ("out", Address))
+
+
+# Of an integer, a false one, null or a negative one is an exception, which Python keeps.
+ReadInto = CFunction(c.c_int32, c.POINTER(Read))
+ShouldStop = CFunction(c.c_bool)
+OnNode = CFunction(c.c_bool, Address, c.c_bool)
+OnChoice = CFunction(c.c_bool, Address)
+Foresee = CFunction(c.c_int32, c.c_int32, c.c_bool)
+MakeGraph = CFunction(Address, c.c_int32, c.c_int32, c.POINTER(ProductTensors))
+
+
+class TokenPython(c.Structure):
+    """struct Python (native/token_path.hpp)"""
+
+    _fields_ = (
+        ("on_node", OnNode),
+        ("on_choice", OnChoice),
+        ("foresee", Foresee),
+        ("should_stop", ShouldStop),
+        ("make_graph", MakeGraph),
+    )
+
+
+class TokenGgml(c.Structure):
+    """struct Ggml (native/token_path.hpp)"""
+
+    _fields_ = (
+        ("graph_compute", Address),
+        ("backend", Address),
+        ("op_none", c.c_int32),
+        ("op_mul_mat_id", c.c_int32),
+        ("slot_ids", Address),
+        ("max_used", c.c_int32),
+    )
+
+
+class TokenState(c.Structure):
+    """struct TokenState (native/token_path.hpp)"""
+
+    _fields_ = (
+        *((name, c.c_int32) for name in ("watched", "foresees", "num_seen", "failure")),
+        ("choice", Address),
+        ("began_s", c.c_double),
+        ("failed_node", Address),
+        ("failed_read", Address),
+        *((name, c.c_int64) for name in ("failed_offset", "failed_need", "failed_got")),
+        *((name, c.c_int32) for name in ("failed_file", "failed_error")),
+        *((name, c.c_int64) for name in ("hits", "misses", "guessed", "guessed_right")),
+        *((name, c.c_double) for name in ("own_s", "product_s")),
+    )
+
+
+# ---------------------------------------------------- our own library: prototypes
+# All are in native/api.cpp; there is none where experts are not streamed.
+if (_own := _own_library()) is not None:
+    ReadPointer = c.POINTER(Read)
+    _Reads = c.POINTER(ReadPointer)
+    _L, _B = c.c_int32, c.c_bool
+
+    def _own_prototype(name: str, result: Any, *arguments: Any) -> Any:
+        return _prototype(_own, "haversack_" + name, result, *arguments)
+
+    readers_new = _own_prototype("readers_new", _A, _I, _I, ReadInto)
+    readers_add_file = _own_prototype("readers_add_file", None, _A, _I, _B)
+    readers_submit = _own_prototype("readers_submit", None, _A, _Reads, c.c_size_t)
+    readers_demand = _own_prototype("readers_demand", None, _A, _Reads, c.c_size_t)
+    readers_cancel = _own_prototype("readers_cancel", None, _A, _Reads, c.c_size_t)
+    readers_wait = _own_prototype("readers_wait", _B, _A, _Reads, c.c_size_t, _B, ShouldStop)
+    readers_settle = _own_prototype("readers_settle", None, _A, _Reads, c.c_size_t)
+    readers_drain = _own_prototype("readers_drain", None, _A)
+    readers_counts = _own_prototype("readers_counts", None, _A, c.POINTER(ReadCounts))
+    readers_close = _own_prototype("readers_close", None, _A)
+    readers_delete = _own_prototype("readers_delete", None, _A)
+    table_use = _own_prototype("table_use", None, c.POINTER(TableArrays), _L, _A, _L)
+    table_claim = _own_prototype("table_claim", _B, c.POINTER(TableArrays), _L, _A, _L, _A)
+    token_path_new = _own_prototype(
+        "token_path_new", _A, c.POINTER(TokenGgml), c.POINTER(TokenPython), _A
+    )
+    token_path_add_table = _own_prototype("token_path_add_table", None, _A, c.POINTER(TableArrays))
+    token_path_add_layer = _own_prototype("token_path_add_layer", None, _A, c.POINTER(TokenLayer))
+    token_path_add_product = _own_prototype("token_path_add_product", None, _A, _A, _L, _L)
+    token_path_state = _own_prototype("token_path_state", c.POINTER(TokenState), _A)
+    token_path_read_ahead = _own_prototype("token_path_read_ahead", _L, _A, _L, _A, _L)
+    token_path_release = _own_prototype("token_path_release", None, _A)
+    token_path_withdraw = _own_prototype("token_path_withdraw", None, _A)
+    token_path_forget = _own_prototype("token_path_forget", None, _A)
+    token_path_delete = _own_prototype("token_path_delete", None, _A)
+    token_path_on_node = c.cast(_own.haversack_token_path_on_node, Address).value
+
+
 # -------------------------------------------------------------------- helpers
 # The bytes of this process by their addresses: one of them costs 50 ns to look at, ten times less
 # than a structure's field.
@@ -335,6 +504,11 @@ def address_of(array: "np.ndarray[Any, Any]") -> int:
 def move_bytes(target: int, source: int, num_bytes: int) -> None:
     """memmove, which may overlap and releases the interpreter lock."""
     c.memmove(target, source, num_bytes)
+
+
+def address_of_function(function: Any) -> int:
+    """Where the code of a C function lies."""
+    return int(c.cast(function, Address).value or 0)
 
 
 addressof = c.addressof

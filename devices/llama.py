@@ -39,7 +39,11 @@ Progress = Callable[[float], None]
 
 
 class Hook(Protocol):
-    """Is shown every node of a graph that llama.cpp computes."""
+    """Is shown every node of a graph that llama.cpp computes: by `on_node`, or where there is one by
+    the C function of `callback`, an address, which takes what comes with it last."""
+
+    @property
+    def callback(self) -> tuple[int, int] | None: ...
 
     def on_node(self, node: int, ask: bool, _: object) -> bool:
         """`ask`: whether to stop after this node. Else, the node is computed: go on?"""
@@ -256,8 +260,9 @@ class LlamaContext:
         self._hook, self._vocab = hook, model.vocabulary
         params = _context_params(shape)
         if hook is not None:
-            self._on_node = llama.ggml_backend_sched_eval_callback(hook.on_node)
-            params.cb_eval = self._on_node
+            function, given = hook.callback or (hook.on_node, None)
+            self._on_node = llama.ggml_backend_sched_eval_callback(function)
+            params.cb_eval, params.cb_eval_user_data = self._on_node, given
         self._on_abort = llama.ggml_abort_callback(lambda _: self.stop.requested)
         self._never = llama.ggml_abort_callback()
         self._context: Any = None

@@ -86,7 +86,11 @@ class DirectFile:
         with self._reading():
             got_bytes = self._fill(view, offset, need_bytes)
         if got_bytes < need_bytes:
-            raise self._read_error(offset, need_bytes, got_bytes, "the file ends there")
+            raise self.read_error(offset, need_bytes, got_bytes, "the file ends there")
+
+    def fileno(self) -> int:
+        """The descriptor, for those that read without Python; they must stop before `close`."""
+        return self._file.fileno()
 
     def close(self) -> None:
         """Wait for the reads under way, then close; a second call does nothing."""
@@ -137,9 +141,7 @@ class DirectFile:
             try:
                 count = self._read_once(view[start:], offset + start)
             except OSError as error:
-                raise self._read_error(
-                    offset, need_bytes, got_bytes, str(error.strerror)
-                ) from error
+                raise self.read_error(offset, need_bytes, got_bytes, str(error.strerror)) from error
             if start + count <= got_bytes:
                 break
             got_bytes = start + count
@@ -153,7 +155,8 @@ class DirectFile:
             self._file.seek(offset)
             return self._file.readinto(view)
 
-    def _read_error(self, offset: int, need_bytes: int, got_bytes: int, why: str) -> StorageError:
+    def read_error(self, offset: int, need_bytes: int, got_bytes: int, why: str) -> StorageError:
+        """What to raise if of `need_bytes` at `offset` only `got_bytes` came."""
         return StorageError(
             f"{self.path}: wanted {need_bytes} bytes at offset {offset}, got {got_bytes}: {why} "
             "(is the file whole and the drive there?)"

@@ -37,6 +37,7 @@ class _Graph:
         )
         self.address = native.ggml_new_graph_custom(self._context, num_products, False)
         self._tensors: list[tuple[native.Tensor, native.Tensor, native.Tensor]] = []
+        self.tensors: list[tuple[int, int, int]] = []
         for _ in range(num_products):
             weight = self._tensor(type_id, k, m)
             row = self._tensor(F32, k, 1)
@@ -48,6 +49,7 @@ class _Graph:
             native.ggml_graph_add_node(self.address, node)
             placed = native.Tensor.from_address(weight), native.Tensor.from_address(row), product
             self._tensors.append(placed)
+            self.tensors.append((weight, row, node))
 
     def _tensor(self, type_id: int, n0: int, n1: int) -> int:
         return int(native.ggml_new_tensor_3d(self._context, type_id, n0, n1, 1))
@@ -64,29 +66,39 @@ class TokenProducts:
     """Runs products of single rows; the bits are those of llama.cpp's own MUL_MAT_ID."""
 
     def __init__(self, num_threads: int) -> None:
-        self._backend = native.ggml_backend_cpu_init()
-        native.ggml_backend_cpu_set_n_threads(self._backend, num_threads)
+        self.backend = native.ggml_backend_cpu_init()
+        native.ggml_backend_cpu_set_n_threads(self.backend, num_threads)
         self._first_expert = np.zeros(1, np.int32)
         self._graphs: dict[tuple[MatrixKind, int], _Graph] = {}
 
     def run(self, kind: MatrixKind, products: Sequence[RowProduct]) -> None:
         """Compute `products` with matrices of `kind`, in order, with all threads each."""
-        graph = self._graphs.get((kind, len(products)))
-        if graph is None:
-            graph = _Graph(kind, len(products), native.address_of(self._first_expert))
-            self._graphs[kind, len(products)] = graph
+        graph = self._graph(kind, len(products))
         graph.place(products)
-        status = native.ggml_backend_graph_compute(self._backend, graph.address)
+        status = native.ggml_backend_graph_compute(self.backend, graph.address)
         if status != 0:
             raise HaversackError(
                 f"llama.cpp could not compute the experts (status {status}): lower --threads"
             )
+
+    def _graph(self, kind: MatrixKind, num_products: int) -> _Graph:
+        graph = self._graphs.get((kind, num_products))
+        if graph is None:
+            graph = _Graph(kind, num_products, native.address_of(self._first_expert))
+            self._graphs[kind, num_products] = graph
+        return graph
+
+    def graph(self, kind: MatrixKind, num_products: int) -> tuple[int, list[tuple[int, int, int]]]:
+        """The graph of `num_products` products and the addresses of each one's tensors: weight,
+        row and out, whose data are to be set before it is computed by `backend`."""
+        graph = self._graph(kind, num_products)
+        return graph.address, graph.tensors
 
     def close(self) -> None:
         """Free everything; may be called twice."""
         for graph in self._graphs.values():
             graph.close()
         self._graphs.clear()
-        if self._backend:
-            native.ggml_backend_free(self._backend)
-            self._backend = None
+        if self.backend:
+            native.ggml_backend_free(self.backend)
+            self.backend = None

@@ -48,13 +48,15 @@ class LoadOptions:
 
     `batch` is the prompt tokens computed at once, `cache_dir` where trunk files lie (the user's
     cache folder by default), `progress` is told what is being done and the share done.
-    `open_file` opens a file to read experts from; benchmarks give one of a known speed.
+    `open_file` opens a file to read experts from; benchmarks give one of a known speed. `native`
+    False has Python alone take single tokens through their experts: slower, the same to the bit.
     """
 
     batch: int = DEFAULT_BATCH_TOKENS
     cache_dir: Path | None = None
     progress: LoadProgress | None = None
     open_file: OpenFile = DirectFile
+    native: bool = True
 
 
 def default_cache_dir() -> Path:
@@ -107,7 +109,7 @@ def _open(planned: Plan, options: LoadOptions) -> Engine:
         return open_resident(planned.path, planned.shape, report("loading"))
     cache_dir = options.cache_dir or default_cache_dir()
     trunk = ensure_trunk(planned.geometry, cache_dir, report("writing the trunk"))
-    hooks = LoadHooks(report("loading"), options.open_file)
+    hooks = LoadHooks(report("loading"), options.open_file, options.native)
     return open_streamed(planned.geometry, trunk, planned.shape, lambda: _measured(planned), hooks)
 
 

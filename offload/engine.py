@@ -10,6 +10,7 @@ from haversack.devices.interrupts import StopFlag
 from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel, Progress
 from haversack.devices.storage import DirectFile
 from haversack.offload.executor import ExpertExecutor
+from haversack.offload.native_seam import NativeSeam
 from haversack.offload.pool import PoolPlan
 from haversack.offload.seam import Seam
 from haversack.offload.store import ExpertStore
@@ -21,11 +22,13 @@ PoolPlans = Callable[[], Sequence[PoolPlan]]
 
 @dataclass(frozen=True)
 class LoadHooks:
-    """What others have to say while a model is loaded: who is told of the progress, and how the
-    files of its experts are opened."""
+    """What others have to say while a model is loaded: who is told of the progress, how the files
+    of its experts are opened, and whether single tokens go through our own library too or only
+    through Python, its reference."""
 
     progress: Progress | None = None
     open_file: OpenFile = DirectFile
+    native: bool = True
 
 
 class Engine:
@@ -110,7 +113,9 @@ def _open_streamed(
     engine.on_close(streamer.close)  # again, and first: no read may outlive the slots
     executor = ExpertExecutor(geometry.layers, shape.batch_tokens, shape.threads)
     engine.on_close(executor.close)
-    seam = engine.seam = Seam(geometry, store, executor, engine.stop)
+    make_seam = NativeSeam if hooks.native else Seam
+    seam = engine.seam = make_seam(geometry, store, executor, engine.stop)
+    engine.on_close(seam.close)
     seam.attach(geometry, experts)
     engine.context = LlamaContext(engine.model, shape, hook=seam, stop=engine.stop)
     engine.on_close(engine.context.close)

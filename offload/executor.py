@@ -47,7 +47,7 @@ class ExpertExecutor:
         matrices = [matrix for layer in layers for matrix in layer.matrices]
         self._limit = _rows_of_a_run(batch_tokens)
         self._runner = ProductRunner(threads, self._limit)
-        self._token_runner = TokenProducts(threads)
+        self.token_products = TokenProducts(threads)
         self._rows = np.zeros(self._limit * max(_row_bytes(m) for m in matrices), np.uint8)
         self._out = np.zeros(self._limit * max(m.num_rows for m in matrices), np.float32)
 
@@ -75,7 +75,7 @@ class ExpertExecutor:
                     group.addresses, [place[int(e)] for e in group.experts], strict=True
                 )
             ]
-            self._token_runner.run(kind, products)
+            self.token_products.run(kind, products)
 
     def multiply(
         self,
@@ -162,4 +162,4 @@ class ExpertExecutor:
     def close(self) -> None:
         """Free what the products ran with; may be called twice."""
         self._runner.close()
-        self._token_runner.close()
+        self.token_products.close()

@@ -46,7 +46,11 @@ class Seam:
 
     `watcher`, if set, is told of every choice: the layer, and the ids (T, N), which it may change;
     nothing is read ahead meanwhile, for a choice that is changed cannot be foreseen.
+
+    It is whole: `NativeSeam` takes single tokens off it, and is tested against it.
     """
+
+    callback: tuple[int, int] | None = None  # what llama.cpp shall call instead, and with what
 
     def __init__(
         self,
@@ -60,6 +64,7 @@ class Seam:
         self._num_seen = 0  # products of the graph that runs
         self._slot_ids: dict[int, SlotIds] = {}  # by the experts a token uses: layers may differ
         self._began_s = 0.0  # when the first router of the graph that runs had chosen
+        self._single = False  # it chose for one token
         self._choice = 0  # address of the latest router's choice
         self._ids: npt.NDArray[np.int32] = np.zeros((0, 0), np.int32)  # (T, N) of that choice
         self._experts: Experts = np.zeros(0, np.int32)  # the distinct ones
@@ -122,7 +127,7 @@ class Seam:
         num_seen, self._num_seen = self._num_seen, 0
         if error is None and computed:
             self._release()
-            if len(self._ids) == 1 and self.watcher is None:
+            if self._single and self.watcher is None:
                 self._payoff.note_pass(time.perf_counter() - self._began_s)
         else:
             self._lease = None
@@ -134,15 +139,18 @@ class Seam:
             )
         return error
 
+    def close(self) -> None:
+        """Nothing is left to free; may be called twice."""
+
     def _choose(self, node: int) -> bool:
         """A router has chosen: remember whom."""
         if self._stop.requested:
             raise CancelledError("the call was cancelled")
-        if self._num_seen == 0:
-            self._began_s = time.perf_counter()
-        self._choice = node
         choice = GraphNode(node)
         ids = choice.array(np.int32)[0]
+        if self._num_seen == 0:
+            self._began_s, self._single = time.perf_counter(), len(ids) == 1
+        self._choice = node
         if self.watcher is not None:
             self.watcher(int(choice.name.rpartition("-")[2]), ids)
         self._ids = ids.copy()
@@ -155,31 +163,37 @@ class Seam:
             self._experts = self._ids[0]
             self._lease = self._store.lease(layer, self._experts)
             self._token_slots().values[:] = self._lease.slots
-            self._foresee(layer)
+            self._foresee(layer, GraphNode(self._choice), bool(self._lease.reads))
             return
         self._experts = np.unique(self._ids)
-        self._store.withdraw()
+        self._withdraw()
         if self._store.fits(layer, len(self._experts)):
             self._lease = self._store.lease(layer, self._experts)
         else:
             self._store.count_uses(layer, self._experts)
 
-    def _foresee(self, layer: int) -> None:
+    def _foresee(self, layer: int, choice: GraphNode, late: bool) -> None:
         """While this layer's experts load: have the next layer's likeliest read ahead, or where all
         of those are there, the one's after it."""
-        assert self._lease is not None
-        worthwhile = self.reads_ahead and self._lease.reads  # else the time would be the token's
+        worthwhile = self.reads_ahead and late  # else the time would be the token's
         if self._predictor.has_seen(layer) and not worthwhile:
             return
-        router_input = self._predictor.learn(layer, GraphNode(self._choice))
+        router_input = self._predictor.learn(layer, choice)
         if router_input is None or not worthwhile:
             return
         inputs = router_input.array(np.float32)[0, 0]
         for later in self._later[layer]:
             if not self._predictor.knows(later):
                 return
-            if self._store.read_ahead(later, self._predictor.likeliest(later, inputs)):
+            if self._read_ahead(later, self._predictor.likeliest(later, inputs)):
                 return
+
+    def _read_ahead(self, layer: int, experts: Experts) -> int:
+        return self._store.read_ahead(layer, experts)
+
+    def _withdraw(self) -> None:
+        """A batch comes: it wants all slots and the whole drive."""
+        self._store.withdraw()
 
     def _token_slots(self) -> SlotIds:
         num_used = self._ids.shape[1]
@@ -194,10 +208,7 @@ class Seam:
         self._num_seen += 1
         token_slots = self._token_slots().address
         if node.source_address(2) not in (self._choice, token_slots):
-            raise BindingError(
-                f"{node.name} uses another choice of experts than its layer's router made:"
-                " this model cannot be streamed, raise --ram until all of it fits"
-            )
+            raise other_choice(node.name)
         if index == 0:
             self._bring(layer.layer)
         if len(self._ids) > 1:
@@ -228,3 +239,11 @@ class Seam:
         if self._lease is not None:
             lease, self._lease = self._lease, None
             self._store.release(lease)
+
+
+def other_choice(product: str) -> BindingError:
+    """What to raise of a product whose experts no router chose."""
+    return BindingError(
+        f"{product} uses another choice of experts than its layer's router made:"
+        " this model cannot be streamed, raise --ram until all of it fits"
+    )

@@ -10,8 +10,9 @@ import numpy.typing as npt
 from haversack.cache.policies import Slots
 from haversack.cache.slots import NOWHERE
 from haversack.devices.interrupts import StopFlag
+from haversack.devices.readers import Read, Readers
 from haversack.offload.pool import ExpertPool, PoolPlan, resting_place
-from haversack.offload.streamer import Read, Streamer
+from haversack.offload.streamer import Streamer
 from haversack.quant.gguf import ExpertLayer, ModelGeometry
 
 Experts = npt.NDArray[np.integer]
@@ -76,6 +77,11 @@ class ExpertStore:
         self.misses = 0
         self.guessed = 0  # experts read ahead
         self.guessed_right = 0  # of them, those that their layer then chose
+
+    @property
+    def readers(self) -> Readers:
+        """The threads that bring experts."""
+        return self._streamer.readers
 
     def pool(self, layer: int) -> ExpertPool:
         """The pool in which the experts of `layer` lie."""

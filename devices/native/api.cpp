@@ -1,0 +1,68 @@
+// What devices/_native.py calls.
+#include "token_path.hpp"
+
+using namespace haversack;
+
+#define API extern "C" __attribute__((visibility("default")))
+
+API Readers *haversack_readers_new(int num_readers, int num_ahead, ReadInto read_into) {
+    return new Readers(num_readers, num_ahead, read_into);
+}
+API void haversack_readers_add_file(Readers *readers, int descriptor, bool direct) {
+    readers->add_file(descriptor, direct);
+}
+API void haversack_readers_submit(Readers *readers, Read *const *reads, size_t count) {
+    readers->submit(reads, count);
+}
+API void haversack_readers_demand(Readers *readers, Read *const *reads, size_t count) {
+    readers->demand(reads, count);
+}
+API void haversack_readers_cancel(Readers *readers, Read *const *reads, size_t count) {
+    readers->cancel(reads, count);
+}
+API bool haversack_readers_wait(Readers *readers, Read *const *reads, size_t count, bool all,
+                                Poll poll) {
+    return readers->wait(reads, count, all, poll);
+}
+API void haversack_readers_settle(Readers *readers, Read *const *reads, size_t count) {
+    readers->settle(reads, count);
+}
+API void haversack_readers_drain(Readers *readers) { readers->drain(); }
+API void haversack_readers_counts(Readers *readers, Counts *counts) { *counts = readers->counts(); }
+API void haversack_readers_close(Readers *readers) { readers->close(); }
+API void haversack_readers_delete(Readers *readers) { delete readers; }
+
+API void haversack_table_use(Table *table, int32_t row, const int32_t *experts, int32_t count) {
+    table->use(row, experts, count);
+}
+API bool haversack_table_claim(Table *table, int32_t row, const int32_t *experts, int32_t count,
+                               int32_t *slots) {
+    return table->claim(row, experts, count, slots);
+}
+
+API TokenPath *haversack_token_path_new(const Ggml *ggml, const Python *python, Readers *readers) {
+    return new TokenPath(*ggml, *python, readers);
+}
+API void haversack_token_path_add_table(TokenPath *path, const Table *table) {
+    path->add_table(*table);
+}
+API void haversack_token_path_add_layer(TokenPath *path, const Layer *layer) {
+    path->add_layer(*layer);
+}
+API void haversack_token_path_add_product(TokenPath *path, Tensor *weight, int32_t layer,
+                                          int32_t index) {
+    path->add_product(weight, layer, index);
+}
+API TokenState *haversack_token_path_state(TokenPath *path) { return &path->state; }
+// ggml_backend_sched_eval_callback
+API bool haversack_token_path_on_node(Tensor *node, bool ask, TokenPath *path) {
+    return path->on_node(node, ask);
+}
+API int32_t haversack_token_path_read_ahead(TokenPath *path, int32_t layer, const int32_t *experts,
+                                            int32_t count) {
+    return path->read_ahead(layer, experts, count);
+}
+API void haversack_token_path_release(TokenPath *path) { path->release(); }
+API void haversack_token_path_withdraw(TokenPath *path) { path->withdraw(); }
+API void haversack_token_path_forget(TokenPath *path) { path->forget(); }
+API void haversack_token_path_delete(TokenPath *path) { delete path; }

@@ -1,0 +1,91 @@
+// Threads that read from files straight into slots: demand first, then a few reads ahead.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace haversack {
+
+enum State : int32_t { WAITING = 0, READING = 1, CAME = 2, FAILED = 3, CANCELLED = 4 };
+
+// What `error` says of a FAILED read besides an errno.
+enum : int32_t { FILE_ENDED = -1, FOREIGN_ERROR = -2 };
+
+// One read; devices/_native.py declares the same fields. Who asked for it keeps it until it is done.
+struct Read {
+    uint8_t *room;       // where `length` bytes from `offset` on land
+    int64_t offset, length;
+    int64_t need;        // the least that must come
+    int64_t from, to;    // where in the room the wanted bytes land, and where they are to lie
+    int64_t num_bytes;   // how many they are
+    int32_t file;
+    int32_t ahead;
+    std::atomic<int32_t> state;
+    int32_t error;
+    int64_t got;         // bytes that came before an error
+
+    bool done() const { return state.load(std::memory_order_acquire) >= CAME; }
+    bool came() const { return state.load(std::memory_order_acquire) == CAME; }
+};
+
+// Reads for a file that is no plain one; 0 if all that was needed came.
+using ReadInto = int32_t (*)(Read *read);
+// Whether the call that waits shall stop.
+using Poll = bool (*)();
+
+struct Counts {
+    int64_t bytes_read;
+    double busy_s;  // time in which at least one read was under way
+    double wait_s;  // time that somebody waited
+};
+
+class Readers {
+  public:
+    Readers(int num_readers, int num_ahead, ReadInto read_into);
+    ~Readers();
+
+    // A file of which `descriptor` is open, `direct` or not; -1: its reads go through `read_into`.
+    void add_file(int descriptor, bool direct);
+    void submit(Read *const *reads, size_t count);
+    void demand(Read *const *reads, size_t count);
+    void cancel(Read *const *reads, size_t count);
+    // Return when all (or any) are done; false if `poll` said so before.
+    bool wait(Read *const *reads, size_t count, bool all, Poll poll);
+    // Cancel what has not begun, wait for the rest.
+    void settle(Read *const *reads, size_t count);
+    void drain();
+    void close();
+    Counts counts();
+
+  private:
+    struct File {
+        int descriptor;
+        bool direct;
+    };
+    void serve();
+    Read *next(std::unique_lock<std::mutex> &lock);
+    void perform(Read *read);
+    bool fill(const File &file, Read *read);
+    void cancel_locked(Read *read);
+
+    const int num_ahead_;
+    const ReadInto read_into_;
+    std::vector<File> files_;
+    std::vector<std::thread> threads_;
+    std::mutex mutex_;
+    std::condition_variable work_, progress_;
+    std::deque<Read *> demanded_, ahead_;
+    int reading_ = 0, reading_ahead_ = 0;
+    bool closing_ = false;
+    double busy_since_ = 0;
+    Counts counts_{0, 0, 0};
+};
+
+double now_s();
+
+}  // namespace haversack

@@ -1,0 +1,149 @@
+"""The threads of our own library that read files into slots; sources in devices/native/."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from haversack.devices import _native as native
+from haversack.devices.storage import DirectFile
+
+_CAME, _FAILED = 2, 3  # of enum State; all from the first of them on are final
+_FILE_ENDED, _FOREIGN_ERROR = -1, -2
+
+
+class Request(NamedTuple):
+    """Read `length` bytes from `offset` of the file numbered `file` to the address `room`, `need`
+    of them at least; then have the `num_bytes` that land at `source` in the room lie at
+    `target`."""
+
+    room: int
+    offset: int
+    length: int
+    need: int
+    source: int
+    target: int
+    num_bytes: int
+    file: int
+
+
+class Read:
+    """One read, in memory that the library shares. It must be kept until it is `done`: then it
+    came, or failed with `error`, or was cancelled."""
+
+    __slots__ = ("_readers", "fields")
+
+    def __init__(self, readers: "Readers", request: Request, ahead: bool) -> None:
+        self._readers = readers
+        self.fields = native.Read(*request, ahead)
+
+    @property
+    def ahead(self) -> bool:
+        return bool(self.fields.ahead)
+
+    @property
+    def done(self) -> bool:
+        """Whether it will not change any more."""
+        return int(self.fields.state) >= _CAME
+
+    @property
+    def came(self) -> bool:
+        return int(self.fields.state) == _CAME
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why it failed, None if it did not."""
+        fields = self.fields
+        if int(fields.state) != _FAILED:
+            return None
+        numbers = fields.file, fields.error, fields.offset, fields.need, fields.got
+        return self._readers.error(Failure(native.addressof(fields), *numbers))
+
+
+class Failure(NamedTuple):
+    """What a read that failed left behind; `read` is its address."""
+
+    read: int
+    file: int
+    error: int
+    offset: int
+    need: int
+    got: int
+
+
+class Readers:
+    """`num_readers` threads; at most `num_ahead` of them read ahead of demand.
+
+    Plain `files` are read without the interpreter; those of a subclass, by its own `read_into`.
+    """
+
+    def __init__(self, files: Sequence[DirectFile], num_readers: int, num_ahead: int) -> None:
+        self._files = files
+        self._errors: dict[int, BaseException] = {}  # of foreign files, by read
+        self._read_into = native.ReadInto(self._read_foreign)
+        self.address = native.readers_new(num_readers, num_ahead, self._read_into)
+        for file in files:
+            plain = type(file) is DirectFile
+            native.readers_add_file(self.address, file.fileno() if plain else -1, file.direct)
+
+    def _read_foreign(self, read: Any) -> int:
+        fields = read.contents
+        try:
+            buffer = native.array_at(fields.room, (fields.length,), np.uint8)
+            self._files[fields.file].read_into(buffer, fields.offset, fields.need)
+        except BaseException as error:
+            self._errors[native.addressof(fields)] = error
+            return -1
+        return 0
+
+    def submit(self, reads: Sequence[Read]) -> None:
+        """Begin `reads` in this order as soon as threads are free."""
+        native.readers_submit(self.address, *_listed(reads))
+
+    def demand(self, reads: Sequence[Read]) -> None:
+        """Reads ahead turned out to be wanted: they wait no longer than others."""
+        native.readers_demand(self.address, *_listed(reads))
+
+    def cancel(self, reads: Sequence[Read]) -> None:
+        """Those of `reads` that have not begun never begin."""
+        native.readers_cancel(self.address, *_listed(reads))
+
+    def wait(self, reads: Sequence[Read], for_all: bool, should_stop: Callable[[], bool]) -> bool:
+        """Return when all (or any) `reads` are done; False if `should_stop` came first."""
+        stop = native.ShouldStop(should_stop)
+        return bool(native.readers_wait(self.address, *_listed(reads), for_all, stop))
+
+    def settle(self, reads: Sequence[Read]) -> None:
+        """Cancel what has not begun, wait for the rest."""
+        native.readers_settle(self.address, *_listed(reads))
+
+    def drain(self) -> None:
+        """Return when no read is under way any more; those not begun never begin."""
+        native.readers_drain(self.address)
+
+    def counts(self) -> Any:
+        """Totals: `bytes_read`, `busy_s` (at least one read was under way), `wait_s`."""
+        counts = native.ReadCounts()
+        native.readers_counts(self.address, counts)
+        return counts
+
+    def error(self, failure: Failure) -> BaseException:
+        """Why a read failed, as an exception to raise."""
+        if failure.error == _FOREIGN_ERROR:
+            return self._errors[failure.read]
+        why = "the file ends there" if failure.error == _FILE_ENDED else os.strerror(failure.error)
+        file = self._files[failure.file]
+        return file.read_error(failure.offset, failure.need, failure.got, why)
+
+    def close(self) -> None:
+        """Wait for the reads under way; no thread is left behind. May be called twice."""
+        native.readers_close(self.address)
+
+    def __del__(self) -> None:
+        native.readers_delete(self.address)
+
+
+def _listed(reads: Sequence[Read]) -> tuple[Any, int]:
+    kind = native.ReadPointer * len(reads)
+    return kind(*[native.pointer_to(read.fields) for read in reads]), len(reads)

@@ -1,0 +1,137 @@
+"""The seam with our own library in front: single tokens never reach Python."""
+
+from haversack.devices.errors import CancelledError, HaversackError
+from haversack.devices.expert_buffer import ExpertBuffer
+from haversack.devices.ggml import GraphNode
+from haversack.devices.interrupts import StopFlag
+from haversack.devices.token_path import Answers, Failed, LayerPlace, MatrixPlace, TokenPath
+from haversack.offload.executor import ExpertExecutor
+from haversack.offload.pool import resting_place
+from haversack.offload.seam import Seam, Watcher, other_choice
+from haversack.offload.store import Experts, ExpertStore
+from haversack.quant.gguf import ExpertLayer, ModelGeometry
+
+
+class NativeSeam(Seam):
+    """Does the same as `Seam`, in the same books: batches do not notice who was there before."""
+
+    def __init__(
+        self,
+        geometry: ModelGeometry,
+        store: ExpertStore,
+        executor: ExpertExecutor,
+        stop: StopFlag,
+    ) -> None:
+        self._path = TokenPath(
+            store.readers,
+            executor.token_products,
+            Answers(self._on_batch, self._on_choice, self._on_late, lambda: stop.requested),
+            geometry.num_experts_per_tok,
+        )
+        super().__init__(geometry, store, executor, stop)
+        self.callback = self._path.callback
+
+    def attach(self, geometry: ModelGeometry, buffer: ExpertBuffer) -> None:
+        super().attach(geometry, buffer)
+        for pool in self._store.pools:
+            self._path.add_table(pool.table.books())
+        for layer in geometry.layers:
+            self._path.add_layer(self._place(layer))
+        for weight, (layer, index) in self._products.items():
+            self._path.add_product(weight, layer.layer, index)
+
+    def _place(self, layer: ExpertLayer) -> LayerPlace:
+        pool = self._store.pool(layer.layer)
+        matrices = [
+            MatrixPlace(
+                rooms=pool.address(index),
+                stride=pool.stride(index),
+                rest=resting_place(matrix),
+                offset=matrix.offset,
+                num_bytes=matrix.expert_bytes,
+                file=matrix.part,
+                kind=(matrix.type_id, matrix.row_elements, matrix.num_rows),
+            )
+            for index, matrix in enumerate(layer.matrices)
+        ]
+        row = pool.table.row(layer.layer)
+        return LayerPlace(layer.layer, row, self._store.pools.index(pool), matrices)
+
+    @property
+    def watcher(self) -> Watcher | None:
+        return self._watcher
+
+    @watcher.setter
+    def watcher(self, watcher: Watcher | None) -> None:
+        self._watcher = watcher
+        self._path.state.watched = watcher is not None
+        self._path.state.foresees = watcher is None
+
+    # ---------------------------------------------------------------- answers
+    def _on_batch(self, node: int, ask: bool) -> bool:
+        go_on = self.on_node(node, ask, None)
+        if self._error is not None:
+            self._path.fail(self._error)
+        return go_on
+
+    def _on_choice(self, node: int) -> None:
+        self._release()  # of a batch, or none
+        self._choose(node)
+
+    def _on_late(self, layer: int, late: bool) -> None:
+        self._foresee(layer, GraphNode(self._path.state.choice), late)
+
+    def _read_ahead(self, layer: int, experts: Experts) -> int:
+        return self._path.read_ahead(layer, experts)
+
+    def _withdraw(self) -> None:
+        self._path.withdraw()
+
+    # ------------------------------------------------------------------- passes
+    def end_graph(self, computed: bool) -> BaseException | None:
+        state = self._path.state
+        self._error = self._failure() or self._error
+        if state.num_seen and not self._num_seen:  # no batch: the library saw the first choice
+            self._began_s, self._single = state.began_s, True  # by the clock of perf_counter
+        self._num_seen += state.num_seen
+        self._store.hits += state.hits
+        self._store.misses += state.misses
+        self._store.guessed += state.guessed
+        self._store.guessed_right += state.guessed_right
+        state.num_seen = state.hits = state.misses = state.guessed = state.guessed_right = 0
+        if self._error is None and computed:
+            self._path.release()
+        else:
+            self._store.readers.drain()
+            self._path.forget()
+        error = super().end_graph(computed)
+        state.foresees = self.reads_ahead
+        return error
+
+    def _failure(self) -> BaseException | None:
+        """What ended the pass in the library, as `Seam` would raise it."""
+        why, detail = self._path.take_failure()
+        if isinstance(detail, BaseException):
+            return detail
+        name = detail.name if detail is not None else "an expert's product"
+        match why:
+            case Failed.NOT:
+                return None
+            case Failed.STOPPED:
+                return CancelledError("the call was cancelled while it waited for the disk")
+            case Failed.READ:
+                return CancelledError("the call was cancelled before its experts were read")
+            case Failed.OTHER_CHOICE:
+                return other_choice(name)
+            case Failed.PRODUCT:
+                return HaversackError("llama.cpp could not compute the experts: lower --threads")
+            case _:
+                return AssertionError(f"the slots' books were wrong at {name}")
+
+    @property
+    def own_s(self) -> float:
+        """Seconds of our own steps for single tokens, without waiting and products."""
+        return float(self._path.state.own_s)
+
+    def close(self) -> None:
+        self._path.close()
