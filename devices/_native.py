@@ -1,5 +1,5 @@
-"""The one module that speaks ctypes: libggml and libllama as shipped in llama-cpp-python, and our own
-library, whose sources are in devices/native/.
+"""The one module that speaks ctypes: libggml and libllama as shipped in llama-cpp-python, and our
+own library, whose sources are in devices/native/.
 
 It loads the libraries, refuses a build whose layouts it does not know, declares the structures
 and prototypes (the C prototype stands beside each), and offers a few helpers for memory at an
@@ -454,6 +454,7 @@ if (_own := _own_library()) is not None:
     _L, _B = c.c_int32, c.c_bool
 
     def _own_prototype(name: str, result: Any, *arguments: Any) -> Any:
+        assert _own is not None
         return _prototype(_own, "haversack_" + name, result, *arguments)
 
     readers_new = _own_prototype("readers_new", _A, _I, _I, ReadInto)
@@ -481,7 +482,7 @@ if (_own := _own_library()) is not None:
     token_path_withdraw = _own_prototype("token_path_withdraw", None, _A)
     token_path_forget = _own_prototype("token_path_forget", None, _A)
     token_path_delete = _own_prototype("token_path_delete", None, _A)
-    token_path_on_node = c.cast(_own.haversack_token_path_on_node, Address).value
+    token_path_on_node = int(c.cast(_own.haversack_token_path_on_node, Address).value or 0)
 
 
 # -------------------------------------------------------------------- helpers

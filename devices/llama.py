@@ -39,8 +39,8 @@ Progress = Callable[[float], None]
 
 
 class Hook(Protocol):
-    """Is shown every node of a graph that llama.cpp computes: by `on_node`, or where there is one by
-    the C function of `callback`, an address, which takes what comes with it last."""
+    """Is shown every node of a graph that llama.cpp computes: by `on_node`, or where there is one
+    by the C function of `callback`, an address, which takes what comes with it last."""
 
     @property
     def callback(self) -> tuple[int, int] | None: ...

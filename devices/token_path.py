@@ -85,7 +85,7 @@ class TokenPath:
         )
         self._address = native.token_path_new(ggml, self._python, readers.address)
         self.state = native.token_path_state(self._address).contents
-        self.callback = native.token_path_on_node, self._address
+        self.callback: tuple[int, int] = (native.token_path_on_node, self._address)
 
     # ------------------------------------------------------------------ making
     def add_table(self, books: Mapping[str, Any]) -> None:
