@@ -1,4 +1,5 @@
-"""Fails unless the wheel holds every tracked file of the six folders, and nothing beside them.
+"""Fails unless the wheel holds every tracked file of the six folders and our own library, and
+nothing beside them.
 
 python .ci/wheel_contents.py WHEEL FILE...
 """
@@ -8,6 +9,7 @@ import zipfile
 from pathlib import PurePosixPath
 
 FOLDERS = ("edge", "offload", "cache", "quant", "devices", "tools")
+LIBRARY = "haversack/devices/native/libhaversack.so"
 
 
 def main(wheel: str, *tracked: str) -> None:
@@ -15,6 +17,7 @@ def main(wheel: str, *tracked: str) -> None:
         names = {name for name in archive.namelist() if not name.endswith("/")}
     wanted = {f"haversack/{file}" for file in tracked if PurePosixPath(file).parts[0] in FOLDERS}
     wanted |= {f"haversack/{folder}/py.typed" for folder in FOLDERS}
+    wanted.add(LIBRARY)
     packed = {name for name in names if ".dist-info/" not in name}
     if missing := sorted(wanted - packed):
         sys.exit(f"missing in {wheel}: {', '.join(missing)}")

@@ -238,6 +238,8 @@ def test_a_token_that_does_not_exist(model: LlamaModel) -> None:
 class Watcher:
     """A hook that stops after each node whose name begins with `name`, and may fail there."""
 
+    callback = None
+
     def __init__(self, name: str, failure: BaseException | None = None) -> None:
         self.name, self.failure = name, failure
         self.asked, self.computed, self.ended = list[str](), list[str](), list[bool]()

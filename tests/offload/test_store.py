@@ -30,13 +30,17 @@ def geometry(request: pytest.FixtureRequest, tiny_model: Any) -> ModelGeometry:
     return read_geometry(tiny_model("qwen3moe", expert_type="Q8_0", shape=shape))
 
 
+class WatchedFile(DirectFile):
+    """Its reads go through Python, where a test can change them."""
+
+
 class Bench:
     """A store over `geometry` with `num_slots` slots, its streamer, and the model's true bytes."""
 
     def __init__(self, geometry: ModelGeometry, num_slots: int) -> None:
         floor = plan_pools(geometry.layers, num_experts_per_tok=num_slots // 2, num_bytes=0)
         self.stop = StopFlag()
-        self.streamer = Streamer(geometry.paths)
+        self.streamer = Streamer(geometry.paths, open_file=WatchedFile)
         self.store = ExpertStore(geometry, floor, self.streamer, self.stop)
         self.layers = geometry.layers
         self._content = np.fromfile(geometry.path, np.uint8)
@@ -123,7 +127,7 @@ def test_a_failed_read_fails_the_lease_and_no_more(
     def failing(file: DirectFile, *_: Any) -> None:
         raise StorageError(5, f"{file.path}: input/output error")
 
-    monkeypatch.setattr(DirectFile, "read_into", failing)
+    monkeypatch.setattr(WatchedFile, "read_into", failing)
     lease = bench.store.lease(0, np.array([1, 2, 3]))
     with pytest.raises(StorageError, match="input/output error"):
         list(bench.store.groups(lease, 0))
@@ -143,7 +147,7 @@ def test_a_stopped_wait_ends_soon(bench: Bench, monkeypatch: pytest.MonkeyPatch)
         go_on.wait(timeout=30)
         healthy(file, *arguments)
 
-    monkeypatch.setattr(DirectFile, "read_into", stuck)
+    monkeypatch.setattr(WatchedFile, "read_into", stuck)
     lease = bench.store.lease(0, np.array([1, 2]))
     threading.Timer(0.05, bench.stop.request).start()
     with pytest.raises(CancelledError):
@@ -196,7 +200,7 @@ def test_a_guess_let_go_and_then_wanted_is_read_whole(
         go_on.wait(timeout=30)
         healthy(file, *arguments)
 
-    monkeypatch.setattr(DirectFile, "read_into", stuck)
+    monkeypatch.setattr(WatchedFile, "read_into", stuck)
     bench.store.read_ahead(1, np.array([3]))
     assert begun.wait(timeout=30)
     other = bench.store.lease(1, np.array([8]))
@@ -227,7 +231,7 @@ def test_a_failed_guess_is_read_again_when_it_is_wanted(
     def failing(file: DirectFile, *_: Any) -> None:
         raise StorageError(5, "input/output error")
 
-    monkeypatch.setattr(DirectFile, "read_into", failing)
+    monkeypatch.setattr(WatchedFile, "read_into", failing)
     bench.store.read_ahead(1, np.array([3]))
     bench.streamer.drain()
     bench.streamer.settle(bench.store._guesses[1][0].reads)
@@ -250,7 +254,7 @@ def test_ten_thousand_random_steps_keep_the_books(
             raise StorageError(5, "input/output error")
         healthy(file, *arguments)
 
-    monkeypatch.setattr(DirectFile, "read_into", unreliable)
+    monkeypatch.setattr(WatchedFile, "read_into", unreliable)
     steps = 0
     while steps < 10_000:
         layer = rng.choice(bench.layers)

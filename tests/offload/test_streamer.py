@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from haversack.devices.errors import CancelledError, HaversackError, StorageError
@@ -167,12 +168,20 @@ def test_bytes_and_times_are_counted(bench: Bench) -> None:
     assert 0 < bench.streamer.busy_s < 10
 
 
-def test_closing_leaves_no_thread_and_takes_no_more_reads(bench: Bench) -> None:
+def num_threads() -> int:
+    return psutil.Process().num_threads()
+
+
+def test_closing_leaves_no_thread_and_takes_no_more_reads(tiny_model: Any) -> None:
+    before = num_threads()
+    bench = Bench(tiny_model("qwen3moe"), 4)
+    assert num_threads() == before + 4
     reads = [bench.read(expert, ahead=True) for expert in range(6)]
     bench.let_through(6)
     bench.streamer.close()
     bench.streamer.close()
     assert all(read.done for read in reads)
-    assert not [t for t in threading.enumerate() if t.name.startswith("haversack-reader")]
+    assert num_threads() == before
     with pytest.raises(HaversackError, match="closed"):
         bench.read(7)
+    bench.close()
