@@ -32,7 +32,7 @@ from haversack.edge.stats import Stats
 from haversack.edge.templates import ChatTemplate
 from haversack.offload.engine import Engine, LoadHooks, open_resident, open_streamed
 from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes
-from haversack.offload.seam import Watcher
+from haversack.offload.seam import Forecast, Watcher
 from haversack.offload.streamer import OpenFile
 from haversack.quant.gguf import read_geometry
 from haversack.quant.trunk import ensure_trunk
@@ -281,13 +281,16 @@ class Model:
         """Totals since loading."""
         return self._decoder.stats()
 
-    def watch_routing(self, watcher: Watcher | None) -> None:
+    def watch_routing(self, watcher: Watcher | None, forecast: Forecast | None = None) -> None:
         """Have `watcher` told of every router's choice while the model runs: the layer and the ids
-        (tokens, experts per token), which it may change in place. Nothing is read ahead meanwhile.
-        Raises HaversackError where no expert is streamed: nobody looks at the routers then."""
+        (tokens, experts per token), which it may change in place.
+
+        Nothing is read ahead meanwhile but what `forecast` says, if it is given: from a layer's
+        number, the experts that it may choose for the token under way, the likeliest first. Raises
+        HaversackError where no expert is streamed: nobody looks at the routers then."""
         if self._engine.seam is None:
             raise HaversackError("all experts are in memory and no router is watched: lower --ram")
-        self._engine.seam.watcher = watcher
+        self._engine.seam.watch(watcher, forecast)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless our own books agree; for tests and the worried."""

@@ -7,7 +7,7 @@ from haversack.devices.interrupts import StopFlag
 from haversack.devices.token_path import Answers, Failed, LayerPlace, MatrixPlace, TokenPath
 from haversack.offload.executor import ExpertExecutor
 from haversack.offload.pool import resting_place
-from haversack.offload.seam import Seam, Watcher, other_choice
+from haversack.offload.seam import Forecast, Seam, Watcher, other_choice
 from haversack.offload.store import Experts, ExpertStore
 from haversack.quant.gguf import ExpertLayer, ModelGeometry
 
@@ -57,15 +57,10 @@ class NativeSeam(Seam):
         row = pool.table.row(layer.layer)
         return LayerPlace(layer.layer, row, self._store.pools.index(pool), matrices)
 
-    @property
-    def watcher(self) -> Watcher | None:
-        return self._watcher
-
-    @watcher.setter
-    def watcher(self, watcher: Watcher | None) -> None:
-        self._watcher = watcher
+    def watch(self, watcher: Watcher | None, forecast: Forecast | None = None) -> None:
+        super().watch(watcher, forecast)
         self._path.state.watched = watcher is not None
-        self._path.state.foresees = watcher is None
+        self._path.state.foresees = self.reads_ahead
 
     # ---------------------------------------------------------------- answers
     def _on_batch(self, node: int, ask: bool) -> bool:

@@ -94,15 +94,13 @@ class Predictor:
         """Whether `layer` was looked at, with whatever result."""
         return layer in self._routers
 
-    def knows(self, layer: int) -> bool:
-        """Whether `layer`'s choices can be foreseen."""
-        return self._routers.get(layer) is not None
-
-    def likeliest(self, layer: int, inputs: Vector, extra: int = 0) -> npt.NDArray[np.int32]:
-        """What `layer` would choose from an earlier layer's router `inputs` (hidden size,)."""
-        router = self._routers[layer]
-        assert router is not None, "only a layer that is known can be foreseen"
-        return router.likeliest(inputs, extra)
+    def likeliest(
+        self, layer: int, inputs: Vector, extra: int = 0
+    ) -> npt.NDArray[np.int32] | None:
+        """What `layer` would choose from an earlier layer's router `inputs` (hidden size,); None
+        for a layer whose router is not known."""
+        router = self._routers.get(layer)
+        return None if router is None else router.likeliest(inputs, extra)
 
 
 def _ancestors(choice: GraphNode) -> list[GraphNode]:

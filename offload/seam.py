@@ -34,6 +34,7 @@ from haversack.offload.store import Experts, ExpertStore, Lease
 from haversack.quant.gguf import ExpertLayer, ModelGeometry
 
 Watcher = Callable[[int, npt.NDArray[np.int32]], None]
+Forecast = Callable[[int], Experts | None]  # what a later layer may choose, the likeliest first
 
 _ROUTER_CHOICE = "ffn_moe_topk-"
 _DEPTH = 3  # how many layers ahead a choice is foreseen
@@ -45,7 +46,8 @@ class Seam:
     """Answers llama.cpp's evaluation callback (see `devices.llama.Hook`).
 
     `watcher`, if set, is told of every choice: the layer, and the ids (T, N), which it may change;
-    nothing is read ahead meanwhile, for a choice that is changed cannot be foreseen.
+    a choice that is changed cannot be foreseen, so nothing is read ahead meanwhile but what
+    `forecast` says, if that is set too.
 
     It is whole: `NativeSeam` takes single tokens off it, and is tested against it.
     """
@@ -70,6 +72,7 @@ class Seam:
         self._experts: Experts = np.zeros(0, np.int32)  # the distinct ones
         self._lease: Lease | None = None
         self.watcher: Watcher | None = None
+        self.forecast: Forecast | None = None
         self._predictor, self._payoff = Predictor(), Payoff()
         layers = [layer.layer for layer in geometry.layers]
         self._later = {layer: layers[i + 1 : i + 1 + _DEPTH] for i, layer in enumerate(layers)}
@@ -78,7 +81,11 @@ class Seam:
     @property
     def reads_ahead(self) -> bool:
         """Whether experts are read before their layer chooses: not while that does not pay."""
-        return self._payoff.on and self.watcher is None
+        return self._payoff.on and self._foreseeable
+
+    @property
+    def _foreseeable(self) -> bool:
+        return self.watcher is None or self.forecast is not None
 
     def attach(self, geometry: ModelGeometry, buffer: ExpertBuffer) -> None:
         """Point llama.cpp's expert weights at the pools; before a context exists."""
@@ -96,6 +103,10 @@ class Seam:
                     matrix.type_id, address, pool.stride(index), pool.plan.num_slots
                 )
                 self._products[weight.address] = (layer, index)
+
+    def watch(self, watcher: Watcher | None, forecast: Forecast | None = None) -> None:
+        """Set both, or with None neither."""
+        self.watcher, self.forecast = watcher, forecast
 
     def on_node(self, node: int, ask: bool, _: object) -> bool:
         """`ask`: whether llama.cpp shall stop after this node. Else it is computed: go on?
@@ -127,7 +138,7 @@ class Seam:
         num_seen, self._num_seen = self._num_seen, 0
         if error is None and computed:
             self._release()
-            if self._single and self.watcher is None:
+            if self._single and self._foreseeable:
                 self._payoff.note_pass(time.perf_counter() - self._began_s)
         else:
             self._lease = None
@@ -176,17 +187,24 @@ class Seam:
         """While this layer's experts load: have the next layer's likeliest read ahead, or where all
         of those are there, the one's after it."""
         worthwhile = self.reads_ahead and late  # else the time would be the token's
-        if self._predictor.has_seen(layer) and not worthwhile:
+        forecast = self.forecast or self._own_forecast(layer, choice, worthwhile)
+        if forecast is None or not worthwhile:
             return
-        router_input = self._predictor.learn(layer, choice)
-        if router_input is None or not worthwhile:
-            return
-        inputs = router_input.array(np.float32)[0, 0]
         for later in self._later[layer]:
-            if not self._predictor.knows(later):
+            likeliest = forecast(later)
+            if likeliest is None or self._read_ahead(later, likeliest):
                 return
-            if self._read_ahead(later, self._predictor.likeliest(later, inputs)):
-                return
+
+    def _own_forecast(self, layer: int, choice: GraphNode, needed: bool) -> Forecast | None:
+        """What this layer's router input says of later layers; nothing if it is not `needed`, but
+        a router is looked at once in any case."""
+        if self._predictor.has_seen(layer) and not needed:
+            return None
+        router_input = self._predictor.learn(layer, choice)
+        if router_input is None or not needed:
+            return None
+        inputs = router_input.array(np.float32)[0, 0]
+        return lambda later: self._predictor.likeliest(later, inputs)
 
     def _read_ahead(self, layer: int, experts: Experts) -> int:
         return self._store.read_ahead(layer, experts)
