@@ -58,13 +58,15 @@ def test_a_layers_own_input_foretells_its_own_choice(
         choice = GraphNode(node)
         layer = int(choice.name.rpartition("-")[2])
         inputs = seam._predictor.learn(layer, choice)
-        if inputs is not None and seam._predictor.knows(layer) and len(seam._ids) == 1:
+        if inputs is not None and len(seam._ids) == 1:
             foreseen = seam._predictor.likeliest(layer, inputs.array(np.float32)[0, 0])
-            compared.append(set(foreseen.tolist()) == set(seam._ids[0].tolist()))
+            if foreseen is not None:
+                compared.append(set(foreseen.tolist()) == set(seam._ids[0].tolist()))
         return result
 
     monkeypatch.setattr(Seam, "_choose", watched)
     planned = streamed(edge.plan(tiny_model(architecture), ram="1GiB", ctx=64, threads=1), 0.0)
-    with edge.load(planned, options=edge.LoadOptions(cache_dir=trunk_dir)) as model:
+    options = edge.LoadOptions(cache_dir=trunk_dir, native=False)
+    with edge.load(planned, options=options) as model:
         model.logits([1, 2, 3, 4, 5, 6], prefill=1)
     assert len(compared) >= 5 and all(compared)
