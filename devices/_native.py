@@ -57,13 +57,12 @@ def _own_library() -> c.CDLL | None:
     """Our own library; an installation in place has it elsewhere than the sources."""
     if sys.platform == "win32":
         return None
-    folders = [Path(folder) for folder in haversack.devices.__path__]
-    for folder in folders:
-        if (path := folder / "native" / "libhaversack.so").exists():
-            return c.CDLL(str(path))
+    paths = [Path(found, "native", "libhaversack.so") for found in haversack.devices.__path__]
+    for path in filter(Path.exists, paths):
+        return c.CDLL(str(path))
     raise BindingError(
-        f"libhaversack.so is not in {' or '.join(str(folder / 'native') for folder in folders)}:"
-        " it is built by `pip install` of haversack, which needs a C++ compiler"
+        f"{' or '.join(map(str, paths))} is not there: `pip install` of haversack builds it, which"
+        " needs a C++ compiler"
     )
 
 
@@ -181,12 +180,8 @@ class BufferInterface(c.Structure):
         ("init_tensor", InitTensor),
         ("memset_tensor", Address),
         ("set_tensor", SetTensor),
-        ("get_tensor", Address),
-        ("set_tensor_2d", Address),
-        ("get_tensor_2d", Address),
-        ("cpy_tensor", Address),
-        ("clear", Address),
-        ("reset", Address),
+        *((name, Address) for name in ("get_tensor", "set_tensor_2d", "get_tensor_2d")),
+        *((name, Address) for name in ("cpy_tensor", "clear", "reset")),
     )
 
 
@@ -333,20 +328,13 @@ llama_model_save_to_file = _prototype(_llama, "llama_model_save_to_file", None, 
 
 # ---------------------------------------------------- our own library: structures
 class Read(c.Structure):
-    """struct Read (native/readers.hpp)"""
+    """struct Read (native/readers.hpp); `source` is its `from`, `target` its `to`"""
 
     _fields_ = (
         ("room", Address),
-        ("offset", c.c_int64),
-        ("length", c.c_int64),
-        ("need", c.c_int64),
-        ("source", c.c_int64),  # `from`
-        ("target", c.c_int64),  # `to`
-        ("num_bytes", c.c_int64),
-        ("file", c.c_int32),
-        ("ahead", c.c_int32),
-        ("state", c.c_int32),
-        ("error", c.c_int32),
+        *((name, c.c_int64) for name in ("offset", "length", "need")),
+        *((name, c.c_int64) for name in ("source", "target", "num_bytes")),
+        *((name, c.c_int32) for name in ("file", "ahead", "state", "error")),
         ("got", c.c_int64),
     )
 
@@ -393,7 +381,7 @@ class TokenLayer(c.Structure):
 class ProductTensors(c.Structure):
     """struct ProductTensors (native/token_path.hpp)"""
 
-    _fields_ = (("weight", Address), ("row", Address), ("out", Address))
+    _fields_ = tuple((name, Address) for name in ("weight", "row", "out"))
 
 
 # Of an integer, a false one, null or a negative one is an exception, which Python keeps.
@@ -468,12 +456,9 @@ if (_own := _own_library()) is not None:
     readers_counts = _own_prototype("readers_counts", None, _A, c.POINTER(ReadCounts))
     readers_close = _own_prototype("readers_close", None, _A)
     readers_delete = _own_prototype("readers_delete", None, _A)
-    table_use = _own_prototype("table_use", None, c.POINTER(TableArrays), _L, _A, _L)
-    table_claim = _own_prototype("table_claim", _B, c.POINTER(TableArrays), _L, _A, _L, _A)
-    token_path_new = _own_prototype(
-        "token_path_new", _A, c.POINTER(TokenGgml), c.POINTER(TokenPython), _A
-    )
-    token_path_add_table = _own_prototype("token_path_add_table", None, _A, c.POINTER(TableArrays))
+    _Ggml, _Python, _Table = map(c.POINTER, (TokenGgml, TokenPython, TableArrays))
+    token_path_new = _own_prototype("token_path_new", _A, _Ggml, _Python, _A)
+    token_path_add_table = _own_prototype("token_path_add_table", None, _A, _Table)
     token_path_add_layer = _own_prototype("token_path_add_layer", None, _A, c.POINTER(TokenLayer))
     token_path_add_product = _own_prototype("token_path_add_product", None, _A, _A, _L, _L)
     token_path_state = _own_prototype("token_path_state", c.POINTER(TokenState), _A)

@@ -94,9 +94,7 @@ class Predictor:
         """Whether `layer` was looked at, with whatever result."""
         return layer in self._routers
 
-    def likeliest(
-        self, layer: int, inputs: Vector, extra: int = 0
-    ) -> npt.NDArray[np.int32] | None:
+    def likeliest(self, layer: int, inputs: Vector, extra: int = 0) -> npt.NDArray[np.int32] | None:
         """What `layer` would choose from an earlier layer's router `inputs` (hidden size,); None
         for a layer whose router is not known."""
         router = self._routers.get(layer)

@@ -32,14 +32,6 @@ API void haversack_readers_counts(Readers *readers, Counts *counts) { *counts = 
 API void haversack_readers_close(Readers *readers) { readers->close(); }
 API void haversack_readers_delete(Readers *readers) { delete readers; }
 
-API void haversack_table_use(Table *table, int32_t row, const int32_t *experts, int32_t count) {
-    table->use(row, experts, count);
-}
-API bool haversack_table_claim(Table *table, int32_t row, const int32_t *experts, int32_t count,
-                               int32_t *slots) {
-    return table->claim(row, experts, count, slots);
-}
-
 API TokenPath *haversack_token_path_new(const Ggml *ggml, const Python *python, Readers *readers) {
     return new TokenPath(*ggml, *python, readers);
 }
