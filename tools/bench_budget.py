@@ -20,7 +20,7 @@ import numpy as np
 from haversack.devices.cgroup import run_limited, why_not
 from haversack.devices.cores import usable_cores
 from haversack.devices.units import format_bytes, parse_bytes
-from haversack.tools.plain import PlainLlama
+from haversack.edge.plain_llama import PlainLlama
 
 SLACK_BYTES = 64 * 1024 * 1024
 PROMPT = " ".join(str(7 * i % 500) for i in range(32))
