@@ -1,5 +1,6 @@
 """Recorded routing, forced upon a model that runs: every engine then does the same work."""
 
+import time
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ class Replay:
         """
         _refuse_misfit(trace, geometry)
         self._layers = trace.layers
+        self.callback_s = 0.0  # seconds spent in `on_node`
         self.rewind()
 
     def rewind(self) -> None:
@@ -98,14 +100,19 @@ class Replay:
 
     def on_node(self, address: int, ask: bool, _: object) -> bool:
         """The same as llama.cpp's evaluation callback, for an engine without a seam."""
+        began_s = time.perf_counter()
+        wanted = self._is_choice(address)
+        if wanted and not ask:
+            node = GraphNode(address)
+            self(int(node.name.rpartition("-")[2]), node.array(np.int32)[0])
+        self.callback_s += time.perf_counter() - began_s
+        return wanted
+
+    @staticmethod
+    def _is_choice(address: int) -> bool:
         if memory[address + _MARK_PLACE] != _MARK:
             return False
-        node = GraphNode(address)
-        if not node.name.startswith(_ROUTER_CHOICE):
-            return False
-        if not ask:
-            self(int(node.name.rpartition("-")[2]), node.array(np.int32)[0])
-        return True
+        return GraphNode(address).name.startswith(_ROUTER_CHOICE)
 
 
 def _refuse_misfit(trace: Trace, geometry: ModelGeometry) -> None:

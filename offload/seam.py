@@ -59,6 +59,7 @@ class Seam:
         self._products: dict[int, tuple[ExpertLayer, int]] = {}  # by the weight's address
         self._num_seen = 0  # products of the graph that runs
         self._slot_ids: dict[int, SlotIds] = {}  # by the experts a token uses: layers may differ
+        self.own_s = 0.0  # seconds in `on_node` that no read was waited for and nothing multiplied
         self._began_s = 0.0  # when the first router of the graph that runs had chosen
         self._choice = 0  # address of the latest router's choice
         self._ids: npt.NDArray[np.int32] = np.zeros((0, 0), np.int32)  # (T, N) of that choice
@@ -97,6 +98,18 @@ class Seam:
 
         No exception may cross the C frame: it is kept, the graph stops, `end_graph` gives it.
         """
+        began_s, elsewhere_s = time.perf_counter(), self._elsewhere_s
+        try:
+            return self._answer(node, ask)
+        finally:
+            elsewhere_s = self._elsewhere_s - elsewhere_s
+            self.own_s += time.perf_counter() - began_s - elsewhere_s
+
+    @property
+    def _elsewhere_s(self) -> float:
+        return self._store.wait_s + self._executor.product_s
+
+    def _answer(self, node: int, ask: bool) -> bool:
         if self._error is not None:
             if ask and GraphNode(node).source_address(0) in self._products:
                 GraphNode(node).set_op(OP_NONE)  # a graph in several pieces may go on to the next
