@@ -79,7 +79,7 @@ class Replay:
         them per token.
         """
         _refuse_misfit(trace, geometry)
-        self._layers = trace.layers
+        self._layers, self.num_steps = trace.layers, trace.num_steps
         self.callback_s = 0.0  # seconds spent in `on_node`
         self.rewind()
 
