@@ -42,7 +42,7 @@ def streamed_tok_s(model: Path, ram: str, tokens: int) -> float:
     """Tokens a second of decoding random tokens under the limit."""
     command = [
         *(sys.executable, "-m", "haversack.edge", "bench", str(model), "--ram", ram),
-        *("-p", "32", "-n", str(tokens), "--ctx", "512", "--json"),
+        *("-p", "32", "--warm-tokens", "0", "-n", str(tokens), "--ctx", "512", "--json"),
     ]
     return float(json.loads(_output(command, ram))["decode_tok_s"])
 

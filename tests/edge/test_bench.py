@@ -11,6 +11,7 @@ import pytest
 from haversack import edge
 from haversack.edge.bench import Work, device_bytes_s, measure, random_tokens, replay_of
 from haversack.edge.planner import streamed
+from haversack.tools.steady import SteadyDrive
 
 TinyModel = Callable[..., Path]
 
@@ -56,6 +57,16 @@ def test_a_tokens_seconds_add_up(model: edge.Model) -> None:
     parts = (result.compute_s_per_token, result.own_s_per_token, result.wait_s_per_token)
     assert sum(parts) == pytest.approx(result.decode_s_per_token)
     assert min(parts[:2]) > 0
+
+
+def test_waiting_for_the_drive_is_not_our_own_time(tiny_model: TinyModel, trunk_dir: Path) -> None:
+    slow = SteadyDrive(1e9, latency_s=0.03)
+    options = edge.LoadOptions(cache_dir=trunk_dir, open_file=slow.open)
+    planned = streamed(edge.plan(tiny_model(), ram="1GiB", ctx=64), 0.0)
+    with edge.load(planned, options=options) as model:
+        result = measure(model, Work([1, 2, 3, 4, 5], 1, 0), slow.bytes_s)
+    assert result.wait_s_per_token > slow.latency_s
+    assert result.own_s_per_token < result.wait_s_per_token
 
 
 def test_the_bound_is_the_larger_of_computing_and_reading(model: edge.Model) -> None:
