@@ -430,6 +430,7 @@ class TokenState(c.Structure):
         *((name, c.c_int64) for name in ("failed_offset", "failed_need", "failed_got")),
         *((name, c.c_int32) for name in ("failed_file", "failed_error")),
         *((name, c.c_int64) for name in ("hits", "misses", "guessed", "guessed_right")),
+        ("foreseeable", c.c_int64),
         *((name, c.c_double) for name in ("own_s", "product_s")),
     )
 

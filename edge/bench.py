@@ -1,47 +1,108 @@
-"""How fast a model runs in its budget: one prompt of random tokens, then tokens one at a time."""
+"""How fast a model runs in its budget, and how near to what its computer allows: one prompt of
+random tokens, then tokens one at a time."""
 
+import hashlib
 import random
+from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from haversack.devices.errors import PromptError
+from haversack.devices.storage import measure_disk
 from haversack.edge.model import Model
+from haversack.edge.planner import STREAMED, Plan
+from haversack.edge.replay import Replay, Trace
 from haversack.edge.stats import Stats
 
 
 @dataclass(frozen=True)
+class Work:
+    """What an engine is to do: compute the first `prompt_tokens` of `tokens` at once, the next
+    `warm_tokens` one at a time and not timed, while slots or page cache fill, then the others one
+    at a time. `trace` is the file of a routing to force upon the model meanwhile."""
+
+    tokens: Sequence[int]
+    prompt_tokens: int
+    warm_tokens: int
+    trace: Path | None = None
+
+
+@dataclass(frozen=True)
 class BenchResult:
-    """What one measurement found. The counts and `wait_s` are of the decoded tokens alone,
-    `prefill_bytes_read` is the prompt's; `mode` is the plan's. `prefetch_precision` is the share
-    of the `prefetched` experts that were then chosen, `prefetching` whether experts were read
-    ahead at the end (see `Stats`)."""
+    """What one measurement found. `decode_`, the counts and what is said per token are of the
+    timed tokens alone, `prefill_` of the prompt; `mode` is the plan's. A recorded routing of
+    `trace_steps` was forced, over again where it is shorter than the work; 0: none was.
+
+    A token's seconds are `compute_s_per_token`, llama.cpp's graph and the experts' products,
+    `own_s_per_token`, what our hook took besides, and `wait_s_per_token`, waiting for reads.
+    `bound_s_per_token` is the larger of computing it and of reading its bytes at `device_bytes_s`,
+    the most the drive gave just before; `ratio_to_bound` is 1 where all else is hidden behind one
+    of them. `prefill_bound_s` is the same for the prompt. `disk_bytes_s` is the rate reached.
+
+    `prefetch_precision` is the share of the `prefetched` experts that were then chosen,
+    `prefetch_recall` the share brought of what a reader ahead could have brought (see `Stats`),
+    `prefetching` whether experts were read ahead at the end. Equal `logits_sha256`, of the last
+    token's, say that two runs computed the same.
+    """
 
     mode: str
+    trace_steps: int
     prompt_tokens: int
+    warm_tokens: int
     decode_tokens: int
     prefill_s: float
     prefill_tok_s: float
     prefill_bytes_read: int
+    prefill_bound_s: float
     decode_s: float
-    decode_s_per_token: float
     decode_tok_s: float
+    decode_s_per_token: float
+    compute_s_per_token: float
+    own_s_per_token: float
+    wait_s_per_token: float
+    bound_s_per_token: float
+    ratio_to_bound: float
+    bytes_read_per_token: float
+    disk_bytes_s: float
+    device_bytes_s: float
     hits: int
     misses: int
     hit_rate: float
-    bytes_read_per_token: float
-    disk_bytes_s: float
-    wait_s: float
     prefetched: int
     prefetch_precision: float
+    prefetch_recall: float
     prefetching: bool
     ram_budget_bytes: int
     ram_planned_bytes: int
     ram_peak_bytes: int
+    logits_sha256: str
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain values."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What a prompt, or all timed tokens, took."""
+
+    spent: Stats
+    device_bytes_s: float
+
+    @property
+    def compute_s(self) -> float:
+        total_s = self.spent.prefill_s + self.spent.decode_s
+        return total_s - self.spent.wait_s - self.spent.own_s
+
+    @property
+    def bound_s(self) -> float:
+        return max(self.compute_s, self.spent.bytes_read / self.device_bytes_s)
 
 
 def random_tokens(vocab_size: int, num_tokens: int, seed: int) -> list[int]:
@@ -50,42 +111,96 @@ def random_tokens(vocab_size: int, num_tokens: int, seed: int) -> list[int]:
     return [generator.randrange(vocab_size) for _ in range(num_tokens)]
 
 
-def measure(model: Model, tokens: Sequence[int], prompt_tokens: int) -> BenchResult:
-    """Time the first `prompt_tokens` of `tokens` as a prompt and the others one at a time.
+def device_bytes_s(planned: Plan, cache_dir: Path) -> float:
+    """The most bytes a second that the drive under the model gives now, measured on its largest
+    part in about 1.5 s. Raises StorageError."""
+    largest = max(planned.geometry.paths, key=lambda path: path.stat().st_size)
+    return measure_disk(largest, cache_dir=cache_dir, refresh=True).bytes_s
 
-    Raises what `Model.logits` raises.
+
+def replay_of(trace: Path | None, planned: Plan) -> Replay | None:
+    """What forces the routing recorded in `trace`, if that is given, upon the planned model.
+
+    Raises PromptError where that is no trace or none of such a model, or where nothing is streamed.
     """
-    start = model.stats()
-    with closing(model.iter_logits(tokens, prompt_tokens)) as rows:
-        next(rows)
-        between = model.stats()
-        for _ in rows:
-            pass
-    end = model.stats()
-    return _result(model.plan.mode, between.since(start), end.since(between))
+    if trace is None:
+        return None
+    replay = Replay(Trace.load(trace), planned.geometry)
+    if planned.mode != STREAMED:
+        raise PromptError("all experts are in memory and no routing can be forced: lower --ram")
+    return replay
 
 
-def _result(mode: str, prefill: Stats, decode: Stats) -> BenchResult:
+def measure(model: Model, work: Work, drive_bytes_s: float) -> BenchResult:
+    """Have the model do `work`, timed; `drive_bytes_s` is what the drive under it gives.
+
+    Raises what `Model.logits` and `replay_of` raise.
+    """
+    replay = replay_of(work.trace, model.plan)
+    if replay is not None:
+        model.watch_routing(replay)
+    try:
+        begun = model.stats()
+        with closing(model.iter_logits(work.tokens, work.prompt_tokens)) as rows:
+            next(rows)
+            prefilled = model.stats()
+            for _ in range(work.warm_tokens):
+                next(rows)
+            warmed = model.stats()
+            logits = deque(rows, maxlen=1).pop()
+        decoded = model.stats()
+    finally:
+        if replay is not None:
+            model.watch_routing(None)
+    return _result(
+        model.plan.mode,
+        0 if replay is None else replay.num_steps,
+        warmed.tokens - prefilled.tokens,
+        _Pass(prefilled.since(begun), drive_bytes_s),
+        _Pass(decoded.since(warmed), drive_bytes_s),
+        logits_sha256(logits),
+    )
+
+
+def logits_sha256(logits: npt.NDArray[np.float32]) -> str:
+    """A digest of their bits."""
+    return hashlib.sha256(logits.tobytes()).hexdigest()
+
+
+def _result(
+    mode: str, trace_steps: int, warm_tokens: int, prompt: _Pass, timed: _Pass, digest: str
+) -> BenchResult:
+    prefill, decode = prompt.spent, timed.spent
     return BenchResult(
         mode=mode,
+        trace_steps=trace_steps,
         prompt_tokens=prefill.prompt_tokens,
+        warm_tokens=warm_tokens,
         decode_tokens=decode.tokens,
         prefill_s=prefill.prefill_s,
         prefill_tok_s=prefill.prefill_tok_s,
         prefill_bytes_read=prefill.bytes_read,
+        prefill_bound_s=prompt.bound_s,
         decode_s=decode.decode_s,
-        decode_s_per_token=decode.decode_s / decode.tokens,
         decode_tok_s=decode.decode_tok_s,
+        decode_s_per_token=decode.decode_s / decode.tokens,
+        compute_s_per_token=timed.compute_s / decode.tokens,
+        own_s_per_token=decode.own_s / decode.tokens,
+        wait_s_per_token=decode.wait_s / decode.tokens,
+        bound_s_per_token=timed.bound_s / decode.tokens,
+        ratio_to_bound=decode.decode_s / timed.bound_s,
+        bytes_read_per_token=decode.bytes_read / decode.tokens,
+        disk_bytes_s=decode.disk_bytes_s,
+        device_bytes_s=timed.device_bytes_s,
         hits=decode.hits,
         misses=decode.misses,
         hit_rate=decode.hit_rate,
-        bytes_read_per_token=decode.bytes_read / decode.tokens,
-        disk_bytes_s=decode.disk_bytes_s,
-        wait_s=decode.wait_s,
         prefetched=decode.prefetched,
         prefetch_precision=decode.prefetch_precision,
+        prefetch_recall=decode.prefetch_recall,
         prefetching=decode.prefetching,
         ram_budget_bytes=decode.ram_budget_bytes,
         ram_planned_bytes=decode.ram_planned_bytes,
         ram_peak_bytes=decode.ram_peak_bytes,
+        logits_sha256=digest,
     )

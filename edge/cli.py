@@ -12,8 +12,9 @@ import typer
 
 from haversack.devices.errors import HaversackError
 from haversack.devices.units import format_bytes
-from haversack.edge.bench import measure, random_tokens
+from haversack.edge.bench import Work, device_bytes_s, measure, random_tokens, replay_of
 from haversack.edge.chat_loop import ChatLoop, ChatSettings
+from haversack.edge.comparison import measure_plain
 from haversack.edge.console import (
     end_text,
     load_progress,
@@ -195,22 +196,27 @@ def show_plan(model: ModelOptions, output: OutputOptions) -> None:
 @takes(ModelOptions, BenchOptions, CacheOptions, OutputOptions, LogOptions)
 def bench_model(
     model: ModelOptions,
-    work: BenchOptions,
+    asked: BenchOptions,
     cache: CacheOptions,
     output: OutputOptions,
     log: LogOptions,
 ) -> None:
     """Measure a model on random tokens: a prompt at once, then one token after the other."""
     log_to_stderr(log.verbose)
-    num_tokens = work.prompt_tokens + work.decode_tokens
-    planned = replace(model, ctx=num_tokens if model.ctx is None else model.ctx).plan()
+    planned = replace(model, ctx=asked.num_tokens if model.ctx is None else model.ctx).plan()
+    replay_of(asked.trace, planned)  # a wrong one is refused before anything is loaded
+    drive_bytes_s = device_bytes_s(planned, cache.folder)
     with opened(planned, cache, log) as loaded:
-        tokens = random_tokens(loaded.vocab_size, num_tokens, work.seed)
-        result = measure(loaded, tokens, work.prompt_tokens).to_dict()
+        tokens = random_tokens(loaded.vocab_size, asked.num_tokens, asked.seed)
+        work = Work(tokens, asked.prompt_tokens, asked.warm_tokens, asked.trace)
+        result = measure(loaded, work, drive_bytes_s)
+    figures = result.to_dict()
+    if asked.compare is not None:
+        figures |= measure_plain(planned, work).beside(result)
     if output.json:
-        write_json({"model": str(planned.path), **result})
+        write_json({"model": str(planned.path), **figures})
         return
-    rows = [(name, _shown(name, value)) for name, value in result.items()]
+    rows = [(name, _shown(name, value)) for name, value in figures.items()]
     write_table(f"{planned.path.name} in {format_bytes(planned.ram_bytes)}", ("", ">"), rows)
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 import typer
 
 from haversack.devices.errors import PromptError
+from haversack.edge.comparison import LLAMA_CPP
 from haversack.edge.model import builtin_model, default_cache_dir
 from haversack.edge.planner import DEFAULT_BATCH_TOKENS, Plan, plan
 from haversack.edge.sampling import MAX_SEED, Sampling
@@ -250,22 +251,66 @@ class ChatOptions:
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """How much work is measured. Raises PromptError unless it is at least a token of each."""
+    """How much work is measured, and beside whom. Raises PromptError unless it is at least a token
+    of each kind that is timed, and for an engine that is not known."""
 
     prompt_tokens: Annotated[
         int,
         typer.Option("--prompt-tokens", "-p", metavar="N", help="Random tokens of the prompt."),
     ] = 512
-    decode_tokens: Annotated[
+    warm_tokens: Annotated[
         int,
-        typer.Option("--decode-tokens", "-n", metavar="N", help="Random tokens decoded after it."),
+        typer.Option(
+            "--warm-tokens",
+            metavar="N",
+            help="Random tokens decoded then and not timed, while slots (or page cache) fill.",
+        ),
+    ] = 64
+    tokens: Annotated[
+        int,
+        typer.Option(
+            "--tokens",
+            "--decode-tokens",
+            "-n",
+            metavar="N",
+            help="Random tokens decoded after them, timed.",
+        ),
     ] = 64
     seed: Annotated[int, typer.Option(metavar="N", help="Of the random tokens.")] = 0
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Force the routing recorded in this .npz, token after token, from its start again"
+            " where it ends; nothing is read ahead then.",
+        ),
+    ] = None
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENGINE",
+            help=f"{LLAMA_CPP}: afterwards time it, plain, weights mapped and not repacked, on the"
+            " same tokens and routing in a process of its own. --ram does not limit it: for that"
+            " run the whole command in a control group.",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
-        for flag, value in (("-p", self.prompt_tokens), ("-n", self.decode_tokens)):
-            if value < 1:
-                raise PromptError(f"{flag} is {value}: give 1 or more")
+        least = (
+            ("-p", self.prompt_tokens, 1),
+            ("--warm-tokens", self.warm_tokens, 0),
+            ("-n", self.tokens, 1),
+        )
+        for flag, value, least_value in least:
+            if value < least_value:
+                raise PromptError(f"{flag} is {value}: give {least_value} or more")
+        if self.compare not in (None, LLAMA_CPP):
+            raise PromptError(f"--compare is {self.compare!r}: give {LLAMA_CPP}")
+
+    @property
+    def num_tokens(self) -> int:
+        """All tokens that are computed."""
+        return self.prompt_tokens + self.warm_tokens + self.tokens
 
 
 @dataclass(frozen=True)

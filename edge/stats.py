@@ -11,11 +11,16 @@ class Stats:
     `hits` and `misses` count uses of experts (one for each token and layer in decode, one for
     each batch and layer in prefill), `bytes_read` the experts' bytes read for misses,
     `disk_bytes_s` the rate while at least one read was under way, `wait_s` the time the model
-    waited for reads. `prefetched` counts experts read ahead of their layer's choice,
-    `prefetched_right` those of them that were then chosen; `prefetching` says whether reading
-    ahead is on now: it switches itself off while it does not pay. `ram_peak_bytes` is the most
-    anonymous memory seen, of the whole process. The `ram_` figures and `prefetching` are not
-    differences.
+    waited for reads, `own_s` what our hook in llama.cpp's graph took besides waiting and
+    multiplying. `ram_peak_bytes` is the most anonymous memory seen, of the whole process.
+
+    `prefetched` counts experts read ahead of their layer's choice, `prefetched_right` those of
+    them that were then chosen. `prefetchable` counts what reading ahead could have brought: of
+    the layers whose choice was foreseen, the experts chosen that were neither in memory nor on
+    their way when it was. `prefetching` says whether reading ahead is on now: it switches itself
+    off while it does not pay, and is off while routing is watched or forced.
+
+    The `ram_` figures and `prefetching` are not differences.
     """
 
     prompt_tokens: int
@@ -27,8 +32,10 @@ class Stats:
     bytes_read: int
     read_s: float
     wait_s: float
+    own_s: float
     prefetched: int
     prefetched_right: int
+    prefetchable: int
     prefetching: bool
     ram_budget_bytes: int
     ram_planned_bytes: int
@@ -59,6 +66,13 @@ class Stats:
     def prefetch_precision(self) -> float:
         """The share of experts read ahead that were then chosen; 0 where none was."""
         return self.prefetched_right / self.prefetched if self.prefetched else 0.0
+
+    @property
+    def prefetch_recall(self) -> float:
+        """The share of the `prefetchable` experts that was read ahead, whether it then came in
+        time (a hit) or shortened the wait (a miss); 0 where none was. Layers that nobody foresaw
+        do not count."""
+        return self.prefetched_right / self.prefetchable if self.prefetchable else 0.0
 
     def since(self, earlier: "Stats") -> "Stats":
         """What happened after `earlier`."""

@@ -4,6 +4,7 @@ Axis letters: T tokens, N experts per token, K elements of a row, M rows of a ma
 a row with an expert (T times N).
 """
 
+import time
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -46,6 +47,7 @@ class ExpertExecutor:
     def __init__(self, layers: Sequence[ExpertLayer], batch_tokens: int, threads: int) -> None:
         matrices = [matrix for layer in layers for matrix in layer.matrices]
         self._limit = _rows_of_a_run(batch_tokens)
+        self.product_s = 0.0  # seconds in which rows were multiplied
         self._runner = ProductRunner(threads, self._limit)
         self.token_products = TokenProducts(threads)
         self._rows = np.zeros(self._limit * max(_row_bytes(m) for m in matrices), np.uint8)
@@ -75,7 +77,9 @@ class ExpertExecutor:
                     group.addresses, [place[int(e)] for e in group.experts], strict=True
                 )
             ]
+            began_s = time.perf_counter()
             self.token_products.run(kind, products)
+            self.product_s += time.perf_counter() - began_s
 
     def multiply(
         self,
@@ -156,7 +160,9 @@ class ExpertExecutor:
                 )
             )
             row += count
+        began_s = time.perf_counter()
         self._runner.run(matrix.type_id, (matrix.row_elements, matrix.num_rows), products)
+        self.product_s += time.perf_counter() - began_s
         return out
 
     def close(self) -> None:

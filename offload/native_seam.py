@@ -93,7 +93,9 @@ class NativeSeam(Seam):
         self._store.misses += state.misses
         self._store.guessed += state.guessed
         self._store.guessed_right += state.guessed_right
-        state.num_seen = state.hits = state.misses = state.guessed = state.guessed_right = 0
+        self._store.foreseeable += state.foreseeable
+        state.num_seen = state.hits = state.misses = 0
+        state.guessed = state.guessed_right = state.foreseeable = 0
         if self._error is None and computed:
             self._path.release()
         else:
@@ -125,8 +127,7 @@ class NativeSeam(Seam):
 
     @property
     def own_s(self) -> float:
-        """Seconds of our own steps for single tokens, without waiting and products."""
-        return float(self._path.state.own_s)
+        return self._own_s + float(self._path.state.own_s)
 
     def close(self) -> None:
         self._path.close()

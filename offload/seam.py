@@ -10,6 +10,7 @@ executor, in groups as the experts arrive or in waves.
 import time
 from collections.abc import Callable
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +66,7 @@ class Seam:
         self._products: dict[int, tuple[ExpertLayer, int]] = {}  # by the weight's address
         self._num_seen = 0  # products of the graph that runs
         self._slot_ids: dict[int, SlotIds] = {}  # by the experts a token uses: layers may differ
+        self._own_s = 0.0
         self._began_s = 0.0  # when the first router of the graph that runs had chosen
         self._single = False  # it chose for one token
         self._choice = 0  # address of the latest router's choice
@@ -77,6 +79,11 @@ class Seam:
         layers = [layer.layer for layer in geometry.layers]
         self._later = {layer: layers[i + 1 : i + 1 + _DEPTH] for i, layer in enumerate(layers)}
         self._error: BaseException | None = None
+
+    @property
+    def own_s(self) -> float:
+        """Seconds of our own steps: no read was waited for, and nothing multiplied."""
+        return self._own_s
 
     @property
     def reads_ahead(self) -> bool:
@@ -122,14 +129,26 @@ class Seam:
             if op == OP_MUL_MAT_ID or op == OP_NONE:
                 product = self._products.get(GraphNode(node).source_address(0))
                 if product is not None:
-                    return self._prepare(node, *product) if ask else self._compute(node, *product)
+                    return self._timed(self._prepare if ask else self._compute, node, *product)
             elif memory[node + _MARK_PLACE] == _MARK:
                 if GraphNode(node).name.startswith(_ROUTER_CHOICE):
-                    return ask or self._choose(node)
+                    return ask or self._timed(self._choose, node)
             return False
         except BaseException as error:
             self._error = error
             return ask
+
+    def _timed(self, step: Callable[..., bool], *arguments: Any) -> bool:
+        began_s, elsewhere_s = time.perf_counter(), self._elsewhere_s
+        try:
+            return step(*arguments)
+        finally:
+            elsewhere_s = self._elsewhere_s - elsewhere_s
+            self._own_s += time.perf_counter() - began_s - elsewhere_s
+
+    @property
+    def _elsewhere_s(self) -> float:
+        return self._store.wait_s + self._executor.product_s
 
     def end_graph(self, computed: bool) -> BaseException | None:
         """What stopped the graph, or that not every expert product in it was ours: another would

@@ -73,10 +73,17 @@ class ExpertStore:
         self._layers = {layer.layer: layer for layer in geometry.layers}
         self._reserve = geometry.num_experts_per_tok  # slots that guesses leave to a token
         self._guesses: dict[int, list[Guess]] = {}  # by layer
+        self._absent: dict[int, npt.NDArray[np.bool_]] = {}  # by foreseen layer: had no slot then
         self.hits = 0
         self.misses = 0
         self.guessed = 0  # experts read ahead
         self.guessed_right = 0  # of them, those that their layer then chose
+        self.foreseeable = 0  # chosen by a foreseen layer, without a slot when it was foreseen
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds in which reads were waited for."""
+        return self._streamer.wait_s
 
     @property
     def readers(self) -> Readers:
@@ -130,6 +137,7 @@ class ExpertStore:
         """`layer` may choose `experts` next, the likeliest first: read those that have no slot, as
         far as there are slots that no token needs. Returns how many had none."""
         pool = self._pool_of[layer]
+        self._note_absent(layer)
         found = pool.table.find(layer, experts)
         held = found[found != NOWHERE]
         pool.table.pin(held)  # what is likely must not go for what is less so
@@ -147,10 +155,19 @@ class ExpertStore:
                 guess.reads.append(read)
         return int((found == NOWHERE).sum())
 
+    def _note_absent(self, layer: int) -> None:
+        """`layer` is foreseen now, maybe not for the first time in this pass."""
+        everyone = np.arange(self._layers[layer].num_experts)
+        absent = self._pool_of[layer].table.find(layer, everyone) == NOWHERE
+        earlier = self._absent.get(layer)
+        self._absent[layer] = absent if earlier is None else absent | earlier
+
     def _settle_guesses(self, layer: int, chosen: Experts) -> dict[int, Guess]:
         """`layer` has `chosen`: those read ahead that are still coming are demanded, and given by
         expert; the others are let go."""
         wanted = set(chosen.tolist())
+        if layer in self._absent:
+            self.foreseeable += int(self._absent.pop(layer)[chosen].sum())
         coming: dict[int, Guess] = {}
         left = []
         for guess in self._guesses.pop(layer, ()):
@@ -189,6 +206,7 @@ class ExpertStore:
                 self._streamer.settle(guess.reads)
                 self._let_go(layer, guess)
         self._guesses.clear()
+        self._absent.clear()
 
     # ----------------------------------------------------------------- leases
     def groups(self, lease: Lease, index: int) -> Iterator[Group]:
@@ -273,6 +291,7 @@ class ExpertStore:
         slot counts as filled whose reads did not all come."""
         self._streamer.drain()
         self._guesses.clear()
+        self._absent.clear()
         for pool in self.pools:
             pool.table.recover()
 

@@ -10,7 +10,6 @@ under the same limit.
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from haversack.devices.cgroup import run_limited, why_not
 from haversack.devices.cores import usable_cores
 from haversack.devices.units import format_bytes, parse_bytes
-from haversack.tools.plain import PlainLlama
+from haversack.edge.plain_llama import PlainLlama, drop_pages
 
 SLACK_BYTES = 64 * 1024 * 1024
 PROMPT = " ".join(str(7 * i % 500) for i in range(32))
@@ -43,16 +42,14 @@ def streamed_tok_s(model: Path, ram: str, tokens: int) -> float:
     """Tokens a second of decoding random tokens under the limit."""
     command = [
         *(sys.executable, "-m", "haversack.edge", "bench", str(model), "--ram", ram),
-        *("-p", "32", "-n", str(tokens), "--ctx", "512", "--json"),
+        *("-p", "32", "--warm-tokens", "0", "-n", str(tokens), "--ctx", "512", "--json"),
     ]
     return float(json.loads(_output(command, ram))["decode_tok_s"])
 
 
 def plain_tok_s(model: Path, ram: str, tokens: int) -> float:
-    """The same of plain llama.cpp, which maps the model. Pages of it that are in memory already
-    would be charged to nobody, so they are dropped first."""
-    with model.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    """The same of plain llama.cpp, which maps the model."""
+    drop_pages([model])
     command = [sys.executable, "-m", "haversack.tools.bench_budget", str(model)]
     return float(_output([*command, "--plain-here", str(tokens)], ram).split()[-1])
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from haversack import edge
+from haversack.edge.plain_llama import PlainLlama
 from haversack.edge.planner import Plan, streamed
-from haversack.tools.plain import PlainLlama
 
 BOUNDS = {"hook on, all experts in slots": 0.90, "all in memory, no hook": 0.98}
 

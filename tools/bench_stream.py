@@ -22,9 +22,8 @@ from haversack.cache.policies import ExpectedUse
 from haversack.devices.errors import HaversackError
 from haversack.devices.units import parse_bytes
 from haversack.edge.planner import Plan, streamed
+from haversack.edge.replay import Replay, Trace
 from haversack.offload.pool import spare_slots
-from haversack.tools.replay import Replay, trace_shape
-from haversack.tools.routing import Trace
 from haversack.tools.simulate import hit_rate
 from haversack.tools.steady import SteadyDrive, warm
 from haversack.tools.synth_large import LargeOptions, write_large
@@ -51,8 +50,9 @@ class StreamResult:
 
 def write_model(path: Path, trace: Trace, layers: int) -> None:
     """A large random model that `trace` can be replayed on."""
-    num_experts, per_token = trace_shape(trace)
-    options = LargeOptions(num_experts=num_experts, num_experts_per_tok=per_token)
+    options = LargeOptions(
+        num_experts=trace.num_experts, num_experts_per_tok=trace.num_experts_per_tok
+    )
     write_large(path, layers=layers, options=options)
 
 
@@ -78,7 +78,7 @@ def missed_bytes(planned: Plan, trace: Trace, tokens: int) -> float:
     layers = len(planned.geometry.layers)
     (pool,) = planned.pools
     expert_bytes = planned.geometry.layers[0].expert_bytes
-    lookups: int = layers * trace.layers[0].shape[1]
+    lookups = layers * trace.num_experts_per_tok
 
     def misses(steps: int) -> float:
         cut = Trace(trace.name, trace.num_experts, [c[:steps] for c in trace.layers[:layers]])
@@ -96,8 +96,7 @@ def measure(
     """A result for each (share, bytes a second) of `cells`. Computing alone is timed before and
     after each, because machines change their speed within minutes."""
     planned = edge.plan(model, ram="1TiB", ctx=512)
-    layers = len(planned.geometry.layers)
-    replay = Replay(trace, layers)
+    replay = Replay(trace, planned.geometry)
     results = []
     with edge.load(streamed(planned)) as resident:
         decode_s(resident, replay, tokens)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from haversack import edge
 from haversack.devices.errors import HaversackError
+from haversack.edge.replay import Trace
 from haversack.tools.batches import token_row
 from haversack.tools.corpus import Source, chat_sources, held_out_sources, story_sources
 from haversack.tools.decoder import Decoder, Routing
@@ -25,7 +26,6 @@ from haversack.tools.export import load_gguf
 from haversack.tools.perplexity import CountedPairs, Loss, mean_loss, model_nats, windows_of
 from haversack.tools.routing import (
     CACHE_SHARES,
-    Trace,
     expert_load,
     hit_rates,
     load_entropy,

@@ -7,34 +7,16 @@ experts per token, E experts, C hidden size.
 
 import csv
 from collections import OrderedDict
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-Choice = npt.NDArray[np.int64]
+from haversack.edge.replay import Choice, Trace
 
 TRACES = Path(__file__).parent / "traces"
 CACHE_SHARES = (0.125, 0.25, 0.5)
-
-
-@dataclass(frozen=True)
-class Trace:
-    """The choices of a model's layers, step by step."""
-
-    name: str
-    num_experts: int
-    layers: list[Choice]
-
-    @classmethod
-    def load(cls, path: Path) -> "Trace":
-        """A recorded trace; `tools/traces/README.md` describes the file."""
-        with np.load(path, allow_pickle=False) as data:
-            events, num_experts = data["events"].astype(np.int64), int(data["n_expert"])
-        layers = [events[events[:, 1] == layer, 2:] for layer in range(events[:, 1].max() + 1)]
-        return cls(path.stem, num_experts, layers)
 
 
 def recorded_traces() -> list[Trace]:

@@ -28,7 +28,8 @@ from haversack.cache.policies import (
     Weights,
 )
 from haversack.cache.slots import NOWHERE, SlotTable
-from haversack.tools.routing import CACHE_SHARES, Trace, recorded_traces
+from haversack.edge.replay import Trace
+from haversack.tools.routing import CACHE_SHARES, recorded_traces
 
 DEFAULT = "expected use"
 _STEPS = 5  # of a weight from 0 to 1, when HOBBIT's are fitted

@@ -45,6 +45,7 @@ TokenPath::TokenPath(Ggml ggml, Python python, Readers *readers)
 void TokenPath::add_layer(const Layer &layer) {
     layers_.push_back(layer);
     guesses_.emplace_back();
+    absent_.emplace_back();
     seen_.push_back(false);
 }
 
@@ -211,6 +212,9 @@ int32_t TokenPath::read_ahead(int32_t number, const int32_t *experts, int32_t co
     const Layer &layer = layers_[number];
     Table &table = tables_[layer.table];
     std::vector<int32_t> held, absent;
+    absent_[number].resize(table.num_experts);
+    for (int32_t expert = 0; expert < table.num_experts; expert++)
+        if (table.slot(layer.row, expert) == NOWHERE) absent_[number][expert] = true;
     for (int32_t i = 0; i < count; i++) {
         int32_t slot = table.slot(layer.row, experts[i]);
         if (slot == NOWHERE) absent.push_back(experts[i]);
@@ -248,6 +252,9 @@ int32_t TokenPath::read_ahead(int32_t number, const int32_t *experts, int32_t co
 // others are let go.
 std::list<TokenPath::Guess> TokenPath::settle_guesses(int32_t number) {
     std::list<Guess> coming;
+    if (!absent_[number].empty())
+        for (int32_t expert : experts_) state.foreseeable += absent_[number][expert];
+    absent_[number].clear();
     auto &guesses = guesses_[number];
     for (auto guess = guesses.begin(); guess != guesses.end();) {
         auto here = guess++;
@@ -287,11 +294,13 @@ void TokenPath::withdraw() {
             let_go(tables_[layers_[number].table], guess);
         }
         guesses_[number].clear();
+        absent_[number].clear();
     }
 }
 
 void TokenPath::forget() {
     for (auto &guesses : guesses_) guesses.clear();
+    for (auto &absent : absent_) absent.clear();
     late_.clear();
     coming_.clear();
     leased_ = -1;

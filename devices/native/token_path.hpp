@@ -85,7 +85,7 @@ struct TokenState {
     Read *failed_read;  // gone by now: a name. The next fields were its own
     int64_t failed_offset, failed_need, failed_got;
     int32_t failed_file, failed_error;
-    int64_t hits, misses, guessed, guessed_right;
+    int64_t hits, misses, guessed, guessed_right, foreseeable;
     double own_s;      // our own steps, without waiting and without products
     double product_s;  // late experts' products
 };
@@ -153,6 +153,7 @@ class TokenPath {
     std::vector<Layer> layers_;
     std::vector<bool> seen_;  // whether `foresee` was asked of a layer
     std::vector<std::list<Guess>> guesses_;
+    std::vector<std::vector<bool>> absent_;  // by foreseen layer: experts without a slot then
     std::unordered_map<Tensor *, std::pair<int32_t, int32_t>> products_;
     std::unordered_map<int64_t, Graph> graphs_;
 

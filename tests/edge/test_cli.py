@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from haversack import edge
 from haversack.devices.authoring import random_model
 from haversack.tools.architectures import TinyShape, tiny_metadata
+from haversack.tools.trace import main as record_trace
 
 PROGRAM = [sys.executable, "-m", "haversack.edge"]
 EXPECTED = Path(__file__).parents[2] / "tools" / "stories260k" / "expected_greedy.txt"
@@ -168,14 +170,33 @@ def test_a_plan_adds_up_to_the_byte(model: Path, tight: str) -> None:
 
 
 def test_bench_prints_one_object(model: Path, tight: str, trunk_dir: Path) -> None:
-    work = ("-p", 40, "-n", 8, "--ctx", 512, "--ram", tight, "--cache-dir", trunk_dir)
-    found = printed_object(haversack("bench", model, *work, "--json"))
+    work = ("-p", 40, "--warm-tokens", 5, "--ctx", 512, "--ram", tight, "--cache-dir", trunk_dir)
+    compared = ("--tokens", 8, "--compare", "llama.cpp", "--json")
+    found = printed_object(haversack("bench", model, *work, *compared))
     assert (found["prompt_tokens"], found["decode_tokens"], found["mode"]) == (40, 8, "streamed")
+    assert (found["warm_tokens"], found["compare"], found["same_logits"]) == (5, "llama.cpp", True)
+    assert found["compare_decode_s_per_token"] > 0 and found["compare_prefill_s"] > 0
+    assert found["device_bytes_s"] > 0 and found["ratio_to_bound"] > 0
     assert found["decode_tok_s"] * found["decode_s_per_token"] == pytest.approx(1)
     assert found["hit_rate"] == found["hits"] / (found["hits"] + found["misses"])
     assert found["prefill_tok_s"] > 0 and found["bytes_read_per_token"] > 0
     assert found["ram_peak_bytes"] <= found["ram_budget_bytes"]
-    assert "decode_tok_s" in haversack("bench", model, *work).stdout
+    table = haversack("bench", model, *work, "-n", 8).stdout
+    assert "decode_tok_s" in table and "compare" not in table
+
+
+@pytest.mark.slow
+def test_bench_forces_a_recorded_routing_that_fits(
+    model: Path, tight: str, trunk_dir: Path, tmp_path: Path
+) -> None:
+    options = ("-p", 8, "--warm-tokens", 4, "-n", 6, "--cache-dir", trunk_dir)
+    assert record_trace([str(edge.builtin_model()), str(tmp_path / "own.npz"), "-n", "9"]) == 0
+    forced = (*options, "--trace", tmp_path / "own.npz", "--ram")
+    found = printed_object(haversack("bench", *forced, "96MiB", "--compare", "llama.cpp", "--json"))
+    assert found["trace_steps"] == 8 and found["same_logits"]
+    refused = haversack("bench", model, *forced, tight)
+    of_both = ["8 layers of 32 experts, 4 per token", "3 layers of 8 experts, 2 per token"]
+    assert_refused(refused, 2, "the trace own", *of_both)
 
 
 def test_doctor_names_the_source_of_each_value(model: Path, tmp_path: Path) -> None:
@@ -241,6 +262,9 @@ def assert_refused(result: Result, exit_code: int, *words: str) -> None:
         (["run", "one.gguf", "two.gguf"], ["two.gguf", "--help"]),
         (["fly"], ["fly", "--help"]),
         (["bench", "-n", "0"], ["-n is 0"]),
+        (["bench", "--warm-tokens", "-1"], ["--warm-tokens is -1", "0 or more"]),
+        (["bench", "--compare", "vllm"], ["--compare is 'vllm'", "give llama.cpp"]),
+        (["bench", "--trace", "no/such.npz"], ["cannot read the trace no/such.npz"]),
     ],
     ids=" ".join,
 )

@@ -8,9 +8,9 @@ import numpy.typing as npt
 import pytest
 
 from haversack import edge
+from haversack.edge.plain_llama import PlainLlama
 from haversack.edge.planner import streamed
 from haversack.tools.architectures import ARCHITECTURES, TinyShape
-from haversack.tools.plain import PlainLlama
 from haversack.tools.synth import TinyLayout
 
 PREFILL, DECODED, CTX, THREADS = 100, 64, 256, 2

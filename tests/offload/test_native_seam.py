@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from haversack import edge
-from haversack.devices.storage import DirectFile
+from haversack.devices.storage import Buffer, DirectFile
 from haversack.edge.planner import streamed
 from haversack.offload.native_seam import NativeSeam
 from haversack.offload.seam import Seam
@@ -91,11 +91,11 @@ def test_a_read_that_fails_fails_the_call_and_no_more(
     class Failing(DirectFile):
         countdown = 200
 
-        def read_into(self, *arguments: Any) -> None:
+        def read_into(self, buffer: Buffer, offset: int, need_bytes: int) -> None:
             Failing.countdown -= 1
             if Failing.countdown == 0:
                 raise edge.StorageError(5, "input/output error")
-            super().read_into(*arguments)
+            super().read_into(buffer, offset, need_bytes)
 
     options = edge.LoadOptions(cache_dir=trunk_dir, open_file=Failing)
     with edge.load(planned, options=options) as failing:
@@ -116,10 +116,10 @@ def test_ten_thousand_layers_with_guesses_and_failures(
     rng = random.Random(0)
 
     class Unreliable(DirectFile):
-        def read_into(self, *arguments: Any) -> None:
+        def read_into(self, buffer: Buffer, offset: int, need_bytes: int) -> None:
             if rng.random() < 0.001:
                 raise edge.StorageError(5, "input/output error")
-            super().read_into(*arguments)
+            super().read_into(buffer, offset, need_bytes)
 
     options = edge.LoadOptions(cache_dir=trunk_dir, open_file=Unreliable)
     num_layers, num_failed = 0, 0
@@ -162,9 +162,9 @@ def test_a_wait_can_be_stopped(planned: edge.Plan, trunk_dir: Path) -> None:
     go_on = threading.Event()
 
     class Stuck(DirectFile):
-        def read_into(self, *arguments: Any) -> None:
+        def read_into(self, buffer: Buffer, offset: int, need_bytes: int) -> None:
             go_on.wait(20)
-            super().read_into(*arguments)
+            super().read_into(buffer, offset, need_bytes)
 
     options = edge.LoadOptions(cache_dir=trunk_dir, open_file=Stuck)
     with edge.load(planned, options=options) as model:

@@ -190,6 +190,27 @@ def test_a_wrong_guess_is_let_go_and_gives_its_slot_back(bench: Bench) -> None:
     assert bench.store.guessed_right == 0
 
 
+def test_what_could_have_been_foreseen_is_counted_where_somebody_foresaw(bench: Bench) -> None:
+    def choose(*experts: int) -> None:
+        lease = bench.store.lease(1, np.array(experts))
+        bench.assert_lease_true(lease)
+        bench.store.release(lease)
+
+    choose(1, 2)  # nobody foresaw anything
+    assert bench.store.foreseeable == 0
+    bench.store.read_ahead(1, np.array([1, 3]))
+    bench.store.read_ahead(1, np.array([4]))  # by another layer, for the same choice
+    choose(1, 3, 4, 5)  # 1 was in memory, 5 nobody foresaw
+    assert (bench.store.guessed_right, bench.store.foreseeable) == (2, 3)
+    bench.store.read_ahead(1, np.array([3]))  # nothing to read, and yet foreseen
+    choose(3, 6)
+    assert (bench.store.guessed_right, bench.store.foreseeable) == (2, 4)
+    bench.store.read_ahead(1, np.array([7]))
+    bench.store.withdraw()
+    choose(8)
+    assert bench.store.foreseeable == 4
+
+
 def test_a_guess_let_go_and_then_wanted_is_read_whole(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +297,7 @@ def test_ten_thousand_random_steps_keep_the_books(
         bench.store.check_integrity()
     assert bench.store.hits > 0 and bench.store.misses > 0
     assert 0 < bench.store.guessed_right < bench.store.guessed
+    assert bench.store.guessed_right < bench.store.foreseeable
     bench.store.withdraw()
     assert all(pool.table.num_unpinned == pool.plan.num_slots for pool in bench.store.pools)
     bench.close()

@@ -10,10 +10,10 @@ import pytest
 
 from haversack import edge
 from haversack.devices.cgroup import why_not
+from haversack.edge.plain_llama import PlainLlama
 from haversack.edge.planner import streamed
 from haversack.tools import bench_budget, bench_overhead, bench_start
 from haversack.tools.architectures import TinyShape
-from haversack.tools.plain import PlainLlama
 from haversack.tools.synth import write_large
 
 MIB = 1024 * 1024

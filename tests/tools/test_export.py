@@ -11,10 +11,10 @@ import torch
 
 from haversack.devices.errors import ModelFileError
 from haversack.devices.ggml import GgufHeader
+from haversack.edge.plain_llama import PlainLlama
 from haversack.tools import export
 from haversack.tools.decoder import Decoder, DecoderShape
 from haversack.tools.export import FORMATS, block_type, export_gguf, load_gguf
-from haversack.tools.plain import PlainLlama
 from haversack.tools.vocabulary import Vocabulary
 
 SHAPES = {

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from haversack.edge.replay import Trace
 from haversack.tools.routing import (
-    Trace,
     belady_hits,
     expert_load,
     hit_rates,

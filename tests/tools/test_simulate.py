@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from haversack.cache.policies import ExpectedUse, Lru, Multidimensional, Weights
+from haversack.edge.replay import Trace
 from haversack.offload.pool import spare_slots
-from haversack.tools.routing import CACHE_SHARES, TRACES, Trace, recorded_traces
+from haversack.tools.routing import CACHE_SHARES, TRACES, recorded_traces
 from haversack.tools.simulate import DEFAULT, fitted_weights, hit_rate, main, rates
 
 

@@ -8,8 +8,7 @@ import pytest
 
 from haversack import edge
 from haversack.edge.planner import streamed
-from haversack.tools.replay import Replay
-from haversack.tools.routing import Trace
+from haversack.edge.replay import Replay, Trace
 from haversack.tools.trace import Recorder, main, record
 
 
@@ -29,7 +28,7 @@ def test_a_trace_is_written_read_and_replayed(
         recorded = record(model, "The fox", 12)
         chosen = np.concatenate([rows for rows in recorded.decode if rows[0, 1] == 3])[:, 2:]
         np.testing.assert_array_equal(chosen, trace.layers[3])
-        replay = Replay(trace, 8)
+        replay = Replay(trace, model.plan.geometry)
         ids = np.zeros((steps, 4), np.int32)
         replay(3, ids)
         np.testing.assert_array_equal(ids, chosen)

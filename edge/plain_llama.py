@@ -4,20 +4,41 @@ Nothing of haversack's engine is used here. Weights are mapped, as llama.cpp doe
 not repacked: repacked kernels round differently, so they are no reference for exactness.
 """
 
+import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import llama_cpp.llama_cpp as llama
 import numpy as np
 import numpy.typing as npt
 
+from haversack.devices._native import llama
+from haversack.edge.replay import Replay
+
+
+def drop_pages(paths: Sequence[Path]) -> None:
+    """Have the system forget what it holds of these files in memory, where it can (Linux). Mapped
+    pages that were there before are charged to nobody's control group, and load in no time."""
+    if sys.platform == "linux":
+        for path in paths:
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
 
 class PlainLlama:
-    """A model and a context of plain llama.cpp; a context manager."""
+    """A model and a context of plain llama.cpp; a context manager. With `replay`, its routing is
+    forced upon the model."""
 
-    def __init__(self, path: Path, ctx_tokens: int, threads: int, batch_tokens: int = 512) -> None:
+    def __init__(
+        self,
+        path: Path,
+        ctx_tokens: int,
+        threads: int,
+        batch_tokens: int = 512,
+        replay: Replay | None = None,
+    ) -> None:
         llama.llama_backend_init()
         params = llama.llama_model_default_params()
         params.use_extra_bufts, params.n_gpu_layers = False, 0
@@ -27,6 +48,9 @@ class PlainLlama:
         shape = llama.llama_context_default_params()
         shape.n_ctx, shape.n_batch, shape.n_ubatch = ctx_tokens, batch_tokens, batch_tokens
         shape.n_threads = shape.n_threads_batch = threads
+        if replay is not None:
+            self._on_node = llama.ggml_backend_sched_eval_callback(replay.on_node)
+            shape.cb_eval = self._on_node
         self._context: Any = llama.llama_init_from_model(self._model, shape)
         vocabulary = llama.llama_model_get_vocab(self._model)
         self._num_tokens = int(llama.llama_vocab_n_tokens(vocabulary))

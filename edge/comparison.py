@@ -1,0 +1,116 @@
+"""Plain llama.cpp at the same work as a benchmark's, in a process of its own: neither its memory
+nor its page cache is ours. `python -m haversack.edge.comparison` is that process."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from haversack.devices.errors import HaversackError
+from haversack.edge.bench import BenchResult, Work, logits_sha256
+from haversack.edge.plain_llama import PlainLlama, drop_pages
+from haversack.edge.planner import Plan
+from haversack.edge.replay import Replay, Trace
+from haversack.quant.gguf import read_geometry
+
+LLAMA_CPP = "llama.cpp"
+
+
+@dataclass(frozen=True)
+class PlainResult:
+    """What the work took plain llama.cpp. `forcing_s_per_token` is what forcing a routing took,
+    a call of Python for every node of its graph; the other seconds are without it."""
+
+    prefill_s: float
+    decode_s_per_token: float
+    forcing_s_per_token: float
+    logits_sha256: str
+
+    def beside(self, ours: BenchResult) -> dict[str, Any]:
+        """Its figures for a table of ours, and how many times faster we are. `same_logits` says
+        that both engines' last logits have the same bits."""
+        return {
+            "compare": LLAMA_CPP,
+            "compare_prefill_s": self.prefill_s,
+            "compare_prefill_tok_s": ours.prompt_tokens / self.prefill_s,
+            "compare_decode_s_per_token": self.decode_s_per_token,
+            "compare_decode_tok_s": 1 / self.decode_s_per_token,
+            "compare_forcing_s_per_token": self.forcing_s_per_token,
+            "prefill_times_faster": self.prefill_s / ours.prefill_s,
+            "decode_times_faster": self.decode_s_per_token / ours.decode_s_per_token,
+            "same_logits": self.logits_sha256 == ours.logits_sha256,
+        }
+
+
+def measure_plain(planned: Plan, work: Work) -> PlainResult:
+    """Have plain llama.cpp do `work` with the plan's threads and batches, its weights mapped.
+
+    No page of the model is in memory when it begins. It takes what memory it gets: only a control
+    group that this process is in as well limits it. Raises HaversackError if it fails.
+    """
+    drop_pages(planned.geometry.paths)
+    shape = planned.shape
+    job = {
+        **asdict(work),
+        "trace": None if work.trace is None else str(work.trace),
+        "model": str(planned.path),
+        "context": [shape.ctx_tokens, shape.threads, shape.batch_tokens],
+    }
+    command = [sys.executable, "-m", "haversack.edge.comparison"]
+    done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True)
+    if done.returncode != 0:
+        raise HaversackError(
+            f"plain llama.cpp ended with exit code {done.returncode} ({_reason(done)}):"
+            " give it more memory, or leave --compare out"
+        )
+    return PlainResult(**json.loads(done.stdout))
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    """Its last words, which mean nothing where the system has killed it."""
+    if done.returncode < 0:
+        return f"killed by signal {-done.returncode}"
+    return (done.stderr.splitlines() or ["it gave no reason"])[-1]
+
+
+def _do(job: Mapping[str, Any]) -> PlainResult:
+    tokens, prompt, warm = job["tokens"], job["prompt_tokens"], job["warm_tokens"]
+    path, (ctx_tokens, threads, batch_tokens) = Path(job["model"]), job["context"]
+    replay = None
+    if job["trace"] is not None:
+        replay = Replay(Trace.load(Path(job["trace"])), read_geometry(path))
+    batches = [tokens[i : min(i + batch_tokens, prompt)] for i in range(0, prompt, batch_tokens)]
+    singles = [[token] for token in tokens[prompt:]]
+    with PlainLlama(path, ctx_tokens, threads, batch_tokens, replay) as plain:
+        prefill_s, _ = _timed(plain, batches, replay)
+        _timed(plain, singles[:warm], replay)
+        decode_s, forcing_s = _timed(plain, singles[warm:], replay)
+        digest = logits_sha256(plain.last_logits())
+    num_timed = len(singles) - warm
+    return PlainResult(prefill_s, decode_s / num_timed, forcing_s / num_timed, digest)
+
+
+def _timed(
+    plain: PlainLlama, batches: Sequence[Sequence[int]], replay: Replay | None
+) -> tuple[float, float]:
+    """Seconds for decoding `batches`, and for forcing their routing."""
+    forced_s, began_s = 0.0 if replay is None else replay.callback_s, time.perf_counter()
+    for batch in batches:
+        plain.decode(batch)
+    spent_s = time.perf_counter() - began_s
+    forcing_s = 0.0 if replay is None else replay.callback_s - forced_s
+    return spent_s - forcing_s, forcing_s
+
+
+def main() -> int:
+    """Do the work described on stdin; the exit status."""
+    print(json.dumps(asdict(_do(json.load(sys.stdin)))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Recorded routing, forced upon a model that runs: every engine then does the same work."""
+
+import time
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.devices.errors import PromptError
+from haversack.devices.ggml import NODE_NAME, GraphNode, memory
+from haversack.quant.gguf import ModelGeometry
+
+Choice = npt.NDArray[np.int64]  # (steps, experts per token) ids, of one layer
+
+_ROUTER_CHOICE = "ffn_moe_topk-"
+# Looked at in every node, because reading a whole name takes ten times as long.
+_MARK, _MARK_PLACE = ord("t"), NODE_NAME + _ROUTER_CHOICE.index("t")
+_UNREADABLE = (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The choices of a model's layers, step by step; none of a layer without experts."""
+
+    name: str
+    num_experts: int
+    layers: list[Choice]
+
+    @classmethod
+    def load(cls, path: Path) -> "Trace":
+        """A recorded trace; `tools/traces/README.md` describes the file. Raises PromptError."""
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+                events, num_experts = data["events"].astype(np.int64), int(data["n_expert"])
+            _check(events, num_experts)
+        except OSError as error:
+            raise PromptError(f"cannot read the trace {path}: {error.strerror or error}") from error
+        except _UNREADABLE as error:
+            raise PromptError(
+                f"{path} is no recorded routing ({error}): record some with"
+                " python -m haversack.tools.trace"
+            ) from error
+        layers = [events[events[:, 1] == layer, 2:] for layer in range(events[:, 1].max() + 1)]
+        return cls(path.stem, num_experts, layers)
+
+    @property
+    def num_experts_per_tok(self) -> int:
+        """How many experts a token uses in a layer."""
+        return int(self.layers[0].shape[1])
+
+    @property
+    def num_steps(self) -> int:
+        """The tokens that were recorded."""
+        return max(map(len, self.layers))
+
+
+def _check(events: Choice, num_experts: int) -> None:
+    """Raise ValueError for choices that no router can have made: engines trust them."""
+    if events.ndim != 2 or events.shape[1] < 3 or not len(events):
+        raise ValueError(f"its events are an array of {events.shape}")
+    ids = np.sort(events[:, 2:], axis=1)
+    if events[:, 1].min() < 0 or ids.min() < 0 or ids.max() >= num_experts:
+        raise ValueError(f"it names experts besides 0 to {num_experts - 1}, or a layer below 0")
+    if (ids[:, 1:] == ids[:, :-1]).any():
+        raise ValueError("it chooses an expert twice for one token")
+
+
+class Replay:
+    """Writes a trace's choices over those of the routers, token after token, from its start again
+    when it ends."""
+
+    def __init__(self, trace: Trace, geometry: ModelGeometry) -> None:
+        """`geometry` is the model's, which may have fewer layers than the trace.
+
+        Raises PromptError unless the trace has all of its layers, as many experts, and as many of
+        them per token.
+        """
+        _refuse_misfit(trace, geometry)
+        self._layers, self.num_steps = trace.layers, trace.num_steps
+        self.callback_s = 0.0  # seconds spent in `on_node`
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Start again with the first step."""
+        self._first = self._num_tokens = 0  # of the pass under way
+        self._layer = len(self._layers)  # that chose last
+
+    def __call__(self, layer: int, ids: npt.NDArray[np.int32]) -> None:
+        """Set `ids` (T, N) of `layer` to the next T recorded choices."""
+        if layer <= self._layer:
+            self._first += self._num_tokens
+            self._num_tokens = len(ids)
+        self._layer = layer
+        recorded = self._layers[layer]
+        behind = self._first + self._num_tokens  # a last layer may see the last tokens alone
+        ids[:] = recorded[np.arange(behind - len(ids), behind) % len(recorded)]
+
+    def on_node(self, address: int, ask: bool, _: object) -> bool:
+        """The same as llama.cpp's evaluation callback, for an engine without a seam."""
+        began_s = time.perf_counter()
+        wanted = self._is_choice(address)
+        if wanted and not ask:
+            node = GraphNode(address)
+            self(int(node.name.rpartition("-")[2]), node.array(np.int32)[0])
+        self.callback_s += time.perf_counter() - began_s
+        return wanted
+
+    @staticmethod
+    def _is_choice(address: int) -> bool:
+        if memory[address + _MARK_PLACE] != _MARK:
+            return False
+        return GraphNode(address).name.startswith(_ROUTER_CHOICE)
+
+
+def _refuse_misfit(trace: Trace, geometry: ModelGeometry) -> None:
+    recorded = {layer for layer, choice in enumerate(trace.layers) if len(choice)}
+    routed = {layer.layer for layer in geometry.layers}
+    found = (trace.num_experts, trace.num_experts_per_tok)
+    num_experts = max((layer.num_experts for layer in geometry.layers), default=0)
+    needed = (num_experts, geometry.num_experts_per_tok)
+    if found != needed or not routed <= recorded:
+        raise PromptError(
+            f"the trace {trace.name} has {_described(len(recorded), found)}, the model"
+            f" {_described(len(routed), needed)}: give a trace of this model"
+        )
+
+
+def _described(num_layers: int, experts: tuple[int, int]) -> str:
+    return f"{num_layers} layers of {experts[0]} experts, {experts[1]} per token"
