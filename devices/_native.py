@@ -35,11 +35,9 @@ __all__ = ["llama"]  # the low-level binding of libllama, passed on to devices/l
 
 # ------------------------------------------------------------------ libraries
 def _library(stem: str, version: str = "") -> c.CDLL:
-    """The shared library `stem` from the folder llama-cpp-python installed it to.
-
-    A library lies there under several names, which are copies of one file. It must be the name
-    under which libllama has loaded it: another copy would be a library of its own, which the log
-    callback, for one, does not reach.
+    """The shared library `stem` from the folder llama-cpp-python installed it to, by the name under
+    which libllama has loaded it: there are copies, and another one would be a library of its own,
+    which the log callback, for one, does not reach.
     """
     folder = Path(llama_cpp.__file__).parent / "lib"
     names = {"darwin": f"lib{stem}{version}.dylib", "win32": f"{stem}.dll"}
@@ -384,7 +382,7 @@ class ProductTensors(c.Structure):
     _fields_ = tuple((name, Address) for name in ("weight", "row", "out"))
 
 
-# Of an integer, a false one, null or a negative one is an exception, which Python keeps.
+# False, null and a negative number stand for an exception, which Python keeps.
 ReadInto = CFunction(c.c_int32, c.POINTER(Read))
 ShouldStop = CFunction(c.c_bool)
 OnNode = CFunction(c.c_bool, Address, c.c_bool)

@@ -2,6 +2,8 @@
 
 Real drives swing by a factor of four within minutes; this one is a yardstick. First come, first
 served, and no credit for idle time. Bytes come from the page cache, which must hold the file.
+Copying them costs 0.26 to 0.33 CPU-seconds a GB, waiting included, and as much (0.25 to 0.31) out
+of a mapping of the file: it is memory that is slow. A real drive read directly costs 0.13 to 0.19.
 """
 
 import threading

@@ -85,23 +85,23 @@ def test_guesses_change_no_bit(planned: edge.Plan, trunk_dir: Path) -> None:
 def test_a_read_that_fails_fails_the_call_and_no_more(
     planned: edge.Plan, trunk_dir: Path, model: edge.Model
 ) -> None:
-    """Through a file of ours, and through the system's own calls on one cut short."""
     expected = model.logits(TOKENS, prefill=1)
 
     class Failing(DirectFile):
-        countdown = 200
+        broken = False
 
         def read_into(self, buffer: Buffer, offset: int, need_bytes: int) -> None:
-            Failing.countdown -= 1
-            if Failing.countdown == 0:
+            if Failing.broken:
                 raise edge.StorageError(5, "input/output error")
             super().read_into(buffer, offset, need_bytes)
 
     options = edge.LoadOptions(cache_dir=trunk_dir, open_file=Failing)
     with edge.load(planned, options=options) as failing:
+        failing.logits(TOKENS, prefill=1)
+        Failing.broken = True
         with pytest.raises(edge.StorageError, match="input/output error"):
-            for _ in range(20):
-                failing.logits(TOKENS, prefill=1)
+            failing.logits(TOKENS, prefill=1)
+        Failing.broken = False
         failing.check_integrity()
         assert (failing.logits(TOKENS, prefill=1) == expected).all()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from haversack.devices.errors import ClosedError, StorageError
 from haversack.tools.steady import SteadyDrive, warm
 
 NUM_BYTES = 1 << 20
@@ -43,3 +44,14 @@ def test_readers_share_the_rate_and_idle_time_earns_nothing(path: Path) -> None:
         for thread in threads:
             thread.join()
         assert time.perf_counter() - start_s >= 4 * NUM_BYTES / 50e6
+
+
+def test_it_ends_and_closes_as_files_do(path: Path) -> None:
+    buffer = np.zeros(8192, np.uint8)
+    with SteadyDrive(bytes_s=1e9).open(path) as file:
+        file.read_into(buffer, NUM_BYTES - 4096, 4096)
+        assert buffer[:4096].tobytes() == path.read_bytes()[-4096:]
+        with pytest.raises(StorageError, match="the file ends there"):
+            file.read_into(buffer, NUM_BYTES - 4096, 4097)
+    with pytest.raises(ClosedError):
+        file.read_into(buffer, 0, 1)

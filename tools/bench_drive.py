@@ -1,0 +1,166 @@
+"""How much of a real drive does decoding get, and what does it cost? A model with its own routing.
+
+    python -m haversack.tools.bench_drive MODEL [--share 0.25] [--tokens 64]
+    sudo python -m haversack.tools.bench_drive MODEL --limit   # beside llama.cpp in the same memory
+
+Bounds: while reads are out, at least 0.85 of what the drive gives when measured just before and
+after (the mean); at most 0.2 CPU-seconds for each GB read, beyond those of the same tokens with
+all experts in slots (before and after, the mean); at most 50 minor page faults a token, once warm.
+With --limit, in a memory control group of what the share needs and 64 MiB, plain llama.cpp, which
+maps the model, takes at least 20 times as long a token. Memory for the model and the share is
+needed. Not for Windows.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from haversack import edge
+from haversack.devices.cgroup import why_not
+from haversack.devices.errors import HaversackError
+from haversack.devices.storage import measure_disk
+from haversack.edge.planner import Plan, streamed
+from haversack.tools.bench_budget import plain_tok_s, streamed_tok_s
+
+if sys.platform != "win32":
+    import resource
+
+LEAST_DRIVE_SHARE, MOST_CPU_S_PER_GB, MOST_FAULTS, LEAST_SPEEDUP = 0.85, 0.2, 50.0, 20.0
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What some tokens took: the engine's counts, and the process's."""
+
+    stats: edge.Stats
+    cpu_s: float
+    minor_faults: int
+
+
+@dataclass(frozen=True)
+class DriveResult:
+    """Tokens streamed from the drive: what it could give and gave, and what that cost."""
+
+    drive_bytes_s: float
+    reached_bytes_s: float
+    cpu_s_per_gb: float
+    minor_faults_per_token: float
+    s_per_token: float
+
+
+def decode(model: edge.Model, tokens: int) -> Decoded:
+    """What `tokens` tokens took, the same ones at each call, after one that is not counted."""
+    rows = model.iter_logits([7 * i % 500 for i in range(1 + tokens)], 1)
+    next(rows)
+    stats, cpu_s, faults = model.stats(), time.process_time(), _minor_faults()
+    for _ in rows:
+        pass
+    spent_s, spent_faults = time.process_time() - cpu_s, _minor_faults() - faults
+    return Decoded(model.stats().since(stats), spent_s, spent_faults)
+
+
+def _minor_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def drive_bytes_s(path: Path) -> float:
+    """What the drive under `path` gives now. Raises StorageError."""
+    with tempfile.TemporaryDirectory() as folder:
+        return measure_disk(path, cache_dir=Path(folder), refresh=True).bytes_s
+
+
+def measure(planned: Plan, share: float, tokens: int) -> DriveResult:
+    """Decode with `share` of the experts in slots beside all of them. Raises HaversackError, also
+    where the share leaves nothing to read."""
+    with edge.load(streamed(planned)) as resident, edge.load(streamed(planned, share)) as cramped:
+        for model in (resident, cramped):
+            decode(model, tokens)  # slots fill, and their memory is touched
+        before = decode(resident, tokens)
+        drive_before_bytes_s = drive_bytes_s(planned.path)
+        spent = decode(cramped, tokens)
+        drive_after_bytes_s = drive_bytes_s(planned.path)
+        after = decode(resident, tokens)
+    if not spent.stats.bytes_read:
+        raise HaversackError(f"{share:g} of the experts holds all that are used: lower --share")
+    compute_cpu_s = (before.cpu_s + after.cpu_s) / 2
+    return DriveResult(
+        drive_bytes_s=(drive_before_bytes_s + drive_after_bytes_s) / 2,
+        reached_bytes_s=spent.stats.disk_bytes_s,
+        cpu_s_per_gb=(spent.cpu_s - compute_cpu_s) / (spent.stats.bytes_read / 1e9),
+        minor_faults_per_token=spent.minor_faults / tokens,
+        s_per_token=spent.stats.decode_s / tokens,
+    )
+
+
+def report(result: DriveResult) -> bool:
+    reached, drive = result.reached_bytes_s, result.drive_bytes_s
+    return all(
+        [
+            _verdict(
+                f"{reached / 1e9:.2f} of {drive / 1e9:.2f} GB/s while reads were out:"
+                f" {reached / drive:.2f} >= {LEAST_DRIVE_SHARE}",
+                reached / drive >= LEAST_DRIVE_SHARE,
+            ),
+            _verdict(
+                f"CPU-seconds a GB read, beyond computing:"
+                f" {result.cpu_s_per_gb:.2f} <= {MOST_CPU_S_PER_GB}",
+                result.cpu_s_per_gb <= MOST_CPU_S_PER_GB,
+            ),
+            _verdict(
+                f"minor page faults a token: {result.minor_faults_per_token:.0f} <= {MOST_FAULTS:g}"
+                f" ({1e3 * result.s_per_token:.0f} ms a token)",
+                result.minor_faults_per_token <= MOST_FAULTS,
+            ),
+        ]
+    )
+
+
+def _report_limited(path: Path, budget_bytes: int, tokens: int, plain_tokens: int) -> bool:
+    ram = f"{budget_bytes}B"
+    ours, plain = streamed_tok_s(path, ram, tokens), plain_tok_s(path, ram, plain_tokens)
+    return _verdict(
+        f"in {budget_bytes / 1e9:.2f} GB {1e3 / ours:.0f} ms a token, plain llama.cpp"
+        f" {1e3 / plain:.0f}: {ours / plain:.1f} >= {LEAST_SPEEDUP:g} times",
+        ours / plain >= LEAST_SPEEDUP,
+    )
+
+
+def _verdict(text: str, holds: bool) -> bool:
+    print(f"{text}: {'holds' if holds else 'FAILS'}", flush=True)
+    return holds
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 0 if every bound holds."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--share", type=float, default=0.25, help="of the expert bytes")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--limit", action="store_true", help="time plain llama.cpp, too")
+    parser.add_argument("--plain-tokens", type=int, default=8, help="with --limit")
+    given = parser.parse_args(arguments)
+    if given.limit and why_not():
+        print(why_not(), file=sys.stderr)
+        return 2
+    try:
+        planned = edge.plan(given.model, ram="1TiB", ctx=512)
+        # planned before anything is loaded, as a process does that only streams
+        budget_bytes = streamed(planned, given.share).planned_bytes
+        held = [report(measure(planned, given.share, given.tokens))]
+        if given.limit:
+            tokens = given.tokens, given.plain_tokens
+            held.append(_report_limited(given.model, budget_bytes, *tokens))
+    except (HaversackError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0 if all(held) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
