@@ -8,7 +8,7 @@ executor, in groups as the experts arrive or in waves.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -31,7 +31,7 @@ from haversack.offload.executor import ExpertExecutor
 from haversack.offload.payoff import Payoff
 from haversack.offload.pool import resting_place
 from haversack.offload.predictor import Predictor
-from haversack.offload.store import Experts, ExpertStore, Lease
+from haversack.offload.store import Experts, ExpertStore, Group, Lease, Visit
 from haversack.quant.gguf import ExpertLayer, ModelGeometry
 
 Watcher = Callable[[int, npt.NDArray[np.int32]], None]
@@ -73,6 +73,7 @@ class Seam:
         self._ids: npt.NDArray[np.int32] = np.zeros((0, 0), np.int32)  # (T, N) of that choice
         self._experts: Experts = np.zeros(0, np.int32)  # the distinct ones
         self._lease: Lease | None = None
+        self._visit: Visit | None = None
         self.watcher: Watcher | None = None
         self.forecast: Forecast | None = None
         self._predictor, self._payoff = Predictor(), Payoff()
@@ -160,7 +161,7 @@ class Seam:
             if self._single and self._foreseeable:
                 self._payoff.note_pass(time.perf_counter() - self._began_s)
         else:
-            self._lease = None
+            self._lease = self._visit = None
             self._store.recover()
         if error is None and computed and num_seen != len(self._products):
             error = BindingError(
@@ -200,7 +201,7 @@ class Seam:
         if self._store.fits(layer, len(self._experts)):
             self._lease = self._store.lease(layer, self._experts)
         else:
-            self._store.count_uses(layer, self._experts)
+            self._visit = self._store.visit(layer, self._experts)
 
     def _foresee(self, layer: int, choice: GraphNode, late: bool) -> None:
         """While this layer's experts load: have the next layer's likeliest read ahead, or where all
@@ -260,22 +261,26 @@ class Seam:
     def _compute(self, address: int, layer: ExpertLayer, index: int) -> bool:
         """A product was skipped: do it here, with the experts that are there, then with those that
         come."""
-        lease = self._lease
-        groups = (
-            self._store.waves(layer.layer, self._experts, index)
-            if lease is None
-            else self._store.groups(lease, index)
-        )
+        groups = self._groups(index)
         single = len(self._ids) == 1
         multiply = self._executor.multiply_token if single else self._executor.multiply
         with closing(groups):  # type: ignore[type-var]
             multiply(GraphNode(address), self._ids, layer.matrices[index], groups)
         return True
 
+    def _groups(self, index: int) -> Iterator[Group]:
+        if self._lease is not None:
+            return self._store.groups(self._lease, index)
+        assert self._visit is not None, "nobody has brought the experts"
+        return self._store.waves(self._visit, index)
+
     def _release(self) -> None:
         if self._lease is not None:
             lease, self._lease = self._lease, None
             self._store.release(lease)
+        if self._visit is not None:
+            visit, self._visit = self._visit, None
+            self._store.leave(visit)
 
 
 def other_choice(product: str) -> BindingError:

@@ -40,6 +40,17 @@ class Lease:
     reads: list[list[Read]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Visit:
+    """A layer's experts that a batch uses, more than there are slots: of those at `resident`, which
+    are pinned in `slots`, nothing is read; the others come matrix by matrix."""
+
+    layer: ExpertLayer
+    experts: Experts
+    resident: npt.NDArray[np.intp]
+    slots: Slots
+
+
 @dataclass
 class Guess:
     """An expert read ahead into a slot, LOADING and pinned there; `reads` has one a matrix.
@@ -242,24 +253,35 @@ class ExpertStore:
             table.drop(slots[~whole])
         table.unpin(lease.slots)
 
-    def waves(self, layer: int, experts: Experts, index: int) -> Iterator[Group]:
-        """More experts than slots, one matrix of each: in groups that stay until the next.
+    # ----------------------------------------------------------------- visits
+    def visit(self, layer: int, experts: Experts) -> Visit:
+        """Pin those of `experts` that are resident, but leave slots for the others to come in."""
+        table = self._pool_of[layer].table
+        slots = table.find(layer, experts)
+        room = max(0, table.num_unpinned - self._reserve)
+        resident = np.flatnonzero(slots != NOWHERE)[:room]
+        held: Slots = slots[resident]
+        assert table.are_ready(held), "a resident expert is not wholly there"
+        table.pin(held)
+        self.hits += len(held)
+        self.misses += len(experts) - len(held)
+        return Visit(self._layers[layer], experts, resident, held)
+
+    def leave(self, visit: Visit) -> None:
+        """Unpin what `visit` has pinned."""
+        self._pool_of[visit.layer.layer].table.unpin(visit.slots)
+
+    def waves(self, visit: Visit, index: int) -> Iterator[Group]:
+        """One matrix of each of the visited experts: in groups that stay until the next.
 
         Residents first, then waves of half the slots: one is read while the other is multiplied.
         Each matrix is read at most once. Close the generator, also after an error.
         """
-        pool = self._pool_of[layer]
-        slots = pool.table.find(layer, experts)
-        resident = np.flatnonzero(slots != NOWHERE)
-        if len(resident):
-            assert pool.table.are_ready(slots[resident]), "a resident expert is not wholly there"
-            pool.table.pin(slots[resident])
-            try:
-                addresses = self._addresses(self._layers[layer], index, slots[resident])
-                yield Group(experts[resident], addresses)
-            finally:
-                pool.table.unpin(slots[resident])
-        yield from self._borrowed_waves(layer, np.delete(experts, resident), index)
+        if len(visit.resident):
+            addresses = self._addresses(visit.layer, index, visit.slots)
+            yield Group(visit.experts[visit.resident], addresses)
+        others = np.delete(visit.experts, visit.resident)
+        yield from self._borrowed_waves(visit.layer.layer, others, index)
 
     def _borrowed_waves(self, layer: int, experts: Experts, index: int) -> Iterator[Group]:
         pool, matrix = self._pool_of[layer], self._layers[layer].matrices[index]
@@ -294,12 +316,6 @@ class ExpertStore:
         self._absent.clear()
         for pool in self.pools:
             pool.table.recover()
-
-    def count_uses(self, layer: int, experts: Experts) -> None:
-        """Count hits and misses of experts that `waves` will bring."""
-        resident = int((self._pool_of[layer].table.find(layer, experts) != NOWHERE).sum())
-        self.hits += resident
-        self.misses += len(experts) - resident
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every table agrees with itself."""

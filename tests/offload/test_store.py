@@ -99,22 +99,38 @@ def test_waves_bring_each_matrix_once_through_few_slots(bench: Bench) -> None:
     bench.assert_lease_true(held)
     bench.store.release(held)
     everyone = np.arange(NUM_EXPERTS)
+    visit = bench.store.visit(0, everyone)
     for index, matrix in enumerate(bench.layers[0].matrices):
         before, seen = bench.streamer.bytes_read, list[int]()
-        with closing(bench.store.waves(0, everyone, index)) as groups:  # type: ignore[type-var]
+        with closing(bench.store.waves(visit, index)) as groups:  # type: ignore[type-var]
             for group in groups:
                 bench.assert_true(matrix, group)
                 seen += group.experts.tolist()
         assert sorted(seen) == everyone.tolist()
-        resident = 2 if index == 0 else 0  # the first wave took their slots
         read = bench.streamer.bytes_read - before
-        assert read == (NUM_EXPERTS - resident) * matrix.expert_bytes
+        assert read == (NUM_EXPERTS - 2) * matrix.expert_bytes  # 5 and 9 stay to the last
         bench.store.check_integrity()
+    bench.store.leave(visit)
+    assert bench.store.pool(0).table.num_unpinned == 8
+
+
+def test_a_visit_leaves_slots_for_who_is_not_there(bench: Bench) -> None:
+    held = bench.store.lease(0, np.arange(8))  # all slots
+    bench.assert_lease_true(held)
+    bench.store.release(held)
+    visit = bench.store.visit(0, np.arange(NUM_EXPERTS))
+    table, reserve = bench.store.pool(0).table, bench.store._reserve
+    assert table.num_unpinned == reserve == 8 - len(visit.resident)
+    for group in bench.store.waves(visit, 1):
+        bench.assert_true(bench.layers[0].matrices[1], group)
+    bench.store.leave(visit)
 
 
 def test_waves_left_early_let_go_of_their_slots(bench: Bench) -> None:
-    with closing(bench.store.waves(1, np.arange(NUM_EXPERTS), 0)) as groups:  # type: ignore[type-var]
+    visit = bench.store.visit(1, np.arange(NUM_EXPERTS))
+    with closing(bench.store.waves(visit, 0)) as groups:  # type: ignore[type-var]
         next(groups)
+    bench.store.leave(visit)
     bench.store.check_integrity()
     lease = bench.store.lease(1, np.arange(8))  # all slots are free to be claimed
     bench.assert_lease_true(lease)
@@ -313,12 +329,15 @@ def one_lease(bench: Bench, rng: random.Random, layer: int, experts: np.ndarray[
 
 
 def some_waves(bench: Bench, rng: random.Random, layer: int, experts: np.ndarray[Any, Any]) -> None:
-    index = rng.randrange(3)
-    with closing(bench.store.waves(layer, experts, index)) as groups:  # type: ignore[type-var]
-        for group in groups:
-            bench.assert_true(bench.layers[layer].matrices[index], group)
-            if rng.random() < 0.1:
-                return
+    index, visit = rng.randrange(3), bench.store.visit(layer, experts)
+    try:
+        with closing(bench.store.waves(visit, index)) as groups:  # type: ignore[type-var]
+            for group in groups:
+                bench.assert_true(bench.layers[layer].matrices[index], group)
+                if rng.random() < 0.1:
+                    return
+    finally:
+        bench.store.leave(visit)
 
 
 def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
