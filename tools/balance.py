@@ -28,8 +28,8 @@ _MOST_STEPS = 500
 
 @dataclass(frozen=True)
 class RaisedExpert:
-    """An expert that starved: its load over its fair share before and after, and what was added to
-    its mean score for it."""
+    """An expert that starved, at first or once others were raised: its load over its fair share
+    before and after, and what was added to its mean score."""
 
     layer: int
     expert: int
@@ -42,8 +42,8 @@ class RaisedExpert:
 def settle_routers(
     model: Decoder, windows: Sequence[Tensor], least_load: float
 ) -> list[RaisedExpert]:
-    """The experts of `model` that had less than `least_load` of their fair share on `windows`, each
-    (B, T) int64, and have it now: their rows of the routers are changed. None for a dense model.
+    """The experts of `model` that were raised to `least_load` of their fair share on `windows`,
+    each (B, T) int64: their rows of the routers are changed, no other. None of a dense model.
 
     Layers go from the first to the last, as a changed one changes the inputs of those after it.
     Raises HaversackError if an expert stays below, as in a model that has hardly been trained.

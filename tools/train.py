@@ -174,7 +174,7 @@ class Trainer:
         return total
 
     def _parts(self, windows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return windows.split(max(1, self.recipe.micro_tokens // (windows.shape[1] - 1)))
+        return torch.split(windows, max(1, self.recipe.micro_tokens // (windows.shape[1] - 1)))
 
     def _autocast(self) -> torch.autocast:
         fastest = product_type(self.device)
@@ -213,8 +213,10 @@ class Trainer:
         windows = [self._tensor(phase.spread()) for phase in self._phases]
         parts = [part[:, :-1] for of_phase in windows for part in self._parts(of_phase)]
         with self._autocast():
-            for raised in settle_routers(self.model, parts, self.recipe.least_load):
-                print(raised)
+            raised = settle_routers(self.model, parts, self.recipe.least_load)
+        for each in raised:
+            change = f"{each.load_before:.3f} to {each.load_after:.3f}"
+            print(f"layer {each.layer}  expert {each.expert}  load {change}")
         self.save()
 
     # ------------------------------------------------------------ checkpoints

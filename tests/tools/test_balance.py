@@ -30,7 +30,7 @@ def a_model() -> Decoder:
     """With routers that tell tokens apart, and inputs that have a mean, as those of real ones."""
     model = Decoder(SHAPE, seed=3)
     with torch.no_grad():
-        model.token_embd += 0.02
+        model.token_embd.add_(0.02)
         for name in ROUTERS:
             model.get_parameter(name).mul_(20)
             model.get_parameter(name).sub_(model.get_parameter(name).mean(dim=1, keepdim=True))
