@@ -46,7 +46,7 @@ def settle_routers(
     each (B, T) int64: their rows of the routers are changed, no other. None of a dense model.
 
     Layers go from the first to the last, as a changed one changes the inputs of those after it.
-    Raises HaversackError if an expert stays below, as in a model that has hardly been trained.
+    Raises HaversackError if an expert stays below, however much its score is raised.
     """
     if not model.shape.num_experts:
         return []
