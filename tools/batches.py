@@ -31,6 +31,16 @@ def windows_at(
     return windows
 
 
+def windows_of(ids: Ids, window_tokens: int, most_tokens: int) -> npt.NDArray[np.int64]:
+    """Windows of `window_tokens` + 1 tokens (W, window_tokens + 1), spread over all of `ids`."""
+    num_windows = max(1, min(most_tokens, len(ids) - 1) // window_tokens)
+    last_start = len(ids) - 1 - window_tokens
+    if last_start < 0:
+        raise ValueError(f"{len(ids)} tokens of text are no window of {window_tokens} + 1")
+    starts = np.linspace(0, last_start, num_windows).astype(np.int64)
+    return windows_at(ids, starts, window_tokens)
+
+
 class Batches:
     """Batch after batch of a token row, from the start again when it ends."""
 
@@ -47,3 +57,7 @@ class Batches:
         start = index * span % (len(self._ids) - span)
         starts = start + np.arange(self._num_windows) * self._window_tokens
         return windows_at(self._ids, starts, self._window_tokens)
+
+    def spread(self) -> npt.NDArray[np.int64]:
+        """As many windows as a batch has, from the whole of the row instead of side by side."""
+        return windows_of(self._ids, self._window_tokens, self._num_windows * self._window_tokens)

@@ -19,11 +19,11 @@ import numpy.typing as npt
 from haversack import edge
 from haversack.devices.errors import HaversackError
 from haversack.edge.replay import Trace
-from haversack.tools.batches import token_row
+from haversack.tools.batches import token_row, windows_of
 from haversack.tools.corpus import Source, chat_sources, held_out_sources, story_sources
 from haversack.tools.decoder import Decoder, Routing
 from haversack.tools.export import load_gguf
-from haversack.tools.perplexity import CountedPairs, Loss, mean_loss, model_nats, windows_of
+from haversack.tools.perplexity import CountedPairs, Loss, mean_loss, model_nats
 from haversack.tools.routing import (
     CACHE_SHARES,
     expert_load,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from haversack.tools.batches import Ids, windows_at
+from haversack.tools.batches import Ids
 from haversack.tools.decoder import Decoder, Routing
 
 _WINDOWS_AT_ONCE = 8
@@ -33,16 +33,6 @@ class Loss:
     @property
     def bits_per_byte(self) -> float:
         return self.nats * self.num_tokens / self.num_bytes / math.log(2)
-
-
-def windows_of(ids: Ids, window_tokens: int, most_tokens: int) -> npt.NDArray[np.int64]:
-    """Windows of `window_tokens` + 1 tokens (W, window_tokens + 1), spread over all of `ids`."""
-    num_windows = max(1, min(most_tokens, len(ids) - 1) // window_tokens)
-    last_start = len(ids) - 1 - window_tokens
-    if last_start < 0:
-        raise ValueError(f"{len(ids)} tokens of text are no window of {window_tokens} + 1")
-    starts = np.linspace(0, last_start, num_windows).astype(np.int64)
-    return windows_at(ids, starts, window_tokens)
 
 
 @torch.no_grad()

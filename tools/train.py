@@ -6,7 +6,8 @@
 
 Stories first, then chats, then manners. FOLDER keeps the vocabulary, the losses as numbers and as a
 picture, and a checkpoint: the same command goes on where an interrupted one stopped, with the same
-result. The last step writes the GGUF. The same code runs on a CPU and on a GPU.
+result. When all is learnt, a mixture's starved experts are raised (`balance`); the last step writes
+the GGUF. The same code runs on a CPU and on a GPU.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from torch.nn import functional
 
 from haversack.devices.errors import HaversackError, StorageError
 from haversack.devices.heap import keep_freed_memory
+from haversack.tools.balance import settle_routers
 from haversack.tools.batches import Batches, token_row
 from haversack.tools.corpus import (
     chat_sources,
@@ -50,7 +52,8 @@ class Recipe:
 
     Stories and chats share one cycle of the learning rate: it rises over `warmup_steps`, stays, and
     falls to a twentieth over the last `decay_share` of the steps. Manners have a cycle of their
-    own, which rises to `manners_learning_rate` and falls from there on.
+    own, which rises to `manners_learning_rate` and falls from there on. At the end every expert
+    takes `least_load` of its fair share of training text.
     """
 
     shape: DecoderShape = field(default_factory=DecoderShape)
@@ -65,6 +68,7 @@ class Recipe:
     manners_learning_rate: float = 1.2e-3
     weight_decay: float = 0.1
     balance_weight: float = 0.01
+    least_load: float = 0.25
     warmup_steps: int = 25
     decay_share: float = 0.5
     format: str = "Q8_0"
@@ -153,7 +157,7 @@ class Trainer:
         recipe = self.recipe
         phase, index = recipe.phase_at(self.step)
         windows = self._tensor(self._phases[phase].batch(index))
-        parts = windows.split(max(1, recipe.micro_tokens // (windows.shape[1] - 1)))
+        parts = self._parts(windows)
         total = 0.0
         for part in parts:
             loss = self._loss(part)
@@ -169,9 +173,15 @@ class Trainer:
         self.step += 1
         return total
 
-    def _loss(self, windows: torch.Tensor) -> torch.Tensor:
+    def _parts(self, windows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.split(windows, max(1, self.recipe.micro_tokens // (windows.shape[1] - 1)))
+
+    def _autocast(self) -> torch.autocast:
         fastest = product_type(self.device)
-        with torch.autocast(self.device, torch.bfloat16, enabled=fastest is torch.bfloat16):
+        return torch.autocast(self.device, torch.bfloat16, enabled=fastest is torch.bfloat16)
+
+    def _loss(self, windows: torch.Tensor) -> torch.Tensor:
+        with self._autocast():
             logits = self.model(windows[:, :-1])
         return functional.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
 
@@ -193,6 +203,20 @@ class Trainer:
             if time.monotonic() - saved_s > _SAVE_EVERY_S:
                 self.save()
                 saved_s = time.monotonic()
+        self.save()
+
+    def settle(self) -> None:
+        """Raise the experts that starve on training text, a batch of each phase; save the weights.
+
+        Done again, it changes nothing.
+        """
+        windows = [self._tensor(phase.spread()) for phase in self._phases]
+        parts = [part[:, :-1] for of_phase in windows for part in self._parts(of_phase)]
+        with self._autocast():
+            raised = settle_routers(self.model, parts, self.recipe.least_load)
+        for each in raised:
+            change = f"{each.load_before:.3f} to {each.load_after:.3f}"
+            print(f"layer {each.layer}  expert {each.expert}  load {change}")
         self.save()
 
     # ------------------------------------------------------------ checkpoints
@@ -266,6 +290,7 @@ def train(recipe: Recipe, corpus: Path, folder: Path, device: str = "cpu") -> Pa
     trainer = Trainer(recipe, corpus, folder, device)
     trainer.resume()
     trainer.run()
+    trainer.settle()
     trainer.log.draw(folder / "losses.png", recipe.phase_steps[:2])
     path = folder / "model.gguf"
     export_gguf(trainer.model, trainer.vocabulary, path, recipe.format)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from haversack.tools.batches import Batches, token_row, windows_at
+from haversack.tools.batches import Batches, token_row, windows_at, windows_of
 from haversack.tools.corpus import Source
 from haversack.tools.vocabulary import END_OF_TEXT_ID, Vocabulary
 
@@ -28,6 +28,21 @@ def test_a_text_shorter_than_a_batch_is_refused() -> None:
 
 def test_windows_hold_one_token_more_than_is_fed() -> None:
     assert windows_at(IDS, np.array([0, 7]), 3).tolist() == [[0, 1, 2, 3], [7, 8, 9, 10]]
+
+
+def test_windows_are_spread_over_the_text() -> None:
+    windows = windows_of(IDS[:100], window_tokens=10, most_tokens=30)
+    assert windows[:, 0].tolist() == [0, 44, 89]
+    assert windows[2].tolist() == list(range(89, 100))
+    assert windows_of(IDS[:100], 99, 10_000).shape == (1, 100)
+    with pytest.raises(ValueError, match="100 tokens of text are no window of 100"):
+        windows_of(IDS[:100], 100, 100)
+
+
+def test_a_batch_can_be_spread_over_the_text() -> None:
+    windows = Batches(IDS, window_tokens=50, batch_tokens=200).spread()
+    assert windows.shape == (4, 51)
+    assert windows[:, 0].tolist() == [0, 316, 632, 949]
 
 
 def test_documents_repeat_in_a_seeded_order_each_after_an_end() -> None:

@@ -6,25 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from haversack.tools.batches import windows_of
 from haversack.tools.decoder import Decoder, DecoderShape, Routing
 from haversack.tools.perplexity import (
     CountedPairs,
     Loss,
     mean_loss,
     model_nats,
-    windows_of,
 )
 
 IDS = np.arange(100, dtype=np.uint16)
-
-
-def test_windows_are_spread_over_the_text() -> None:
-    windows = windows_of(IDS, window_tokens=10, most_tokens=30)
-    assert windows[:, 0].tolist() == [0, 44, 89]
-    assert windows[2].tolist() == list(range(89, 100))
-    assert windows_of(IDS, 99, 10_000).shape == (1, 100)
-    with pytest.raises(ValueError, match="100 tokens of text are no window of 100"):
-        windows_of(IDS, 100, 100)
 
 
 def test_a_model_that_knows_nothing_guesses() -> None:
