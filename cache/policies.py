@@ -6,7 +6,7 @@ through the layers: a token's, or a batch's.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 Keys = npt.NDArray[np.int32]
 Slots = npt.NDArray[np.int32]
 Scores = npt.NDArray[np.float64]
+Memory = dict[str, Scores]  # what a rule has counted, by name
 
 
 class Policy:
@@ -57,6 +58,30 @@ class Policy:
             some = np.flatnonzero(scores <= bound)
         order = np.lexsort((keys[some], scores[some]))[:count]
         return some[order]
+
+    def memory(self) -> Memory:
+        """The uses it has counted, for another of its kind to `remember`."""
+        clock = np.array([self.row, self.passes, self._clock], np.float64)
+        uses = {"uses": self.uses, "last_pass": self.last_pass, "last_use": self.last_use}
+        return {name: array.copy() for name, array in uses.items()} | {"clock": clock}
+
+    def remember(self, memory: Mapping[str, Scores]) -> None:
+        """Go on from where another left off. Raises ValueError, and changes nothing, if that was
+        another rule or one for other experts."""
+        own = self.memory()
+        fits = memory.keys() == own.keys() and all(
+            memory[name].shape == array.shape and np.isfinite(memory[name]).all()
+            for name, array in own.items()
+        )
+        if not fits:
+            raise ValueError("the memory is that of another rule, or of other experts")
+        self._take_over(memory)
+
+    def _take_over(self, memory: Mapping[str, Scores]) -> None:
+        self.uses[:] = memory["uses"]
+        self.last_pass[:] = memory["last_pass"]
+        self.last_use[:] = memory["last_use"]
+        self.row, self.passes, self._clock = (int(value) for value in memory["clock"])
 
     def scores(self, keys: Keys) -> Scores:
         """What each expert is worth."""
@@ -165,6 +190,14 @@ class ExpectedUse(Policy):
                 self._faded /= self._unit
                 self._unit = 1.0
         self._faded[keys] += self._unit
+
+    def memory(self) -> Memory:
+        return super().memory() | {"faded": self._faded / self._unit}
+
+    def _take_over(self, memory: Mapping[str, Scores]) -> None:
+        super()._take_over(memory)
+        self._faded[:] = memory["faded"]
+        self._unit = 1.0
 
     def scores(self, keys: Keys) -> Scores:
         chance = self._faded[keys] / (self.HALF_LIFE * self._unit)

@@ -151,15 +151,18 @@ def chat_with_model(
 
 @contextmanager
 def opened(
-    planned: Plan, cache: CacheOptions, log: LogOptions, seed: int | None = None
+    planned: Plan,
+    cache: CacheOptions,
+    log: LogOptions,
+    seed: int | None = None,
+    warm_start: bool = True,
 ) -> Generator[Model]:
     """The model of a plan, loaded with progress bars; closed after the block."""
     if planned.mode == DENSE:
         notice(f"haversack: {planned.path.name} has no routed experts: it runs plainly, in memory")
     with load_progress(log.verbose) as progress:
-        model = load(
-            planned, seed=seed, options=LoadOptions(cache_dir=cache.folder, progress=progress)
-        )
+        options = LoadOptions(cache_dir=cache.folder, progress=progress, warm_start=warm_start)
+        model = load(planned, seed=seed, options=options)
     with model:
         yield model
 
@@ -204,7 +207,7 @@ def bench_model(
     log_to_stderr(log.verbose)
     num_tokens = work.prompt_tokens + work.decode_tokens
     planned = replace(model, ctx=num_tokens if model.ctx is None else model.ctx).plan()
-    with opened(planned, cache, log) as loaded:
+    with opened(planned, cache, log, warm_start=False) as loaded:
         tokens = random_tokens(loaded.vocab_size, num_tokens, work.seed)
         result = measure(loaded, tokens, work.prompt_tokens).to_dict()
     if output.json:
@@ -249,7 +252,7 @@ def _title(name: str) -> str:
 @app.command("cache")
 @takes(ClearOptions, CacheOptions, OutputOptions)
 def show_cache(clear: ClearOptions, cache: CacheOptions, output: OutputOptions) -> None:
-    """List the trunk files, or remove them."""
+    """List the trunk files, or remove them and what lies beside them."""
     trunks = list_trunks(cache.folder)
     disk_bytes = sum(trunk.disk_bytes for trunk in trunks)
     freed_bytes = remove_trunks(cache.folder) if clear.clear else 0

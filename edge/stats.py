@@ -9,9 +9,10 @@ class Stats:
     """Totals since loading, or the difference of two of them.
 
     `hits` and `misses` count uses of experts (one for each token and layer in decode, one for
-    each batch and layer in prefill), `bytes_read` the experts' bytes read for misses,
-    `disk_bytes_s` the rate while at least one read was under way, `wait_s` the time the model
-    waited for reads. `prefetched` counts experts read ahead of their layer's choice,
+    each batch and layer in prefill), `bytes_read` the experts' bytes read for misses, ahead of
+    them and at a warm start, `disk_bytes_s` the rate while at least one read was under way,
+    `wait_s` the time the model waited for reads. `prefetched` counts experts read ahead of their
+    layer's choice,
     `prefetched_right` those of them that were then chosen; `prefetching` says whether reading
     ahead is on now: it switches itself off while it does not pay. `ram_peak_bytes` is the most
     anonymous memory seen, of the whole process. The `ram_` figures and `prefetching` are not
