@@ -1,5 +1,6 @@
 """An expert that is read before its layer asks for it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,11 +41,12 @@ class Guess:
         else:
             streamer.demand(self.reads)
 
-    def let_go(self, table: SlotTable) -> None:
-        """No read is under way any more: it stays in its slot if it came whole."""
-        slots = np.array([self.slot], np.int32)
-        if self.came:
-            table.fill(slots)
-        else:
-            table.drop(slots)
-        table.unpin(slots)
+
+def let_go(table: SlotTable, guesses: Sequence[Guess]) -> None:
+    """No read of `guesses` is under way any more: those stay in their slots that came whole."""
+    came = np.array([guess.slot for guess in guesses if guess.came], np.int32)
+    lost = np.array([guess.slot for guess in guesses if not guess.came], np.int32)
+    table.fill(came)
+    if len(lost):
+        table.drop(lost)
+    table.unpin(np.concatenate([came, lost]))

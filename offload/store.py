@@ -10,7 +10,7 @@ import numpy.typing as npt
 from haversack.cache.policies import Slots
 from haversack.cache.slots import NOWHERE
 from haversack.devices.interrupts import StopFlag
-from haversack.offload.guess import Guess
+from haversack.offload.guess import Guess, let_go
 from haversack.offload.pool import ExpertPool, PoolPlan, resting_place
 from haversack.offload.resident_file import Residents
 from haversack.offload.streamer import Read, Streamer
@@ -142,7 +142,7 @@ class ExpertStore:
                 self._streamer.cancel(guess.reads)
                 guess.withdrawn = True
             if guess.done:
-                guess.let_go(self._pool_of[layer].table)
+                let_go(self._pool_of[layer].table, [guess])
             elif right:
                 coming[guess.expert] = guess
             else:
@@ -157,7 +157,7 @@ class ExpertStore:
         for layer, guesses in self._guesses.items():
             for guess in guesses:
                 self._streamer.settle(guess.reads)
-                guess.let_go(self._pool_of[layer].table)
+                let_go(self._pool_of[layer].table, [guess])
         self._guesses.clear()
         self._warm_start.withdraw()
 

@@ -6,7 +6,7 @@ from itertools import chain
 
 import numpy as np
 
-from haversack.offload.guess import Guess
+from haversack.offload.guess import Guess, let_go
 from haversack.offload.pool import ExpertPool
 from haversack.offload.resident_file import Expert, Residents
 from haversack.offload.streamer import Streamer
@@ -81,16 +81,13 @@ class WarmStart:
         slots and pins are the caller's now. What has come meanwhile is ready."""
         if not self._coming:
             return {}
-        for expert in [expert for expert, guess in self._coming.items() if guess.done]:
-            self._settle(expert)
+        self._settle([expert for expert, guess in self._coming.items() if guess.done])
         if len(self._coming) > PORTION:
             self._cut(PORTION)
         chosen = [(layer, expert) for expert in experts if (layer, expert) in self._coming]
         for expert in chosen:
-            guess = self._coming[expert]
-            guess.want(self._streamer)
-            if guess.done:
-                self._settle(expert)
+            self._coming[expert].want(self._streamer)
+        self._settle([expert for expert in chosen if self._coming[expert].done])
         return {expert[1]: self._coming.pop(expert) for expert in chosen if expert in self._coming}
 
     def go_on(self) -> None:
@@ -106,16 +103,19 @@ class WarmStart:
     def _cut(self, count: int) -> None:
         """Have all but the first `count` of those under way wait again. As reads begin in order,
         only the first few can be half there, and be waited for here."""
-        cut = list(self._coming.items())[count:]
-        self._streamer.cancel([read for _, guess in cut for read in guess.reads])
-        for expert, guess in reversed(cut):
-            self._streamer.settle(guess.reads)
-            self._settle(expert)
-            if not guess.came and not guess.failed:
-                self._waiting.appendleft(expert)
+        cut = dict(list(self._coming.items())[count:])
+        self._streamer.settle([read for guess in cut.values() for read in guess.reads])
+        self._settle(list(cut))
+        left = [expert for expert, guess in cut.items() if not guess.came and not guess.failed]
+        self._waiting.extendleft(reversed(left))
 
-    def _settle(self, expert: Expert) -> None:
-        self._coming.pop(expert).let_go(self._pool_of[expert[0]].table)
+    def _settle(self, experts: Sequence[Expert]) -> None:
+        """No read of these is under way any more: what came whole is ready."""
+        by_pool: dict[ExpertPool, list[Guess]] = {}
+        for expert in experts:
+            by_pool.setdefault(self._pool_of[expert[0]], []).append(self._coming.pop(expert))
+        for pool, guesses in by_pool.items():
+            let_go(pool.table, guesses)
 
     # ------------------------------------------------------------------ reads
     def _begin(self, count: int) -> None:

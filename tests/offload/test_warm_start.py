@@ -329,9 +329,8 @@ def test_what_had_not_come_is_left_for_the_next_start(
 ) -> None:
     drive, bench = Drive(monkeypatch), make()
     bench.store.start_warm(saved)
-    lease = bench.store.lease(0, np.array([14, 15], np.int32))
     threading.Timer(0.05, drive.go.set).start()
-    bench.store.release(lease)
+    bench.use(0, 14, 15)
     bench.streamer.close()
     left = bench.store.residents()
     assert left is not None
