@@ -170,6 +170,7 @@ def test_a_loop_longer_than_the_cache_leaves_lru_without_a_hit_and_not_the_defau
 
 
 # ------------------------------------------------------------------------ memory
+# Arc keeps lists besides; what ExpectedUse remembers is told below
 COUNTING = [rule for rule in RULES if not isinstance(rule(), Arc | ExpectedUse)]
 
 
