@@ -43,10 +43,19 @@ class SlotTable:
         self._pins = np.zeros(num_slots, np.int32)
         self._policy = policy or ExpectedUse(len(layers), num_experts)
 
+    @property
+    def policy(self) -> Policy:
+        """The rule that says who goes."""
+        return self._policy
+
     def find(self, layer: int, experts: npt.NDArray[np.integer]) -> Slots:
         """The slot of each expert of `layer`, NOWHERE for those that have none."""
         slots: Slots = self._slot_of[self._row[layer], experts]
         return slots
+
+    def holds(self, layer: int, expert: int) -> bool:
+        """Whether one expert of `layer` has a slot."""
+        return bool(self._slot_of[self._row[layer], expert] != NOWHERE)
 
     def are_ready(self, slots: Slots) -> bool:
         """Whether every slot holds all bytes of its expert."""
@@ -124,6 +133,27 @@ class SlotTable:
         evicted: Slots = held[self._policy.first_to_go(self._owner[held], count)]
         self.drop(evicted)
         return evicted
+
+    # ------------------------------------------------------------------ worth
+    def residents(self) -> list[tuple[int, int]]:
+        """The layer and id of every expert in a READY slot, the last to go first."""
+        keys = self._owner[self._state == READY]
+        order = self._policy.first_to_go(keys, len(keys))[::-1]
+        rows, experts = np.divmod(keys[order], self._num_experts)
+        layers = np.array(list(self._row))
+        return list(zip(layers[rows].tolist(), experts.tolist(), strict=True))
+
+    def outlasting(self, layer: int, experts: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+        """Those of `experts` (distinct, without a slot) that are worth one: all while slots are
+        empty, then those that the policy would not give up before others that may go."""
+        num_empty = len(self._empty())
+        if len(experts) <= num_empty:
+            return experts
+        held = self._owner[(self._pins == 0) & (self._state != EMPTY)]
+        keys = np.concatenate([held, self._keys(layer, experts)])
+        stays = np.ones(len(keys), bool)
+        stays[self._policy.first_to_go(keys, len(experts) - num_empty)] = False
+        return experts[stays[len(held) :]]
 
     def recover(self) -> None:
         """After a failure, when no read is under way any more: whoever was loading is not there,

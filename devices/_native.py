@@ -35,10 +35,8 @@ __all__ = ["llama"]  # the low-level binding of libllama, passed on to devices/l
 
 # ------------------------------------------------------------------ libraries
 def _library(stem: str, version: str = "") -> c.CDLL:
-    """The shared library `stem` from the folder llama-cpp-python installed it to, by the name under
-    which libllama has loaded it: there are copies, and another one would be a library of its own,
-    which the log callback, for one, does not reach.
-    """
+    """The library `stem` of llama-cpp-python's, by the name under which libllama has loaded it: a
+    copy would be a library of its own, which the log callback, for one, does not reach."""
     folder = Path(llama_cpp.__file__).parent / "lib"
     names = {"darwin": f"lib{stem}{version}.dylib", "win32": f"{stem}.dll"}
     path = folder / names.get(sys.platform, f"lib{stem}.so{version}")
@@ -340,7 +338,10 @@ class Read(c.Structure):
 class ReadCounts(c.Structure):
     """struct Counts (native/readers.hpp)"""
 
-    _fields_ = (("bytes_read", c.c_int64), ("busy_s", c.c_double), ("wait_s", c.c_double))
+    _fields_ = (
+        *(("bytes_read", c.c_int64), ("busy_s", c.c_double), ("wait_s", c.c_double)),
+        *(("num_ahead", c.c_int32), ("num_reading", c.c_int32)),
+    )
 
 
 class TableArrays(c.Structure):
@@ -420,7 +421,8 @@ class TokenState(c.Structure):
     """struct TokenState (native/token_path.hpp)"""
 
     _fields_ = (
-        *((name, c.c_int32) for name in ("watched", "foresees", "num_seen", "failure")),
+        *((name, c.c_int32) for name in ("watched", "foresees", "by_python", "num_seen")),
+        ("failure", c.c_int32),
         ("choice", Address),
         ("began_s", c.c_double),
         ("failed_node", Address),
@@ -434,14 +436,12 @@ class TokenState(c.Structure):
 
 
 # ---------------------------------------------------- our own library: prototypes
-# All are in native/api.cpp; there is none where experts are not streamed.
+# In native/api.cpp.
 if (_own := _own_library()) is not None:
     ReadPointer = c.POINTER(Read)
-    _Reads = c.POINTER(ReadPointer)
-    _L, _B = c.c_int32, c.c_bool
+    _Reads, _L, _B = c.POINTER(ReadPointer), c.c_int32, c.c_bool
 
     def _own_prototype(name: str, result: Any, *arguments: Any) -> Any:
-        assert _own is not None
         return _prototype(_own, "haversack_" + name, result, *arguments)
 
     readers_new = _own_prototype("readers_new", _A, _I, _I, ReadInto)

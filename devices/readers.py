@@ -123,7 +123,8 @@ class Readers:
         native.readers_drain(self.address)
 
     def counts(self) -> Any:
-        """Totals: `bytes_read`, `busy_s` (at least one read was under way), `wait_s`."""
+        """Totals: `bytes_read`, `busy_s` (at least one read was under way), `wait_s`; and how many
+        reads ahead wait now (`num_ahead`) and how many reads are under way (`num_reading`)."""
         counts = native.ReadCounts()
         native.readers_counts(self.address, counts)
         return counts

@@ -152,15 +152,18 @@ def chat_with_model(
 
 @contextmanager
 def opened(
-    planned: Plan, cache: CacheOptions, log: LogOptions, seed: int | None = None
+    planned: Plan,
+    cache: CacheOptions,
+    log: LogOptions,
+    seed: int | None = None,
+    warm_start: bool = True,
 ) -> Generator[Model]:
     """The model of a plan, loaded with progress bars; closed after the block."""
     if planned.mode == DENSE:
         notice(f"haversack: {planned.path.name} has no routed experts: it runs plainly, in memory")
     with load_progress(log.verbose) as progress:
-        model = load(
-            planned, seed=seed, options=LoadOptions(cache_dir=cache.folder, progress=progress)
-        )
+        options = LoadOptions(cache_dir=cache.folder, progress=progress, warm_start=warm_start)
+        model = load(planned, seed=seed, options=options)
     with model:
         yield model
 
@@ -206,7 +209,7 @@ def bench_model(
     planned = replace(model, ctx=asked.num_tokens if model.ctx is None else model.ctx).plan()
     replay_of(asked.trace, planned)  # a wrong one is refused before anything is loaded
     drive_bytes_s = device_bytes_s(planned, cache.folder)
-    with opened(planned, cache, log) as loaded:
+    with opened(planned, cache, log, warm_start=False) as loaded:
         tokens = random_tokens(loaded.vocab_size, asked.num_tokens, asked.seed)
         work = Work(tokens, asked.prompt_tokens, asked.warm_tokens, asked.trace)
         result = measure(loaded, work, drive_bytes_s)
@@ -255,7 +258,7 @@ def _title(name: str) -> str:
 @app.command("cache")
 @takes(ClearOptions, CacheOptions, OutputOptions)
 def show_cache(clear: ClearOptions, cache: CacheOptions, output: OutputOptions) -> None:
-    """List the trunk files, or remove them."""
+    """List the trunk files, or remove them and what lies beside them."""
     trunks = list_trunks(cache.folder)
     disk_bytes = sum(trunk.disk_bytes for trunk in trunks)
     freed_bytes = remove_trunks(cache.folder) if clear.clear else 0

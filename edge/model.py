@@ -50,6 +50,9 @@ class LoadOptions:
     cache folder by default), `progress` is told what is being done and the share done.
     `open_file` opens a file to read experts from; benchmarks give one of a known speed. `native`
     False has Python alone take single tokens through their experts: slower, the same to the bit.
+    `warm_start` has a streamed model start from the experts its last run left, read back while
+    nothing else is asked for, and leave its own when closed; without it a run neither reads nor
+    writes which experts were used.
     """
 
     batch: int = DEFAULT_BATCH_TOKENS
@@ -57,6 +60,7 @@ class LoadOptions:
     progress: LoadProgress | None = None
     open_file: OpenFile = DirectFile
     native: bool = True
+    warm_start: bool = True
 
 
 def default_cache_dir() -> Path:
@@ -109,7 +113,7 @@ def _open(planned: Plan, options: LoadOptions) -> Engine:
         return open_resident(planned.path, planned.shape, report("loading"))
     cache_dir = options.cache_dir or default_cache_dir()
     trunk = ensure_trunk(planned.geometry, cache_dir, report("writing the trunk"))
-    hooks = LoadHooks(report("loading"), options.open_file, options.native)
+    hooks = LoadHooks(report("loading"), options.open_file, options.native, options.warm_start)
     return open_streamed(planned.geometry, trunk, planned.shape, lambda: _measured(planned), hooks)
 
 

@@ -10,6 +10,7 @@ class Stats:
 
     `hits` and `misses` count uses of experts (one for each token and layer in decode, one for
     each batch and layer in prefill), `bytes_read` the experts' bytes read for misses,
+    ahead of them and at a warm start,
     `disk_bytes_s` the rate while at least one read was under way, `wait_s` the time the model
     waited for reads, `own_s` what our hook in llama.cpp's graph took besides waiting and
     multiplying. `ram_peak_bytes` is the most anonymous memory seen, of the whole process.

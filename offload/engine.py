@@ -1,5 +1,6 @@
 """A loaded model that can decode: plainly in memory, or with its experts streamed."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,13 @@ from haversack.devices.storage import DirectFile
 from haversack.offload.executor import ExpertExecutor
 from haversack.offload.native_seam import NativeSeam
 from haversack.offload.pool import PoolPlan
+from haversack.offload.resident_file import read_residents, save_residents
 from haversack.offload.seam import Seam
 from haversack.offload.store import ExpertStore
 from haversack.offload.streamer import OpenFile, Streamer
 from haversack.quant.gguf import EXPERT_PATTERN, ModelGeometry
+
+_log = logging.getLogger("haversack.engine")
 
 PoolPlans = Callable[[], Sequence[PoolPlan]]
 
@@ -23,12 +27,13 @@ PoolPlans = Callable[[], Sequence[PoolPlan]]
 @dataclass(frozen=True)
 class LoadHooks:
     """What others have to say while a model is loaded: who is told of the progress, how the files
-    of its experts are opened, and whether single tokens go through our own library too or only
-    through Python, its reference."""
+    of its experts are opened, whether single tokens go through our own library too or only through
+    Python, its reference, and whether the model starts from what its last run left."""
 
     progress: Progress | None = None
     open_file: OpenFile = DirectFile
     native: bool = True
+    warm_start: bool = True
 
 
 class Engine:
@@ -110,7 +115,11 @@ def _open_streamed(
     engine.on_close(streamer.close)
     store = engine.store = ExpertStore(geometry, plans, streamer, engine.stop)
     engine.on_close(store.close)
+    if hooks.warm_start:
+        engine.on_close(lambda: _save_residents(store, trunk))
     engine.on_close(streamer.close)  # again, and first: no read may outlive the slots
+    if hooks.warm_start:
+        _start_warm(store, trunk)
     executor = ExpertExecutor(geometry.layers, shape.batch_tokens, shape.threads)
     engine.on_close(executor.close)
     make_seam = NativeSeam if hooks.native else Seam
@@ -119,6 +128,22 @@ def _open_streamed(
     seam.attach(geometry, experts)
     engine.context = LlamaContext(engine.model, shape, hook=seam, stop=engine.stop)
     engine.on_close(engine.context.close)
+
+
+def _start_warm(store: ExpertStore, trunk: Path) -> None:
+    """What cannot be used is of a form that only another version writes: it is no error."""
+    saved = read_residents(trunk)
+    if saved is not None:
+        try:
+            store.start_warm(saved)
+        except ValueError as error:
+            _log.warning("cannot start from what was saved beside %s: %s", trunk, error)
+
+
+def _save_residents(store: ExpertStore, trunk: Path) -> None:
+    residents = store.residents()
+    if residents is not None:
+        save_residents(trunk, residents)
 
 
 def _without_holes(progress: Progress, factor: float) -> Progress:

@@ -13,7 +13,10 @@ from haversack.quant.gguf import ExpertLayer, ModelGeometry
 
 
 class NativeSeam(Seam):
-    """Does the same as `Seam`, in the same books: batches do not notice who was there before."""
+    """Does the same as `Seam`, in the same books: batches do not notice who was there before.
+
+    During a warm start, of which the library knows nothing, single tokens are Python's too.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class NativeSeam(Seam):
             self._path.add_layer(self._place(layer))
         for weight, (layer, index) in self._products.items():
             self._path.add_product(weight, layer.layer, index)
+        self._path.state.by_python = not self._store.is_warm
 
     def _place(self, layer: ExpertLayer) -> LayerPlace:
         pool = self._store.pool(layer.layer)
@@ -77,10 +81,13 @@ class NativeSeam(Seam):
         self._foresee(layer, GraphNode(self._path.state.choice), late)
 
     def _read_ahead(self, layer: int, experts: Experts) -> int:
+        if self._path.state.by_python:
+            return super()._read_ahead(layer, experts)
         return self._path.read_ahead(layer, experts)
 
     def _withdraw(self) -> None:
         self._path.withdraw()
+        super()._withdraw()
 
     # ------------------------------------------------------------------- passes
     def end_graph(self, computed: bool) -> BaseException | None:
@@ -103,6 +110,9 @@ class NativeSeam(Seam):
             self._path.forget()
         error = super().end_graph(computed)
         state.foresees = self.reads_ahead
+        if state.by_python and self._store.is_warm:
+            self._store.withdraw()
+            state.by_python = False
         return error
 
     def _failure(self) -> BaseException | None:

@@ -11,8 +11,11 @@ from haversack.cache.policies import Slots
 from haversack.cache.slots import NOWHERE
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.readers import Read, Readers
+from haversack.offload.guess import Guess, let_go
 from haversack.offload.pool import ExpertPool, PoolPlan, resting_place
+from haversack.offload.resident_file import Residents
 from haversack.offload.streamer import Streamer
+from haversack.offload.warm_start import WarmStart
 from haversack.quant.gguf import ExpertLayer, ModelGeometry
 
 Experts = npt.NDArray[np.integer]
@@ -51,27 +54,6 @@ class Visit:
     slots: Slots
 
 
-@dataclass
-class Guess:
-    """An expert read ahead into a slot, LOADING and pinned there; `reads` has one a matrix.
-
-    It is `withdrawn` once its layer chose others, and kept until its last read is done.
-    """
-
-    expert: int
-    slot: int
-    reads: list[Read] = field(default_factory=list)
-    withdrawn: bool = False
-
-    @property
-    def done(self) -> bool:
-        return all(read.done for read in self.reads)
-
-    @property
-    def came(self) -> bool:
-        return all(read.came for read in self.reads)
-
-
 class ExpertStore:
     """All slots of a model and the reads into them. One thread uses it: the one that decodes."""
 
@@ -85,6 +67,7 @@ class ExpertStore:
         self._reserve = geometry.num_experts_per_tok  # slots that guesses leave to a token
         self._guesses: dict[int, list[Guess]] = {}  # by layer
         self._absent: dict[int, npt.NDArray[np.bool_]] = {}  # by foreseen layer: had no slot then
+        self._warm_start = WarmStart(self.pools, self._layers, streamer, self._reserve)
         self.hits = 0
         self.misses = 0
         self.guessed = 0  # experts read ahead
@@ -113,6 +96,7 @@ class ExpertStore:
         """Pin `experts` (distinct) into slots and start to read those that have none."""
         table = self._pool_of[layer].table
         coming = self._settle_guesses(layer, experts)
+        coming |= self._warm_start.demanded(layer, experts.tolist())
         slots = table.find(layer, experts)
         absent = slots == NOWHERE
         late = np.array([expert in coming for expert in experts.tolist()], bool)
@@ -127,6 +111,8 @@ class ExpertStore:
             slots[absent] = table.claim(layer, experts[absent])
         if len(lease.missing):
             lease.reads = self._read_all(lease, coming)
+        if len(experts) <= self._reserve:  # a batch may want every slot
+            self._warm_start.go_on()
         return lease
 
     def _read_all(self, lease: Lease, coming: dict[int, Guess]) -> list[list[Read]]:
@@ -184,15 +170,13 @@ class ExpertStore:
         for guess in self._guesses.pop(layer, ()):
             right = guess.expert in wanted
             self.guessed_right += right and not guess.withdrawn
-            if right and guess.withdrawn:
-                self._streamer.settle(guess.reads)
-            elif right:
-                self._streamer.demand(guess.reads)
+            if right:
+                guess.want(self._streamer)
             else:
                 self._streamer.cancel(guess.reads)
                 guess.withdrawn = True
             if guess.done:
-                self._let_go(layer, guess)
+                let_go(self._pool_of[layer].table, [guess])
             elif right:
                 coming[guess.expert] = guess
             else:
@@ -201,23 +185,31 @@ class ExpertStore:
             self._guesses[layer] = left
         return coming
 
-    def _let_go(self, layer: int, guess: Guess) -> None:
-        """No read of `guess` is under way: it stays if it came whole."""
-        table, slots = self._pool_of[layer].table, np.array([guess.slot], np.int32)
-        if guess.came:
-            table.fill(slots)
-        else:
-            table.drop(slots)
-        table.unpin(slots)
-
     def withdraw(self) -> None:
-        """No guess is wanted any more; returns when none is under way."""
+        """No guess is wanted any more, and a warm start is to pause; returns when no read of either
+        is under way."""
         for layer, guesses in self._guesses.items():
             for guess in guesses:
                 self._streamer.settle(guess.reads)
-                self._let_go(layer, guess)
+                let_go(self._pool_of[layer].table, [guess])
         self._guesses.clear()
         self._absent.clear()
+        self._warm_start.withdraw()
+
+    # ------------------------------------------------------------- warm start
+    def start_warm(self, saved: Residents) -> None:
+        """Have what lay in slots read back while nothing else is asked for, see `WarmStart`. Before
+        the first lease. Raises ValueError if `saved` is another model's."""
+        self._warm_start.start(saved)
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether nothing is left to be read back."""
+        return self._warm_start.over
+
+    def residents(self) -> Residents | None:
+        """What to start from next time; None if nothing was leased, and nothing learnt."""
+        return self._warm_start.residents() if self.hits + self.misses else None
 
     # ----------------------------------------------------------------- leases
     def groups(self, lease: Lease, index: int) -> Iterator[Group]:
@@ -312,6 +304,7 @@ class ExpertStore:
         """Make the books true again after a failure anywhere: no lease or wave is left, and no
         slot counts as filled whose reads did not all come."""
         self._streamer.drain()
+        self._warm_start.withdraw()
         self._guesses.clear()
         self._absent.clear()
         for pool in self.pools:

@@ -2,9 +2,10 @@
 
 Same key-values and tensors; the expert tensors are declared in the smallest type there is and
 left as holes, which take no disk. Built once for each model and kept in a cache folder:
-`<model's path, hashed>-<fingerprint>.gguf`, with a `.json` beside it for people. One process at a
-time writes to the folder: it holds a lock, which the system takes back however the process ends,
-and its file is named `.gguf.unfinished` until it is whole.
+`<model's path, hashed>-<fingerprint>.gguf`, with a `.json` beside it for people and a `.resident`
+that says which experts to start with. One process at a time writes trunks to the folder: it holds a
+lock, which the system takes back however the process ends, and its file is named `.gguf.unfinished`
+until it is whole.
 """
 
 import contextlib
@@ -29,7 +30,9 @@ if sys.platform != "win32":
 
 _FORMAT = "trunk 1, ggml 0.25.3"  # part of the fingerprint: another format, another file
 # The folder may be one that also holds the user's models: touch nothing but names like these.
-_OUR_NAME = re.compile(r"[0-9a-f]{12}-[0-9a-f]{20}\.(gguf|gguf\.unfinished|json)")
+_OUR_NAME = re.compile(
+    r"[0-9a-f]{12}-[0-9a-f]{20}\.(gguf|gguf\.unfinished|json|resident(\.\w{8})?)"
+)
 _CHUNK_BYTES = 8 * 1024 * 1024
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count", "general.alignment")
 
@@ -38,7 +41,7 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True)
 class TrunkFile:
-    """A trunk in the cache: of which model, and the disk it takes."""
+    """A trunk in the cache: of which model, and the disk it takes with its resident file."""
 
     path: Path
     model: str
@@ -72,29 +75,39 @@ def ensure_trunk(
     return path
 
 
+def resident_path(trunk: Path) -> Path:
+    """Where it is kept which experts of the model of `trunk` lay in slots; until it is whole it has
+    eight characters more, after a dot."""
+    return trunk.with_suffix(".resident")
+
+
 def list_trunks(cache_dir: Path) -> list[TrunkFile]:
     """All trunks in `cache_dir`, also those being written and those a killed process left."""
     trunks: list[TrunkFile] = []
     for path in _our_files(cache_dir):
         with contextlib.suppress(FileNotFoundError):  # renamed or removed a moment ago
-            if path.suffix != ".json":
-                trunks.append(TrunkFile(path, _described_model(path), path.stat().st_blocks * 512))
+            if path.suffix in (".gguf", ".unfinished"):
+                disk_bytes = _disk_bytes(path)
+                with contextlib.suppress(FileNotFoundError):
+                    disk_bytes += _disk_bytes(resident_path(path))
+                trunks.append(TrunkFile(path, _described_model(path), disk_bytes))
     return trunks
 
 
 def remove_trunks(cache_dir: Path) -> int:
-    """Remove every trunk from `cache_dir` but one that is being written; returns the bytes of disk
-    this frees. Raises StorageError if the system refuses."""
+    """Remove every trunk, and what lies beside it, from `cache_dir` but one that is being written;
+    returns the bytes of disk this frees. Raises StorageError if the system refuses."""
     freed_bytes = 0
     if not cache_dir.is_dir():
         return freed_bytes
     try:
         with _sole_writer(cache_dir, wait=False) as nobody_writes:
-            for trunk in list_trunks(cache_dir):
-                if nobody_writes or trunk.path.suffix == ".gguf":
-                    trunk.path.with_suffix(".json").unlink(missing_ok=True)
-                    trunk.path.unlink(missing_ok=True)
-                    freed_bytes += trunk.disk_bytes
+            for path in _our_files(cache_dir):
+                if nobody_writes or path.suffix != ".unfinished":
+                    with contextlib.suppress(FileNotFoundError):  # its process ends just now
+                        disk_bytes = _disk_bytes(path)
+                        path.unlink()
+                        freed_bytes += disk_bytes if path.suffix != ".json" else 0
     except OSError as error:
         raise StorageError(f"cannot remove the trunks from {cache_dir}: {error}") from error
     return freed_bytes
@@ -116,6 +129,10 @@ def _sole_writer(cache_dir: Path, *, wait: bool) -> Iterator[bool]:
 def _our_files(cache_dir: Path) -> list[Path]:
     found = cache_dir.iterdir() if cache_dir.is_dir() else ()
     return sorted(path for path in found if _OUR_NAME.fullmatch(path.name))
+
+
+def _disk_bytes(path: Path) -> int:
+    return path.stat().st_blocks * 512
 
 
 def _remove_useless(path: Path) -> None:

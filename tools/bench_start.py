@@ -10,7 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from haversack import edge
@@ -42,7 +42,9 @@ def _bytes_read() -> int:
 
 
 def measure_start(model: Path, ram: str | int, options: edge.LoadOptions) -> Start:
-    """Load once to have the trunk file, then measure a second load and its first token."""
+    """Load once to have the trunk file, then measure a second load and its first token, without
+    what earlier runs left to start from."""
+    options = replace(options, warm_start=False)
     edge.load(model, ram=ram, ctx=512, options=options).close()
     before, started = _bytes_read(), time.perf_counter()
     with edge.load(model, ram=ram, ctx=512, options=options) as loaded:

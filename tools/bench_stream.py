@@ -102,7 +102,7 @@ def measure(
         decode_s(resident, replay, tokens)
         for share, bytes_s in cells:
             plan = streamed(planned, share)
-            options = edge.LoadOptions(open_file=SteadyDrive(bytes_s).open)
+            options = edge.LoadOptions(open_file=SteadyDrive(bytes_s).open, warm_start=False)
             before_s, _ = decode_s(resident, replay, tokens)
             with edge.load(plan, options=options) as cramped:
                 s_per_token, spent = decode_s(cramped, replay, tokens)

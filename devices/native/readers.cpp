@@ -109,6 +109,8 @@ void Readers::drain() {
 
 Counts Readers::counts() {
     std::lock_guard<std::mutex> lock(mutex_);
+    counts_.num_ahead = ahead_.size();
+    counts_.num_reading = reading_;
     return counts_;
 }
 

@@ -42,6 +42,7 @@ struct Counts {
     int64_t bytes_read;
     double busy_s;  // time in which at least one read was under way
     double wait_s;  // time that somebody waited
+    int32_t num_ahead, num_reading;  // now: reads ahead that wait, and reads under way
 };
 
 class Readers {
@@ -83,7 +84,7 @@ class Readers {
     int reading_ = 0, reading_ahead_ = 0;
     bool closing_ = false;
     double busy_since_ = 0;
-    Counts counts_{0, 0, 0};
+    Counts counts_{};
 };
 
 double now_s();

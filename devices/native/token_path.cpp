@@ -33,6 +33,10 @@ bool TokenPath::Guess::came() const {
     return std::all_of(reads, reads + num_reads, [](const Read &read) { return read.came(); });
 }
 
+bool TokenPath::Guess::failed() const {
+    return std::any_of(reads, reads + num_reads, [](const Read &read) { return read.state == FAILED; });
+}
+
 std::vector<Read *> TokenPath::Guess::all() {
     std::vector<Read *> found;
     for (int32_t i = 0; i < num_reads; i++) found.push_back(&reads[i]);
@@ -63,7 +67,7 @@ bool TokenPath::on_node(Tensor *node, bool ask) {
         node->op = ggml_.op_none;  // a graph in several pieces may go on to the next
         return ask;
     }
-    if (num_tokens_ != 1) return python_.on_node(node, ask);
+    if (batch_) return python_.on_node(node, ask);
     auto [layer, index] = product->second;
     return ask ? prepare(node, layer, index) : compute(node, layer, index);
 }
@@ -88,9 +92,8 @@ bool TokenPath::fail_read(Read *read) {
 bool TokenPath::choose(Tensor *node) {
     if (state.num_seen == 0) state.began_s = now_s();
     state.choice = node;
-    num_tokens_ = node->ne[1];
     bool was_batch = batch_;
-    batch_ = num_tokens_ != 1;
+    batch_ = node->ne[1] != 1 || state.by_python;
     if (batch_) release();
     if ((batch_ || was_batch || state.watched) && !python_.on_choice(node))
         return fail(PYTHON_FAILED);
@@ -261,7 +264,7 @@ std::list<TokenPath::Guess> TokenPath::settle_guesses(int32_t number) {
         auto reads = here->all();
         bool right = std::count(experts_.begin(), experts_.end(), here->expert) > 0;
         state.guessed_right += right && !here->withdrawn;
-        if (right && here->withdrawn) {
+        if (right && (here->withdrawn || here->failed())) {
             readers_->settle(reads.data(), reads.size());
         } else if (right) {
             readers_->demand(reads.data(), reads.size());

@@ -77,6 +77,7 @@ enum Failure : int32_t {
 struct TokenState {
     int32_t watched;   // ask `on_choice` of every choice
     int32_t foresees;  // ask `foresee` where experts are late
+    int32_t by_python; // leave tokens to Python as well
     int32_t num_seen;  // products of the graph that runs
     int32_t failure;
     Tensor *choice;    // the latest
@@ -119,6 +120,7 @@ class TokenPath {
         Read reads[MAX_MATRICES];
         bool done() const;
         bool came() const;
+        bool failed() const;
         std::vector<Read *> all();
     };
     struct Late {  // an expert of the lease that had not come when it began
@@ -157,9 +159,8 @@ class TokenPath {
     std::unordered_map<Tensor *, std::pair<int32_t, int32_t>> products_;
     std::unordered_map<int64_t, Graph> graphs_;
 
-    int32_t num_tokens_ = 0;  // that chose last
-    bool batch_ = false;      // Python may hold a lease
-    int32_t leased_ = -1;     // layer of the lease
+    bool batch_ = false;   // the latest choice is Python's
+    int32_t leased_ = -1;  // layer of the lease
     std::vector<int32_t> experts_, slots_;
     std::list<Late> late_;
     std::list<Guess> coming_;  // guesses that the lease waits for

@@ -167,3 +167,45 @@ def test_a_loop_longer_than_the_cache_leaves_lru_without_a_hit_and_not_the_defau
 
     assert hits(Lru(ROWS, EXPERTS)) == 0
     assert hits(ExpectedUse(ROWS, EXPERTS)) > 30
+
+
+# ------------------------------------------------------------------------ memory
+# Arc keeps lists besides; what ExpectedUse remembers is told below
+COUNTING = [rule for rule in RULES if not isinstance(rule(), Arc | ExpectedUse)]
+
+
+@pytest.mark.parametrize("rule", COUNTING)
+def test_who_remembers_judges_as_who_was_there(rule: Callable[[], Policy]) -> None:
+    rng = random.Random(4)
+
+    def some_passes() -> list[tuple[int, ...]]:
+        return [tuple(rng.sample(range(ROWS * EXPERTS), 4)) for _ in range(50)]
+
+    first, second = rule(), rule()
+    used(first, *some_passes())
+    memory = first.memory()
+    second.remember(memory)
+    for one in some_passes():
+        everyone = range(ROWS * EXPERTS)
+        assert order(used(first, one), *everyone) == order(used(second, one), *everyone)
+    assert not np.array_equal(memory["uses"], first.uses)  # it is a copy
+
+
+def test_expected_use_remembers_how_often_not_how_lately() -> None:
+    first, second = ExpectedUse(ROWS, EXPERTS), ExpectedUse(ROWS, EXPERTS)
+    used(first, *[(0, 4, 8)] * 300, *[(1, 5, 9)] * 100, (2, 6, 10))
+    assert order(first, 0, 1) == [0, 1]
+    second.remember(first.memory())
+    assert order(second, 0, 1, 3) == [3, 1, 0]
+    used(second, *[(1, 5, 9)] * 40)  # and goes on to learn
+    assert order(second, 0, 1, 3) == [3, 0, 1]
+
+
+def test_another_rules_memory_is_refused_and_changes_nothing() -> None:
+    policy = used(ExpectedUse(ROWS, EXPERTS), (0, 4, 8))
+    before = policy.memory()
+    others = [ExpectedUse(ROWS, EXPERTS + 1).memory(), before | {"faded": before["uses"]}, {}]
+    for memory in [*others, before | {"uses": np.full(ROWS * EXPERTS, np.nan)}]:
+        with pytest.raises(ValueError, match="another rule, or of other experts"):
+            policy.remember(memory)
+    assert all(np.array_equal(before[name], found) for name, found in policy.memory().items())

@@ -132,6 +132,31 @@ def test_more_slots_than_are_unpinned_cannot_be_had() -> None:
     assert where(table, 1, 0) == ready.tolist()  # nothing was evicted on the way
 
 
+def test_residents_are_told_the_last_to_go_first() -> None:
+    table = SlotTable(LAYERS, num_experts=8, num_slots=6, policy=Lru(3, 8))
+    filled(table, 5, 7)
+    filled(table, 1, 2, 3)
+    table.claim(2, some(0))  # not there yet
+    table.use(5, some(7))
+    assert table.residents() == [(5, 7), (1, 3), (1, 2)]
+
+
+def test_who_outlasts_whom() -> None:
+    table = SlotTable(LAYERS, num_experts=8, num_slots=3, policy=Lru(3, 8))
+    table.use(2, some(4, 5))
+    assert table.outlasting(2, some(4, 5, 6)).tolist() == [4, 5, 6]  # there is room for all
+    filled(table, 1, 0)
+    assert table.outlasting(2, some(4, 5)).tolist() == [4, 5]
+    assert table.outlasting(2, some(4, 5, 6)).tolist() == [4, 5]  # one must go: who was never used
+    pinned = filled(table, 1, 1, 2)
+    assert table.outlasting(2, some(4, 5)).tolist() == []  # all that lie there were used later
+    table.use(2, some(5))
+    assert table.outlasting(2, some(4, 5)).tolist() == [5]
+    table.pin(pinned)
+    table.use(1, some(0))
+    assert table.outlasting(2, some(5)).tolist() == []  # those pinned will not make room
+
+
 def test_only_a_loading_slot_can_be_filled() -> None:
     table = SlotTable(LAYERS, num_experts=8, num_slots=3)
     ready = filled(table, 1, 0)

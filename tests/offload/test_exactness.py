@@ -30,9 +30,10 @@ def plain_logits(path: Path) -> npt.NDArray[np.float32]:
 
 
 def assert_exact(path: Path, share: float, trunk_dir: Path) -> edge.Stats:
-    """Load `path` with slots for `share` of its experts and compare every logit."""
+    """Load `path` with slots for `share` of its experts, none filled, and compare every logit."""
     planned = streamed(edge.plan(path, ram="2GiB", ctx=CTX, threads=THREADS), share)
-    with edge.load(planned, options=edge.LoadOptions(cache_dir=trunk_dir)) as model:
+    options = edge.LoadOptions(cache_dir=trunk_dir, warm_start=False)
+    with edge.load(planned, options=options) as model:
         logits = model.logits(TOKENS, prefill=PREFILL)
         model.check_integrity()
         stats = model.stats()

@@ -22,7 +22,7 @@ from haversack.devices.ggml import GgufHeader
 from haversack.devices.llama import LlamaModel
 from haversack.quant import trunk as trunk_module
 from haversack.quant.gguf import EXPERT_PATTERN, ModelGeometry, read_geometry
-from haversack.quant.trunk import ensure_trunk, list_trunks, remove_trunks
+from haversack.quant.trunk import ensure_trunk, list_trunks, remove_trunks, resident_path
 from haversack.tools.synth import TinyLayout, TinyShape, write_tiny
 
 SMALL = TinyShape(num_hidden_layers=3, num_experts=4, vocab_size=64)
@@ -261,6 +261,26 @@ def test_listing_and_removing(model: Path, folder: Path) -> None:
     assert remove_trunks(folder) == listed.disk_bytes
     assert names(folder) == set()
     assert list_trunks(folder) == []
+
+
+def test_what_is_kept_of_its_experts_goes_with_a_trunk(model: Path, folder: Path) -> None:
+    trunk = ensure_trunk(read_geometry(model), folder)
+    (alone,) = list_trunks(folder)
+    kept = resident_path(trunk)
+    kept.write_bytes(bytes(5000))
+    unfinished = kept.with_name(f"{kept.name}.a1_b2_c3")  # its process was killed
+    unfinished.write_bytes(b"half of it")
+    (listed,) = list_trunks(folder)
+    assert listed.disk_bytes == alone.disk_bytes + kept.stat().st_blocks * 512
+    os.utime(model, ns=(0, 0))
+    newer = ensure_trunk(read_geometry(model), folder)
+    assert not kept.exists() and not unfinished.exists()
+    resident_path(newer).write_bytes(bytes(5000))
+    (folder / f"{'0' * 12}-{'0' * 20}.resident").write_bytes(b"its trunk is gone")
+    (listed,) = list_trunks(folder)
+    assert listed.path == newer
+    assert remove_trunks(folder) > listed.disk_bytes
+    assert names(folder) == set()
 
 
 def test_a_description_is_only_for_people(model: Path, folder: Path) -> None:

@@ -1,0 +1,92 @@
+"""The resident file: which experts lay in slots when a model was closed, and what the policies knew
+of past uses. It lies beside the model's trunk file and is kept as long.
+
+Its first line is a hash of the model's identity, which the trunk file's name is, and of the rest;
+the rest is JSON. So a damaged file, one of another model, and one of another form all look alike:
+they are left alone, and the next close writes over them.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from haversack.cache.policies import Memory
+from haversack.quant.trunk import resident_path
+
+_log = logging.getLogger("haversack.residents")
+
+_FORMAT = "residents 1"
+
+Expert = tuple[int, int]  # layer, id
+
+
+@dataclass(frozen=True)
+class Residents:
+    """The experts worth reading back, the most valuable first, and each pool's policy's memory."""
+
+    experts: Sequence[Expert]
+    memories: Sequence[Memory]
+
+
+def read_residents(trunk: Path) -> Residents | None:
+    """What was saved beside `trunk`; None if nothing was, or nothing that can be used, which is
+    logged."""
+    path = resident_path(trunk)
+    try:
+        given, _, text = path.read_bytes().partition(b"\n")
+        if given != _digest(trunk, text):
+            raise ValueError("it is damaged or was written for another model")
+        saved = json.loads(text)
+        experts = [(int(layer), int(expert)) for layer, expert in saved["experts"]]
+        memories = [
+            {name: np.array(values, np.float64) for name, values in memory.items()}
+            for memory in saved["memories"]
+        ]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        _log.warning("cannot use %s: %s; the model starts without it", path, error)
+        return None
+    return Residents(experts, memories)
+
+
+def save_residents(trunk: Path, residents: Residents) -> None:
+    """Save `residents` beside `trunk`, whole or not at all. Where the disk is full or the folder
+    cannot be written, that is logged; where the trunk is gone, so would be the use of it."""
+    if not trunk.is_file():
+        return
+    memories = [
+        {name: values.tolist() for name, values in memory.items()} for memory in residents.memories
+    ]
+    text = json.dumps({"experts": residents.experts, "memories": memories}).encode()
+    path = resident_path(trunk)
+    try:
+        _write_whole(path, _digest(trunk, text) + b"\n" + text)
+    except OSError as error:
+        _log.warning("cannot save which experts were used to %s: %s", path, error)
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Several processes may write the same file: each has one of its own until it is whole."""
+    descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _digest(trunk: Path, text: bytes) -> bytes:
+    identity = f"{_FORMAT} {trunk.stem}\n".encode()
+    return hashlib.sha256(identity + text).hexdigest().encode()
