@@ -81,7 +81,7 @@ class Policy:
     def memory(self) -> Memory:
         """The uses it has counted, for another of its kind to `remember`."""
         kept = {"uses": self.uses, "last_pass": self.last_pass, "last_use": self.last_use}
-        return {name: array.copy() for name, array in {**kept, "clock": self.clock}.items()}
+        return {name: array.copy() for name, array in {**kept, "clock": self.clock[:_UNIT]}.items()}
 
     def remember(self, memory: Mapping[str, Scores]) -> None:
         """Go on from where another left off. Raises ValueError, and changes nothing, if that was
@@ -99,7 +99,7 @@ class Policy:
         self.uses[:] = memory["uses"]
         self.last_pass[:] = memory["last_pass"]
         self.last_use[:] = memory["last_use"]
-        self.clock[:] = memory["clock"]
+        self.clock[:_UNIT] = memory["clock"]
 
     def scores(self, keys: Keys) -> Scores:
         """What each expert is worth."""

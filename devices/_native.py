@@ -441,8 +441,8 @@ if (_own := _own_library()) is not None:
     ReadPointer = c.POINTER(Read)
     _Reads, _L, _B = c.POINTER(ReadPointer), c.c_int32, c.c_bool
 
-    def _own_prototype(name: str, result: Any, *arguments: Any) -> Any:
-        return _prototype(_own, "haversack_" + name, result, *arguments)
+    def _own_prototype(name: str, *types: Any, library: c.CDLL = _own) -> Any:
+        return _prototype(library, "haversack_" + name, *types)
 
     readers_new = _own_prototype("readers_new", _A, _I, _I, ReadInto)
     readers_add_file = _own_prototype("readers_add_file", None, _A, _I, _B)

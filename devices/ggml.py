@@ -290,16 +290,24 @@ class GraphNode:
 
 
 class SlotIds:
-    """A tensor of ours that stands in for the router's choice: slots (1, K) instead of experts."""
+    """A tensor of ours that stands in for the router's choice: slots (1, K) instead of experts, for
+    K up to `max_used`."""
 
-    def __init__(self, num_experts_per_tok: int) -> None:
-        self.values = np.zeros(num_experts_per_tok, np.int32)
+    def __init__(self, max_used: int) -> None:
+        self._values = np.zeros(max_used, np.int32)
         self._tensor = native.Tensor()
-        k = num_experts_per_tok
-        self._tensor.type, self._tensor.data = I32, native.address_of(self.values)
-        for axis, (count, stride) in enumerate(((k, 4), (1, 4 * k), (1, 4 * k), (1, 4 * k))):
-            self._tensor.ne[axis], self._tensor.nb[axis] = count, stride
+        self._tensor.type, self._tensor.data = I32, native.address_of(self._values)
+        self._tensor.nb[0] = self._values.itemsize
+        for axis in range(1, 4):
+            self._tensor.ne[axis] = 1
         self.address = native.addressof(self._tensor)
+
+    def set(self, slots: npt.NDArray[np.int32]) -> None:
+        """Make it name `slots` (K,)."""
+        self._values[: len(slots)] = slots
+        self._tensor.ne[0] = len(slots)
+        for axis in range(1, 4):
+            self._tensor.nb[axis] = self._values.itemsize * len(slots)
 
 
 # ------------------------------------------------------------- expert products

@@ -57,7 +57,8 @@ class Answers:
 
 
 class TokenPath:
-    """See the module. `callback` is what llama.cpp calls, and with what."""
+    """See the module. `callback` is what llama.cpp calls, and with what; `slot_ids` is the tensor
+    that stands in for a router's choice."""
 
     def __init__(
         self, readers: Readers, products: TokenProducts, answers: Answers, max_used: int
@@ -66,14 +67,14 @@ class TokenPath:
         self._kinds: list[MatrixKind] = []
         self._layer_of: dict[int, int] = {}  # by the layer's own number
         self._kept: list[Any] = []
-        self._slot_ids = SlotIds(max_used)
+        self.slot_ids = SlotIds(max_used)
         self._error: BaseException | None = None
         ggml = native.TokenGgml(
             native.address_of_function(native.ggml_backend_graph_compute),
             products.backend,
             OP_NONE,
             OP_MUL_MAT_ID,
-            self._slot_ids.address,
+            self.slot_ids.address,
             max_used,
         )
         self._python = native.TokenPython(

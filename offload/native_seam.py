@@ -32,6 +32,7 @@ class NativeSeam(Seam):
             geometry.num_experts_per_tok,
         )
         super().__init__(geometry, store, executor, stop)
+        self._slot_ids = self._path.slot_ids  # graphs are kept, with whose tensor was put in them
         self.callback = self._path.callback
 
     def attach(self, geometry: ModelGeometry, buffer: ExpertBuffer) -> None:

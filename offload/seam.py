@@ -65,7 +65,7 @@ class Seam:
         self._store, self._executor, self._stop = store, executor, stop
         self._products: dict[int, tuple[ExpertLayer, int]] = {}  # by the weight's address
         self._num_seen = 0  # products of the graph that runs
-        self._slot_ids: dict[int, SlotIds] = {}  # by the experts a token uses: layers may differ
+        self._slot_ids = SlotIds(geometry.num_experts_per_tok)
         self._own_s = 0.0
         self._began_s = 0.0  # when the first router of the graph that runs had chosen
         self._single = False  # it chose for one token
@@ -193,7 +193,7 @@ class Seam:
         if len(self._ids) == 1:
             self._experts = self._ids[0]
             self._lease = self._store.lease(layer, self._experts)
-            self._token_slots().values[:] = self._lease.slots
+            self._slot_ids.set(self._lease.slots)
             self._foresee(layer, GraphNode(self._choice), bool(self._lease.reads))
             return
         self._experts = np.unique(self._ids)
@@ -233,19 +233,13 @@ class Seam:
         """A batch comes: it wants all slots and the whole drive."""
         self._store.withdraw()
 
-    def _token_slots(self) -> SlotIds:
-        num_used = self._ids.shape[1]
-        if num_used not in self._slot_ids:
-            self._slot_ids[num_used] = SlotIds(num_used)
-        return self._slot_ids[num_used]
-
     def _prepare(self, address: int, layer: ExpertLayer, index: int) -> bool:
         """A product is next: a token's is llama.cpp's own, over slots, if they are all filled."""
         node = GraphNode(address)
         node.set_op(OP_NONE)
         self._num_seen += 1
-        token_slots = self._token_slots().address
-        if node.source_address(2) not in (self._choice, token_slots):
+        slot_ids = self._slot_ids.address
+        if node.source_address(2) not in (self._choice, slot_ids):
             raise other_choice(node.name)
         if index == 0:
             self._bring(layer.layer)
@@ -254,7 +248,7 @@ class Seam:
         assert self._lease is not None and self._lease.layer is layer
         if self._lease.reads:
             return True
-        node.set_source(2, token_slots)
+        node.set_source(2, slot_ids)
         node.set_op(OP_MUL_MAT_ID)
         return False
 

@@ -277,8 +277,8 @@ def test_a_weight_can_read_a_pool_of_slots(graph: Graph) -> None:
     rows = graph.tensor(F32, (case.k, 1, 1), case.rows)
     node = graph.product(weights, rows, graph.tensor(I32, (3, 1, 1), case.ids))
     GraphNode(weights).point_at_pool(case.type_id, native.address_of(pool) + 64, stride, num_slots)
-    slots = SlotIds(num_experts_per_tok=3)
-    slots.values[:] = slot_of[case.ids[0]]
+    slots = SlotIds(max_used=3)
+    slots.set(np.array(slot_of[case.ids[0]], np.int32))
     node.set_source(2, slots.address)
     assert (graph.compute(node) == expected).all()
     assert GraphNode(weights).shape == (case.k, case.m, num_slots, 1)

@@ -29,7 +29,9 @@ def planned(tiny_model: Any) -> edge.Plan:
 
 @pytest.fixture
 def model(planned: edge.Plan, trunk_dir: Path) -> Iterator[edge.Model]:
-    with edge.load(planned, options=edge.LoadOptions(cache_dir=trunk_dir)) as loaded:
+    with edge.load(
+        planned, options=edge.LoadOptions(warm_start=False, cache_dir=trunk_dir)
+    ) as loaded:
         yield loaded
 
 
@@ -54,7 +56,7 @@ def ignore(layer: int, ids: npt.NDArray[np.int32]) -> None:
 def test_it_keeps_the_same_books_as_python(planned: edge.Plan, trunk_dir: Path) -> None:
     rows, books, counts = [], [], []
     for native in (True, False):
-        options = edge.LoadOptions(cache_dir=trunk_dir, native=native)
+        options = edge.LoadOptions(warm_start=False, cache_dir=trunk_dir, native=native)
         with edge.load(planned, options=options) as model:
             model.watch_routing(ignore)
             found = [model.logits(TOKENS, prefill) for prefill in (1, 9, 40)]
@@ -70,11 +72,13 @@ def test_it_keeps_the_same_books_as_python(planned: edge.Plan, trunk_dir: Path) 
 
 
 def test_guesses_change_no_bit(planned: edge.Plan, trunk_dir: Path) -> None:
-    options = edge.LoadOptions(cache_dir=trunk_dir, native=False)
+    options = edge.LoadOptions(warm_start=False, cache_dir=trunk_dir, native=False)
     with edge.load(planned, options=options) as plain:
         plain.watch_routing(ignore)
         expected = plain.logits(TOKENS, prefill=7)
-    with edge.load(planned, options=edge.LoadOptions(cache_dir=trunk_dir)) as model:
+    with edge.load(
+        planned, options=edge.LoadOptions(warm_start=False, cache_dir=trunk_dir)
+    ) as model:
         for _ in range(3):
             seam_of(model)._payoff.on = True
             assert (model.logits(TOKENS, prefill=7) == expected).all()
@@ -95,7 +99,7 @@ def test_a_read_that_fails_fails_the_call_and_no_more(
                 raise edge.StorageError(5, "input/output error")
             super().read_into(buffer, offset, need_bytes)
 
-    options = edge.LoadOptions(cache_dir=trunk_dir, open_file=Failing)
+    options = edge.LoadOptions(warm_start=False, cache_dir=trunk_dir, open_file=Failing)
     with edge.load(planned, options=options) as failing:
         failing.logits(TOKENS, prefill=1)
         Failing.broken = True
@@ -121,7 +125,7 @@ def test_ten_thousand_layers_with_guesses_and_failures(
                 raise edge.StorageError(5, "input/output error")
             super().read_into(buffer, offset, need_bytes)
 
-    options = edge.LoadOptions(cache_dir=trunk_dir, open_file=Unreliable)
+    options = edge.LoadOptions(warm_start=False, cache_dir=trunk_dir, open_file=Unreliable)
     num_layers, num_failed = 0, 0
     with edge.load(planned, options=options) as unreliable:
         while num_layers < 10_000:
@@ -166,7 +170,7 @@ def test_a_wait_can_be_stopped(planned: edge.Plan, trunk_dir: Path) -> None:
             go_on.wait(20)
             super().read_into(buffer, offset, need_bytes)
 
-    options = edge.LoadOptions(cache_dir=trunk_dir, open_file=Stuck)
+    options = edge.LoadOptions(warm_start=False, cache_dir=trunk_dir, open_file=Stuck)
     with edge.load(planned, options=options) as model:
         stop = model._engine.stop
         threading.Timer(0.3, stop.request).start()

@@ -43,7 +43,7 @@ class Drive:
         self.begun = threading.Semaphore(0)
         healthy = WatchedFile.read_into
 
-        def read_into(file: DirectFile, *arguments: Any) -> None:
+        def read_into(file: WatchedFile, *arguments: Any) -> None:
             self.begun.release()
             assert self.go.wait(timeout=30)
             if self.fails:
@@ -292,7 +292,7 @@ def test_an_expert_half_of_which_failed_is_read_again_when_wanted(
     healthy, failed = WatchedFile.read_into, list[int]()
     stuck = threading.Event()
 
-    def read_into(file: DirectFile, *arguments: Any) -> None:
+    def read_into(file: WatchedFile, *arguments: Any) -> None:
         if not failed:
             failed.append(1)
             raise StorageError(5, "input/output error")
