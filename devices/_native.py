@@ -445,7 +445,10 @@ if (_own := _own_library()) is not None:
         return _prototype(library, "haversack_" + name, *types)
 
     readers_new = _own_prototype("readers_new", _A, _I, _I, ReadInto)
-    readers_add_file = _own_prototype("readers_add_file", None, _A, _I, _B)
+    readers_add_file = _own_prototype("readers_add_file", None, _A, _I, _B, _A)
+    pace_new = _own_prototype("pace_new", _A, c.c_double, c.c_double)
+    pace_admit = _own_prototype("pace_admit", c.c_double, _A, c.c_int64)
+    pace_delete = _own_prototype("pace_delete", None, _A)
     readers_submit = _own_prototype("readers_submit", None, _A, _Reads, c.c_size_t)
     readers_demand = _own_prototype("readers_demand", None, _A, _Reads, c.c_size_t)
     readers_cancel = _own_prototype("readers_cancel", None, _A, _Reads, c.c_size_t)

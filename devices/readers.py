@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from haversack.devices import _native as native
+from haversack.devices.pace import PacedFile
 from haversack.devices.storage import DirectFile
 
 _CAME, _FAILED = 2, 3  # of enum State; all from the first of them on are final
@@ -75,7 +76,8 @@ class Failure(NamedTuple):
 class Readers:
     """`num_readers` threads; at most `num_ahead` of them read ahead of demand.
 
-    Plain `files` are read without the interpreter; those of a subclass, by its own `read_into`.
+    Plain and paced `files` are read without the interpreter; those of another class by its own
+    `read_into`.
     """
 
     def __init__(self, files: Sequence[DirectFile], num_readers: int, num_ahead: int) -> None:
@@ -84,8 +86,10 @@ class Readers:
         self._read_into = native.ReadInto(self._read_foreign)
         self.address = native.readers_new(num_readers, num_ahead, self._read_into)
         for file in files:
-            plain = type(file) is DirectFile
-            native.readers_add_file(self.address, file.fileno() if plain else -1, file.direct)
+            known = type(file) in (DirectFile, PacedFile)
+            descriptor = file.fileno() if known else -1
+            pace = file.pace.address if isinstance(file, PacedFile) and known else None
+            native.readers_add_file(self.address, descriptor, file.direct, pace)
 
     def _read_foreign(self, read: Any) -> int:
         fields = read.contents

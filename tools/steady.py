@@ -6,45 +6,20 @@ Copying them costs 0.26 to 0.33 CPU-seconds a GB, waiting included, and as much 
 of a mapping of the file: it is memory that is slow. A real drive read directly costs 0.13 to 0.19.
 """
 
-import threading
-import time
 from pathlib import Path
 
-from haversack.devices.storage import Buffer, DirectFile
+from haversack.devices.pace import Pace, PacedFile
 
 
 class SteadyDrive:
     """Gives `bytes_s` bytes a second, each read `latency_s` later than its bytes have passed."""
 
     def __init__(self, bytes_s: float, latency_s: float = 1e-4) -> None:
-        self.bytes_s, self.latency_s = bytes_s, latency_s
-        self._lock = threading.Lock()
-        self._free_at_s = 0.0
+        self._pace = Pace(bytes_s, latency_s)
 
-    def open(self, path: Path) -> "SteadyFile":
+    def open(self, path: Path) -> PacedFile:
         """The file at `path`, on this drive."""
-        return SteadyFile(path, self)
-
-    def admit(self, num_bytes: int) -> float:
-        """Queue a read of `num_bytes`: the moment (of `time.perf_counter`) when it is there."""
-        with self._lock:
-            start_s = max(time.perf_counter(), self._free_at_s)
-            self._free_at_s = start_s + num_bytes / self.bytes_s
-            return self._free_at_s + self.latency_s
-
-
-class SteadyFile(DirectFile):
-    """A file whose reads take as long as its drive says."""
-
-    def __init__(self, path: Path, drive: SteadyDrive) -> None:
-        super().__init__(path, direct=False)
-        self._drive = drive
-
-    def read_into(self, buffer: Buffer, offset: int, need_bytes: int) -> None:
-        """As `DirectFile.read_into`, in time."""
-        there_at_s = self._drive.admit(len(buffer))
-        super().read_into(buffer, offset, need_bytes)
-        time.sleep(max(0.0, there_at_s - time.perf_counter()))
+        return PacedFile(path, self._pace)
 
 
 def warm(path: Path) -> None:

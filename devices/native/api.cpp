@@ -8,9 +8,14 @@ using namespace haversack;
 API Readers *haversack_readers_new(int num_readers, int num_ahead, ReadInto read_into) {
     return new Readers(num_readers, num_ahead, read_into);
 }
-API void haversack_readers_add_file(Readers *readers, int descriptor, bool direct) {
-    readers->add_file(descriptor, direct);
+API void haversack_readers_add_file(Readers *readers, int descriptor, bool direct, Pace *pace) {
+    readers->add_file(descriptor, direct, pace);
 }
+API Pace *haversack_pace_new(double bytes_s, double latency_s) {
+    return new Pace(bytes_s, latency_s);
+}
+API double haversack_pace_admit(Pace *pace, int64_t num_bytes) { return pace->admit(num_bytes); }
+API void haversack_pace_delete(Pace *pace) { delete pace; }
 API void haversack_readers_submit(Readers *readers, Read *const *reads, size_t count) {
     readers->submit(reads, count);
 }

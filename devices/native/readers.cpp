@@ -28,6 +28,12 @@ double now_s() {
     return std::chrono::duration<double>(now).count();
 }
 
+double Pace::admit(int64_t num_bytes) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    free_at_s_ = std::max(now_s(), free_at_s_) + num_bytes / bytes_s_;
+    return free_at_s_ + latency_s_;
+}
+
 Readers::Readers(int num_readers, int num_ahead, ReadInto read_into)
     : num_ahead_(num_ahead), read_into_(read_into) {
     for (int i = 0; i < num_readers; i++) threads_.emplace_back([this] { serve(); });
@@ -35,15 +41,16 @@ Readers::Readers(int num_readers, int num_ahead, ReadInto read_into)
 
 Readers::~Readers() { close(); }
 
-void Readers::add_file(int descriptor, bool direct) { files_.push_back({descriptor, direct}); }
+void Readers::add_file(int descriptor, bool direct, Pace *pace) {
+    files_.push_back({descriptor, direct, pace});
+}
 
 // ------------------------------------------------------------------- requests
 void Readers::submit(Read *const *reads, size_t count) {
     if (count == 0) return;
     std::lock_guard<std::mutex> lock(mutex_);
     for (size_t i = 0; i < count; i++) (reads[i]->ahead ? ahead_ : demanded_).push_back(reads[i]);
-    if (count == 1) work_.notify_one();
-    else work_.notify_all();
+    for (size_t woken = 0; woken < std::min<size_t>(count, idle_); woken++) work_.notify_one();
 }
 
 void Readers::demand(Read *const *reads, size_t count) {
@@ -143,13 +150,16 @@ Read *Readers::next(std::unique_lock<std::mutex> &lock) {
             queue.pop_front();
             return read;
         }
+        idle_++;
         work_.wait(lock);
+        idle_--;
     }
     return nullptr;
 }
 
 void Readers::perform(Read *read) {
     const File &file = files_[read->file];
+    double there_at_s = file.pace ? file.pace->admit(read->length) : 0;
     if (file.descriptor < 0) {
         if (read_into_(read) != 0) read->error = FOREIGN_ERROR;
     } else if (!fill(file, read)) {
@@ -157,6 +167,8 @@ void Readers::perform(Read *read) {
     }
     if (read->error == 0 && read->from != read->to)
         std::memmove(read->room + read->to, read->room + read->from, read->num_bytes);
+    double early_s = there_at_s - now_s();
+    if (early_s > 0) std::this_thread::sleep_for(std::chrono::duration<double>(early_s));
 }
 
 // As DirectFile.read_into in devices/storage.py.

@@ -45,13 +45,29 @@ struct Counts {
     int32_t num_ahead, num_reading;  // now: reads ahead that wait, and reads under way
 };
 
+// A drive of a steady speed, for benchmarks: first come, first served, no credit for idle time.
+class Pace {
+  public:
+    Pace(double bytes_s, double latency_s) : bytes_s_(bytes_s), latency_s_(latency_s) {}
+    // Queue a read: the moment (of `now_s`) when it is there.
+    double admit(int64_t num_bytes);
+
+  private:
+    const double bytes_s_, latency_s_;
+    double free_at_s_ = 0;
+    std::mutex mutex_;
+};
+
+double now_s();
+
 class Readers {
   public:
     Readers(int num_readers, int num_ahead, ReadInto read_into);
     ~Readers();
 
     // A file of which `descriptor` is open, `direct` or not; -1: its reads go through `read_into`.
-    void add_file(int descriptor, bool direct);
+    // With `pace` they take as long as that says.
+    void add_file(int descriptor, bool direct, Pace *pace);
     void submit(Read *const *reads, size_t count);
     void demand(Read *const *reads, size_t count);
     void cancel(Read *const *reads, size_t count);
@@ -67,6 +83,7 @@ class Readers {
     struct File {
         int descriptor;
         bool direct;
+        Pace *pace;
     };
     void serve();
     Read *next(std::unique_lock<std::mutex> &lock);
@@ -81,12 +98,10 @@ class Readers {
     std::mutex mutex_;
     std::condition_variable work_, progress_;
     std::deque<Read *> demanded_, ahead_;
-    int reading_ = 0, reading_ahead_ = 0;
+    int idle_ = 0, reading_ = 0, reading_ahead_ = 0;
     bool closing_ = false;
     double busy_since_ = 0;
     Counts counts_{};
 };
-
-double now_s();
 
 }  // namespace haversack

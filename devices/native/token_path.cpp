@@ -327,37 +327,32 @@ bool TokenPath::prepare(Tensor *node, int32_t layer, int32_t index) {
 // A product was skipped: do it here, with the experts that are there, then with those that come.
 bool TokenPath::compute(Tensor *node, int32_t layer, int32_t index) {
     const Matrix &matrix = layers_[layer].matrices[index];
-    std::vector<int32_t> hits;
-    for (size_t i = 0; i < experts_.size(); i++) {
-        auto is_it = [&](const Late &late) { return late.position == (int32_t)i; };
-        if (std::none_of(late_.begin(), late_.end(), is_it)) hits.push_back(i);
-    }
-    return multiply(node, matrix, hits) && compute_late(node, matrix, index);
-}
-
-bool TokenPath::compute_late(Tensor *node, const Matrix &matrix, int32_t index) {
-    std::vector<int32_t> waiting_for;
+    std::vector<int32_t> there, waited_for;
     std::vector<Read *> reads;
+    for (size_t i = 0; i < experts_.size(); i++) there.push_back(i);
     for (Late &late : late_) {
-        waiting_for.push_back(late.position);
-        reads.push_back(late.reads[index]);
+        Read *read = late.reads[index];
+        if (read->came()) continue;
+        there.erase(std::find(there.begin(), there.end(), late.position));
+        waited_for.push_back(late.position);
+        reads.push_back(read);
     }
+    if (!multiply(node, matrix, there)) return false;
     while (!reads.empty()) {
         if (!readers_->wait(reads.data(), reads.size(), false, python_.should_stop))
             return fail(STOPPED);
-        std::vector<int32_t> arrived;
+        there.clear();
         for (size_t i = 0; i < reads.size();) {
-            Read *read = reads[i];
-            if (!read->done()) {
+            if (!reads[i]->done()) {
                 i++;
                 continue;
             }
-            if (!read->came()) return fail_read(read);
-            arrived.push_back(waiting_for[i]);
+            if (!reads[i]->came()) return fail_read(reads[i]);
+            there.push_back(waited_for[i]);
             reads.erase(reads.begin() + i);
-            waiting_for.erase(waiting_for.begin() + i);
+            waited_for.erase(waited_for.begin() + i);
         }
-        if (!multiply(node, matrix, arrived)) return false;
+        if (!multiply(node, matrix, there)) return false;
     }
     return true;
 }

@@ -140,7 +140,6 @@ class TokenPath {
     bool prepare(Tensor *node, int32_t layer, int32_t index);
     bool compute(Tensor *node, int32_t layer, int32_t index);
     bool multiply(Tensor *node, const Matrix &matrix, const std::vector<int32_t> &positions);
-    bool compute_late(Tensor *node, const Matrix &matrix, int32_t index);
     void place(Read &read, const Matrix &matrix, int32_t expert, int32_t slot, bool ahead);
 
     struct Graph {

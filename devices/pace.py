@@ -1,0 +1,37 @@
+"""A file on a drive of a steady speed, as a yardstick: real drives swing by a factor of four."""
+
+import time
+from pathlib import Path
+
+from haversack.devices import _native as native
+from haversack.devices.storage import Buffer, DirectFile
+
+
+class Pace:
+    """`bytes_s` bytes a second for all that share it, each read there `latency_s` after its bytes
+    have passed. First come, first served, and no credit for idle time."""
+
+    def __init__(self, bytes_s: float, latency_s: float) -> None:
+        self.address = native.pace_new(bytes_s, latency_s)
+
+    def admit(self, num_bytes: int) -> float:
+        """Queue a read: the moment (of `time.perf_counter`) when it is there."""
+        return float(native.pace_admit(self.address, num_bytes))
+
+    def __del__(self) -> None:
+        native.pace_delete(self.address)
+
+
+class PacedFile(DirectFile):
+    """A file whose reads take as long as `pace` says, if its own drive is as fast."""
+
+    def __init__(self, path: Path, pace: Pace, direct: bool | None = False) -> None:
+        """`direct` as of `DirectFile`; by default bytes come from the page cache."""
+        super().__init__(path, direct)
+        self.pace = pace
+
+    def read_into(self, buffer: Buffer, offset: int, need_bytes: int) -> None:
+        """As `DirectFile.read_into`, in time."""
+        there_at_s = self.pace.admit(len(buffer))
+        super().read_into(buffer, offset, need_bytes)
+        time.sleep(max(0.0, there_at_s - time.perf_counter()))
