@@ -72,14 +72,17 @@ class Replay:
     """Writes a trace's choices over those of the routers, token after token, from its start again
     when it ends."""
 
-    def __init__(self, trace: Trace, geometry: ModelGeometry) -> None:
-        """`geometry` is the model's, which may have fewer layers than the trace.
+    def __init__(self, trace: Trace, geometry: ModelGeometry, recall: float = 0.0) -> None:
+        """`geometry` is the model's, which may have fewer layers than the trace. `recall` is what
+        share of a layer's experts `foresee` is to know one layer ahead.
 
         Raises PromptError unless the trace has all of its layers, as many experts, and as many of
         them per token.
         """
         _refuse_misfit(trace, geometry)
         self._layers, self.num_steps = trace.layers, trace.num_steps
+        self._num_experts = trace.num_experts
+        self._recall, self._random = recall, np.random.default_rng(0)
         self.callback_s = 0.0  # seconds spent in `on_node`
         self.rewind()
 
@@ -97,6 +100,17 @@ class Replay:
         recorded = self._layers[layer]
         behind = self._first + self._num_tokens  # a last layer may see the last tokens alone
         ids[:] = recorded[np.arange(behind - len(ids), behind) % len(recorded)]
+
+    def foresee(self, layer: int) -> npt.NDArray[np.int32]:
+        """What a predictor of this recall would say that `layer` chooses for the token under way:
+        some of the experts recorded, and others instead of the rest. What it knows is less the
+        further ahead the layer is."""
+        recorded = self._layers[layer]
+        chosen = recorded[self._first % len(recorded)]
+        known = self._random.random(len(chosen)) < self._recall ** max(1, layer - self._layer)
+        others = np.setdiff1d(self._random.permutation(self._num_experts), chosen)
+        wrong = self._random.choice(others, len(chosen) - int(known.sum()), replace=False)
+        return np.concatenate([chosen[known], wrong]).astype(np.int32)
 
     def on_node(self, address: int, ask: bool, _: object) -> bool:
         """The same as llama.cpp's evaluation callback, for an engine without a seam."""

@@ -41,20 +41,22 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def draw_stream(rows: Sequence[Row], path: Path) -> None:
-    """Speed and bound against the share of the experts in slots, two lines for each drive."""
+    """Speed and bound against the share of the experts in slots, for each drive, without and with
+    reading ahead."""
     figure, (axes,) = _figure(1)
-    for rate in sorted({float(row["rate_bytes_s"]) for row in rows}):
+    for rate, recall in sorted({(float(r["rate_bytes_s"]), float(r["recall"])) for r in rows}):
         chosen = sorted(
-            (row for row in rows if float(row["rate_bytes_s"]) == rate),
+            (r for r in rows if (float(r["rate_bytes_s"]), float(r["recall"])) == (rate, recall)),
             key=lambda row: float(row["share"]),
         )
         shares = [100 * float(row["share"]) for row in chosen]
-        label = f"drive of {rate / 1e9:g} GB/s"
+        label = f"{rate / 1e9:g} GB/s" + (", read ahead" if recall else "")
         (line,) = axes.plot(
             shares, [1 / float(r["s_per_token"]) for r in chosen], "o-", label=label
         )
         bounds = [1 / float(row["bound_s"]) for row in chosen]
-        axes.plot(shares, bounds, ":", color=line.get_color(), label=f"bound, {label}")
+        if not recall:
+            axes.plot(shares, bounds, ":", color=line.get_color(), label=f"bound, {label}")
     axes.set(xlabel="experts in slots, %", ylabel="tokens a second")
     axes.set_ylim(bottom=0)
     _finish(figure, [axes], path)

@@ -20,8 +20,8 @@ def test_it_measures_every_cell_and_writes_them(
     command = [str(tiny_model()), "--trace", str(trace), "--tokens", "16", "--rate", "1GB"]
     command += ["--share", "0.5", "--share", "1", "--csv", str(tmp_path / "out.csv")]
     assert bench_stream.main(command) == 0
-    assert capsys.readouterr().out.count("of the bound") == 2
-    assert len((tmp_path / "out.csv").read_text().splitlines()) == 3
+    assert capsys.readouterr().out.count("of the bound") == 4
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 5
 
 
 def test_a_trace_that_is_missing_is_one_line(
