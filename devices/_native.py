@@ -377,6 +377,15 @@ class TokenLayer(c.Structure):
     )
 
 
+class TokenRouter(c.Structure):
+    """struct Router (native/token_path.hpp)"""
+
+    _fields_ = (
+        *((name, Address) for name in ("weight", "bias")),
+        *((name, c.c_int32) for name in ("num_experts", "num_inputs", "num_used")),
+    )
+
+
 class ProductTensors(c.Structure):
     """struct ProductTensors (native/token_path.hpp)"""
 
@@ -410,8 +419,7 @@ class TokenGgml(c.Structure):
     _fields_ = (
         ("graph_compute", Address),
         ("backend", Address),
-        ("op_none", c.c_int32),
-        ("op_mul_mat_id", c.c_int32),
+        *((name, c.c_int32) for name in ("op_none", "op_mul_mat_id", "op_mul_mat")),
         ("slot_ids", Address),
         ("max_used", c.c_int32),
     )
@@ -463,6 +471,9 @@ if (_own := _own_library()) is not None:
     token_path_add_table = _own_prototype("token_path_add_table", None, _A, _Table)
     token_path_add_layer = _own_prototype("token_path_add_layer", None, _A, c.POINTER(TokenLayer))
     token_path_add_product = _own_prototype("token_path_add_product", None, _A, _A, _L, _L)
+    token_path_add_router = _own_prototype(
+        "token_path_add_router", None, _A, _L, c.POINTER(TokenRouter)
+    )
     token_path_state = _own_prototype("token_path_state", c.POINTER(TokenState), _A)
     token_path_read_ahead = _own_prototype("token_path_read_ahead", _L, _A, _L, _A, _L)
     token_path_release = _own_prototype("token_path_release", None, _A)

@@ -198,7 +198,8 @@ def _op_code(name: bytes) -> int:
 
 OP_NONE = _op_code(b"NONE")
 OP_MUL_MAT_ID = _op_code(b"MUL_MAT_ID")
-_OP_ADD, _OP_MUL_MAT, _OP_UNARY = map(_op_code, (b"ADD", b"MUL_MAT", b"UNARY"))
+OP_MUL_MAT = _op_code(b"MUL_MAT")
+_OP_ADD, _OP_UNARY = map(_op_code, (b"ADD", b"UNARY"))
 
 # For those who look at thousands of nodes a token: `memory[node + NODE_OP]` is a node's op (all
 # codes fit a byte), `memory[node + NODE_NAME + i]` a character of its name.
@@ -246,7 +247,7 @@ class GraphNode:
     @property
     def is_product(self) -> bool:
         """Whether it multiplies a matrix, its first source, with its second."""
-        return bool(self._tensor.op == _OP_MUL_MAT)
+        return bool(self._tensor.op == OP_MUL_MAT)
 
     @property
     def is_unary(self) -> bool:

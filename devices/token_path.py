@@ -11,15 +11,23 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.devices import _native as native
-from haversack.devices.ggml import OP_MUL_MAT_ID, OP_NONE, GraphNode, SlotIds
+from haversack.devices.ggml import OP_MUL_MAT, OP_MUL_MAT_ID, OP_NONE, GraphNode, SlotIds
 from haversack.devices.readers import Failure, Readers
 from haversack.devices.token_products import MatrixKind, TokenProducts
+
+Floats = npt.NDArray[np.float32]
 
 
 class Failed(IntEnum):
     """enum Failure: why a pass cannot go on."""
 
     NOT, PYTHON, READ, STOPPED, OTHER_CHOICE, PRODUCT, BOOKS = range(7)
+
+
+class Foresight(IntEnum):
+    """enum Foresight: who says what later layers may choose."""
+
+    NONE, BY_PYTHON, BY_ROUTERS = range(3)
 
 
 class MatrixPlace(NamedTuple):
@@ -74,6 +82,7 @@ class TokenPath:
             products.backend,
             OP_NONE,
             OP_MUL_MAT_ID,
+            OP_MUL_MAT,
             self.slot_ids.address,
             max_used,
         )
@@ -108,6 +117,20 @@ class TokenPath:
     def add_product(self, weight: int, layer: int, index: int) -> None:
         """Products with the tensor at `weight` are those of matrix `index` of `layer`'s experts."""
         native.token_path_add_product(self._address, weight, self._layer_of[layer], index)
+
+    def add_router(
+        self, layer: int, num_used: int, weight: Floats, bias: Floats | None = None
+    ) -> None:
+        """`layer` chooses the `num_used` experts of the highest scores: `weight` (experts, inputs)
+        times its router's input, plus `bias` (experts,). Both must stay."""
+        assert weight.flags.c_contiguous and weight.dtype == np.float32, "C reads it as it lies"
+        num_experts, num_inputs = weight.shape
+        added = None if bias is None else native.address_of(bias)
+        self._kept.append((weight, bias))
+        router = native.TokenRouter(
+            native.address_of(weight), added, num_experts, num_inputs, num_used
+        )
+        native.token_path_add_router(self._address, self._layer_of[layer], router)
 
     # ----------------------------------------------------------------- answers
     def fail(self, error: BaseException) -> None:

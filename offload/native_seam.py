@@ -4,7 +4,14 @@ from haversack.devices.errors import CancelledError, HaversackError
 from haversack.devices.expert_buffer import ExpertBuffer
 from haversack.devices.ggml import GraphNode
 from haversack.devices.interrupts import StopFlag
-from haversack.devices.token_path import Answers, Failed, LayerPlace, MatrixPlace, TokenPath
+from haversack.devices.token_path import (
+    Answers,
+    Failed,
+    Foresight,
+    LayerPlace,
+    MatrixPlace,
+    TokenPath,
+)
 from haversack.offload.executor import ExpertExecutor
 from haversack.offload.pool import resting_place
 from haversack.offload.seam import Forecast, Seam, Watcher, other_choice
@@ -34,6 +41,7 @@ class NativeSeam(Seam):
         super().__init__(geometry, store, executor, stop)
         self._slot_ids = self._path.slot_ids  # graphs are kept, with whose tensor was put in them
         self.callback = self._path.callback
+        self._by_routers = True  # the library can foresee every layer
 
     def attach(self, geometry: ModelGeometry, buffer: ExpertBuffer) -> None:
         super().attach(geometry, buffer)
@@ -65,7 +73,7 @@ class NativeSeam(Seam):
     def watch(self, watcher: Watcher | None, forecast: Forecast | None = None) -> None:
         super().watch(watcher, forecast)
         self._path.state.watched = watcher is not None
-        self._path.state.foresees = self.reads_ahead
+        self._update_foresight()
 
     # ---------------------------------------------------------------- answers
     def _on_batch(self, node: int, ask: bool) -> bool:
@@ -80,6 +88,17 @@ class NativeSeam(Seam):
 
     def _on_late(self, layer: int, late: bool) -> None:
         self._foresee(layer, GraphNode(self._path.state.choice), late)
+        router = self._predictor.router(layer)
+        if router is not None and router.is_plain:
+            self._path.add_router(layer, router.num_used, router.weight, router.score_bias)
+        else:
+            self._by_routers = False
+
+    def _update_foresight(self) -> None:
+        how = (
+            Foresight.BY_ROUTERS if self._by_routers and not self.forecast else Foresight.BY_PYTHON
+        )
+        self._path.state.foresees = how if self.reads_ahead else Foresight.NONE
 
     def _read_ahead(self, layer: int, experts: Experts) -> int:
         if self._path.state.by_python:
@@ -110,7 +129,7 @@ class NativeSeam(Seam):
             self._store.readers.drain()
             self._path.forget()
         error = super().end_graph(computed)
-        state.foresees = self.reads_ahead
+        self._update_foresight()
         if state.by_python and self._store.is_warm:
             self._store.withdraw()
             state.by_python = False

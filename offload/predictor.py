@@ -33,6 +33,11 @@ class Router:
     num_groups: int = 1
     groups_used: int = 1
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it chooses those of the highest scores: probabilities have their order."""
+        return self.choice_bias is None and self.num_groups == 1
+
     def likeliest(self, inputs: Vector, extra: int = 0) -> npt.NDArray[np.int32]:
         """The experts it would choose from `inputs` (hidden size,), and the `extra` next ones, the
         likeliest first."""
@@ -45,8 +50,8 @@ class Router:
         scores: Vector = self.weight @ inputs
         if self.score_bias is not None:
             scores = scores + self.score_bias
-        if self.choice_bias is None and self.num_groups == 1:
-            return scores  # probabilities have the order of scores
+        if self.is_plain:
+            return scores
         worth = _sigmoid(scores) if self.sigmoid else _softmax(scores)
         if self.choice_bias is not None:
             worth = worth + self.choice_bias
@@ -89,6 +94,10 @@ class Predictor:
         if layer not in self._routers:
             self._routers[layer] = _router(choice, nodes)
         return product.source(1)
+
+    def router(self, layer: int) -> Router | None:
+        """How `layer` chooses; None if that is not known."""
+        return self._routers.get(layer)
 
     def has_seen(self, layer: int) -> bool:
         """Whether `layer` was looked at, with whatever result."""

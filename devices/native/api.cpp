@@ -50,6 +50,9 @@ API void haversack_token_path_add_product(TokenPath *path, Tensor *weight, int32
                                           int32_t index) {
     path->add_product(weight, layer, index);
 }
+API void haversack_token_path_add_router(TokenPath *path, int32_t layer, const Router *router) {
+    path->add_router(layer, *router);
+}
 API TokenState *haversack_token_path_state(TokenPath *path) { return &path->state; }
 // ggml_backend_sched_eval_callback
 API bool haversack_token_path_on_node(Tensor *node, bool ask, TokenPath *path) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 namespace haversack {
 
@@ -11,6 +12,33 @@ constexpr char CHOICE[] = "ffn_moe_topk-";
 constexpr int64_t PAGE_BYTES = 4096;
 
 bool is_choice(const Tensor *node) { return std::memcmp(node->name, CHOICE, sizeof CHOICE - 1) == 0; }
+
+constexpr int32_t DEPTH = 3;  // how many layers ahead a choice is foreseen
+constexpr int MOST_STEPS = 8;  // from a choice back to its router's product
+
+// The sum of products; in lanes, so that it can be computed several at a time.
+float dot(const float *a, const float *b, int32_t count) {
+    constexpr int32_t LANES = 16;
+    float sums[LANES] = {};
+    int32_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (int32_t lane = 0; lane < LANES; lane++) sums[lane] += a[i + lane] * b[i + lane];
+    for (; i < count; i++) sums[0] += a[i] * b[i];
+    return std::accumulate(sums, sums + LANES, 0.0f);
+}
+
+// The experts that `router` would choose, the likeliest first.
+std::vector<int32_t> choose_by(const Router &router, const float *inputs) {
+    std::vector<std::pair<float, int32_t>> worth(router.num_experts);
+    for (int32_t expert = 0; expert < router.num_experts; expert++) {
+        float score = dot(router.weight + (int64_t)expert * router.num_inputs, inputs, router.num_inputs);
+        worth[expert] = {-score - (router.bias ? router.bias[expert] : 0), expert};
+    }
+    std::partial_sort(worth.begin(), worth.begin() + router.num_used, worth.end());
+    std::vector<int32_t> chosen(router.num_used);
+    for (int32_t i = 0; i < router.num_used; i++) chosen[i] = worth[i].second;
+    return chosen;
+}
 
 // The time since its making, added to `sum`.
 class Stopwatch {
@@ -51,6 +79,7 @@ void TokenPath::add_layer(const Layer &layer) {
     guesses_.emplace_back();
     absent_.emplace_back();
     seen_.push_back(false);
+    routers_.push_back({});
 }
 
 // ------------------------------------------------------------------- callback
@@ -115,12 +144,7 @@ bool TokenPath::bring(int32_t layer) {
     std::memcpy(ids->data, slots_.data(), used * sizeof(int32_t));
     ids->ne[0] = used;
     for (int axis = 1; axis < 4; axis++) ids->nb[axis] = used * sizeof(int32_t);
-    bool late = !late_.empty();
-    if ((state.foresees && late) || !seen_[layer]) {
-        seen_[layer] = true;
-        if (python_.foresee(layers_[layer].number, state.foresees && late) < 0) return fail(PYTHON_FAILED);
-    }
-    return true;
+    return foresee(layer, !late_.empty());
 }
 
 bool TokenPath::lease(int32_t number) {
@@ -208,6 +232,33 @@ void TokenPath::release() {
     late_.clear();
     coming_.clear();
     leased_ = -1;
+}
+
+// ------------------------------------------------------------------ foresight
+// While this layer's experts load: have those read that later ones are likely to choose.
+bool TokenPath::foresee(int32_t layer, bool late) {
+    bool worthwhile = late && state.foresees != NO_FORESIGHT;  // else the time would be the token's
+    if (seen_[layer] && worthwhile && state.foresees == BY_ROUTERS) {
+        foresee_by_routers(layer);
+    } else if (worthwhile || !seen_[layer]) {
+        seen_[layer] = true;
+        if (python_.foresee(layers_[layer].number, worthwhile) < 0) return fail(PYTHON_FAILED);
+    }
+    return true;
+}
+
+// The next layer's likeliest, or where all of those are there the one's after it.
+void TokenPath::foresee_by_routers(int32_t layer) {
+    const Tensor *product = state.choice;
+    for (int steps = 0; product && product->op != ggml_.op_mul_mat && steps < MOST_STEPS; steps++)
+        product = product->src[0];
+    if (!product || product->op != ggml_.op_mul_mat) return;
+    const float *inputs = (const float *)product->src[1]->data;
+    int32_t end = std::min<int32_t>(layer + 1 + DEPTH, layers_.size());
+    for (int32_t later = layer + 1; later < end && routers_[later].weight; later++) {
+        std::vector<int32_t> likeliest = choose_by(routers_[later], inputs);
+        if (read_ahead(later, likeliest.data(), likeliest.size())) return;
+    }
 }
 
 // -------------------------------------------------------------------- guesses

@@ -46,6 +46,13 @@ struct Layer {
     Matrix matrices[MAX_MATRICES];
 };
 
+// A router that chooses those of the highest scores: `weight` (experts, inputs) times its input,
+// and `bias` (experts,) or null added.
+struct Router {
+    const float *weight, *bias;
+    int32_t num_experts, num_inputs, num_used;
+};
+
 // Products of single rows that llama.cpp computes in one graph: see devices/token_products.py.
 struct ProductTensors {
     Tensor *weight, *row, *out;
@@ -64,7 +71,7 @@ struct Python {
 struct Ggml {
     int32_t (*graph_compute)(void *backend, void *graph);
     void *backend;
-    int32_t op_none, op_mul_mat_id;
+    int32_t op_none, op_mul_mat_id, op_mul_mat;
     Tensor *slot_ids;  // stands in for a router's choice; its data has room for `max_used`
     int32_t max_used;
 };
@@ -73,10 +80,12 @@ enum Failure : int32_t {
     NO_FAILURE = 0, PYTHON_FAILED, READ_FAILED, STOPPED, OTHER_CHOICE, PRODUCT_FAILED, BOOKS_WRONG,
 };
 
+enum Foresight : int32_t { NO_FORESIGHT = 0, BY_PYTHON, BY_ROUTERS };
+
 // What Python sees and sets between passes.
 struct TokenState {
     int32_t watched;   // ask `on_choice` of every choice
-    int32_t foresees;  // ask `foresee` where experts are late
+    int32_t foresees;  // how, where experts are late: see Foresight
     int32_t by_python; // leave tokens to Python as well
     int32_t num_seen;  // products of the graph that runs
     int32_t failure;
@@ -97,6 +106,7 @@ class TokenPath {
 
     void add_table(const Table &table) { tables_.push_back(table); }
     void add_layer(const Layer &layer);
+    void add_router(int32_t layer, const Router &router) { routers_[layer] = router; }
     void add_product(Tensor *weight, int32_t layer, int32_t index) {
         products_[weight] = {layer, index};
     }
@@ -133,6 +143,8 @@ class TokenPath {
     bool fail_read(Read *read);
     bool choose(Tensor *node);
     bool bring(int32_t layer);
+    bool foresee(int32_t layer, bool late);
+    void foresee_by_routers(int32_t layer);
     bool lease(int32_t layer);
     void start_reads(const Layer &layer);
     std::list<Guess> settle_guesses(int32_t layer);
@@ -152,7 +164,8 @@ class TokenPath {
     Readers *const readers_;
     std::vector<Table> tables_;
     std::vector<Layer> layers_;
-    std::vector<bool> seen_;  // whether `foresee` was asked of a layer
+    std::vector<bool> seen_;  // whether Python's `foresee` was asked of a layer
+    std::vector<Router> routers_;  // by layer; without weight where unknown
     std::vector<std::list<Guess>> guesses_;
     std::vector<std::vector<bool>> absent_;  // by foreseen layer: experts without a slot then
     std::unordered_map<Tensor *, std::pair<int32_t, int32_t>> products_;
