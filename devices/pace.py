@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from haversack.devices import _native as native
+from haversack.devices._native import own
 from haversack.devices.storage import Buffer, DirectFile
 
 
@@ -12,14 +12,14 @@ class Pace:
     have passed. First come, first served, and no credit for idle time."""
 
     def __init__(self, bytes_s: float, latency_s: float) -> None:
-        self.address = native.pace_new(bytes_s, latency_s)
+        self.address = own.pace_new(bytes_s, latency_s)
 
     def admit(self, num_bytes: int) -> float:
         """Queue a read: the moment (of `time.perf_counter`) when it is there."""
-        return float(native.pace_admit(self.address, num_bytes))
+        return float(own.pace_admit(self.address, num_bytes))
 
     def __del__(self) -> None:
-        native.pace_delete(self.address)
+        own.pace_delete(self.address)
 
 
 class PacedFile(DirectFile):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from haversack.devices import _native as native
+from haversack.devices._native import own
 from haversack.devices.pace import PacedFile
 from haversack.devices.storage import DirectFile
 
@@ -37,7 +38,7 @@ class Read:
 
     def __init__(self, readers: "Readers", request: Request, ahead: bool) -> None:
         self._readers = readers
-        self.fields = native.Read(*request, ahead)
+        self.fields = own.Read(*request, ahead)
 
     @property
     def ahead(self) -> bool:
@@ -83,13 +84,13 @@ class Readers:
     def __init__(self, files: Sequence[DirectFile], num_readers: int, num_ahead: int) -> None:
         self._files = files
         self._errors: dict[int, BaseException] = {}  # of foreign files, by read
-        self._read_into = native.ReadInto(self._read_foreign)
-        self.address = native.readers_new(num_readers, num_ahead, self._read_into)
+        self._read_into = own.ReadInto(self._read_foreign)
+        self.address = own.readers_new(num_readers, num_ahead, self._read_into)
         for file in files:
             known = type(file) in (DirectFile, PacedFile)
             descriptor = file.fileno() if known else -1
             pace = file.pace.address if isinstance(file, PacedFile) and known else None
-            native.readers_add_file(self.address, descriptor, file.direct, pace)
+            own.readers_add_file(self.address, descriptor, file.direct, pace)
 
     def _read_foreign(self, read: Any) -> int:
         fields = read.contents
@@ -103,34 +104,34 @@ class Readers:
 
     def submit(self, reads: Sequence[Read]) -> None:
         """Begin `reads` in this order as soon as threads are free."""
-        native.readers_submit(self.address, *_listed(reads))
+        own.readers_submit(self.address, *_listed(reads))
 
     def demand(self, reads: Sequence[Read]) -> None:
         """Reads ahead turned out to be wanted: they wait no longer than others."""
-        native.readers_demand(self.address, *_listed(reads))
+        own.readers_demand(self.address, *_listed(reads))
 
     def cancel(self, reads: Sequence[Read]) -> None:
         """Those of `reads` that have not begun never begin."""
-        native.readers_cancel(self.address, *_listed(reads))
+        own.readers_cancel(self.address, *_listed(reads))
 
     def wait(self, reads: Sequence[Read], for_all: bool, should_stop: Callable[[], bool]) -> bool:
         """Return when all (or any) `reads` are done; False if `should_stop` came first."""
-        stop = native.ShouldStop(should_stop)
-        return bool(native.readers_wait(self.address, *_listed(reads), for_all, stop))
+        stop = own.ShouldStop(should_stop)
+        return bool(own.readers_wait(self.address, *_listed(reads), for_all, stop))
 
     def settle(self, reads: Sequence[Read]) -> None:
         """Cancel what has not begun, wait for the rest."""
-        native.readers_settle(self.address, *_listed(reads))
+        own.readers_settle(self.address, *_listed(reads))
 
     def drain(self) -> None:
         """Return when no read is under way any more; those not begun never begin."""
-        native.readers_drain(self.address)
+        own.readers_drain(self.address)
 
     def counts(self) -> Any:
         """Totals: `bytes_read`, `busy_s` (at least one read was under way), `wait_s`; and how many
         reads ahead wait now (`num_ahead`) and how many reads are under way (`num_reading`)."""
-        counts = native.ReadCounts()
-        native.readers_counts(self.address, counts)
+        counts = own.ReadCounts()
+        own.readers_counts(self.address, counts)
         return counts
 
     def error(self, failure: Failure) -> BaseException:
@@ -143,12 +144,12 @@ class Readers:
 
     def close(self) -> None:
         """Wait for the reads under way; no thread is left behind. May be called twice."""
-        native.readers_close(self.address)
+        own.readers_close(self.address)
 
     def __del__(self) -> None:
-        native.readers_delete(self.address)
+        own.readers_delete(self.address)
 
 
 def _listed(reads: Sequence[Read]) -> tuple[Any, int]:
-    kind = native.ReadPointer * len(reads)
+    kind = own.ReadPointer * len(reads)
     return kind(*[native.pointer_to(read.fields) for read in reads]), len(reads)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.devices import _native as native
+from haversack.devices._native import own
 from haversack.devices.ggml import OP_MUL_MAT, OP_MUL_MAT_ID, OP_NONE, GraphNode, SlotIds
 from haversack.devices.readers import Failure, Readers
 from haversack.devices.token_products import MatrixKind, TokenProducts
@@ -77,7 +78,7 @@ class TokenPath:
         self._kept: list[Any] = []
         self.slot_ids = SlotIds(max_used)
         self._error: BaseException | None = None
-        ggml = native.TokenGgml(
+        ggml = own.TokenGgml(
             native.address_of_function(native.ggml_backend_graph_compute),
             products.backend,
             OP_NONE,
@@ -86,37 +87,37 @@ class TokenPath:
             self.slot_ids.address,
             max_used,
         )
-        self._python = native.TokenPython(
-            native.OnNode(answers.on_node),
-            native.OnChoice(self._on_choice),
-            native.Foresee(self._foresee),
-            native.ShouldStop(answers.should_stop),
-            native.MakeGraph(self._make_graph),
+        self._python = own.TokenPython(
+            own.OnNode(answers.on_node),
+            own.OnChoice(self._on_choice),
+            own.Foresee(self._foresee),
+            own.ShouldStop(answers.should_stop),
+            own.MakeGraph(self._make_graph),
         )
-        self._address = native.token_path_new(ggml, self._python, readers.address)
-        self.state = native.token_path_state(self._address).contents
-        self.callback: tuple[int, int] = (native.token_path_on_node, self._address)
+        self._address = own.token_path_new(ggml, self._python, readers.address)
+        self.state = own.token_path_state(self._address).contents
+        self.callback: tuple[int, int] = (own.token_path_on_node, self._address)
 
     # ------------------------------------------------------------------ making
     def add_table(self, books: Mapping[str, Any]) -> None:
         """A table, whose arrays are shared: the first is number 0."""
         self._kept.append(books)
-        native.token_path_add_table(self._address, table_arrays(books))
+        own.token_path_add_table(self._address, table_arrays(books))
 
     def add_layer(self, layer: LayerPlace) -> None:
         """A layer, after its table."""
         self._layer_of[layer.number] = len(self._layer_of)
-        made = native.TokenLayer(layer.number, layer.row, layer.table, len(layer.matrices))
+        made = own.TokenLayer(layer.number, layer.row, layer.table, len(layer.matrices))
         for index, matrix in enumerate(layer.matrices):
             if matrix.kind not in self._kinds:
                 self._kinds.append(matrix.kind)
             kind = self._kinds.index(matrix.kind)
-            made.matrices[index] = native.TokenMatrix(*matrix[:-1], kind)
-        native.token_path_add_layer(self._address, made)
+            made.matrices[index] = own.TokenMatrix(*matrix[:-1], kind)
+        own.token_path_add_layer(self._address, made)
 
     def add_product(self, weight: int, layer: int, index: int) -> None:
         """Products with the tensor at `weight` are those of matrix `index` of `layer`'s experts."""
-        native.token_path_add_product(self._address, weight, self._layer_of[layer], index)
+        own.token_path_add_product(self._address, weight, self._layer_of[layer], index)
 
     def add_router(
         self, layer: int, num_used: int, weight: Floats, bias: Floats | None = None
@@ -127,10 +128,10 @@ class TokenPath:
         num_experts, num_inputs = weight.shape
         added = None if bias is None else native.address_of(bias)
         self._kept.append((weight, bias))
-        router = native.TokenRouter(
+        router = own.TokenRouter(
             native.address_of(weight), added, num_experts, num_inputs, num_used
         )
-        native.token_path_add_router(self._address, self._layer_of[layer], router)
+        own.token_path_add_router(self._address, self._layer_of[layer], router)
 
     # ----------------------------------------------------------------- answers
     def fail(self, error: BaseException) -> None:
@@ -160,7 +161,7 @@ class TokenPath:
             self.fail(error)
             return None
         for i, addresses in enumerate(placed):
-            tensors[i] = native.ProductTensors(*addresses)
+            tensors[i] = own.ProductTensors(*addresses)
         return graph
 
     # ------------------------------------------------------------------- a pass
@@ -184,24 +185,24 @@ class TokenPath:
         ids = np.ascontiguousarray(experts, np.int32)
         number = self._layer_of[layer]
         address = native.address_of(ids)
-        return int(native.token_path_read_ahead(self._address, number, address, len(ids)))
+        return int(own.token_path_read_ahead(self._address, number, address, len(ids)))
 
     def release(self) -> None:
         """Give up the latest layer's experts: those that came stay, unpinned."""
-        native.token_path_release(self._address)
+        own.token_path_release(self._address)
 
     def withdraw(self) -> None:
         """No guess is wanted any more; returns when none is under way."""
-        native.token_path_withdraw(self._address)
+        own.token_path_withdraw(self._address)
 
     def forget(self) -> None:
         """After a failure, when no read is under way: no lease and no guess is left."""
-        native.token_path_forget(self._address)
+        own.token_path_forget(self._address)
 
     def close(self) -> None:
         """Free it; nothing may call it any more. May be called twice."""
         if self._address:
-            native.token_path_delete(self._address)
+            own.token_path_delete(self._address)
             self._address = None
 
 
@@ -211,4 +212,4 @@ def table_arrays(books: Mapping[str, Any]) -> Any:
         native.address_of(value) if isinstance(value, np.ndarray) else value
         for value in books.values()
     ]
-    return native.TableArrays(*fields)
+    return own.TableArrays(*fields)

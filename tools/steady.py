@@ -19,6 +19,7 @@ class SteadyDrive:
         self, bytes_s: float, latency_s: float = 1e-4, *, from_drive: bool = False
     ) -> None:
         """`from_drive`: not out of the page cache; the drive must be faster."""
+        self.bytes_s, self.latency_s = bytes_s, latency_s
         self._pace, self._from_drive = Pace(bytes_s, latency_s), from_drive
 
     def open(self, path: Path) -> PacedFile:

@@ -1,4 +1,4 @@
-// What devices/_native.py calls.
+// What devices/_native/own.py calls.
 #include "token_path.hpp"
 
 using namespace haversack;

@@ -16,7 +16,7 @@ enum State : int32_t { WAITING = 0, READING = 1, CAME = 2, FAILED = 3, CANCELLED
 // What `error` says of a FAILED read besides an errno.
 enum : int32_t { FILE_ENDED = -1, FOREIGN_ERROR = -2 };
 
-// One read; devices/_native.py declares the same fields. Who asked for it keeps it until it is done.
+// One read; devices/_native/own.py declares the same fields. Who asked for it keeps it until it is done.
 struct Read {
     uint8_t *room;       // where `length` bytes from `offset` on land
     int64_t offset, length;

@@ -13,7 +13,7 @@ enum : uint8_t { SLOT_EMPTY = 0, SLOT_LOADING = 1, SLOT_READY = 2 };
 // The clock of a rule, as an array of float64.
 enum : int { PASSES = 0, ROW = 1, CLOCK = 2, UNIT = 3 };
 
-// Arrays of one SlotTable; devices/_native.py declares the same fields.
+// Arrays of one SlotTable; devices/_native/own.py declares the same fields.
 struct Table {
     int32_t num_rows, num_experts, num_slots, num_spare;
     int32_t *slot_of;  // (rows, experts)

@@ -1,6 +1,6 @@
 // A single token's way through the experts: llama.cpp's evaluation callback, the books, the reads
 // and the late products. The same steps as offload/seam.py and offload/store.py, which take over
-// for batches; devices/_native.py declares the structures.
+// for batches; devices/_native/own.py declares the structures.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-"""The one module that speaks ctypes: libggml and libllama as shipped in llama-cpp-python, and our
-own library, whose sources are in devices/native/.
+"""All that speaks ctypes: libggml and libllama as shipped in llama-cpp-python, and in `own` our own
+library.
 
 It loads the libraries, refuses a build whose layouts it does not know, declares the structures
 and prototypes (the C prototype stands beside each), and offers a few helpers for memory at an
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-import haversack.devices
 from haversack.devices._openmp import brief_spinning
 from haversack.devices.errors import BindingError
 
@@ -49,25 +48,12 @@ def _library(stem: str, version: str = "") -> c.CDLL:
         ) from error
 
 
-def _own_library() -> c.CDLL | None:
-    """Our own library; an installation in place has it elsewhere than the sources."""
-    if sys.platform == "win32":
-        return None
-    paths = [Path(found, "native", "libhaversack.so") for found in haversack.devices.__path__]
-    for path in filter(Path.exists, paths):
-        return c.CDLL(str(path))
-    raise BindingError(
-        f"{' or '.join(map(str, paths))} is not there: `pip install` of haversack builds it, which"
-        " needs a C++ compiler"
-    )
-
-
 _base = _library("ggml-base", ".0")
 _cpu = _library("ggml-cpu", ".0")
 _llama = _library("llama")
 
 
-def _prototype(library: c.CDLL, name: str, result: Any, *arguments: Any) -> Any:
+def prototype(library: c.CDLL, name: str, result: Any, *arguments: Any) -> Any:
     function = getattr(library, name)
     function.restype, function.argtypes = result, arguments
     return function
@@ -75,8 +61,8 @@ def _prototype(library: c.CDLL, name: str, result: Any, *arguments: Any) -> Any:
 
 def _refuse_unknown_build() -> None:
     found = importlib.metadata.version("llama-cpp-python")
-    ggml = _prototype(_base, "ggml_version", c.c_char_p)().decode()
-    overhead = _prototype(_base, "ggml_tensor_overhead", c.c_size_t)()
+    ggml = prototype(_base, "ggml_version", c.c_char_p)().decode()
+    overhead = prototype(_base, "ggml_tensor_overhead", c.c_size_t)()
     known = (KNOWN_LLAMA_CPP_PYTHON, KNOWN_GGML, TENSOR_STRUCT_BYTES)
     if (found, ggml, overhead - OBJECT_STRUCT_BYTES) != known:
         raise BindingError(
@@ -193,294 +179,129 @@ _refuse_unknown_build()
 _A, _S, _I = Address, c.c_char_p, c.c_int
 
 # struct gguf_context * gguf_init_from_file(const char * fname, struct gguf_init_params params)
-gguf_init_from_file = _prototype(_base, "gguf_init_from_file", _A, _S, GgufInitParams)
+gguf_init_from_file = prototype(_base, "gguf_init_from_file", _A, _S, GgufInitParams)
 # struct gguf_context * gguf_init_empty(void)
-gguf_init_empty = _prototype(_base, "gguf_init_empty", _A)
+gguf_init_empty = prototype(_base, "gguf_init_empty", _A)
 # void gguf_free(struct gguf_context * ctx)
-gguf_free = _prototype(_base, "gguf_free", None, _A)
+gguf_free = prototype(_base, "gguf_free", None, _A)
 # size_t gguf_get_data_offset(const struct gguf_context * ctx)
-gguf_get_data_offset = _prototype(_base, "gguf_get_data_offset", c.c_size_t, _A)
+gguf_get_data_offset = prototype(_base, "gguf_get_data_offset", c.c_size_t, _A)
 # int64_t gguf_find_key(const struct gguf_context * ctx, const char * key)
-gguf_find_key = _prototype(_base, "gguf_find_key", c.c_int64, _A, _S)
+gguf_find_key = prototype(_base, "gguf_find_key", c.c_int64, _A, _S)
 # enum gguf_type gguf_get_kv_type(const struct gguf_context * ctx, int64_t key_id)
-gguf_get_kv_type = _prototype(_base, "gguf_get_kv_type", _I, _A, c.c_int64)
+gguf_get_kv_type = prototype(_base, "gguf_get_kv_type", _I, _A, c.c_int64)
 # enum gguf_type gguf_get_arr_type(const struct gguf_context * ctx, int64_t key_id)
-gguf_get_arr_type = _prototype(_base, "gguf_get_arr_type", _I, _A, c.c_int64)
+gguf_get_arr_type = prototype(_base, "gguf_get_arr_type", _I, _A, c.c_int64)
 # size_t gguf_get_arr_n(const struct gguf_context * ctx, int64_t key_id)
-gguf_get_arr_n = _prototype(_base, "gguf_get_arr_n", c.c_size_t, _A, c.c_int64)
+gguf_get_arr_n = prototype(_base, "gguf_get_arr_n", c.c_size_t, _A, c.c_int64)
 # const void * gguf_get_arr_data(const struct gguf_context * ctx, int64_t key_id)
-gguf_get_arr_data = _prototype(_base, "gguf_get_arr_data", _A, _A, c.c_int64)
+gguf_get_arr_data = prototype(_base, "gguf_get_arr_data", _A, _A, c.c_int64)
 # const char * gguf_get_val_str(const struct gguf_context * ctx, int64_t key_id)
-gguf_get_val_str = _prototype(_base, "gguf_get_val_str", _S, _A, c.c_int64)
+gguf_get_val_str = prototype(_base, "gguf_get_val_str", _S, _A, c.c_int64)
 # const void * gguf_get_val_data(const struct gguf_context * ctx, int64_t key_id)
-gguf_get_val_data = _prototype(_base, "gguf_get_val_data", _A, _A, c.c_int64)
+gguf_get_val_data = prototype(_base, "gguf_get_val_data", _A, _A, c.c_int64)
 # int64_t gguf_get_n_tensors(const struct gguf_context * ctx)
-gguf_get_n_tensors = _prototype(_base, "gguf_get_n_tensors", c.c_int64, _A)
+gguf_get_n_tensors = prototype(_base, "gguf_get_n_tensors", c.c_int64, _A)
 # const char * gguf_get_tensor_name(const struct gguf_context * ctx, int64_t tensor_id)
-gguf_get_tensor_name = _prototype(_base, "gguf_get_tensor_name", _S, _A, c.c_int64)
+gguf_get_tensor_name = prototype(_base, "gguf_get_tensor_name", _S, _A, c.c_int64)
 # size_t gguf_get_tensor_offset(const struct gguf_context * ctx, int64_t tensor_id)
-gguf_get_tensor_offset = _prototype(_base, "gguf_get_tensor_offset", c.c_size_t, _A, c.c_int64)
+gguf_get_tensor_offset = prototype(_base, "gguf_get_tensor_offset", c.c_size_t, _A, c.c_int64)
 # size_t gguf_get_tensor_size(const struct gguf_context * ctx, int64_t tensor_id)
-gguf_get_tensor_size = _prototype(_base, "gguf_get_tensor_size", c.c_size_t, _A, c.c_int64)
+gguf_get_tensor_size = prototype(_base, "gguf_get_tensor_size", c.c_size_t, _A, c.c_int64)
 # enum ggml_type gguf_get_tensor_type(const struct gguf_context * ctx, int64_t tensor_id)
-gguf_get_tensor_type = _prototype(_base, "gguf_get_tensor_type", _I, _A, c.c_int64)
+gguf_get_tensor_type = prototype(_base, "gguf_get_tensor_type", _I, _A, c.c_int64)
 # const int64_t * gguf_get_tensor_ne(const struct gguf_context * ctx, int64_t tensor_id)
-gguf_get_tensor_ne = _prototype(
-    _base, "gguf_get_tensor_ne", c.POINTER(c.c_int64 * 4), _A, c.c_int64
-)
+gguf_get_tensor_ne = prototype(_base, "gguf_get_tensor_ne", c.POINTER(c.c_int64 * 4), _A, c.c_int64)
 # void gguf_set_kv(struct gguf_context * ctx, const struct gguf_context * src)
-gguf_set_kv = _prototype(_base, "gguf_set_kv", None, _A, _A)
+gguf_set_kv = prototype(_base, "gguf_set_kv", None, _A, _A)
 # int64_t gguf_remove_key(struct gguf_context * ctx, const char * key)
-gguf_remove_key = _prototype(_base, "gguf_remove_key", c.c_int64, _A, _S)
+gguf_remove_key = prototype(_base, "gguf_remove_key", c.c_int64, _A, _S)
 # void gguf_set_val_u32(struct gguf_context * ctx, const char * key, uint32_t val)
-gguf_set_val_u32 = _prototype(_base, "gguf_set_val_u32", None, _A, _S, c.c_uint32)
+gguf_set_val_u32 = prototype(_base, "gguf_set_val_u32", None, _A, _S, c.c_uint32)
 # void gguf_set_val_f32(struct gguf_context * ctx, const char * key, float val)
-gguf_set_val_f32 = _prototype(_base, "gguf_set_val_f32", None, _A, _S, c.c_float)
+gguf_set_val_f32 = prototype(_base, "gguf_set_val_f32", None, _A, _S, c.c_float)
 # void gguf_set_val_str(struct gguf_context * ctx, const char * key, const char * val)
-gguf_set_val_str = _prototype(_base, "gguf_set_val_str", None, _A, _S, _S)
+gguf_set_val_str = prototype(_base, "gguf_set_val_str", None, _A, _S, _S)
 # void gguf_set_arr_data(gguf, const char * key, enum gguf_type, const void * data, size_t n)
-gguf_set_arr_data = _prototype(_base, "gguf_set_arr_data", None, _A, _S, _I, _A, c.c_size_t)
+gguf_set_arr_data = prototype(_base, "gguf_set_arr_data", None, _A, _S, _I, _A, c.c_size_t)
 # void gguf_add_tensor(struct gguf_context * ctx, const struct ggml_tensor * tensor)
-gguf_add_tensor = _prototype(_base, "gguf_add_tensor", None, _A, _A)
+gguf_add_tensor = prototype(_base, "gguf_add_tensor", None, _A, _A)
 # void gguf_set_tensor_type(struct gguf_context * ctx, const char * name, enum ggml_type type)
-gguf_set_tensor_type = _prototype(_base, "gguf_set_tensor_type", None, _A, _S, _I)
+gguf_set_tensor_type = prototype(_base, "gguf_set_tensor_type", None, _A, _S, _I)
 # size_t gguf_get_meta_size(const struct gguf_context * ctx)
-gguf_get_meta_size = _prototype(_base, "gguf_get_meta_size", c.c_size_t, _A)
+gguf_get_meta_size = prototype(_base, "gguf_get_meta_size", c.c_size_t, _A)
 # void gguf_get_meta_data(const struct gguf_context * ctx, void * data)
-gguf_get_meta_data = _prototype(_base, "gguf_get_meta_data", None, _A, _A)
+gguf_get_meta_data = prototype(_base, "gguf_get_meta_data", None, _A, _A)
 
 # ggml_abort_callback_t ggml_set_abort_callback(ggml_abort_callback_t callback)
 AbortCallback = CFunction(None, c.c_char_p)
-ggml_set_abort_callback = _prototype(_base, "ggml_set_abort_callback", Address, AbortCallback)
+ggml_set_abort_callback = prototype(_base, "ggml_set_abort_callback", Address, AbortCallback)
 # struct ggml_context * ggml_init(struct ggml_init_params params)
-ggml_init = _prototype(_base, "ggml_init", _A, GgmlInitParams)
+ggml_init = prototype(_base, "ggml_init", _A, GgmlInitParams)
 # void ggml_reset(struct ggml_context * ctx)
-ggml_reset = _prototype(_base, "ggml_reset", None, _A)
+ggml_reset = prototype(_base, "ggml_reset", None, _A)
 # void ggml_free(struct ggml_context * ctx)
-ggml_free = _prototype(_base, "ggml_free", None, _A)
+ggml_free = prototype(_base, "ggml_free", None, _A)
 # struct ggml_tensor * ggml_get_tensor(struct ggml_context * ctx, const char * name)
-ggml_get_tensor = _prototype(_base, "ggml_get_tensor", _A, _A, _S)
+ggml_get_tensor = prototype(_base, "ggml_get_tensor", _A, _A, _S)
 # size_t ggml_tensor_overhead(void)
-ggml_tensor_overhead = _prototype(_base, "ggml_tensor_overhead", c.c_size_t)
+ggml_tensor_overhead = prototype(_base, "ggml_tensor_overhead", c.c_size_t)
 # size_t ggml_graph_overhead_custom(size_t size, bool grads)
-ggml_graph_overhead_custom = _prototype(
+ggml_graph_overhead_custom = prototype(
     _base, "ggml_graph_overhead_custom", c.c_size_t, c.c_size_t, c.c_bool
 )
 # struct ggml_cgraph * ggml_new_graph_custom(struct ggml_context * ctx, size_t size, bool grads)
-ggml_new_graph_custom = _prototype(_base, "ggml_new_graph_custom", _A, _A, c.c_size_t, c.c_bool)
+ggml_new_graph_custom = prototype(_base, "ggml_new_graph_custom", _A, _A, c.c_size_t, c.c_bool)
 # void ggml_graph_add_node(struct ggml_cgraph * cgraph, struct ggml_tensor * tensor)
-ggml_graph_add_node = _prototype(_base, "ggml_graph_add_node", None, _A, _A)
+ggml_graph_add_node = prototype(_base, "ggml_graph_add_node", None, _A, _A)
 # struct ggml_tensor * ggml_new_tensor_3d(ctx, enum ggml_type, int64_t ne0, ne1, ne2)
-ggml_new_tensor_3d = _prototype(
+ggml_new_tensor_3d = prototype(
     _base, "ggml_new_tensor_3d", _A, _A, _I, c.c_int64, c.c_int64, c.c_int64
 )
 # struct ggml_tensor * ggml_mul_mat_id(ctx, struct ggml_tensor * as, * b, * ids)
-ggml_mul_mat_id = _prototype(_base, "ggml_mul_mat_id", _A, _A, _A, _A, _A)
+ggml_mul_mat_id = prototype(_base, "ggml_mul_mat_id", _A, _A, _A, _A, _A)
 # int64_t ggml_blck_size(enum ggml_type type)
-ggml_blck_size = _prototype(_base, "ggml_blck_size", c.c_int64, _I)
+ggml_blck_size = prototype(_base, "ggml_blck_size", c.c_int64, _I)
 # size_t ggml_type_size(enum ggml_type type)
-ggml_type_size = _prototype(_base, "ggml_type_size", c.c_size_t, _I)
+ggml_type_size = prototype(_base, "ggml_type_size", c.c_size_t, _I)
 # const char * ggml_type_name(enum ggml_type type)
-ggml_type_name = _prototype(_base, "ggml_type_name", _S, _I)
+ggml_type_name = prototype(_base, "ggml_type_name", _S, _I)
 # const char * ggml_op_name(enum ggml_op op)
-ggml_op_name = _prototype(_base, "ggml_op_name", _S, _I)
+ggml_op_name = prototype(_base, "ggml_op_name", _S, _I)
 # ggml_backend_buffer_t ggml_backend_buffer_init(buft, struct ggml_backend_buffer_i, void *, size_t)
-ggml_backend_buffer_init = _prototype(
+ggml_backend_buffer_init = prototype(
     _base, "ggml_backend_buffer_init", _A, _A, BufferInterface, _A, c.c_size_t
 )
 # enum ggml_status ggml_backend_graph_compute(ggml_backend_t backend, struct ggml_cgraph * cgraph)
-ggml_backend_graph_compute = _prototype(_base, "ggml_backend_graph_compute", _I, _A, _A)
+ggml_backend_graph_compute = prototype(_base, "ggml_backend_graph_compute", _I, _A, _A)
 # void ggml_backend_free(ggml_backend_t backend)
-ggml_backend_free = _prototype(_base, "ggml_backend_free", None, _A)
+ggml_backend_free = prototype(_base, "ggml_backend_free", None, _A)
 # void ggml_backend_tensor_set(struct ggml_tensor *, const void * data, size_t offset, size_t size)
-ggml_backend_tensor_set = _prototype(
+ggml_backend_tensor_set = prototype(
     _base, "ggml_backend_tensor_set", None, _A, _A, c.c_size_t, c.c_size_t
 )
 # int64_t ggml_nelements(const struct ggml_tensor * tensor)
-ggml_nelements = _prototype(_base, "ggml_nelements", c.c_int64, _A)
+ggml_nelements = prototype(_base, "ggml_nelements", c.c_int64, _A)
 # bool ggml_quantize_requires_imatrix(enum ggml_type type)
-ggml_quantize_requires_imatrix = _prototype(_base, "ggml_quantize_requires_imatrix", c.c_bool, _I)
+ggml_quantize_requires_imatrix = prototype(_base, "ggml_quantize_requires_imatrix", c.c_bool, _I)
 # size_t ggml_quantize_chunk(type, const float * src, void * dst, start, nrows, n_per_row, imatrix)
-ggml_quantize_chunk = _prototype(
+ggml_quantize_chunk = prototype(
     _base, "ggml_quantize_chunk", c.c_size_t, _I, _A, _A, c.c_int64, c.c_int64, c.c_int64, _A
 )
 
 # ggml_backend_t ggml_backend_cpu_init(void)
-ggml_backend_cpu_init = _prototype(_cpu, "ggml_backend_cpu_init", _A)
+ggml_backend_cpu_init = prototype(_cpu, "ggml_backend_cpu_init", _A)
 # void ggml_backend_cpu_set_n_threads(ggml_backend_t backend_cpu, int n_threads)
-ggml_backend_cpu_set_n_threads = _prototype(_cpu, "ggml_backend_cpu_set_n_threads", None, _A, _I)
+ggml_backend_cpu_set_n_threads = prototype(_cpu, "ggml_backend_cpu_set_n_threads", None, _A, _I)
 # const struct ggml_type_traits_cpu * ggml_get_type_traits_cpu(enum ggml_type type)
-ggml_get_type_traits_cpu = _prototype(
-    _cpu, "ggml_get_type_traits_cpu", c.POINTER(TypeTraitsCpu), _I
-)
+ggml_get_type_traits_cpu = prototype(_cpu, "ggml_get_type_traits_cpu", c.POINTER(TypeTraitsCpu), _I)
 
 # struct llama_model * llama_model_init_from_user(gguf, set_tensor_data, void * ud, params)
-llama_model_init_from_user = _prototype(
+llama_model_init_from_user = prototype(
     _llama, "llama_model_init_from_user", _A, _A, SetTensorData, _A, llama.llama_model_params
 )
 # void llama_model_save_to_file(const struct llama_model * model, const char * path_model)
-llama_model_save_to_file = _prototype(_llama, "llama_model_save_to_file", None, _A, _S)
-
-
-# ---------------------------------------------------- our own library: structures
-class Read(c.Structure):
-    """struct Read (native/readers.hpp); `source` is its `from`, `target` its `to`"""
-
-    _fields_ = (
-        ("room", Address),
-        *((name, c.c_int64) for name in ("offset", "length", "need")),
-        *((name, c.c_int64) for name in ("source", "target", "num_bytes")),
-        *((name, c.c_int32) for name in ("file", "ahead", "state", "error")),
-        ("got", c.c_int64),
-    )
-
-
-class ReadCounts(c.Structure):
-    """struct Counts (native/readers.hpp)"""
-
-    _fields_ = (
-        *(("bytes_read", c.c_int64), ("busy_s", c.c_double), ("wait_s", c.c_double)),
-        *(("num_ahead", c.c_int32), ("num_reading", c.c_int32)),
-    )
-
-
-class TableArrays(c.Structure):
-    """struct Table (native/table.hpp)"""
-
-    _fields_ = (
-        *((name, c.c_int32) for name in ("num_rows", "num_experts", "num_slots", "num_spare")),
-        *((name, Address) for name in ("slot_of", "owner", "state", "pins")),
-        *((name, Address) for name in ("uses", "last_pass", "last_use", "faded", "clock")),
-        *((name, c.c_double) for name in ("half_life", "growth", "lately", "recency")),
-    )
-
-
-class TokenMatrix(c.Structure):
-    """struct Matrix (native/token_path.hpp)"""
-
-    _fields_ = (
-        ("rooms", Address),
-        *((name, c.c_int64) for name in ("stride", "rest", "offset", "num_bytes")),
-        *((name, c.c_int32) for name in ("file", "kind")),
-    )
-
-
-MAX_MATRICES = 4
-
-
-class TokenLayer(c.Structure):
-    """struct Layer (native/token_path.hpp)"""
-
-    _fields_ = (
-        *((name, c.c_int32) for name in ("number", "row", "table", "num_matrices")),
-        ("matrices", TokenMatrix * MAX_MATRICES),
-    )
-
-
-class TokenRouter(c.Structure):
-    """struct Router (native/token_path.hpp)"""
-
-    _fields_ = (
-        *((name, Address) for name in ("weight", "bias")),
-        *((name, c.c_int32) for name in ("num_experts", "num_inputs", "num_used")),
-    )
-
-
-class ProductTensors(c.Structure):
-    """struct ProductTensors (native/token_path.hpp)"""
-
-    _fields_ = tuple((name, Address) for name in ("weight", "row", "out"))
-
-
-# False, null and a negative number stand for an exception, which Python keeps.
-ReadInto = CFunction(c.c_int32, c.POINTER(Read))
-ShouldStop = CFunction(c.c_bool)
-OnNode = CFunction(c.c_bool, Address, c.c_bool)
-OnChoice = CFunction(c.c_bool, Address)
-Foresee = CFunction(c.c_int32, c.c_int32, c.c_bool)
-MakeGraph = CFunction(Address, c.c_int32, c.c_int32, c.POINTER(ProductTensors))
-
-
-class TokenPython(c.Structure):
-    """struct Python (native/token_path.hpp)"""
-
-    _fields_ = (
-        ("on_node", OnNode),
-        ("on_choice", OnChoice),
-        ("foresee", Foresee),
-        ("should_stop", ShouldStop),
-        ("make_graph", MakeGraph),
-    )
-
-
-class TokenGgml(c.Structure):
-    """struct Ggml (native/token_path.hpp)"""
-
-    _fields_ = (
-        ("graph_compute", Address),
-        ("backend", Address),
-        *((name, c.c_int32) for name in ("op_none", "op_mul_mat_id", "op_mul_mat")),
-        ("slot_ids", Address),
-        ("max_used", c.c_int32),
-    )
-
-
-class TokenState(c.Structure):
-    """struct TokenState (native/token_path.hpp)"""
-
-    _fields_ = (
-        *((name, c.c_int32) for name in ("watched", "foresees", "by_python", "num_seen")),
-        ("failure", c.c_int32),
-        ("choice", Address),
-        ("began_s", c.c_double),
-        ("failed_node", Address),
-        ("failed_read", Address),
-        *((name, c.c_int64) for name in ("failed_offset", "failed_need", "failed_got")),
-        *((name, c.c_int32) for name in ("failed_file", "failed_error")),
-        *((name, c.c_int64) for name in ("hits", "misses", "guessed", "guessed_right")),
-        ("foreseeable", c.c_int64),
-        *((name, c.c_double) for name in ("own_s", "product_s")),
-    )
-
-
-# ---------------------------------------------------- our own library: prototypes
-# In native/api.cpp.
-if (_own := _own_library()) is not None:
-    ReadPointer = c.POINTER(Read)
-    _Reads, _L, _B = c.POINTER(ReadPointer), c.c_int32, c.c_bool
-
-    def _own_prototype(name: str, *types: Any, library: c.CDLL = _own) -> Any:
-        return _prototype(library, "haversack_" + name, *types)
-
-    readers_new = _own_prototype("readers_new", _A, _I, _I, ReadInto)
-    readers_add_file = _own_prototype("readers_add_file", None, _A, _I, _B, _A)
-    pace_new = _own_prototype("pace_new", _A, c.c_double, c.c_double)
-    pace_admit = _own_prototype("pace_admit", c.c_double, _A, c.c_int64)
-    pace_delete = _own_prototype("pace_delete", None, _A)
-    readers_submit = _own_prototype("readers_submit", None, _A, _Reads, c.c_size_t)
-    readers_demand = _own_prototype("readers_demand", None, _A, _Reads, c.c_size_t)
-    readers_cancel = _own_prototype("readers_cancel", None, _A, _Reads, c.c_size_t)
-    readers_wait = _own_prototype("readers_wait", _B, _A, _Reads, c.c_size_t, _B, ShouldStop)
-    readers_settle = _own_prototype("readers_settle", None, _A, _Reads, c.c_size_t)
-    readers_drain = _own_prototype("readers_drain", None, _A)
-    readers_counts = _own_prototype("readers_counts", None, _A, c.POINTER(ReadCounts))
-    readers_close = _own_prototype("readers_close", None, _A)
-    readers_delete = _own_prototype("readers_delete", None, _A)
-    _Ggml, _Python, _Table = map(c.POINTER, (TokenGgml, TokenPython, TableArrays))
-    token_path_new = _own_prototype("token_path_new", _A, _Ggml, _Python, _A)
-    token_path_add_table = _own_prototype("token_path_add_table", None, _A, _Table)
-    token_path_add_layer = _own_prototype("token_path_add_layer", None, _A, c.POINTER(TokenLayer))
-    token_path_add_product = _own_prototype("token_path_add_product", None, _A, _A, _L, _L)
-    token_path_add_router = _own_prototype(
-        "token_path_add_router", None, _A, _L, c.POINTER(TokenRouter)
-    )
-    token_path_state = _own_prototype("token_path_state", c.POINTER(TokenState), _A)
-    token_path_read_ahead = _own_prototype("token_path_read_ahead", _L, _A, _L, _A, _L)
-    token_path_release = _own_prototype("token_path_release", None, _A)
-    token_path_withdraw = _own_prototype("token_path_withdraw", None, _A)
-    token_path_forget = _own_prototype("token_path_forget", None, _A)
-    token_path_delete = _own_prototype("token_path_delete", None, _A)
-    token_path_on_node = int(c.cast(_own.haversack_token_path_on_node, Address).value or 0)
+llama_model_save_to_file = prototype(_llama, "llama_model_save_to_file", None, _A, _S)
 
 
 # -------------------------------------------------------------------- helpers

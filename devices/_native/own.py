@@ -1,0 +1,186 @@
+"""The binding to our own library: what a token would spend too long in Python for. Its sources are
+in devices/native/."""
+
+import ctypes as c
+import sys
+from pathlib import Path
+from typing import Any
+
+import haversack.devices
+from haversack.devices._native import Address, CFunction, prototype
+from haversack.devices.errors import BindingError
+
+
+def _own_library() -> c.CDLL | None:
+    """Our own library; an installation in place has it elsewhere than the sources."""
+    if sys.platform == "win32":
+        return None
+    paths = [Path(found, "native", "libhaversack.so") for found in haversack.devices.__path__]
+    for path in filter(Path.exists, paths):
+        return c.CDLL(str(path))
+    raise BindingError(
+        f"{' or '.join(map(str, paths))} is not there: `pip install` of haversack builds it, which"
+        " needs a C++ compiler"
+    )
+
+
+# ----------------------------------------------------------------- structures
+class Read(c.Structure):
+    """struct Read (native/readers.hpp); `source` is its `from`, `target` its `to`"""
+
+    _fields_ = (
+        ("room", Address),
+        *((name, c.c_int64) for name in ("offset", "length", "need")),
+        *((name, c.c_int64) for name in ("source", "target", "num_bytes")),
+        *((name, c.c_int32) for name in ("file", "ahead", "state", "error")),
+        ("got", c.c_int64),
+    )
+
+
+class ReadCounts(c.Structure):
+    """struct Counts (native/readers.hpp)"""
+
+    _fields_ = (
+        *(("bytes_read", c.c_int64), ("busy_s", c.c_double), ("wait_s", c.c_double)),
+        *(("num_ahead", c.c_int32), ("num_reading", c.c_int32)),
+    )
+
+
+class TableArrays(c.Structure):
+    """struct Table (native/table.hpp)"""
+
+    _fields_ = (
+        *((name, c.c_int32) for name in ("num_rows", "num_experts", "num_slots", "num_spare")),
+        *((name, Address) for name in ("slot_of", "owner", "state", "pins")),
+        *((name, Address) for name in ("uses", "last_pass", "last_use", "faded", "clock")),
+        *((name, c.c_double) for name in ("half_life", "growth", "lately", "recency")),
+    )
+
+
+class TokenMatrix(c.Structure):
+    """struct Matrix (native/token_path.hpp)"""
+
+    _fields_ = (
+        ("rooms", Address),
+        *((name, c.c_int64) for name in ("stride", "rest", "offset", "num_bytes")),
+        *((name, c.c_int32) for name in ("file", "kind")),
+    )
+
+
+MAX_MATRICES = 4
+
+
+class TokenLayer(c.Structure):
+    """struct Layer (native/token_path.hpp)"""
+
+    _fields_ = (
+        *((name, c.c_int32) for name in ("number", "row", "table", "num_matrices")),
+        ("matrices", TokenMatrix * MAX_MATRICES),
+    )
+
+
+class TokenRouter(c.Structure):
+    """struct Router (native/token_path.hpp)"""
+
+    _fields_ = (
+        *((name, Address) for name in ("weight", "bias")),
+        *((name, c.c_int32) for name in ("num_experts", "num_inputs", "num_used")),
+    )
+
+
+class ProductTensors(c.Structure):
+    """struct ProductTensors (native/token_path.hpp)"""
+
+    _fields_ = tuple((name, Address) for name in ("weight", "row", "out"))
+
+
+# False, null and a negative number stand for an exception, which Python keeps.
+ReadInto = CFunction(c.c_int32, c.POINTER(Read))
+ShouldStop = CFunction(c.c_bool)
+OnNode = CFunction(c.c_bool, Address, c.c_bool)
+OnChoice = CFunction(c.c_bool, Address)
+Foresee = CFunction(c.c_int32, c.c_int32, c.c_bool)
+MakeGraph = CFunction(Address, c.c_int32, c.c_int32, c.POINTER(ProductTensors))
+
+
+class TokenPython(c.Structure):
+    """struct Python (native/token_path.hpp)"""
+
+    _fields_ = (
+        ("on_node", OnNode),
+        ("on_choice", OnChoice),
+        ("foresee", Foresee),
+        ("should_stop", ShouldStop),
+        ("make_graph", MakeGraph),
+    )
+
+
+class TokenGgml(c.Structure):
+    """struct Ggml (native/token_path.hpp)"""
+
+    _fields_ = (
+        ("graph_compute", Address),
+        ("backend", Address),
+        *((name, c.c_int32) for name in ("op_none", "op_mul_mat_id", "op_mul_mat")),
+        ("slot_ids", Address),
+        ("max_used", c.c_int32),
+    )
+
+
+class TokenState(c.Structure):
+    """struct TokenState (native/token_path.hpp)"""
+
+    _fields_ = (
+        *((name, c.c_int32) for name in ("watched", "foresees", "by_python", "num_seen")),
+        ("failure", c.c_int32),
+        ("choice", Address),
+        ("began_s", c.c_double),
+        ("failed_node", Address),
+        ("failed_read", Address),
+        *((name, c.c_int64) for name in ("failed_offset", "failed_need", "failed_got")),
+        *((name, c.c_int32) for name in ("failed_file", "failed_error")),
+        *((name, c.c_int64) for name in ("hits", "misses", "guessed", "guessed_right")),
+        ("foreseeable", c.c_int64),
+        *((name, c.c_double) for name in ("own_s", "product_s")),
+    )
+
+
+# ----------------------------------------------------------------- prototypes
+# In native/api.cpp.
+if (_own := _own_library()) is not None:
+    ReadPointer = c.POINTER(Read)
+    _A, _Reads = Address, c.POINTER(ReadPointer)
+    _I, _L, _B = c.c_int, c.c_int32, c.c_bool
+
+    def _own_prototype(name: str, *types: Any, library: c.CDLL = _own) -> Any:
+        return prototype(library, "haversack_" + name, *types)
+
+    readers_new = _own_prototype("readers_new", _A, _I, _I, ReadInto)
+    readers_add_file = _own_prototype("readers_add_file", None, _A, _I, _B, _A)
+    pace_new = _own_prototype("pace_new", _A, c.c_double, c.c_double)
+    pace_admit = _own_prototype("pace_admit", c.c_double, _A, c.c_int64)
+    pace_delete = _own_prototype("pace_delete", None, _A)
+    readers_submit = _own_prototype("readers_submit", None, _A, _Reads, c.c_size_t)
+    readers_demand = _own_prototype("readers_demand", None, _A, _Reads, c.c_size_t)
+    readers_cancel = _own_prototype("readers_cancel", None, _A, _Reads, c.c_size_t)
+    readers_wait = _own_prototype("readers_wait", _B, _A, _Reads, c.c_size_t, _B, ShouldStop)
+    readers_settle = _own_prototype("readers_settle", None, _A, _Reads, c.c_size_t)
+    readers_drain = _own_prototype("readers_drain", None, _A)
+    readers_counts = _own_prototype("readers_counts", None, _A, c.POINTER(ReadCounts))
+    readers_close = _own_prototype("readers_close", None, _A)
+    readers_delete = _own_prototype("readers_delete", None, _A)
+    _Ggml, _Python, _Table = map(c.POINTER, (TokenGgml, TokenPython, TableArrays))
+    token_path_new = _own_prototype("token_path_new", _A, _Ggml, _Python, _A)
+    token_path_add_table = _own_prototype("token_path_add_table", None, _A, _Table)
+    token_path_add_layer = _own_prototype("token_path_add_layer", None, _A, c.POINTER(TokenLayer))
+    token_path_add_product = _own_prototype("token_path_add_product", None, _A, _A, _L, _L)
+    token_path_add_router = _own_prototype(
+        "token_path_add_router", None, _A, _L, c.POINTER(TokenRouter)
+    )
+    token_path_state = _own_prototype("token_path_state", c.POINTER(TokenState), _A)
+    token_path_read_ahead = _own_prototype("token_path_read_ahead", _L, _A, _L, _A, _L)
+    token_path_release = _own_prototype("token_path_release", None, _A)
+    token_path_withdraw = _own_prototype("token_path_withdraw", None, _A)
+    token_path_forget = _own_prototype("token_path_forget", None, _A)
+    token_path_delete = _own_prototype("token_path_delete", None, _A)
+    token_path_on_node = int(c.cast(_own.haversack_token_path_on_node, Address).value or 0)
