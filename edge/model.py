@@ -286,8 +286,9 @@ class Model:
         return self._decoder.stats()
 
     def watch_routing(self, watcher: Watcher | None, forecast: Forecast | None = None) -> None:
-        """Have `watcher` told of every router's choice while the model runs: the layer and the ids
-        (tokens, experts per token), which it may change in place.
+        """Have `watcher` told of every router's choice while the model runs: the layer, the ids
+        (tokens, experts per token), which it may change in place, and their node in llama.cpp's
+        graph, valid until it returns (`offload.predictor.chosen_probabilities` takes it).
 
         Nothing is read ahead meanwhile but what `forecast` says, if it is given: from a layer's
         number, the experts that it may choose for the token under way, the likeliest first. Raises

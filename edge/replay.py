@@ -14,6 +14,7 @@ from haversack.devices.ggml import NODE_NAME, GraphNode, memory
 from haversack.quant.gguf import ModelGeometry
 
 Choice = npt.NDArray[np.int64]  # (steps, experts per token) ids, of one layer
+Weights = npt.NDArray[np.float32]  # theirs, of the same shape
 
 _ROUTER_CHOICE = "ffn_moe_topk-"
 # Looked at in every node, because reading a whole name takes ten times as long.
@@ -23,11 +24,15 @@ _UNREADABLE = (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zl
 
 @dataclass(frozen=True)
 class Trace:
-    """The choices of a model's layers, step by step; none of a layer without experts."""
+    """The choices of a model's layers, step by step; none of a layer without experts.
+
+    `weights` are the routers' of those choices, layer by layer as well, if they were recorded.
+    """
 
     name: str
     num_experts: int
     layers: list[Choice]
+    weights: list[Weights] | None = None
 
     @classmethod
     def load(cls, path: Path) -> "Trace":
@@ -35,7 +40,8 @@ class Trace:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
                 events, num_experts = data["events"].astype(np.int64), int(data["n_expert"])
-            _check(events, num_experts)
+                weights = data["weights"].astype(np.float32) if "weights" in data else None
+            _check(events, num_experts, weights)
         except OSError as error:
             raise PromptError(f"cannot read the trace {path}: {error.strerror or error}") from error
         except _UNREADABLE as error:
@@ -43,8 +49,13 @@ class Trace:
                 f"{path} is no recorded routing ({error}): record some with"
                 " python -m haversack.tools.trace"
             ) from error
-        layers = [events[events[:, 1] == layer, 2:] for layer in range(events[:, 1].max() + 1)]
-        return cls(path.stem, num_experts, layers)
+        of_layers = [events[:, 1] == layer for layer in range(events[:, 1].max() + 1)]
+        return cls(
+            path.stem,
+            num_experts,
+            [events[rows, 2:] for rows in of_layers],
+            None if weights is None else [weights[rows] for rows in of_layers],
+        )
 
     @property
     def num_experts_per_tok(self) -> int:
@@ -57,7 +68,7 @@ class Trace:
         return max(map(len, self.layers))
 
 
-def _check(events: Choice, num_experts: int) -> None:
+def _check(events: Choice, num_experts: int, weights: Weights | None) -> None:
     """Raise ValueError for choices that no router can have made: engines trust them."""
     if events.ndim != 2 or events.shape[1] < 3 or not len(events):
         raise ValueError(f"its events are an array of {events.shape}")
@@ -66,6 +77,8 @@ def _check(events: Choice, num_experts: int) -> None:
         raise ValueError(f"it names experts besides 0 to {num_experts - 1}, or a layer below 0")
     if (ids[:, 1:] == ids[:, :-1]).any():
         raise ValueError("it chooses an expert twice for one token")
+    if weights is not None and weights.shape != ids.shape:
+        raise ValueError(f"its weights are an array of {weights.shape}, the ids of {ids.shape}")
 
 
 class Replay:
@@ -91,7 +104,7 @@ class Replay:
         self._first = self._num_tokens = 0  # of the pass under way
         self._layer = len(self._layers)  # that chose last
 
-    def __call__(self, layer: int, ids: npt.NDArray[np.int32]) -> None:
+    def __call__(self, layer: int, ids: npt.NDArray[np.int32], _: object = None) -> None:
         """Set `ids` (T, N) of `layer` to the next T recorded choices."""
         if layer <= self._layer:
             self._first += self._num_tokens

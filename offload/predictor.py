@@ -73,8 +73,9 @@ def _sigmoid(scores: Vector) -> Vector:
 
 
 def _softmax(scores: Vector) -> Vector:
-    powers: Vector = np.exp(scores - scores.max())
-    return powers / np.float32(powers.sum())
+    powers: Vector = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    total: Vector = powers.sum(axis=-1, keepdims=True)
+    return powers / total
 
 
 class Predictor:
@@ -110,6 +111,24 @@ class Predictor:
         return None if router is None else router.likeliest(inputs, extra)
 
 
+def chosen_probabilities(choice: GraphNode) -> npt.NDArray[np.float32] | None:
+    """The router's probabilities (T, K) of the experts chosen in `choice`, the node of a choice;
+    None where the graph makes them only later (Llama 4).
+
+    They are the softmax over all experts or the sigmoids, whichever the router has, without a bias
+    on the choice and before any renormalisation or scaling of those chosen. Where llama.cpp has
+    only scores yet, whose softmax will be over those chosen (gpt-oss), it is taken over all here:
+    renormalised, both are the same.
+    """
+    node = _by_name(_ancestors(choice)).get("ffn_moe_probs")
+    if node is None:
+        return None
+    probabilities: npt.NDArray[np.float32] = node.array(np.float32)[0]
+    if node.is_product or node.is_sum:
+        probabilities = _softmax(probabilities)
+    return np.take_along_axis(probabilities, choice.array(np.int32)[0], axis=1)
+
+
 def _ancestors(choice: GraphNode) -> list[GraphNode]:
     """The nodes that `choice` is made from; the last is the router's product, if there is one."""
     found: list[GraphNode] = []
@@ -123,13 +142,18 @@ def _ancestors(choice: GraphNode) -> list[GraphNode]:
     return found
 
 
+def _by_name(nodes: Sequence[GraphNode]) -> dict[str, GraphNode]:
+    """By the name without the layer; of a node and its views, the node."""
+    return {node.name.partition("-")[0]: node for node in nodes}
+
+
 def _router(choice: GraphNode, nodes: Sequence[GraphNode]) -> Router | None:
     """None where the weights are no plain numbers."""
     product = nodes[-1]
     weight = product.source(0)
     if weight.type_id != F32:
         return None
-    named = {node.name.partition("-")[0]: node for node in nodes}
+    named = _by_name(nodes)
     groups = named.get("ffn_moe_group_topk")
     probabilities = named.get("ffn_moe_probs")
     biased = [n for n in nodes if n.is_sum and n.source_address(0) == product.address]

@@ -34,7 +34,7 @@ from haversack.offload.predictor import Predictor
 from haversack.offload.store import Experts, ExpertStore, Group, Lease, Visit
 from haversack.quant.gguf import ExpertLayer, ModelGeometry
 
-Watcher = Callable[[int, npt.NDArray[np.int32]], None]
+Watcher = Callable[[int, npt.NDArray[np.int32], GraphNode], None]
 Forecast = Callable[[int], Experts | None]  # what a later layer may choose, the likeliest first
 
 _ROUTER_CHOICE = "ffn_moe_topk-"
@@ -46,9 +46,9 @@ _MARK, _MARK_PLACE = ord("t"), NODE_NAME + _ROUTER_CHOICE.index("t")
 class Seam:
     """Answers llama.cpp's evaluation callback (see `devices.llama.Hook`).
 
-    `watcher`, if set, is told of every choice: the layer, and the ids (T, N), which it may change;
-    a choice that is changed cannot be foreseen, so nothing is read ahead meanwhile but what
-    `forecast` says, if that is set too.
+    `watcher`, if set, is told of every choice: the layer, the ids (T, N), which it may change, and
+    their node, which leads to all that the choice was made from; a choice that is changed cannot be
+    foreseen, so nothing is read ahead meanwhile but what `forecast` says, if that is set too.
 
     It is whole: `NativeSeam` takes single tokens off it, and is tested against it.
     """
@@ -183,7 +183,7 @@ class Seam:
             self._began_s, self._single = time.perf_counter(), len(ids) == 1
         self._choice = node
         if self.watcher is not None:
-            self.watcher(int(choice.name.rpartition("-")[2]), ids)
+            self.watcher(int(choice.name.rpartition("-")[2]), ids, choice)
         self._ids = ids.copy()
         return True
 

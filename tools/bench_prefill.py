@@ -70,7 +70,7 @@ class _Used:
         self._expert_bytes = {layer.layer: layer.expert_bytes for layer in geometry.layers}
         self.num_bytes = 0
 
-    def __call__(self, layer: int, ids: npt.NDArray[np.int32]) -> None:
+    def __call__(self, layer: int, ids: npt.NDArray[np.int32], _: object) -> None:
         self.num_bytes += len(np.unique(ids)) * self._expert_bytes[layer]
 
 

@@ -76,6 +76,20 @@ def test_choices_that_no_router_makes_are_refused(
         Trace.load(tmp_path / "bad.npz")
 
 
+def test_weights_come_with_their_choices_where_they_were_recorded(tmp_path: Path) -> None:
+    events = np.array([[0, 0, 1, 2], [0, 1, 3, 4], [1, 0, 5, 6], [1, 1, 7, 0]])
+    np.savez(tmp_path / "none.npz", events=events, n_expert=EXPERTS)
+    assert Trace.load(tmp_path / "none.npz").weights is None
+    np.savez(tmp_path / "own.npz", events=events, weights=events[:, 2:] / 8, n_expert=EXPERTS)
+    trace = Trace.load(tmp_path / "own.npz")
+    assert trace.weights is not None
+    for weights, chosen in zip(trace.weights, trace.layers, strict=True):
+        np.testing.assert_array_equal(weights, chosen / 8)
+    np.savez(tmp_path / "bad.npz", events=events, weights=events[1:, 2:], n_expert=EXPERTS)
+    with pytest.raises(edge.PromptError, match=r"weights are an array of \(3, 2\), the ids of \(4"):
+        Trace.load(tmp_path / "bad.npz")
+
+
 def test_files_that_are_no_traces_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", numbers=np.arange(3))
     np.save(tmp_path / "array.npz", np.arange(3))

@@ -11,10 +11,11 @@ import numpy.typing as npt
 import pytest
 
 from haversack import edge
+from haversack.devices.ggml import GraphNode
 from haversack.devices.storage import Buffer, DirectFile
 from haversack.edge.planner import streamed
 from haversack.offload.native_seam import NativeSeam
-from haversack.offload.seam import Seam
+from haversack.offload.seam import Seam, Watcher
 from haversack.tools.architectures import TinyShape
 
 TOKENS = [1 + 7 * i % 200 for i in range(60)]
@@ -49,7 +50,7 @@ def books_of(model: edge.Model) -> list[dict[str, Any]]:
     ]
 
 
-def ignore(layer: int, ids: npt.NDArray[np.int32]) -> None:
+def ignore(layer: int, ids: npt.NDArray[np.int32], choice: GraphNode) -> None:
     """A watcher that wants nothing but that no guess is made: guesses depend on time."""
 
 
@@ -203,9 +204,9 @@ def test_any_exception_of_pythons_reaches_the_caller(
     assert (model.logits(TOKENS, prefill=9) == expected).all()
 
 
-def changing(model: edge.Model, change: Callable[[], None]) -> Callable[[int, Any], None]:
+def changing(model: edge.Model, change: Callable[[], None]) -> Watcher:
     """A watcher that does `change` in layer 1."""
-    return lambda layer, _: change() if layer == 1 else None
+    return lambda layer, *_: change() if layer == 1 else None
 
 
 def test_a_product_with_another_choice_is_refused(model: edge.Model) -> None:

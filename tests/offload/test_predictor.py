@@ -1,14 +1,17 @@
 """Foreseen choices: a router's own arithmetic by example, and routers learnt from real graphs."""
 
+from contextlib import closing
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from haversack import edge
 from haversack.devices.ggml import GraphNode
+from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
 from haversack.edge.planner import streamed
-from haversack.offload.predictor import Router
+from haversack.offload.predictor import Router, _ancestors, _router, chosen_probabilities
 from haversack.offload.seam import Seam
 from haversack.tools.architectures import ARCHITECTURES
 
@@ -70,3 +73,53 @@ def test_a_layers_own_input_foretells_its_own_choice(
     with edge.load(planned, options=options) as model:
         model.logits([1, 2, 3, 4, 5, 6], prefill=1)
     assert len(compared) >= 5 and all(compared)
+
+
+class ByNumpy:
+    """A hook that compares `chosen_probabilities` with weight times input, and a softmax or
+    sigmoids, by numpy. The input is taken when the product is made: the memory of gemma4's last
+    one is used again before the choice."""
+
+    callback = None
+
+    def __init__(self) -> None:
+        self.inputs: dict[int, npt.NDArray[np.float64]] = {}
+        self.compared: list[tuple[int, bool]] = []  # tokens, and whether by sigmoids
+
+    def on_node(self, node: int, ask: bool, _: object) -> bool:
+        shown = GraphNode(node)
+        name, _, layer = shown.name.partition("-")
+        if ask:
+            return name in ("ffn_moe_logits", "ffn_moe_topk")
+        if name == "ffn_moe_logits":
+            self.inputs[int(layer)] = shown.source(1).array(np.float32)[0].astype(np.float64)
+        else:
+            self.compare(self.inputs[int(layer)], shown)
+        return True
+
+    def compare(self, inputs: npt.NDArray[np.float64], choice: GraphNode) -> None:
+        router, found = _router(choice, _ancestors(choice)), chosen_probabilities(choice)
+        assert router is not None and found is not None and found.dtype == np.float32
+        scores = inputs @ router.weight.T
+        powers = np.exp(scores if router.score_bias is None else scores + router.score_bias)
+        total = 1 + powers if router.sigmoid else powers.sum(axis=1, keepdims=True)
+        expected = np.take_along_axis(powers / total, choice.array(np.int32)[0], axis=1)
+        np.testing.assert_allclose(found, expected, rtol=1e-3)
+        self.compared.append((len(found), router.sigmoid))
+
+    def end_graph(self, computed: bool) -> BaseException | None:
+        return None
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_the_chosen_have_the_probabilities_that_their_router_gives(
+    architecture: str, tiny_model: Any
+) -> None:
+    hook = ByNumpy()
+    with closing(LlamaModel(tiny_model(architecture))) as model:
+        shape = ContextShape(ctx_tokens=256, batch_tokens=128, threads=1)
+        with closing(LlamaContext(model, shape, hook)) as context:
+            context.decode([1, 2, 3, 4])
+            context.decode([5])
+    of_sigmoids = architecture in ("deepseek2", "glm4moe", "lfm2moe")
+    assert set(hook.compared) == {(4, of_sigmoids), (1, of_sigmoids)}
