@@ -76,7 +76,11 @@ def drive_bytes_s(path: Path) -> float:
 def measure(planned: Plan, share: float, tokens: int) -> DriveResult:
     """Decode with `share` of the experts in slots beside all of them. Raises HaversackError, also
     where the share leaves nothing to read."""
-    with edge.load(streamed(planned)) as resident, edge.load(streamed(planned, share)) as cramped:
+    cold = edge.LoadOptions(warm_start=False)
+    with (
+        edge.load(streamed(planned), options=cold) as resident,
+        edge.load(streamed(planned, share), options=cold) as cramped,
+    ):
         for model in (resident, cramped):
             decode(model, tokens)  # slots fill, and their memory is touched
         before = decode(resident, tokens)

@@ -60,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with PlainLlama(given.model, 512, planned.shape.threads) as plain:
             plain.logits(tokens, prefill=1)
             started = time.perf_counter()
-            ratio = speed_ratio(plain, plans[name], tokens, given.rounds)
+            ratio = speed_ratio(
+                plain, plans[name], tokens, given.rounds, edge.LoadOptions(warm_start=False)
+            )
         held = held and ratio >= bound
         print(
             f"{name}: {ratio:.3f} of plain llama.cpp's decode speed, bound {bound}:"

@@ -94,7 +94,7 @@ def streamed_prefill(model: edge.Model, prompt: Sequence[int]) -> tuple[edge.Sta
 def measure(planned: Plan, share: float, bytes_s: float, rounds: int) -> list[PrefillResult]:
     """A result for each round; a prompt fills the plan's batch. One round goes before them, to fill
     slots and to touch their memory. Raises HaversackError."""
-    options = edge.LoadOptions(open_file=SteadyDrive(bytes_s).open)
+    options = edge.LoadOptions(open_file=SteadyDrive(bytes_s).open, warm_start=False)
     results: list[PrefillResult] = []
     with (
         edge.load(planned) as resident,

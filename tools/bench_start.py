@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--ram", required=True)
     given = parser.parse_args(arguments)
-    start = measure_start(given.model, given.ram, edge.LoadOptions())
+    start = measure_start(given.model, given.ram, edge.LoadOptions(warm_start=False))
     held = start.lean and start.load_s < BOUND_S
     print(
         f"read {format_bytes(start.read_bytes)}, needed {format_bytes(start.needed_bytes)};"

@@ -132,7 +132,8 @@ class StreamBench:
     def measure(self, cells: Sequence[Cell], recalls: Sequence[float]) -> Iterator[StreamResult]:
         """A result for each cell and recall, as they come."""
         replay = Replay(self._trace, self._planned.geometry)
-        with edge.load(streamed(self._planned)) as resident:
+        cold = edge.LoadOptions(warm_start=False)
+        with edge.load(streamed(self._planned), options=cold) as resident:
             decode_s(resident, replay, self._tokens)
             for cell, recall in product(cells, recalls):
                 before_s, _ = decode_s(resident, replay, self._tokens)

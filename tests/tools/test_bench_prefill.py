@@ -15,7 +15,9 @@ def test_a_prompt_on_a_cold_model_reads_what_it_needs_once(
     tiny_model: Any, trunk_dir: Path
 ) -> None:
     planned = streamed(edge.plan(tiny_model(), ram="1GiB", ctx=64), 0.5)
-    with edge.load(planned, options=edge.LoadOptions(cache_dir=trunk_dir)) as model:
+    with edge.load(
+        planned, options=edge.LoadOptions(cache_dir=trunk_dir, warm_start=False)
+    ) as model:
         spent, needed_bytes = streamed_prefill(model, range(48))
     assert spent.prompt_tokens == 48
     assert 0 < spent.bytes_read == needed_bytes <= planned.expert_bytes
