@@ -15,7 +15,9 @@ from haversack.quant.gguf import ModelGeometry
 
 Choice = npt.NDArray[np.int64]  # (steps, experts per token) ids, of one layer
 Weights = npt.NDArray[np.float32]  # theirs, of the same shape
+Experts = npt.NDArray[np.int32]  # (experts per token,) ids
 
+_DEPTH = 3  # how many layers ahead a choice is foreseen
 _ROUTER_CHOICE = "ffn_moe_topk-"
 # Looked at in every node, because reading a whole name takes ten times as long.
 _MARK, _MARK_PLACE = ord("t"), NODE_NAME + _ROUTER_CHOICE.index("t")
@@ -94,8 +96,11 @@ class Replay:
         """
         _refuse_misfit(trace, geometry)
         self._layers, self.num_steps = trace.layers, trace.num_steps
-        self._num_experts = trace.num_experts
-        self._recall, self._random = recall, np.random.default_rng(0)
+        depths = range(1, _DEPTH + 1) if recall else ()
+        self._foreseen = [
+            [foreseen_choice(c, trace.num_experts, recall**depth) for c in trace.layers]
+            for depth in depths
+        ]
         self.callback_s = 0.0  # seconds spent in `on_node`
         self.rewind()
 
@@ -114,16 +119,14 @@ class Replay:
         behind = self._first + self._num_tokens  # a last layer may see the last tokens alone
         ids[:] = recorded[np.arange(behind - len(ids), behind) % len(recorded)]
 
-    def foresee(self, layer: int) -> npt.NDArray[np.int32]:
-        """What a predictor of this recall would say that `layer` chooses for the token under way:
-        some of the experts recorded, and others instead of the rest. What it knows is less the
-        further ahead the layer is."""
-        recorded = self._layers[layer]
-        chosen = recorded[self._first % len(recorded)]
-        known = self._random.random(len(chosen)) < self._recall ** max(1, layer - self._layer)
-        others = np.setdiff1d(self._random.permutation(self._num_experts), chosen)
-        wrong = self._random.choice(others, len(chosen) - int(known.sum()), replace=False)
-        return np.concatenate([chosen[known], wrong]).astype(np.int32)
+    def foresee(self, layer: int) -> Experts | None:
+        """What a predictor of this recall would say that `layer` chooses for the token under way.
+        It knows less the further ahead the layer is; None beyond where it knows anything."""
+        depth = layer - self._layer
+        if not 1 <= depth <= len(self._foreseen):
+            return None
+        foreseen = self._foreseen[depth - 1][layer]
+        return foreseen[self._first % len(foreseen)]
 
     def on_node(self, address: int, ask: bool, _: object) -> bool:
         """The same as llama.cpp's evaluation callback, for an engine without a seam."""
@@ -140,6 +143,22 @@ class Replay:
         if memory[address + _MARK_PLACE] != _MARK:
             return False
         return GraphNode(address).name.startswith(_ROUTER_CHOICE)
+
+
+def foreseen_choice(choice: Choice, num_experts: int, recall: float) -> Experts:
+    """For each step of a layer's `choice` (steps, K) K experts: each of those chosen with the
+    chance of `recall`, and others in place of the rest, those first that the layer uses often."""
+    random = np.random.default_rng(0)
+    often = np.bincount(choice.ravel(), minlength=num_experts) + 1.0
+    foreseen = np.empty(choice.shape, np.int32)
+    for step, chosen in enumerate(choice):
+        known = chosen[random.random(len(chosen)) < recall]
+        chances = often.copy()
+        chances[chosen] = 0
+        count = len(chosen) - len(known)
+        wrong = random.choice(num_experts, count, replace=False, p=chances / chances.sum())
+        foreseen[step] = np.concatenate([known, wrong])
+    return foreseen
 
 
 def _refuse_misfit(trace: Trace, geometry: ModelGeometry) -> None:

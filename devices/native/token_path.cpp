@@ -144,7 +144,7 @@ bool TokenPath::bring(int32_t layer) {
     std::memcpy(ids->data, slots_.data(), used * sizeof(int32_t));
     ids->ne[0] = used;
     for (int axis = 1; axis < 4; axis++) ids->nb[axis] = used * sizeof(int32_t);
-    return foresee(layer, !late_.empty());
+    return !late_.empty() || foresee(layer, false);
 }
 
 bool TokenPath::lease(int32_t number) {
@@ -389,6 +389,10 @@ bool TokenPath::compute(Tensor *node, int32_t layer, int32_t index) {
         reads.push_back(read);
     }
     if (!multiply(node, matrix, there)) return false;
+    if (index == 0) {  // most reads are still to come
+        Stopwatch watch(state.own_s);
+        if (!foresee(layer, true)) return false;
+    }
     while (!reads.empty()) {
         if (!readers_->wait(reads.data(), reads.size(), false, python_.should_stop))
             return fail(STOPPED);

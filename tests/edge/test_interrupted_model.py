@@ -15,6 +15,8 @@ TinyModel = Callable[..., Path]
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal to one process there")
 @pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "resident"])
+# Ctrl-C may come between a file's opening and its `with`: then it is closed with a warning.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_a_model_answers_after_ctrl_c(
     tiny_model: TinyModel, trunk_dir: Path, streamed: bool
 ) -> None:
