@@ -126,7 +126,8 @@ class Replay:
         if not 1 <= depth <= len(self._foreseen):
             return None
         foreseen = self._foreseen[depth - 1][layer]
-        return foreseen[self._first % len(foreseen)]
+        guess: Experts = foreseen[self._first % len(foreseen)]
+        return guess
 
     def on_node(self, address: int, ask: bool, _: object) -> bool:
         """The same as llama.cpp's evaluation callback, for an engine without a seam."""
