@@ -1,16 +1,18 @@
 """A loaded model: the known answer, cancellation, two threads, errors that leave it usable."""
 
 import gc
+import itertools
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from haversack import edge
-from haversack.devices.storage import DirectFile
+from haversack.devices.storage import Buffer, DirectFile
 from haversack.edge.planner import streamed
 from haversack.tools.architectures import TinyShape
 from haversack.tools.known_answer import SOURCES
@@ -38,7 +40,8 @@ def random_model(tiny_model: Any, trunk_dir: Path) -> Iterator[edge.Model]:
     """A random model without a vocabulary, with slots for a quarter of its experts."""
     path = tiny_model("qwen3moe", shape=TinyShape(num_experts=16))
     planned = streamed(edge.plan(path, ram="1GiB", ctx=256, threads=1), 0.25)
-    with edge.load(planned, options=edge.LoadOptions(cache_dir=trunk_dir)) as model:
+    options = edge.LoadOptions(cache_dir=trunk_dir, warm_start=False)
+    with edge.load(planned, options=options) as model:
         yield model
 
 
@@ -309,24 +312,25 @@ def test_a_removed_file_is_still_readable(tmp_path: Path, tiny_model: Any) -> No
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_device_errors_fail_the_call_only(
-    share: float, tiny_model: Any, trunk_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_device_errors_fail_the_call_only(share: float, tiny_model: Any, trunk_dir: Path) -> None:
     """Every 37th read fails with EIO: calls raise or are right, and nothing is left broken."""
     path = tiny_model("qwen3moe", shape=TinyShape(num_experts=16))
     planned = streamed(edge.plan(path, ram="1GiB", ctx=128, threads=1), share)
     tokens = list(range(1, 40))
-    with edge.load(planned, options=edge.LoadOptions(cache_dir=trunk_dir)) as model:
+    counting = itertools.count(1)
+
+    class FailingFile(DirectFile):
+        fails = False
+
+        def read_into(self, buffer: Buffer, offset: int, need_bytes: int) -> None:
+            if self.fails and next(counting) % 37 == 0:
+                raise edge.StorageError(5, f"{self.path}: input/output error")
+            super().read_into(buffer, offset, need_bytes)
+
+    options = edge.LoadOptions(cache_dir=trunk_dir, open_file=FailingFile)
+    with edge.load(planned, options=options) as model:
         expected = model.logits(tokens, prefill=30)
-        healthy, count = DirectFile.read_into, [0]
-
-        def failing(file: DirectFile, *arguments: Any) -> None:
-            count[0] += 1
-            if count[0] % 37 == 0:
-                raise edge.StorageError(5, f"{file.path}: input/output error")
-            healthy(file, *arguments)
-
-        monkeypatch.setattr(DirectFile, "read_into", failing)
+        FailingFile.fails = True
         failures = 0
         for _ in range(12):
             try:
@@ -335,7 +339,7 @@ def test_device_errors_fail_the_call_only(
                 failures += 1
             model.check_integrity()
         assert failures > 0
-        monkeypatch.undo()
+        FailingFile.fails = False
         assert (model.logits(tokens, prefill=30) == expected).all()
 
 
@@ -352,7 +356,9 @@ def test_stats_count_what_happened(random_model: edge.Model) -> None:
     at_most = spent.misses + spent.prefetched
     assert spent.misses * expert_bytes <= spent.bytes_read <= at_most * expert_bytes
     assert 0 <= spent.prefetched_right <= spent.prefetched
-    assert generation.stats == spent
+    told = generation.stats
+    assert told is not None and told.bytes_read <= spent.bytes_read  # a guess may still be coming
+    assert replace(told, bytes_read=spent.bytes_read, read_s=spent.read_s) == spent
     assert spent.ram_peak_bytes > 0 and spent.decode_tok_s > 0
 
 

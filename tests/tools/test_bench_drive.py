@@ -27,7 +27,7 @@ def test_it_prints_a_verdict_for_each_bound(
 
 
 def test_the_first_token_is_not_counted(tiny_model: Any, trunk_dir: Path) -> None:
-    planned = streamed(edge.plan(tiny_model(), ram="1GiB", ctx=64), 0.1)
+    planned = streamed(edge.plan(tiny_model(), ram="1TiB", ctx=64), 0.1)
     with edge.load(planned, options=edge.LoadOptions(cache_dir=trunk_dir)) as model:
         spent = bench_drive.decode(model, 5)
         assert spent.stats.tokens == 5

@@ -14,7 +14,7 @@ from haversack.tools.bench_prefill import PrefillResult, streamed_prefill
 def test_a_prompt_on_a_cold_model_reads_what_it_needs_once(
     tiny_model: Any, trunk_dir: Path
 ) -> None:
-    planned = streamed(edge.plan(tiny_model(), ram="1GiB", ctx=64), 0.5)
+    planned = streamed(edge.plan(tiny_model(), ram="1TiB", ctx=64), 0.5)
     with edge.load(
         planned, options=edge.LoadOptions(cache_dir=trunk_dir, warm_start=False)
     ) as model:

@@ -44,7 +44,7 @@ def test_it_is_what_a_whole_run_says(tiny_model: Any, trunk_dir: Path) -> None:
         inputs[layer].append(router_input.array(np.float32)[0, 0].copy())
         choices[layer].append(ids[0].copy())
 
-    planned = streamed(edge.plan(path, ram="1GiB", ctx=64, threads=1), 0.0)
+    planned = streamed(edge.plan(path, ram="1TiB", ctx=64, threads=1), 0.0)
     with edge.load(planned, options=edge.LoadOptions(cache_dir=trunk_dir)) as model:
         model.watch_routing(watch)
         model.logits(range(1, 31), prefill=10)
@@ -73,7 +73,7 @@ def test_the_program_prints_and_writes_the_table(
 ) -> None:
     out = tmp_path / "recall.csv"
     model = str(tiny_model("qwen3moe", shape=SHAPE))
-    assert main([model, "--ram", "1GiB", "-p", "1 2 3", "-n", "6", "--csv", str(out)]) == 0
+    assert main([model, "--ram", "1TiB", "-p", "1 2 3", "-n", "6", "--csv", str(out)]) == 0
     printed = [line.strip("|").split("|") for line in capsys.readouterr().out.splitlines()]
     with out.open(newline="") as file:
         written = list(csv.reader(file))
@@ -82,5 +82,5 @@ def test_the_program_prints_and_writes_the_table(
 
 
 def test_too_few_tokens_are_one_line(tiny_model: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tiny_model()), "--ram", "1GiB", "-p", "1 2 3", "-n", "1"]) == 2
+    assert main([str(tiny_model()), "--ram", "1TiB", "-p", "1 2 3", "-n", "1"]) == 2
     assert "raise -n" in capsys.readouterr().err

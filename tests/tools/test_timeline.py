@@ -16,7 +16,7 @@ KINDS = {"router", "compute", "late", "demand", "ahead"}
 
 def test_a_read_is_ahead_if_it_began_before_its_layer_chose(tiny_model: Any) -> None:
     path = tiny_model()
-    geometry = edge.plan(path, ram="1GiB", ctx=64).geometry
+    geometry = edge.plan(path, ram="1TiB", ctx=64).geometry
     first, second = (layer.matrices[0].offset for layer in geometry.layers[:2])
     notes = TokenNotes(
         begin_s=10.0,
@@ -40,7 +40,7 @@ def test_a_read_is_ahead_if_it_began_before_its_layer_chose(tiny_model: Any) -> 
 
 def test_the_byte_before_the_experts_is_nobodys(tiny_model: Any) -> None:
     path = tiny_model()
-    geometry = edge.plan(path, ram="1GiB", ctx=64).geometry
+    geometry = edge.plan(path, ram="1TiB", ctx=64).geometry
     with pytest.raises(ValueError, match="no expert's"):
         timeline.layer_at(geometry, path, 0)
 
@@ -48,7 +48,7 @@ def test_the_byte_before_the_experts_is_nobodys(tiny_model: Any) -> None:
 def test_every_layer_of_a_real_token_chooses_computes_and_reads(
     tiny_model: Any, trunk_dir: Path
 ) -> None:
-    planned = streamed(edge.plan(tiny_model(), ram="1GiB", ctx=64), 0.0)
+    planned = streamed(edge.plan(tiny_model(), ram="1TiB", ctx=64), 0.0)
     layers = [layer.layer for layer in planned.geometry.layers]
     drive = SteadyDrive(20e6)
     tokens = timeline.observe(planned, drive.open, "", 4, trunk_dir)
@@ -66,7 +66,7 @@ def test_every_layer_of_a_real_token_chooses_computes_and_reads(
 
 def test_the_program_writes_what_plot_draws(tiny_model: Any, tmp_path: Path) -> None:
     out, picture = tmp_path / "out.csv", tmp_path / "out.png"
-    command = [str(tiny_model()), str(out), "--ram", "1GiB", "--rate", "1GB", "-n", "2"]
+    command = [str(tiny_model()), str(out), "--ram", "1TiB", "--rate", "1GB", "-n", "2"]
     assert timeline.main(command) == 0
     assert plot.main(["timeline", str(out), str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 10_000
