@@ -35,15 +35,11 @@ from haversack.offload.pool import spare_slots
 from haversack.offload.seam import Forecast
 from haversack.tools.bench_drive import drive_bytes_s
 from haversack.tools.simulate import hit_rate
-from haversack.tools.steady import SteadyDrive, warm
+from haversack.tools.steady import SteadyDrive, is_faster, warm
 from haversack.tools.synth_large import LargeOptions, write_large
 
 # Before the clock starts: slots fill, and their memory is touched for the first time.
 _WARM_TOKENS = 64
-
-
-# How much faster than the rate a drive must be to be held back to it.
-_MARGIN = 4 / 3
 
 
 @dataclass(frozen=True)
@@ -205,9 +201,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.make:
             write_model(given.model, trace, given.make)
         rates = [float(parse_bytes(rate)) for rate in given.rate or ["1GB", "3GB"]]
-        fast = drive_bytes_s(given.model) / _MARGIN
+        drive = drive_bytes_s(given.model)
         shares = given.share or [0.125, 0.25, 0.5]
-        cells = [Cell(share, rate, rate <= fast) for share, rate in product(shares, rates)]
+        cells = [
+            Cell(share, rate, is_faster(drive, rate)) for share, rate in product(shares, rates)
+        ]
         results = []
         recalls = [0.0, given.recall] if given.recall else [0.0]
         for result in StreamBench(given.model, trace, given.tokens).measure(cells, recalls):

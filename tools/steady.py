@@ -27,6 +27,11 @@ class SteadyDrive:
         return PacedFile(path, self._pace, direct=None if self._from_drive else False)
 
 
+def is_faster(drive_bytes_s: float, rate_bytes_s: float) -> bool:
+    """Whether a drive is fast enough to be held back to a steady rate: by a third."""
+    return rate_bytes_s * 4 / 3 <= drive_bytes_s
+
+
 def warm(path: Path) -> None:
     """Bring the file into the page cache."""
     buffer = memoryview(bytearray(16 * 1024 * 1024))
