@@ -312,6 +312,9 @@ class SlotIds:
 
 
 # ------------------------------------------------------------- expert products
+STACK_TABLE_BYTES = 4 * 1024 * 1024  # at most, for `ProductRunner.run_stack`
+
+
 @dataclass(frozen=True)
 class Product:
     """out (R, M) float32 = rows (R, K) times one expert's matrix (M, K), all by address."""
@@ -320,6 +323,25 @@ class Product:
     rows: int
     out: int
     num_rows: int
+
+
+@dataclass(frozen=True)
+class Stack:
+    """`num_matrices` matrices, one every `stride_bytes` from `address`; some may be garbage."""
+
+    address: int
+    stride_bytes: int
+    num_matrices: int
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Rows one after the other, each to be multiplied with the matrix at its place in a stack
+    (`places` (R,) int32); out (R, M) float32."""
+
+    rows: int
+    out: int
+    places: npt.NDArray[np.int32]
 
 
 class ProductRunner:
@@ -351,11 +373,38 @@ class ProductRunner:
             graph = native.ggml_new_graph_custom(self._context, self.MAX_PRODUCTS, False)
             for product in products[start : start + self.MAX_PRODUCTS]:
                 native.ggml_graph_add_node(graph, self._node(type_id, shape, product))
-            status = native.ggml_backend_graph_compute(self._backend, graph)
-            if status != 0:
-                raise HaversackError(
-                    f"llama.cpp could not compute the experts (status {status}): lower --batch"
-                )
+            self._compute(graph)
+
+    def fits_stack(self, num_matrices: int, num_rows: int) -> bool:
+        """Whether `run_stack` may be asked: llama.cpp keeps a table of all matrices and rows."""
+        return num_matrices * num_rows * 8 <= STACK_TABLE_BYTES
+
+    def run_stack(
+        self, type_id: int, shape: tuple[int, int], stack: Stack, block: RowBlock
+    ) -> None:
+        """As `run`, in one node for all: threads need not wait for each other after every expert.
+        All rows of an expert must be in the block."""
+        (k, m), num_rows = shape, len(block.places)
+        native.ggml_reset(self._context)
+        graph = native.ggml_new_graph_custom(self._context, self.MAX_PRODUCTS, False)
+        weight = self._tensor(type_id, (k, m, 1), stack.address)
+        GraphNode(weight).point_at_pool(
+            type_id, stack.address, stack.stride_bytes, stack.num_matrices
+        )
+        rows = self._tensor(row_type(type_id), (k, 1, num_rows), block.rows)
+        ids = self._tensor(I32, (1, num_rows, 1), native.address_of(block.places))
+        node: int = native.ggml_mul_mat_id(self._context, weight, rows, ids)
+        output = native.Tensor.from_address(node)
+        output.data, output.flags = block.out, FLAG_COMPUTE
+        native.ggml_graph_add_node(graph, node)
+        self._compute(graph)
+
+    def _compute(self, graph: int) -> None:
+        status = native.ggml_backend_graph_compute(self._backend, graph)
+        if status != 0:
+            raise HaversackError(
+                f"llama.cpp could not compute the experts (status {status}): lower --batch"
+            )
 
     def _node(self, type_id: int, shape: tuple[int, int], product: Product) -> int:
         k, m = shape

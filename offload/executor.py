@@ -10,7 +10,16 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from haversack.devices.ggml import GraphNode, Product, ProductRunner, convert_rows, row_type
+from haversack.devices.ggml import (
+    STACK_TABLE_BYTES,
+    GraphNode,
+    Product,
+    ProductRunner,
+    RowBlock,
+    Stack,
+    convert_rows,
+    row_type,
+)
 from haversack.devices.memory import address_of
 from haversack.devices.token_products import RowProduct, TokenProducts
 from haversack.offload.store import Group
@@ -35,7 +44,11 @@ def scratch_bytes(layers: Sequence[ExpertLayer], batch_tokens: int, experts_per_
     row_bytes = max(_row_bytes(matrix) for matrix in matrices)
     num_rows = max(matrix.num_rows for matrix in matrices)
     converted_bytes = batch_tokens * experts_per_tok * row_bytes
-    return converted_bytes + _rows_of_a_run(batch_tokens) * (row_bytes + 4 * num_rows)
+    return (
+        STACK_TABLE_BYTES
+        + converted_bytes
+        + _rows_of_a_run(batch_tokens) * (row_bytes + 4 * num_rows)
+    )
 
 
 class ExpertExecutor:
@@ -105,9 +118,9 @@ class ExpertExecutor:
             for run in self._runs(starts, ends):
                 pairs = np.concatenate([np.arange(starts[i], ends[i]) for i in run])
                 counts = (ends[run] - starts[run]).tolist()
-                weights = [group.addresses[i] for i in run]
+                chosen = Group(group.experts[run], [group.addresses[i] for i in run], group.stride)
                 gathered = self._gathered(rows, row_of_pair[pairs])
-                out[pairs_by_expert[pairs]] = self._products(matrix, weights, counts, gathered)
+                out[pairs_by_expert[pairs]] = self._products(matrix, chosen, counts, gathered)
 
     @staticmethod
     def _converted_rows(node: GraphNode, matrix: ExpertMatrix) -> tuple[npt.NDArray[np.uint8], int]:
@@ -142,26 +155,25 @@ class ExpertExecutor:
     def _products(
         self,
         matrix: ExpertMatrix,
-        weights: Sequence[int],
+        group: Group,
         counts: Sequence[int],
         gathered: npt.NDArray[np.uint8],
     ) -> npt.NDArray[np.float32]:
-        """Products of consecutive `counts` of the gathered rows with the matrices at `weights`."""
+        """Products of consecutive `counts` of the gathered rows with the group's experts."""
         num_rows = len(gathered)
         out = self._out[: num_rows * matrix.num_rows].reshape(num_rows, matrix.num_rows)
-        products, row = [], 0
-        for weight, count in zip(weights, counts, strict=True):
-            products.append(
-                Product(
-                    weight=weight,
-                    rows=address_of(gathered) + row * gathered.shape[1],
-                    out=address_of(out) + row * 4 * matrix.num_rows,
-                    num_rows=count,
-                )
-            )
-            row += count
+        first = min(group.addresses)
+        places = [(address - first) // group.stride for address in group.addresses]
+        stack = Stack(first, group.stride, 1 + max(places))
+        shape = (matrix.row_elements, matrix.num_rows)
         began_s = time.perf_counter()
-        self._runner.run(matrix.type_id, (matrix.row_elements, matrix.num_rows), products)
+        if self._runner.fits_stack(stack.num_matrices, num_rows):
+            of_rows = np.repeat(np.array(places, np.int32), counts)
+            block = RowBlock(address_of(gathered), address_of(out), of_rows)
+            self._runner.run_stack(matrix.type_id, shape, stack, block)
+        else:
+            products = _products_of(matrix, group, counts, gathered, out)
+            self._runner.run(matrix.type_id, shape, products)
         self.product_s += time.perf_counter() - began_s
         return out
 
@@ -169,3 +181,25 @@ class ExpertExecutor:
         """Free what the products ran with; may be called twice."""
         self._runner.close()
         self.token_products.close()
+
+
+def _products_of(
+    matrix: ExpertMatrix,
+    group: Group,
+    counts: Sequence[int],
+    gathered: npt.NDArray[np.uint8],
+    out: npt.NDArray[np.float32],
+) -> list[Product]:
+    """One product for each expert, with its rows."""
+    products, row = [], 0
+    for weight, count in zip(group.addresses, counts, strict=True):
+        products.append(
+            Product(
+                weight=weight,
+                rows=address_of(gathered) + row * gathered.shape[1],
+                out=address_of(out) + row * 4 * matrix.num_rows,
+                num_rows=count,
+            )
+        )
+        row += count
+    return products

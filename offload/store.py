@@ -22,10 +22,12 @@ Experts = npt.NDArray[np.integer]
 
 
 class Group(NamedTuple):
-    """Experts whose matrix is in memory now, and where: `addresses[i]` is `experts[i]`'s."""
+    """Experts whose matrix is in memory now, and where: `addresses[i]` is `experts[i]`'s, whole
+    multiples of `stride` bytes from each other's."""
 
     experts: Experts
     addresses: list[int]
+    stride: int
 
 
 @dataclass
@@ -227,12 +229,12 @@ class ExpertStore:
             reads = [r for r, a in zip(reads, arrived, strict=True) if not a]
 
     def _group(self, lease: Lease, index: int, chosen: list[int]) -> Group:
-        addresses = self._addresses(lease.layer, index, lease.slots[chosen])
-        return Group(lease.experts[chosen], addresses)
+        return self._placed(lease.layer, index, lease.experts[chosen], lease.slots[chosen])
 
-    def _addresses(self, layer: ExpertLayer, index: int, slots: Slots) -> list[int]:
+    def _placed(self, layer: ExpertLayer, index: int, experts: Experts, slots: Slots) -> Group:
         pool, rest = self._pool_of[layer.layer], resting_place(layer.matrices[index])
-        return [pool.address(index, slot) + rest for slot in slots.tolist()]
+        addresses = [pool.address(index, slot) + rest for slot in slots.tolist()]
+        return Group(experts, addresses, pool.stride(index))
 
     def release(self, lease: Lease) -> None:
         """Unpin the experts: those whose matrices all came stay, the others lose their slot."""
@@ -270,8 +272,7 @@ class ExpertStore:
         Each matrix is read at most once. Close the generator, also after an error.
         """
         if len(visit.resident):
-            addresses = self._addresses(visit.layer, index, visit.slots)
-            yield Group(visit.experts[visit.resident], addresses)
+            yield self._placed(visit.layer, index, visit.experts[visit.resident], visit.slots)
         others = np.delete(visit.experts, visit.resident)
         yield from self._borrowed_waves(visit.layer.layer, others, index)
 
@@ -293,7 +294,7 @@ class ExpertStore:
                     start(ahead)
                 self._streamer.wait(reads[number], self._stop)
                 slots = borrowed[number % 2][: len(wave)]
-                yield Group(wave, self._addresses(self._layers[layer], index, slots))
+                yield self._placed(self._layers[layer], index, wave, slots)
         finally:
             for started in reads:
                 self._streamer.settle(started)

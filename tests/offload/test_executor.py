@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from haversack.devices import _native as native
-from haversack.devices.ggml import GraphNode
+from haversack.devices.ggml import GraphNode, ProductRunner
 from haversack.offload.executor import ExpertExecutor, scratch_bytes
 from haversack.offload.store import Group
 from haversack.quant.gguf import ExpertLayer, ExpertMatrix
@@ -43,7 +43,9 @@ class ProductNode:
 def groups_of(experts: list[int], size: int) -> Iterator[Group]:
     for start in range(0, len(experts), size):
         some = experts[start : start + size]
-        yield Group(np.array(some), [native.address_of(WEIGHTS[e]) for e in some])
+        yield Group(
+            np.array(some), [native.address_of(WEIGHTS[e]) for e in some], WEIGHTS[0].nbytes
+        )
 
 
 def expected(rows: np.ndarray[Any, Any], ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -66,6 +68,23 @@ def test_it_multiplies_each_row_with_its_experts(
     np.testing.assert_allclose(product.out, expected(rows, ids), rtol=1e-4, atol=1e-4)
     executor.close()
     executor.close()
+
+
+@pytest.mark.parametrize("num_tokens", [2, 9, 100])
+def test_one_node_for_a_group_has_the_bits_of_one_for_each_expert(
+    num_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = RNG.standard_normal((num_tokens, 1, K)).astype(np.float32)
+    ids = np.array([RNG.permutation(E)[:3] for _ in range(num_tokens)], np.int32)
+    found = []
+    for fits in (True, False):  # a large pool's table would take too much memory
+        monkeypatch.setattr(ProductRunner, "fits_stack", lambda *_, fits=fits: fits)
+        product = ProductNode(rows, num_tokens, 3)
+        executor = ExpertExecutor([LAYER], batch_tokens=num_tokens, threads=2)
+        executor.multiply(product.node, ids, MATRIX, groups_of(np.unique(ids).tolist(), 3))
+        executor.close()
+        found.append(product.out)
+    assert (found[0] == found[1]).all()
 
 
 @pytest.mark.parametrize("rows_per_token", [1, 3], ids=["gate and up", "down"])
