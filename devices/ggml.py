@@ -290,6 +290,18 @@ class GraphNode:
         tensor.nb[2], tensor.nb[3] = stride_bytes, stride_bytes * num_slots
 
 
+ROUTER_CHOICE = "ffn_moe_topk-"  # how llama.cpp names a layer's node of the experts chosen
+# No other node of interest has a "t" there, and few others at all.
+_MARK, _MARK_PLACE = ord("t"), NODE_NAME + ROUTER_CHOICE.index("t")
+
+
+def is_choice(address: int) -> bool:
+    """Whether the node at `address` is a router's choice; cheap enough to ask of every node."""
+    return memory[address + _MARK_PLACE] == _MARK and GraphNode(address).name.startswith(
+        ROUTER_CHOICE
+    )
+
+
 class SlotIds:
     """A tensor of ours that stands in for the router's choice: slots (1, K) instead of experts, for
     K up to `max_used`."""
@@ -392,11 +404,7 @@ class ProductRunner:
             type_id, stack.address, stack.stride_bytes, stack.num_matrices
         )
         rows = self._tensor(row_type(type_id), (k, 1, num_rows), block.rows)
-        ids = self._tensor(I32, (1, num_rows, 1), native.address_of(block.places))
-        node: int = native.ggml_mul_mat_id(self._context, weight, rows, ids)
-        output = native.Tensor.from_address(node)
-        output.data, output.flags = block.out, FLAG_COMPUTE
-        native.ggml_graph_add_node(graph, node)
+        native.ggml_graph_add_node(graph, self._product(weight, rows, block.places, block.out))
         self._compute(graph)
 
     def _compute(self, graph: int) -> None:
@@ -411,10 +419,14 @@ class ProductRunner:
         assert product.num_rows <= len(self._first_expert), "more rows than there are ids"
         weight = self._tensor(type_id, (k, m, 1), product.weight)
         rows = self._tensor(row_type(type_id), (k, 1, product.num_rows), product.rows)
-        ids = self._tensor(I32, (1, product.num_rows, 1), native.address_of(self._first_expert))
+        return self._product(weight, rows, self._first_expert[: product.num_rows], product.out)
+
+    def _product(self, weight: int, rows: int, places: npt.NDArray[np.int32], out: int) -> int:
+        """The node that multiplies each of `rows` with the matrix at its place in `weight`."""
+        ids = self._tensor(I32, (1, len(places), 1), native.address_of(places))
         node: int = native.ggml_mul_mat_id(self._context, weight, rows, ids)
         output = native.Tensor.from_address(node)
-        output.data, output.flags = product.out, FLAG_COMPUTE
+        output.data, output.flags = out, FLAG_COMPUTE
         return node
 
     def _tensor(self, type_id: int, shape: tuple[int, int, int], address: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.devices.errors import PromptError
-from haversack.devices.ggml import NODE_NAME, GraphNode, memory
+from haversack.devices.ggml import GraphNode, is_choice
 from haversack.quant.gguf import ModelGeometry
 
 Choice = npt.NDArray[np.int64]  # (steps, experts per token) ids, of one layer
@@ -18,9 +18,6 @@ Weights = npt.NDArray[np.float32]  # theirs, of the same shape
 Experts = npt.NDArray[np.int32]  # (experts per token,) ids
 
 _DEPTH = 3  # how many layers ahead a choice is foreseen
-_ROUTER_CHOICE = "ffn_moe_topk-"
-# Looked at in every node, because reading a whole name takes ten times as long.
-_MARK, _MARK_PLACE = ord("t"), NODE_NAME + _ROUTER_CHOICE.index("t")
 _UNREADABLE = (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
@@ -132,18 +129,12 @@ class Replay:
     def on_node(self, address: int, ask: bool, _: object) -> bool:
         """The same as llama.cpp's evaluation callback, for an engine without a seam."""
         began_s = time.perf_counter()
-        wanted = self._is_choice(address)
+        wanted = is_choice(address)
         if wanted and not ask:
             node = GraphNode(address)
             self(int(node.name.rpartition("-")[2]), node.array(np.int32)[0])
         self.callback_s += time.perf_counter() - began_s
         return wanted
-
-    @staticmethod
-    def _is_choice(address: int) -> bool:
-        if memory[address + _MARK_PLACE] != _MARK:
-            return False
-        return GraphNode(address).name.startswith(_ROUTER_CHOICE)
 
 
 def foreseen_choice(choice: Choice, num_experts: int, recall: float) -> Experts:

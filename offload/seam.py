@@ -18,12 +18,12 @@ import numpy.typing as npt
 from haversack.devices.errors import BindingError, CancelledError
 from haversack.devices.expert_buffer import ExpertBuffer
 from haversack.devices.ggml import (
-    NODE_NAME,
     NODE_OP,
     OP_MUL_MAT_ID,
     OP_NONE,
     GraphNode,
     SlotIds,
+    is_choice,
     memory,
 )
 from haversack.devices.interrupts import StopFlag
@@ -37,10 +37,7 @@ from haversack.quant.gguf import ExpertLayer, ModelGeometry
 Watcher = Callable[[int, npt.NDArray[np.int32], GraphNode], None]
 Forecast = Callable[[int], Experts | None]  # what a later layer may choose, the likeliest first
 
-_ROUTER_CHOICE = "ffn_moe_topk-"
 _DEPTH = 3  # how many layers ahead a choice is foreseen
-# No other node of interest has a "t" there, and few others at all.
-_MARK, _MARK_PLACE = ord("t"), NODE_NAME + _ROUTER_CHOICE.index("t")
 
 
 class Seam:
@@ -131,9 +128,8 @@ class Seam:
                 product = self._products.get(GraphNode(node).source_address(0))
                 if product is not None:
                     return self._timed(self._prepare if ask else self._compute, node, *product)
-            elif memory[node + _MARK_PLACE] == _MARK:
-                if GraphNode(node).name.startswith(_ROUTER_CHOICE):
-                    return ask or self._timed(self._choose, node)
+            elif is_choice(node):
+                return ask or self._timed(self._choose, node)
             return False
         except BaseException as error:
             self._error = error

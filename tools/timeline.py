@@ -28,7 +28,7 @@ from pathlib import Path
 
 from haversack import edge
 from haversack.devices.errors import HaversackError
-from haversack.devices.ggml import GraphNode
+from haversack.devices.ggml import GraphNode, is_choice
 from haversack.devices.llama import Hook, LlamaContext
 from haversack.devices.storage import Buffer, DirectFile
 from haversack.devices.units import parse_bytes
@@ -42,8 +42,6 @@ from haversack.quant.trunk import ensure_trunk
 from haversack.tools.steady import SteadyDrive, warm
 
 ROUTER, COMPUTE, LATE, DEMAND, AHEAD = "router", "compute", "late", "demand", "ahead"
-
-_ROUTER_CHOICE = "ffn_moe_topk-"
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class Observer:
         begin_s = time.perf_counter()
         answer = self.hook.on_node(node, ask, _)
         name = GraphNode(node).name
-        if name.startswith(_ROUTER_CHOICE):
+        if is_choice(node):
             self.tokens[-1].routers.append((int(name.rpartition("-")[2]), begin_s))
         else:
             self.tokens[-1].products.append((begin_s, time.perf_counter()))
