@@ -1,20 +1,20 @@
 """The commands of `haversack`. Each is a few calls of the public API; what can go wrong in them is
-a HaversackError, which `edge.__main__` turns into one line and an exit code."""
+a HaversackError, which `edge.__main__` turns into one line and an exit code.
+
+What only one of them needs, it imports itself: a chat is to begin within a second.
+"""
 
 import logging
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
 
 from haversack.devices.errors import HaversackError
 from haversack.devices.units import format_bytes
-from haversack.edge.bench import Work, device_bytes_s, measure, random_tokens, replay_of
 from haversack.edge.chat_loop import ChatLoop, ChatSettings
-from haversack.edge.comparison import measure_plain
 from haversack.edge.console import (
     end_text,
     load_progress,
@@ -26,7 +26,6 @@ from haversack.edge.console import (
     write_table,
     write_text,
 )
-from haversack.edge.doctor import examine
 from haversack.edge.generation import Generation
 from haversack.edge.model import LoadOptions, Model, load
 from haversack.edge.options import (
@@ -58,6 +57,8 @@ app = typer.Typer(
 
 def _show_version(asked: bool) -> None:
     if asked:
+        from importlib.metadata import version
+
         write_text(f"haversack {version('haversack')}\n")
         raise typer.Exit
 
@@ -205,6 +206,8 @@ def bench_model(
     log: LogOptions,
 ) -> None:
     """Measure a model on random tokens: a prompt at once, then one token after the other."""
+    from haversack.edge.bench import Work, device_bytes_s, measure, random_tokens, replay_of
+
     log_to_stderr(log.verbose)
     planned = replace(model, ctx=asked.num_tokens if model.ctx is None else model.ctx).plan()
     replay_of(asked.trace, planned)  # a wrong one is refused before anything is loaded
@@ -215,6 +218,8 @@ def bench_model(
         result = measure(loaded, work, drive_bytes_s)
     figures = result.to_dict()
     if asked.compare is not None:
+        from haversack.edge.comparison import measure_plain
+
         figures |= measure_plain(planned, work).beside(result)
     if output.json:
         write_json({"model": str(planned.path), **figures})
@@ -237,6 +242,8 @@ def _shown(name: str, value: Any) -> str:
 @takes(DoctorOptions, CacheOptions, OutputOptions)
 def examine_computer(patient: DoctorOptions, cache: CacheOptions, output: OutputOptions) -> None:
     """Show what haversack finds on this computer, and what could be better."""
+    from haversack.edge.doctor import examine
+
     findings = examine(cache.folder, patient.model)
     if output.json:
         write_json(

@@ -12,12 +12,11 @@ from typing import Any
 
 from haversack.devices.errors import HaversackError
 from haversack.edge.bench import BenchResult, Work, logits_sha256
+from haversack.edge.options import LLAMA_CPP
 from haversack.edge.plain_llama import PlainLlama, drop_pages
 from haversack.edge.planner import Plan
 from haversack.edge.replay import Replay, Trace
 from haversack.quant.gguf import read_geometry
-
-LLAMA_CPP = "llama.cpp"
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 import typer
 
 from haversack.devices.errors import PromptError
-from haversack.edge.comparison import LLAMA_CPP
 from haversack.edge.model import builtin_model, default_cache_dir
 from haversack.edge.planner import DEFAULT_BATCH_TOKENS, Plan, plan
 from haversack.edge.sampling import MAX_SEED, Sampling
+
+LLAMA_CPP = "llama.cpp"  # whom a benchmark can compare with
 
 _Number = TypeVar("_Number", int, float)
 

@@ -7,7 +7,6 @@ address. Everything above it sees integers (addresses), bytes and NumPy arrays.
 """
 
 import ctypes as c
-import importlib.metadata
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,7 @@ def prototype(library: c.CDLL, name: str, result: Any, *arguments: Any) -> Any:
 
 
 def _refuse_unknown_build() -> None:
-    found = importlib.metadata.version("llama-cpp-python")
+    found = llama_cpp.__version__
     ggml = prototype(_base, "ggml_version", c.c_char_p)().decode()
     overhead = prototype(_base, "ggml_tensor_overhead", c.c_size_t)()
     known = (KNOWN_LLAMA_CPP_PYTHON, KNOWN_GGML, TENSOR_STRUCT_BYTES)
