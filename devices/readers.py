@@ -1,4 +1,4 @@
-"""The threads of our own library that read files into slots; sources in devices/native/."""
+"""Reads into slots, as our own library makes them; sources in devices/native/."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -75,22 +75,31 @@ class Failure(NamedTuple):
 
 
 class Readers:
-    """`num_readers` threads; at most `num_ahead` of them read ahead of demand.
+    """Makes `num_readers` reads at once, at most `num_ahead` of them ahead of demand.
 
-    Plain and paced `files` are read without the interpreter; those of another class by its own
-    `read_into`.
+    Direct files are read by Linux's io_uring where there is one and all are plain or paced; else
+    so many threads read, files of another class by its own `read_into`.
     """
 
-    def __init__(self, files: Sequence[DirectFile], num_readers: int, num_ahead: int) -> None:
+    def __init__(
+        self, files: Sequence[DirectFile], num_readers: int, num_ahead: int, ring: bool = True
+    ) -> None:
+        """`ring`: whether io_uring may be used."""
         self._files = files
         self._errors: dict[int, BaseException] = {}  # of foreign files, by read
         self._read_into = own.ReadInto(self._read_foreign)
-        self.address = own.readers_new(num_readers, num_ahead, self._read_into)
+        # reads out of the page cache are copies: threads make those beside the caller
+        with_ring = ring and all(_is_plain(file) and file.direct for file in files)
+        self.address = own.readers_new(num_readers, num_ahead, self._read_into, with_ring)
         for file in files:
-            known = type(file) in (DirectFile, PacedFile)
-            descriptor = file.fileno() if known else -1
-            pace = file.pace.address if isinstance(file, PacedFile) and known else None
+            descriptor = file.fileno() if _is_plain(file) else -1
+            pace = file.pace.address if type(file) is PacedFile else None
             own.readers_add_file(self.address, descriptor, file.direct, pace)
+
+    @property
+    def by_ring(self) -> bool:
+        """Whether Linux's io_uring reads, in place of threads."""
+        return bool(own.readers_by_ring(self.address))
 
     def _read_foreign(self, read: Any) -> int:
         fields = read.contents
@@ -148,6 +157,10 @@ class Readers:
 
     def __del__(self) -> None:
         own.readers_delete(self.address)
+
+
+def _is_plain(file: DirectFile) -> bool:
+    return type(file) in (DirectFile, PacedFile)
 
 
 def _listed(reads: Sequence[Read]) -> tuple[Any, int]:

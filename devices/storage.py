@@ -34,7 +34,8 @@ Buffer = memoryview | npt.NDArray[np.uint8]
 
 _REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP)  # how a file system says no to direct reads
 
-_NUM_READERS = (1, 4, 8)
+_NUM_READERS = (1, 2, 4, 8)
+_ENOUGH = 0.9  # of the best rate
 _READ_BYTES = (64 * 1024, 1024 * 1024)
 _NUM_CELLS = len(_NUM_READERS) * len(_READ_BYTES)
 _CELL_S = 1.5 / _NUM_CELLS
@@ -168,19 +169,23 @@ class DiskSpeed:
     """What the drive under a file gives at random places.
 
     `bytes_s` is the best rate found, reached with `num_readers` reads of `read_bytes` under way
-    at once; `latency_s` is the median time of a lone 64 KiB read. Where `direct` is False the
-    page cache may have answered.
+    at once; `enough_readers` of its longest reads, about those of an expert's matrix, are the
+    fewest under way that give nine tenths of the best rate: more would only wait for each other,
+    those asked for first too. `latency_s` is the median time of a lone 64 KiB read. Where `direct`
+    is False the page cache may have answered.
     """
 
     bytes_s: float
     latency_s: float
     num_readers: int
     read_bytes: int
+    enough_readers: int
     direct: bool
     measured_at: str  # ISO 8601, UTC
 
     def __post_init__(self) -> None:
-        numbers = (self.bytes_s, self.latency_s, self.num_readers, self.read_bytes)
+        counts = (self.num_readers, self.read_bytes, self.enough_readers)
+        numbers = (self.bytes_s, self.latency_s, *counts)
         if not all(0 < num < math.inf for num in numbers):
             raise ValueError(f"not a measured speed: {self}")
 
@@ -195,7 +200,7 @@ def measure_disk(path: str | Path, *, cache_dir: Path, refresh: bool = False) ->
     be kept.
     """
     with DirectFile(path) as file:
-        kept = cache_dir / f"disk-{os.stat(path).st_dev}.json"
+        kept = _kept(path, cache_dir)
         speed = None if refresh else _read_speed(kept)
         if speed is None:
             sizes = [num for num in _READ_BYTES if file.num_bytes >= num * _READS_PER_FILE]
@@ -203,6 +208,15 @@ def measure_disk(path: str | Path, *, cache_dir: Path, refresh: bool = False) ->
             if len(sizes) == len(_READ_BYTES):
                 _write_speed(kept, speed)
     return speed
+
+
+def known_speed(path: Path, cache_dir: Path) -> DiskSpeed | None:
+    """What `measure_disk` kept of the drive that holds `path`; None if it was not asked yet."""
+    return _read_speed(_kept(path, cache_dir))
+
+
+def _kept(path: str | Path, cache_dir: Path) -> Path:
+    return cache_dir / f"disk-{os.stat(path).st_dev}.json"
 
 
 def _measure(file: DirectFile, sizes: list[int]) -> DiskSpeed:
@@ -218,8 +232,12 @@ def _measure(file: DirectFile, sizes: list[int]) -> DiskSpeed:
     }
     (num_readers, read_bytes), (bytes_s, _) = max(cells.items(), key=lambda cell: cell[1][0])
     _, latency_s = cells[1, sizes[0]]
+    long_bytes_s = {num: cells[num, sizes[-1]][0] for num in _NUM_READERS}
+    enough = min(
+        num for num in _NUM_READERS if long_bytes_s[num] >= _ENOUGH * max(long_bytes_s.values())
+    )
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return DiskSpeed(bytes_s, latency_s, num_readers, read_bytes, file.direct, now)
+    return DiskSpeed(bytes_s, latency_s, num_readers, read_bytes, enough, file.direct, now)
 
 
 def _measure_cell(file: DirectFile, num_readers: int, read_bytes: int) -> tuple[float, float]:

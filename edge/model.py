@@ -22,7 +22,7 @@ from haversack.devices.errors import (
     PromptError,
 )
 from haversack.devices.memory import anonymous_bytes
-from haversack.devices.storage import DirectFile
+from haversack.devices.storage import DirectFile, known_speed
 from haversack.devices.units import format_bytes
 from haversack.edge.decode import Decoder
 from haversack.edge.generation import CallGate, Closable, Generation, Request
@@ -33,7 +33,7 @@ from haversack.edge.templates import ChatTemplate
 from haversack.offload.engine import Engine, LoadHooks, open_resident, open_streamed
 from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes
 from haversack.offload.seam import Forecast, Watcher
-from haversack.offload.streamer import OpenFile
+from haversack.offload.streamer import NUM_READERS, OpenFile
 from haversack.quant.gguf import read_geometry
 from haversack.quant.trunk import ensure_trunk
 
@@ -113,7 +113,14 @@ def _open(planned: Plan, options: LoadOptions) -> Engine:
         return open_resident(planned.path, planned.shape, report("loading"))
     cache_dir = options.cache_dir or default_cache_dir()
     trunk = ensure_trunk(planned.geometry, cache_dir, report("writing the trunk"))
-    hooks = LoadHooks(report("loading"), options.open_file, options.native, options.warm_start)
+    speed = known_speed(planned.path, cache_dir)
+    hooks = LoadHooks(
+        report("loading"),
+        options.open_file,
+        NUM_READERS if speed is None else speed.enough_readers,
+        options.native,
+        options.warm_start,
+    )
     return open_streamed(planned.geometry, trunk, planned.shape, lambda: _measured(planned), hooks)
 
 

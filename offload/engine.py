@@ -16,7 +16,7 @@ from haversack.offload.pool import PoolPlan
 from haversack.offload.resident_file import read_residents, save_residents
 from haversack.offload.seam import Seam
 from haversack.offload.store import ExpertStore
-from haversack.offload.streamer import OpenFile, Streamer
+from haversack.offload.streamer import NUM_READERS, OpenFile, Streamer
 from haversack.quant.gguf import EXPERT_PATTERN, ModelGeometry
 
 _log = logging.getLogger("haversack.engine")
@@ -27,11 +27,13 @@ PoolPlans = Callable[[], Sequence[PoolPlan]]
 @dataclass(frozen=True)
 class LoadHooks:
     """What others have to say while a model is loaded: who is told of the progress, how the files
-    of its experts are opened, whether single tokens go through our own library too or only through
-    Python, its reference, and whether the model starts from what its last run left."""
+    of its experts are opened and how many reads their drive needs at once, whether single tokens go
+    through our own library too or only through Python, its reference, and whether the model starts
+    from what its last run left."""
 
     progress: Progress | None = None
     open_file: OpenFile = DirectFile
+    num_readers: int = NUM_READERS
     native: bool = True
     warm_start: bool = True
 
@@ -111,7 +113,7 @@ def _open_streamed(
     engine.model = LlamaModel(trunk, experts=experts, progress=progress)
     engine.on_close(engine.model.close)
     plans = pool_plans()
-    streamer = engine.streamer = Streamer(geometry.paths, open_file=hooks.open_file)
+    streamer = engine.streamer = Streamer(geometry.paths, hooks.num_readers, hooks.open_file)
     engine.on_close(streamer.close)
     store = engine.store = ExpertStore(geometry, plans, streamer, engine.stop)
     engine.on_close(store.close)

@@ -16,7 +16,7 @@ from haversack.devices.storage import DirectFile, padded_range
 from haversack.offload.pool import ExpertPool, resting_place
 from haversack.quant.gguf import ExpertMatrix
 
-NUM_READERS = 8  # measured: 4 to 8 reads of about 1 MB at once fill a drive
+NUM_READERS = 4  # on a drive that was not measured; its speed says how many it needs
 AHEAD_READERS = 2  # of them, at most, for guesses: what a demand read may have to wait for
 
 Place = tuple[ExpertPool, int, int]  # pool, matrix index, slot

@@ -34,6 +34,7 @@ class Read(c.Structure):
         *((name, c.c_int64) for name in ("source", "target", "num_bytes")),
         *((name, c.c_int32) for name in ("file", "ahead", "state", "error")),
         ("got", c.c_int64),
+        ("due_s", c.c_double),
     )
 
 
@@ -155,7 +156,7 @@ if (_own := _own_library()) is not None:
     def _own_prototype(name: str, *types: Any, library: c.CDLL = _own) -> Any:
         return prototype(library, "haversack_" + name, *types)
 
-    readers_new = _own_prototype("readers_new", _A, _I, _I, ReadInto)
+    readers_new = _own_prototype("readers_new", _A, _I, _I, ReadInto, _B)
     readers_add_file = _own_prototype("readers_add_file", None, _A, _I, _B, _A)
     pace_new = _own_prototype("pace_new", _A, c.c_double, c.c_double)
     pace_admit = _own_prototype("pace_admit", c.c_double, _A, c.c_int64)
@@ -167,6 +168,7 @@ if (_own := _own_library()) is not None:
     readers_settle = _own_prototype("readers_settle", None, _A, _Reads, c.c_size_t)
     readers_drain = _own_prototype("readers_drain", None, _A)
     readers_counts = _own_prototype("readers_counts", None, _A, c.POINTER(ReadCounts))
+    readers_by_ring = _own_prototype("readers_by_ring", _B, _A)
     readers_close = _own_prototype("readers_close", None, _A)
     readers_delete = _own_prototype("readers_delete", None, _A)
     _Ggml, _Python, _Table = map(c.POINTER, (TokenGgml, TokenPython, TableArrays))

@@ -5,8 +5,9 @@ using namespace haversack;
 
 #define API extern "C" __attribute__((visibility("default")))
 
-API Readers *haversack_readers_new(int num_readers, int num_ahead, ReadInto read_into) {
-    return new Readers(num_readers, num_ahead, read_into);
+API Readers *haversack_readers_new(int num_readers, int num_ahead, ReadInto read_into,
+                                   bool with_ring) {
+    return new Readers(num_readers, num_ahead, read_into, with_ring);
 }
 API void haversack_readers_add_file(Readers *readers, int descriptor, bool direct, Pace *pace) {
     readers->add_file(descriptor, direct, pace);
@@ -34,6 +35,7 @@ API void haversack_readers_settle(Readers *readers, Read *const *reads, size_t c
 }
 API void haversack_readers_drain(Readers *readers) { readers->drain(); }
 API void haversack_readers_counts(Readers *readers, Counts *counts) { *counts = readers->counts(); }
+API bool haversack_readers_by_ring(Readers *readers) { return readers->by_ring(); }
 API void haversack_readers_close(Readers *readers) { readers->close(); }
 API void haversack_readers_delete(Readers *readers) { delete readers; }
 

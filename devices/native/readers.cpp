@@ -1,4 +1,4 @@
-#include "readers.hpp"
+#include "ring.hpp"
 
 #include <algorithm>
 #include <cerrno>
@@ -12,6 +12,24 @@ namespace {
 
 constexpr int64_t PAGE_BYTES = 4096;
 constexpr auto LOOK_UP = std::chrono::milliseconds(100);  // how long a wait may be deaf
+
+// A direct read can only go on from a page's start, so its page is read again.
+int64_t go_on_from(const Read *read, bool direct) {
+    return direct ? read->got - read->got % PAGE_BYTES : read->got;
+}
+
+// `count` bytes came that were asked for from `start` of the room on, or an -errno.
+void note(Read *read, int64_t start, int64_t count) {
+    if (count < 0) read->error = -count;
+    else if (start + count <= read->got) read->error = FILE_ENDED;
+    else read->got = start + count;
+}
+
+// The wanted bytes go where they are to lie.
+void shift(Read *read) {
+    if (read->error == 0 && read->from != read->to)
+        std::memmove(read->room + read->to, read->room + read->from, read->num_bytes);
+}
 
 bool all_done(Read *const *reads, size_t count) {
     return std::all_of(reads, reads + count, [](Read *read) { return read->done(); });
@@ -34,9 +52,12 @@ double Pace::admit(int64_t num_bytes) {
     return free_at_s_ + latency_s_;
 }
 
-Readers::Readers(int num_readers, int num_ahead, ReadInto read_into)
-    : num_ahead_(num_ahead), read_into_(read_into) {
-    for (int i = 0; i < num_readers; i++) threads_.emplace_back([this] { serve(); });
+Readers::Readers(int num_readers, int num_ahead, ReadInto read_into, bool with_ring)
+    : num_readers_(num_readers), num_ahead_(num_ahead), read_into_(read_into) {
+    if (with_ring) ring_ = Ring::open();
+    if (ring_) threads_.emplace_back([this] { reap(); });
+    else
+        for (int i = 0; i < num_readers; i++) threads_.emplace_back([this] { serve(); });
 }
 
 Readers::~Readers() { close(); }
@@ -50,6 +71,7 @@ void Readers::submit(Read *const *reads, size_t count) {
     if (count == 0) return;
     std::lock_guard<std::mutex> lock(mutex_);
     for (size_t i = 0; i < count; i++) (reads[i]->ahead ? ahead_ : demanded_).push_back(reads[i]);
+    feed();
     for (size_t woken = 0; woken < std::min<size_t>(count, idle_); woken++) work_.notify_one();
 }
 
@@ -63,6 +85,7 @@ void Readers::demand(Read *const *reads, size_t count) {
         demanded_.push_back(reads[i]);
         work_.notify_one();
     }
+    feed();
 }
 
 void Readers::cancel_locked(Read *read) {
@@ -121,71 +144,130 @@ Counts Readers::counts() {
     return counts_;
 }
 
-// -------------------------------------------------------------------- readers
+// -------------------------------------------------------------------- reading
+// The read to begin now; null if there is none.
+Read *Readers::next() {
+    bool may_guess = !ahead_.empty() && reading_ahead_ < num_ahead_;
+    if (closing_ || (demanded_.empty() && !may_guess)) return nullptr;
+    auto &queue = demanded_.empty() ? ahead_ : demanded_;
+    Read *read = queue.front();
+    queue.pop_front();
+    return read;
+}
+
+void Readers::begin(Read *read) {
+    if (reading_++ == 0) busy_since_ = now_s();
+    reading_ahead_ += read->ahead != 0;
+    read->state = READING;
+    Pace *pace = files_[read->file].pace;
+    read->due_s = pace ? pace->admit(read->length) : 0;
+}
+
+void Readers::end(Read *read) {
+    reading_ahead_ -= read->ahead != 0;
+    counts_.bytes_read += read->num_bytes;
+    if (--reading_ == 0) counts_.busy_s += now_s() - busy_since_;
+    read->state.store(read->error ? FAILED : CAME, std::memory_order_release);
+    progress_.notify_all();
+}
+
+// ----------------------------------------------------------------- by threads
 void Readers::serve() {
     std::unique_lock<std::mutex> lock(mutex_);
-    while (Read *read = next(lock)) {
-        if (reading_++ == 0) busy_since_ = now_s();
-        reading_ahead_ += read->ahead != 0;
-        bool was_ahead = read->ahead != 0;
-        read->state = READING;
+    while (!closing_) {
+        Read *read = next();
+        if (!read) {
+            idle_++;
+            work_.wait(lock);
+            idle_--;
+            continue;
+        }
+        begin(read);
         lock.unlock();
         perform(read);
         lock.lock();
-        reading_ahead_ -= was_ahead;
-        counts_.bytes_read += read->num_bytes;
-        if (--reading_ == 0) counts_.busy_s += now_s() - busy_since_;
-        read->state.store(read->error ? FAILED : CAME, std::memory_order_release);
-        progress_.notify_all();
+        end(read);
     }
-}
-
-// The read to begin now; null when the readers close.
-Read *Readers::next(std::unique_lock<std::mutex> &lock) {
-    while (!closing_) {
-        bool may_guess = !ahead_.empty() && reading_ahead_ < num_ahead_;
-        if (!demanded_.empty() || may_guess) {
-            auto &queue = demanded_.empty() ? ahead_ : demanded_;
-            Read *read = queue.front();
-            queue.pop_front();
-            return read;
-        }
-        idle_++;
-        work_.wait(lock);
-        idle_--;
-    }
-    return nullptr;
 }
 
 void Readers::perform(Read *read) {
     const File &file = files_[read->file];
-    double there_at_s = file.pace ? file.pace->admit(read->length) : 0;
     if (file.descriptor < 0) {
         if (read_into_(read) != 0) read->error = FOREIGN_ERROR;
     } else if (!fill(file, read)) {
         return;
     }
-    if (read->error == 0 && read->from != read->to)
-        std::memmove(read->room + read->to, read->room + read->from, read->num_bytes);
-    double early_s = there_at_s - now_s();
+    shift(read);
+    double early_s = read->due_s - now_s();
     if (early_s > 0) std::this_thread::sleep_for(std::chrono::duration<double>(early_s));
 }
 
 // As DirectFile.read_into in devices/storage.py.
 bool Readers::fill(const File &file, Read *read) {
-    read->got = 0;
     while (read->got < read->need) {
-        // a direct read can only go on from a page's start, so its page is read again
-        int64_t start = file.direct ? read->got - read->got % PAGE_BYTES : read->got;
+        int64_t start = go_on_from(read, file.direct);
         ssize_t count = pread(file.descriptor, read->room + start, read->length - start,
                               read->offset + start);
         if (count < 0 && errno == EINTR) continue;
-        if (count < 0) read->error = errno;
-        else if (start + count <= read->got) read->error = FILE_ENDED;
+        note(read, start, count < 0 ? -errno : count);
         if (read->error) return false;
-        read->got = start + count;
     }
     return true;
+}
+
+// ------------------------------------------------------------------ by a ring
+// Hand over what may begin.
+void Readers::feed() {
+    if (!ring_) return;
+    while (reading_ < num_readers_ && !ring_->full()) {
+        Read *read = next();
+        if (!read) break;
+        begin(read);
+        ring_->push(read, files_[read->file].descriptor, go_on_from(read, true));
+        ring_->flush();  // one by one: of several, the kernel begins with the lowest offset
+    }
+    ring_->flush();
+}
+
+// The one thread: takes what comes.
+void Readers::reap() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (!closing_ || reading_ > 0) {
+        double most_s = end_those_due();
+        feed();
+        lock.unlock();
+        ring_->sleep(most_s);
+        lock.lock();
+        ssize_t result;
+        while (Read *read = ring_->pop(&result))
+            if (take(read, result)) early_.push_back(read);
+    }
+}
+
+// What came of a read: whether that was all; the rest is asked for.
+bool Readers::take(Read *read, int64_t result) {
+    const File &file = files_[read->file];
+    int64_t start = go_on_from(read, file.direct);
+    if (result != -EINTR && result != -EAGAIN && result != -ECANCELED) note(read, start, result);
+    if (read->error || read->got >= read->need) return true;
+    ring_->push(read, file.descriptor, go_on_from(read, file.direct));
+    return false;
+}
+
+// End the reads whose time has come: how long it is until that of the next.
+double Readers::end_those_due() {
+    double now = now_s(), next_s = now + std::chrono::duration<double>(LOOK_UP).count();
+    auto is_due = [&](Read *read) {
+        if (read->due_s > now && !read->error) {
+            next_s = std::min(next_s, read->due_s);
+            return false;
+        }
+        shift(read);
+        end(read);
+        return true;
+    };
+    early_.erase(std::remove_if(early_.begin(), early_.end(), is_due), early_.end());
+    return next_s - now;
 }
 
 // -------------------------------------------------------------------- closing
@@ -199,6 +281,7 @@ void Readers::close() {
         }
         work_.notify_all();
         progress_.notify_all();
+        if (ring_ && !threads_.empty()) ring_->wake();
     }
     for (auto &thread : threads_) thread.join();
     threads_.clear();

@@ -1,10 +1,12 @@
-// Threads that read from files straight into slots: demand first, then a few reads ahead.
+// Reads from files straight into slots, many at once: demand first, then a few reads ahead. They are
+// made by a ring (ring.hpp) where all files are plain and the kernel has one, else by threads.
 #pragma once
 
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -28,6 +30,7 @@ struct Read {
     std::atomic<int32_t> state;
     int32_t error;
     int64_t got;         // bytes that came before an error
+    double due_s;        // when it may be done, of a paced file
 
     bool done() const { return state.load(std::memory_order_acquire) >= CAME; }
     bool came() const { return state.load(std::memory_order_acquire) == CAME; }
@@ -60,9 +63,12 @@ class Pace {
 
 double now_s();
 
+class Ring;
+
 class Readers {
   public:
-    Readers(int num_readers, int num_ahead, ReadInto read_into);
+    // At most `num_readers` reads are under way at once, `num_ahead` of them ahead. `with_ring`: a ring may be used if there is one.
+    Readers(int num_readers, int num_ahead, ReadInto read_into, bool with_ring);
     ~Readers();
 
     // A file of which `descriptor` is open, `direct` or not; -1: its reads go through `read_into`.
@@ -78,6 +84,7 @@ class Readers {
     void drain();
     void close();
     Counts counts();
+    bool by_ring() const { return ring_ != nullptr; }
 
   private:
     struct File {
@@ -85,19 +92,29 @@ class Readers {
         bool direct;
         Pace *pace;
     };
+    Read *next();
+    void begin(Read *read);
+    void end(Read *read);
+    void cancel_locked(Read *read);
+    // by threads
     void serve();
-    Read *next(std::unique_lock<std::mutex> &lock);
     void perform(Read *read);
     bool fill(const File &file, Read *read);
-    void cancel_locked(Read *read);
+    // by a ring
+    void feed();
+    void reap();
+    bool take(Read *read, int64_t result);
+    double end_those_due();
 
-    const int num_ahead_;
+    const int num_readers_, num_ahead_;
     const ReadInto read_into_;
     std::vector<File> files_;
+    std::unique_ptr<Ring> ring_;
     std::vector<std::thread> threads_;
     std::mutex mutex_;
     std::condition_variable work_, progress_;
     std::deque<Read *> demanded_, ahead_;
+    std::vector<Read *> early_;  // of paced files: all bytes came, but it is not time yet
     int idle_ = 0, reading_ = 0, reading_ahead_ = 0;
     bool closing_ = false;
     double busy_since_ = 0;

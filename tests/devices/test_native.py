@@ -15,7 +15,7 @@ SOURCE = Path(native.__file__).read_text(encoding="utf-8")
 def refusal(preparation: str) -> str:
     """What importing the binding says in a fresh process, after some lines that change it."""
     program = f"""
-import importlib.metadata
+import llama_cpp
 from pathlib import Path
 from haversack.devices.errors import BindingError
 source = Path({native.__file__!r}).read_text()
@@ -38,7 +38,7 @@ def test_the_known_build_is_taken() -> None:
 
 @pytest.mark.parametrize("found", ["0.3.35", "0.3.37", "0.4.0"])
 def test_another_version_is_refused(found: str) -> None:
-    message = refusal(f"importlib.metadata.version = lambda name: {found!r}")
+    message = refusal(f"llama_cpp.__version__ = {found!r}")
     assert message == (
         f"found llama-cpp-python {found} with ggml 0.25.3 and tensors of 336 bytes,"
         " need 0.3.36, 0.25.3 and 336: `pip install llama-cpp-python==0.3.36`"

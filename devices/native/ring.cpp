@@ -1,0 +1,162 @@
+#include "ring.hpp"
+
+#if defined(__linux__) && __has_include(<linux/io_uring.h>)
+
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <linux/io_uring.h>
+#include <linux/time_types.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace haversack {
+
+namespace {
+
+constexpr unsigned NUM_ENTRIES = 64;
+constexpr unsigned NEEDED = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_EXT_ARG;
+
+template <typename T> T load(const T *place) { return __atomic_load_n(place, __ATOMIC_ACQUIRE); }
+template <typename T> void store(T *place, T value) { __atomic_store_n(place, value, __ATOMIC_RELEASE); }
+
+}  // namespace
+
+// The two queues, in memory that the kernel shares.
+struct Ring::Queues {
+    char *memory;
+    size_t num_bytes;
+    io_uring_sqe *entries;
+    unsigned num_entries;
+    unsigned *tail, *mask, *order;             // of what is asked for
+    unsigned *done_head, *done_tail, *done_mask;  // of what is done
+    io_uring_cqe *done;
+
+    ~Queues() {
+        munmap(entries, num_entries * sizeof(io_uring_sqe));
+        munmap(memory, num_bytes);
+    }
+};
+
+std::unique_ptr<Ring> Ring::open() {
+    io_uring_params params{};
+    int descriptor = syscall(SYS_io_uring_setup, NUM_ENTRIES, &params);
+    if (descriptor < 0) return nullptr;
+    std::unique_ptr<Ring> ring(new Ring(descriptor));
+    bool usable = (params.features & NEEDED) == NEEDED && ring->map(&params);
+    return usable ? std::move(ring) : nullptr;
+}
+
+bool Ring::map(const void *given) {
+    const io_uring_params &params = *(const io_uring_params *)given;
+    size_t asked = params.sq_off.array + params.sq_entries * sizeof(unsigned);
+    size_t done = params.cq_off.cqes + params.cq_entries * sizeof(io_uring_cqe);
+    size_t num_bytes = std::max(asked, done);
+    auto mapped = [this](size_t size, off_t what) {
+        return mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, descriptor_, what);
+    };
+    void *memory = mapped(num_bytes, IORING_OFF_SQ_RING);
+    if (memory == MAP_FAILED) return false;
+    void *entries = mapped(params.sq_entries * sizeof(io_uring_sqe), IORING_OFF_SQES);
+    if (entries == MAP_FAILED) {
+        munmap(memory, num_bytes);
+        return false;
+    }
+    char *at = (char *)memory;
+    auto number = [at](unsigned offset) { return (unsigned *)(at + offset); };
+    const auto &sq = params.sq_off;
+    const auto &cq = params.cq_off;
+    queues_.reset(new Queues{at, num_bytes, (io_uring_sqe *)entries, params.sq_entries,
+                             number(sq.tail), number(sq.ring_mask), number(sq.array),
+                             number(cq.head), number(cq.tail), number(cq.ring_mask),
+                             (io_uring_cqe *)(at + cq.cqes)});
+    return true;
+}
+
+Ring::Ring(int descriptor) : descriptor_(descriptor) {}
+
+Ring::~Ring() { ::close(descriptor_); }
+
+bool Ring::full() const { return num_under_way_ + 1 >= queues_->num_entries; }  // one for `wake`
+
+void Ring::push(Read *read, int descriptor, int64_t start) {
+    num_under_way_++;
+    push_entry(IORING_OP_READ, descriptor, read->room + start, read->length - start,
+               read->offset + start, read);
+}
+
+void Ring::push_entry(uint8_t operation, int descriptor, void *address, uint32_t length,
+                      int64_t offset, Read *read) {
+    unsigned tail = *queues_->tail, place = tail & *queues_->mask;
+    io_uring_sqe &entry = queues_->entries[place];
+    entry = {};
+    entry.opcode = operation;
+    entry.fd = descriptor;
+    entry.addr = (uint64_t)address;
+    entry.len = length;
+    entry.off = offset;
+    entry.user_data = (uint64_t)read;
+    queues_->order[place] = place;
+    store(queues_->tail, tail + 1);
+    num_queued_++;
+}
+
+void Ring::flush() {
+    while (num_queued_) {
+        int taken = syscall(SYS_io_uring_enter, descriptor_, num_queued_, 0, 0, nullptr, 0);
+        if (taken < 0 && errno == EINTR) continue;
+        if (taken <= 0) return;  // short of memory: the next flush tries again
+        num_queued_ -= taken;
+    }
+}
+
+void Ring::sleep(double most_s) {
+    if (*queues_->done_head != load(queues_->done_tail)) return;
+    double whole_s = std::floor(most_s);
+    __kernel_timespec time{(int64_t)whole_s, (int64_t)(1e9 * (most_s - whole_s))};
+    io_uring_getevents_arg argument{};
+    argument.ts = (uint64_t)&time;
+    constexpr unsigned FLAGS = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG;
+    syscall(SYS_io_uring_enter, descriptor_, 0, 1, FLAGS, &argument, sizeof argument);
+}
+
+void Ring::wake() {
+    push_entry(IORING_OP_NOP, -1, nullptr, 0, 0, nullptr);
+    flush();
+}
+
+Read *Ring::pop(ssize_t *result) {
+    unsigned head = *queues_->done_head;
+    while (head != load(queues_->done_tail)) {
+        const io_uring_cqe &done = queues_->done[head & *queues_->done_mask];
+        Read *read = (Read *)done.user_data;
+        *result = done.res;
+        store(queues_->done_head, ++head);
+        if (!read) continue;  // a `wake`
+        num_under_way_--;
+        return read;
+    }
+    return nullptr;
+}
+
+}  // namespace haversack
+
+#else
+
+namespace haversack {
+
+struct Ring::Queues {};
+Ring::Ring(int descriptor) : descriptor_(descriptor) {}
+std::unique_ptr<Ring> Ring::open() { return nullptr; }
+Ring::~Ring() {}
+bool Ring::full() const { return true; }
+void Ring::push(Read *, int, int64_t) {}
+void Ring::flush() {}
+void Ring::sleep(double) {}
+void Ring::wake() {}
+Read *Ring::pop(ssize_t *) { return nullptr; }
+
+}  // namespace haversack
+
+#endif

@@ -1,0 +1,148 @@
+"""Reads into memory, by io_uring and by threads: the same bytes, errors and books."""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from haversack.devices.memory import PAGE_BYTES, Arena, address_of
+from haversack.devices.pace import Pace, PacedFile
+from haversack.devices.readers import Read, Readers, Request
+from haversack.devices.storage import DirectFile
+
+FILE_BYTES = 700 * PAGE_BYTES + 1234
+ROOM_BYTES = 64 * PAGE_BYTES
+NUM_ROOMS = 100  # more than may be under way at once
+
+
+def never() -> bool:
+    return False
+
+
+class Bench:
+    """Readers of one file of known bytes, and rooms to read into."""
+
+    def __init__(self, file: DirectFile, data: bytes, ring: bool) -> None:
+        self.file, self.data = file, data
+        self.arena = Arena(NUM_ROOMS * ROOM_BYTES)
+        self.readers = Readers([file], 4, 2, ring=ring)
+
+    def request(self, room: int, offset: int, num_bytes: int, target: int = 0) -> Read:
+        """A read of `num_bytes` at `offset`, as the streamer makes it."""
+        residue = offset % PAGE_BYTES
+        length = -(-(residue + num_bytes) // PAGE_BYTES) * PAGE_BYTES
+        address = address_of(self.arena.bytes) + room * ROOM_BYTES
+        start, need = offset - residue, residue + num_bytes
+        request = Request(address, start, length, need, residue, target, num_bytes, 0)
+        return Read(self.readers, request, ahead=False)
+
+    def held(self, room: int, num_bytes: int, target: int = 0) -> bytes:
+        begin = room * ROOM_BYTES + target
+        return self.arena.bytes[begin : begin + num_bytes].tobytes()
+
+    def close(self) -> None:
+        self.readers.close()
+        self.file.close()
+        self.arena.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "experts"
+    path.write_bytes(np.random.default_rng(3).bytes(FILE_BYTES))
+    return path
+
+
+@pytest.fixture(params=[True, False], ids=["ring", "threads"])
+def bench(path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    bench = Bench(DirectFile(path), path.read_bytes(), ring=request.param)
+    if request.param and not bench.readers.by_ring:
+        bench.close()
+        pytest.skip("this system has no io_uring, or no direct reads")
+    yield bench
+    bench.close()
+
+
+def test_many_reads_bring_the_bytes_asked_for_to_where_they_are_to_lie(bench: Bench) -> None:
+    random = np.random.default_rng(5)
+    for _ in range(5):
+        places = [int(place) for place in random.integers(0, FILE_BYTES - 50_000, NUM_ROOMS)]
+        sizes = [int(size) for size in random.integers(1, 50_000, NUM_ROOMS)]
+        target = int(random.integers(0, PAGE_BYTES))
+        reads = [
+            bench.request(room, *place, target)
+            for room, place in enumerate(zip(places, sizes, strict=True))
+        ]
+        bench.readers.submit(reads)
+        assert bench.readers.wait(reads, True, never)
+        assert all(read.came for read in reads)
+        for room, (place, size) in enumerate(zip(places, sizes, strict=True)):
+            assert bench.held(room, size, target) == bench.data[place : place + size]
+    counts = bench.readers.counts()
+    assert counts.num_reading == counts.num_ahead == 0
+    assert counts.busy_s > 0
+
+
+def test_the_last_bytes_of_a_file_come_and_none_behind_them(bench: Bench) -> None:
+    last = bench.request(0, FILE_BYTES - 5000, 5000)
+    behind = bench.request(1, FILE_BYTES - 5000, 5001)
+    bench.readers.submit([last, behind])
+    assert bench.readers.wait([last, behind], True, never)
+    assert bench.held(0, 5000) == bench.data[-5000:]
+    assert last.came
+    assert not behind.came
+    assert "the file ends there" in str(behind.error)
+
+
+def test_what_the_system_says_reaches_who_asked(bench: Bench) -> None:
+    bench.file.close()
+    read = bench.request(0, 0, 5000)
+    bench.readers.submit([read])
+    assert bench.readers.wait([read], True, never)
+    assert not read.came
+    assert "Bad file descriptor" in str(read.error)
+
+
+def test_closing_waits_for_what_is_under_way_and_cancels_the_rest(bench: Bench) -> None:
+    reads = [bench.request(room, 0, 60 * PAGE_BYTES) for room in range(NUM_ROOMS)]
+    bench.readers.submit(reads)
+    bench.readers.close()
+    assert all(read.done for read in reads)
+    assert bench.readers.counts().num_reading == 0
+    for room, read in enumerate(reads):
+        if read.came:
+            assert bench.held(room, 60 * PAGE_BYTES) == bench.data[: 60 * PAGE_BYTES]
+
+
+@pytest.mark.parametrize("ring", [True, False], ids=["ring", "threads"])
+def test_a_paced_file_takes_its_time(path: Path, ring: bool) -> None:
+    pace = Pace(bytes_s=50 * ROOM_BYTES, latency_s=0.01)
+    bench = Bench(PacedFile(path, pace, direct=None), path.read_bytes(), ring)
+    try:
+        reads = [bench.request(room, 0, ROOM_BYTES) for room in range(5)]
+        began_s = time.perf_counter()
+        bench.readers.submit(reads)
+        assert bench.readers.wait(reads, True, never)
+        assert 0.11 <= time.perf_counter() - began_s < 0.5
+        assert bench.held(4, ROOM_BYTES) == bench.data[:ROOM_BYTES]
+    finally:
+        bench.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a property of Linux")
+def test_a_file_of_another_class_is_read_by_its_own_method(path: Path) -> None:
+    class Other(DirectFile):
+        pass
+
+    bench = Bench(Other(path), path.read_bytes(), ring=True)
+    try:
+        assert not bench.readers.by_ring
+        read = bench.request(0, 4321, 5000)
+        bench.readers.submit([read])
+        assert bench.readers.wait([read], True, never)
+        assert bench.held(0, 5000) == bench.data[4321:9321]
+    finally:
+        bench.close()
