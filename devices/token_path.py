@@ -57,11 +57,11 @@ class LayerPlace(NamedTuple):
 class Answers:
     """Whom the path asks. `on_node` is shown a batch's products (node, ask) and says as llama.cpp's
     callback whether to go on; `on_choice` is told of a router's choice where that matters;
-    `foresee` (layer, whether experts are late) may read ahead; `should_stop` ends a wait."""
+    `foresee` (layer) may read ahead; `should_stop` ends a wait."""
 
     on_node: Callable[[int, bool], bool]
     on_choice: Callable[[int], None]
-    foresee: Callable[[int, bool], None]
+    foresee: Callable[[int], None]
     should_stop: Callable[[], bool]
 
 
@@ -70,12 +70,18 @@ class TokenPath:
     that stands in for a router's choice."""
 
     def __init__(
-        self, readers: Readers, products: TokenProducts, answers: Answers, max_used: int
+        self,
+        readers: Readers,
+        products: TokenProducts,
+        answers: Answers,
+        odds: Mapping[str, Any],
+        max_used: int,
     ) -> None:
+        """`odds` are those of `cache.odds`, whose array is shared."""
         self._readers, self._products, self._answers = readers, products, answers
         self._kinds: list[MatrixKind] = []
         self._layer_of: dict[int, int] = {}  # by the layer's own number
-        self._kept: list[Any] = []
+        self._kept: list[Any] = [odds]
         self.slot_ids = SlotIds(max_used)
         self._error: BaseException | None = None
         ggml = own.TokenGgml(
@@ -94,7 +100,8 @@ class TokenPath:
             own.ShouldStop(answers.should_stop),
             own.MakeGraph(self._make_graph),
         )
-        self._address = own.token_path_new(ggml, self._python, readers.address)
+        shared = own.TokenOdds(*_in_c(odds))
+        self._address = own.token_path_new(ggml, self._python, shared, readers.address)
         self.state = own.token_path_state(self._address).contents
         self.callback: tuple[int, int] = (own.token_path_on_node, self._address)
 
@@ -147,9 +154,9 @@ class TokenPath:
             self.fail(error)
         return not self.state.failure
 
-    def _foresee(self, layer: int, late: bool) -> int:
+    def _foresee(self, layer: int) -> int:
         try:
-            self._answers.foresee(layer, late)
+            self._answers.foresee(layer)
         except BaseException as error:
             self.fail(error)
         return -1 if self.state.failure else 0
@@ -180,12 +187,12 @@ class TokenPath:
         self._error, self.state.failure, self.state.failed_node = None, 0, 0
         return why, detail
 
-    def read_ahead(self, layer: int, experts: npt.NDArray[np.integer]) -> int:
+    def read_ahead(self, layer: int, experts: npt.NDArray[np.integer], ahead: int) -> int:
         """As `ExpertStore.read_ahead`."""
         ids = np.ascontiguousarray(experts, np.int32)
         number = self._layer_of[layer]
         address = native.address_of(ids)
-        return int(own.token_path_read_ahead(self._address, number, address, len(ids)))
+        return int(own.token_path_read_ahead(self._address, number, address, len(ids), ahead))
 
     def release(self) -> None:
         """Give up the latest layer's experts: those that came stay, unpinned."""
@@ -208,8 +215,12 @@ class TokenPath:
 
 def table_arrays(books: Mapping[str, Any]) -> Any:
     """The structure that our library knows a table by; `books` must outlive it."""
-    fields = [
+    return own.TableArrays(*_in_c(books))
+
+
+def _in_c(books: Mapping[str, Any]) -> list[Any]:
+    """Numbers as they are, arrays as their addresses."""
+    return [
         native.address_of(value) if isinstance(value, np.ndarray) else value
         for value in books.values()
     ]
-    return own.TableArrays(*fields)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from haversack.cache.odds import DEPTH
 from haversack.devices.errors import PromptError
 from haversack.devices.ggml import GraphNode, is_choice
 from haversack.quant.gguf import ModelGeometry
@@ -17,7 +18,6 @@ Choice = npt.NDArray[np.int64]  # (steps, experts per token) ids, of one layer
 Weights = npt.NDArray[np.float32]  # theirs, of the same shape
 Experts = npt.NDArray[np.int32]  # (experts per token,) ids
 
-_DEPTH = 3  # how many layers ahead a choice is foreseen
 _UNREADABLE = (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
@@ -93,7 +93,7 @@ class Replay:
         """
         _refuse_misfit(trace, geometry)
         self._layers, self.num_steps = trace.layers, trace.num_steps
-        depths = range(1, _DEPTH + 1) if recall else ()
+        depths = range(1, DEPTH + 1) if recall else ()
         self._foreseen = [
             [foreseen_choice(c, trace.num_experts, recall**depth) for c in trace.layers]
             for depth in depths

@@ -35,7 +35,8 @@ class NativeSeam(Seam):
         self._path = TokenPath(
             store.readers,
             executor.token_products,
-            Answers(self._on_batch, self._on_choice, self._on_late, lambda: stop.requested),
+            Answers(self._on_batch, self._on_choice, self._on_foresee, lambda: stop.requested),
+            store.odds.books(),
             geometry.num_experts_per_tok,
         )
         super().__init__(geometry, store, executor, stop)
@@ -86,8 +87,8 @@ class NativeSeam(Seam):
         self._release()  # of a batch, or none
         self._choose(node)
 
-    def _on_late(self, layer: int, late: bool) -> None:
-        self._foresee(layer, GraphNode(self._path.state.choice), late)
+    def _on_foresee(self, layer: int) -> None:
+        self._foresee(layer, GraphNode(self._path.state.choice))
         router = self._predictor.router(layer)
         if router is not None and router.is_plain:
             self._path.add_router(layer, router.num_used, router.weight, router.score_bias)
@@ -100,10 +101,10 @@ class NativeSeam(Seam):
         )
         self._path.state.foresees = how if self.reads_ahead else Foresight.NONE
 
-    def _read_ahead(self, layer: int, experts: Experts) -> int:
+    def _read_ahead(self, layer: int, experts: Experts, ahead: int) -> int:
         if self._path.state.by_python:
-            return super()._read_ahead(layer, experts)
-        return self._path.read_ahead(layer, experts)
+            return super()._read_ahead(layer, experts, ahead)
+        return self._path.read_ahead(layer, experts, ahead)
 
     def _withdraw(self) -> None:
         self._path.withdraw()
@@ -121,8 +122,9 @@ class NativeSeam(Seam):
         self._store.guessed += state.guessed
         self._store.guessed_right += state.guessed_right
         self._store.foreseeable += state.foreseeable
+        self._store.needed += state.needed
         state.num_seen = state.hits = state.misses = 0
-        state.guessed = state.guessed_right = state.foreseeable = 0
+        state.guessed = state.guessed_right = state.foreseeable = state.needed = 0
         if self._error is None and computed:
             self._path.release()
         else:

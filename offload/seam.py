@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from haversack.cache.odds import DEPTH
 from haversack.devices.errors import BindingError, CancelledError
 from haversack.devices.expert_buffer import ExpertBuffer
 from haversack.devices.ggml import (
@@ -36,8 +37,6 @@ from haversack.quant.gguf import ExpertLayer, ModelGeometry
 
 Watcher = Callable[[int, npt.NDArray[np.int32], GraphNode], None]
 Forecast = Callable[[int], Experts | None]  # what a later layer may choose, the likeliest first
-
-_DEPTH = 3  # how many layers ahead a choice is foreseen
 
 
 class Seam:
@@ -62,6 +61,7 @@ class Seam:
         self._store, self._executor, self._stop = store, executor, stop
         self._products: dict[int, tuple[ExpertLayer, int]] = {}  # by the weight's address
         self._num_seen = 0  # products of the graph that runs
+        self._needed_before = 0  # the store's count when the last one ended
         self._slot_ids = SlotIds(geometry.num_experts_per_tok)
         self._own_s = 0.0
         self._began_s = 0.0  # when the first router of the graph that runs had chosen
@@ -75,7 +75,7 @@ class Seam:
         self.forecast: Forecast | None = None
         self._predictor, self._payoff = Predictor(), Payoff()
         layers = [layer.layer for layer in geometry.layers]
-        self._later = {layer: layers[i + 1 : i + 1 + _DEPTH] for i, layer in enumerate(layers)}
+        self._later = {layer: layers[i + 1 : i + 1 + DEPTH] for i, layer in enumerate(layers)}
         self._error: BaseException | None = None
 
     @property
@@ -152,10 +152,12 @@ class Seam:
         have multiplied whatever lies in the slots. Also ends the last layer's lease."""
         error, self._error = self._error, None
         num_seen, self._num_seen = self._num_seen, 0
+        needed_before, self._needed_before = self._needed_before, self._store.needed
         if error is None and computed:
             self._release()
             if self._single and self._foreseeable:
-                self._payoff.note_pass(time.perf_counter() - self._began_s)
+                pass_s = time.perf_counter() - self._began_s
+                self._payoff.note_pass(pass_s, self._store.needed - needed_before)
         else:
             self._lease = self._visit = None
             self._store.recover()
@@ -190,7 +192,7 @@ class Seam:
             self._experts = self._ids[0]
             self._lease = self._store.lease(layer, self._experts)
             self._slot_ids.set(self._lease.slots)
-            self._foresee(layer, GraphNode(self._choice), bool(self._lease.reads))
+            self._foresee(layer, GraphNode(self._choice))
             return
         self._experts = np.unique(self._ids)
         self._withdraw()
@@ -199,16 +201,16 @@ class Seam:
         else:
             self._visit = self._store.visit(layer, self._experts)
 
-    def _foresee(self, layer: int, choice: GraphNode, late: bool) -> None:
-        """While this layer's experts load: have the next layer's likeliest read ahead, or where all
-        of those are there, the one's after it."""
-        worthwhile = self.reads_ahead and late  # else the time would be the token's
+    def _foresee(self, layer: int, choice: GraphNode) -> None:
+        """Have the next layer's likeliest read ahead, or where none of those is worth it, those of
+        the one after it."""
+        worthwhile = self.reads_ahead
         forecast = self.forecast or self._own_forecast(layer, choice, worthwhile)
         if forecast is None or not worthwhile:
             return
-        for later in self._later[layer]:
+        for ahead, later in enumerate(self._later[layer], 1):
             likeliest = forecast(later)
-            if likeliest is None or self._read_ahead(later, likeliest):
+            if likeliest is None or self._read_ahead(later, likeliest, ahead):
                 return
 
     def _own_forecast(self, layer: int, choice: GraphNode, needed: bool) -> Forecast | None:
@@ -222,8 +224,8 @@ class Seam:
         inputs = router_input.array(np.float32)[0, 0]
         return lambda later: self._predictor.likeliest(later, inputs)
 
-    def _read_ahead(self, layer: int, experts: Experts) -> int:
-        return self._store.read_ahead(layer, experts)
+    def _read_ahead(self, layer: int, experts: Experts, ahead: int) -> int:
+        return self._store.read_ahead(layer, experts, ahead)
 
     def _withdraw(self) -> None:
         """A batch comes: it wants all slots and the whole drive."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from haversack.cache.odds import Odds
 from haversack.cache.policies import Slots
 from haversack.cache.slots import NOWHERE
 from haversack.devices.interrupts import StopFlag
@@ -74,6 +75,11 @@ class ExpertStore:
         self.misses = 0
         self.guessed = 0  # experts read ahead
         self.guessed_right = 0  # of them, those that their layer then chose
+        self.odds = Odds(max(layer.num_experts for layer in geometry.layers))
+        self._foreseen: dict[
+            int, list[tuple[int, int, int]]
+        ] = {}  # experts, depths, ranks by layer
+        self.needed = 0  # chosen, without a slot before anybody guessed it
         self.foreseeable = 0  # chosen by a foreseen layer, without a slot when it was foreseen
 
     @property
@@ -109,6 +115,7 @@ class ExpertStore:
         lease = Lease(self._layers[layer], experts, slots, np.flatnonzero(absent | late))
         self.hits += len(held)
         self.misses += len(lease.missing)
+        self.needed += int(absent.sum())
         if absent.any():
             slots[absent] = table.claim(layer, experts[absent])
         if len(lease.missing):
@@ -132,27 +139,32 @@ class ExpertStore:
         ]
 
     # ---------------------------------------------------------------- guesses
-    def read_ahead(self, layer: int, experts: Experts) -> int:
-        """`layer` may choose `experts` next, the likeliest first: read those that have no slot, as
-        far as there are slots that no token needs. Returns how many had none."""
+    def read_ahead(self, layer: int, experts: Experts, ahead: int = 1) -> int:
+        """`layer`, `ahead` of the one that runs, may choose `experts` next, the likeliest first:
+        read those without a slot that are worth it, as far as there are slots that no token needs.
+        Returns how many are worth it."""
         pool = self._pool_of[layer]
         self._note_absent(layer)
         found = pool.table.find(layer, experts)
+        ranks = np.flatnonzero(found == NOWHERE)
+        said = [(int(experts[rank]), ahead, int(rank)) for rank in ranks]
+        self._foreseen.setdefault(layer, []).extend(said)
+        worth = experts[ranks[self.odds.are_worth(ahead, ranks)]]
         held = found[found != NOWHERE]
         pool.table.pin(held)  # what is likely must not go for what is less so
         room = max(0, pool.table.num_unpinned - self._reserve)
-        absent = experts[found == NOWHERE][:room]
+        absent = worth[:room]
         slots = pool.table.claim(layer, absent)
         pool.table.unpin(held)
         guesses = [Guess(e, slot) for e, slot in zip(absent.tolist(), slots.tolist(), strict=True)]
         self._guesses.setdefault(layer, []).extend(guesses)
         self.guessed += len(guesses)
-        for index, matrix in enumerate(self._layers[layer].matrices):
-            for guess in guesses:
+        for guess in guesses:  # one whole after the other: there may be time for the likeliest
+            for index, matrix in enumerate(self._layers[layer].matrices):
                 place = (pool, index, guess.slot)
                 read = self._streamer.read(matrix, guess.expert, place, ahead=True)
                 guess.reads.append(read)
-        return int((found == NOWHERE).sum())
+        return len(worth)
 
     def _note_absent(self, layer: int) -> None:
         """`layer` is foreseen now, maybe not for the first time in this pass."""
@@ -165,6 +177,8 @@ class ExpertStore:
         """`layer` has `chosen`: those read ahead that are still coming are demanded, and given by
         expert; the others are let go."""
         wanted = set(chosen.tolist())
+        for expert, ahead, rank in self._foreseen.pop(layer, ()):
+            self.odds.note(ahead, rank, expert in wanted)
         if layer in self._absent:
             self.foreseeable += int(self._absent.pop(layer)[chosen].sum())
         coming: dict[int, Guess] = {}
@@ -172,6 +186,7 @@ class ExpertStore:
         for guess in self._guesses.pop(layer, ()):
             right = guess.expert in wanted
             self.guessed_right += right and not guess.withdrawn
+            self.needed += right
             if right:
                 guess.want(self._streamer)
             else:
@@ -194,9 +209,12 @@ class ExpertStore:
             for guess in guesses:
                 self._streamer.settle(guess.reads)
                 let_go(self._pool_of[layer].table, [guess])
-        self._guesses.clear()
-        self._absent.clear()
+        self._forget_guesses()
         self._warm_start.withdraw()
+
+    def _forget_guesses(self) -> None:
+        for kept in (self._guesses, self._absent, self._foreseen):
+            kept.clear()
 
     # ------------------------------------------------------------- warm start
     def start_warm(self, saved: Residents) -> None:
@@ -306,8 +324,7 @@ class ExpertStore:
         slot counts as filled whose reads did not all come."""
         self._streamer.drain()
         self._warm_start.withdraw()
-        self._guesses.clear()
-        self._absent.clear()
+        self._forget_guesses()
         for pool in self.pools:
             pool.table.recover()
 

@@ -100,7 +100,7 @@ ReadInto = CFunction(c.c_int32, c.POINTER(Read))
 ShouldStop = CFunction(c.c_bool)
 OnNode = CFunction(c.c_bool, Address, c.c_bool)
 OnChoice = CFunction(c.c_bool, Address)
-Foresee = CFunction(c.c_int32, c.c_int32, c.c_bool)
+Foresee = CFunction(c.c_int32, c.c_int32)
 MakeGraph = CFunction(Address, c.c_int32, c.c_int32, c.POINTER(ProductTensors))
 
 
@@ -113,6 +113,16 @@ class TokenPython(c.Structure):
         ("foresee", Foresee),
         ("should_stop", ShouldStop),
         ("make_graph", MakeGraph),
+    )
+
+
+class TokenOdds(c.Structure):
+    """struct Odds (native/token_path.hpp)"""
+
+    _fields_ = (
+        ("chances", Address),
+        *((name, c.c_int32) for name in ("depth", "num_ranks")),
+        *((name, c.c_double) for name in ("least_chance", "memory")),
     )
 
 
@@ -141,7 +151,7 @@ class TokenState(c.Structure):
         *((name, c.c_int64) for name in ("failed_offset", "failed_need", "failed_got")),
         *((name, c.c_int32) for name in ("failed_file", "failed_error")),
         *((name, c.c_int64) for name in ("hits", "misses", "guessed", "guessed_right")),
-        ("foreseeable", c.c_int64),
+        *((name, c.c_int64) for name in ("foreseeable", "needed")),
         *((name, c.c_double) for name in ("own_s", "product_s")),
     )
 
@@ -172,7 +182,8 @@ if (_own := _own_library()) is not None:
     readers_close = _own_prototype("readers_close", None, _A)
     readers_delete = _own_prototype("readers_delete", None, _A)
     _Ggml, _Python, _Table = map(c.POINTER, (TokenGgml, TokenPython, TableArrays))
-    token_path_new = _own_prototype("token_path_new", _A, _Ggml, _Python, _A)
+    _Odds = c.POINTER(TokenOdds)
+    token_path_new = _own_prototype("token_path_new", _A, _Ggml, _Python, _Odds, _A)
     token_path_add_table = _own_prototype("token_path_add_table", None, _A, _Table)
     token_path_add_layer = _own_prototype("token_path_add_layer", None, _A, c.POINTER(TokenLayer))
     token_path_add_product = _own_prototype("token_path_add_product", None, _A, _A, _L, _L)
@@ -180,7 +191,7 @@ if (_own := _own_library()) is not None:
         "token_path_add_router", None, _A, _L, c.POINTER(TokenRouter)
     )
     token_path_state = _own_prototype("token_path_state", c.POINTER(TokenState), _A)
-    token_path_read_ahead = _own_prototype("token_path_read_ahead", _L, _A, _L, _A, _L)
+    token_path_read_ahead = _own_prototype("token_path_read_ahead", _L, _A, _L, _A, _L, _L)
     token_path_release = _own_prototype("token_path_release", None, _A)
     token_path_withdraw = _own_prototype("token_path_withdraw", None, _A)
     token_path_forget = _own_prototype("token_path_forget", None, _A)

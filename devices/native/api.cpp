@@ -39,8 +39,9 @@ API bool haversack_readers_by_ring(Readers *readers) { return readers->by_ring()
 API void haversack_readers_close(Readers *readers) { readers->close(); }
 API void haversack_readers_delete(Readers *readers) { delete readers; }
 
-API TokenPath *haversack_token_path_new(const Ggml *ggml, const Python *python, Readers *readers) {
-    return new TokenPath(*ggml, *python, readers);
+API TokenPath *haversack_token_path_new(const Ggml *ggml, const Python *python, const Odds *odds,
+                                        Readers *readers) {
+    return new TokenPath(*ggml, *python, *odds, readers);
 }
 API void haversack_token_path_add_table(TokenPath *path, const Table *table) {
     path->add_table(*table);
@@ -61,8 +62,8 @@ API bool haversack_token_path_on_node(Tensor *node, bool ask, TokenPath *path) {
     return path->on_node(node, ask);
 }
 API int32_t haversack_token_path_read_ahead(TokenPath *path, int32_t layer, const int32_t *experts,
-                                            int32_t count) {
-    return path->read_ahead(layer, experts, count);
+                                            int32_t count, int32_t ahead) {
+    return path->read_ahead(layer, experts, count, ahead);
 }
 API void haversack_token_path_release(TokenPath *path) { path->release(); }
 API void haversack_token_path_withdraw(TokenPath *path) { path->withdraw(); }

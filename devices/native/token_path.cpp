@@ -13,7 +13,6 @@ constexpr int64_t PAGE_BYTES = 4096;
 
 bool is_choice(const Tensor *node) { return std::memcmp(node->name, CHOICE, sizeof CHOICE - 1) == 0; }
 
-constexpr int32_t DEPTH = 3;  // how many layers ahead a choice is foreseen
 constexpr int MOST_STEPS = 8;  // from a choice back to its router's product
 
 // The sum of products; in lanes, so that it can be computed several at a time.
@@ -71,13 +70,14 @@ std::vector<Read *> TokenPath::Guess::all() {
     return found;
 }
 
-TokenPath::TokenPath(Ggml ggml, Python python, Readers *readers)
-    : ggml_(ggml), python_(python), readers_(readers) {}
+TokenPath::TokenPath(Ggml ggml, Python python, Odds odds, Readers *readers)
+    : ggml_(ggml), python_(python), odds_(odds), readers_(readers) {}
 
 void TokenPath::add_layer(const Layer &layer) {
     layers_.push_back(layer);
     guesses_.emplace_back();
     absent_.emplace_back();
+    foreseen_.emplace_back();
     seen_.push_back(false);
     routers_.push_back({});
 }
@@ -144,7 +144,7 @@ bool TokenPath::bring(int32_t layer) {
     std::memcpy(ids->data, slots_.data(), used * sizeof(int32_t));
     ids->ne[0] = used;
     for (int axis = 1; axis < 4; axis++) ids->nb[axis] = used * sizeof(int32_t);
-    return !late_.empty() || foresee(layer, false);
+    return !late_.empty() || foresee(layer, 1);  // nothing will be waited for: time is dear
 }
 
 bool TokenPath::lease(int32_t number) {
@@ -178,6 +178,7 @@ bool TokenPath::lease(int32_t number) {
     state.misses += late_.size();
     std::vector<int32_t> claimed(absent.size());
     if (!table.claim(layer.row, absent.data(), absent.size(), claimed.data())) return false;
+    state.needed += absent.size();
     for (size_t i = 0; i < absent.size(); i++) slots_[absent_at[i]] = claimed[i];
     start_reads(layer);
     return true;
@@ -235,44 +236,48 @@ void TokenPath::release() {
 }
 
 // ------------------------------------------------------------------ foresight
-// While this layer's experts load: have those read that later ones are likely to choose.
-bool TokenPath::foresee(int32_t layer, bool late) {
-    bool worthwhile = late && state.foresees != NO_FORESIGHT;  // else the time would be the token's
-    if (seen_[layer] && worthwhile && state.foresees == BY_ROUTERS) {
-        foresee_by_routers(layer);
-    } else if (worthwhile || !seen_[layer]) {
+// Have those experts read that later layers, at most `depth` of them, are likely to choose.
+bool TokenPath::foresee(int32_t layer, int32_t depth) {
+    if (seen_[layer] && state.foresees == BY_ROUTERS) {
+        foresee_by_routers(layer, depth);
+    } else if (state.foresees != NO_FORESIGHT || !seen_[layer]) {
         seen_[layer] = true;
-        if (python_.foresee(layers_[layer].number, worthwhile) < 0) return fail(PYTHON_FAILED);
+        if (python_.foresee(layers_[layer].number) < 0) return fail(PYTHON_FAILED);
     }
     return true;
 }
 
-// The next layer's likeliest, or where all of those are there the one's after it.
-void TokenPath::foresee_by_routers(int32_t layer) {
+// The next layer's likeliest, or where none of those is worth a read the one's after it.
+void TokenPath::foresee_by_routers(int32_t layer, int32_t depth) {
     const Tensor *product = state.choice;
     for (int steps = 0; product && product->op != ggml_.op_mul_mat && steps < MOST_STEPS; steps++)
         product = product->src[0];
     if (!product || product->op != ggml_.op_mul_mat) return;
     const float *inputs = (const float *)product->src[1]->data;
-    int32_t end = std::min<int32_t>(layer + 1 + DEPTH, layers_.size());
+    int32_t end = std::min<int32_t>(layer + 1 + depth, layers_.size());
     for (int32_t later = layer + 1; later < end && routers_[later].weight; later++) {
+        if (tables_[layers_[later].table].has_all(layers_[later].row)) continue;
         std::vector<int32_t> likeliest = choose_by(routers_[later], inputs);
-        if (read_ahead(later, likeliest.data(), likeliest.size())) return;
+        if (read_ahead(later, likeliest.data(), likeliest.size(), later - layer)) return;
     }
 }
 
 // -------------------------------------------------------------------- guesses
-int32_t TokenPath::read_ahead(int32_t number, const int32_t *experts, int32_t count) {
+int32_t TokenPath::read_ahead(int32_t number, const int32_t *experts, int32_t count, int32_t ahead) {
     const Layer &layer = layers_[number];
     Table &table = tables_[layer.table];
     std::vector<int32_t> held, absent;
     absent_[number].resize(table.num_experts);
     for (int32_t expert = 0; expert < table.num_experts; expert++)
         if (table.slot(layer.row, expert) == NOWHERE) absent_[number][expert] = true;
-    for (int32_t i = 0; i < count; i++) {
-        int32_t slot = table.slot(layer.row, experts[i]);
-        if (slot == NOWHERE) absent.push_back(experts[i]);
-        else held.push_back(slot);
+    for (int32_t rank = 0; rank < count; rank++) {
+        int32_t slot = table.slot(layer.row, experts[rank]);
+        if (slot != NOWHERE) {
+            held.push_back(slot);
+        } else {
+            foreseen_[number].push_back({experts[rank], ahead, rank});
+            if (odds_.are_worth(ahead, rank)) absent.push_back(experts[rank]);
+        }
     }
     int32_t num_absent = absent.size();
     for (int32_t slot : held) table.pins[slot] += 1;  // what is likely must not go for what is less so
@@ -292,8 +297,8 @@ int32_t TokenPath::read_ahead(int32_t number, const int32_t *experts, int32_t co
     }
     state.guessed += made.size();
     std::vector<Read *> started;
-    for (int32_t m = 0; m < layer.num_matrices; m++) {
-        for (Guess *guess : made) {
+    for (Guess *guess : made) {  // one whole after the other: there may be time for the likeliest
+        for (int32_t m = 0; m < layer.num_matrices; m++) {
             place(guess->reads[m], layer.matrices[m], guess->expert, guess->slot, true);
             started.push_back(&guess->reads[m]);
         }
@@ -306,6 +311,7 @@ int32_t TokenPath::read_ahead(int32_t number, const int32_t *experts, int32_t co
 // others are let go.
 std::list<TokenPath::Guess> TokenPath::settle_guesses(int32_t number) {
     std::list<Guess> coming;
+    settle_odds(number);
     if (!absent_[number].empty())
         for (int32_t expert : experts_) state.foreseeable += absent_[number][expert];
     absent_[number].clear();
@@ -315,6 +321,7 @@ std::list<TokenPath::Guess> TokenPath::settle_guesses(int32_t number) {
         auto reads = here->all();
         bool right = std::count(experts_.begin(), experts_.end(), here->expert) > 0;
         state.guessed_right += right && !here->withdrawn;
+        state.needed += right;
         if (right && (here->withdrawn || here->failed())) {
             readers_->settle(reads.data(), reads.size());
         } else if (right) {
@@ -333,6 +340,12 @@ std::list<TokenPath::Guess> TokenPath::settle_guesses(int32_t number) {
     return coming;
 }
 
+void TokenPath::settle_odds(int32_t number) {
+    for (const Foreseen &one : foreseen_[number])
+        odds_.note(one.ahead, one.rank, std::count(experts_.begin(), experts_.end(), one.expert) > 0);
+    foreseen_[number].clear();
+}
+
 // No read of `guess` is under way: it stays if it came whole.
 void TokenPath::let_go(Table &table, Guess &guess) {
     if (guess.came()) table.state[guess.slot] = SLOT_READY;
@@ -349,12 +362,14 @@ void TokenPath::withdraw() {
         }
         guesses_[number].clear();
         absent_[number].clear();
+        foreseen_[number].clear();
     }
 }
 
 void TokenPath::forget() {
     for (auto &guesses : guesses_) guesses.clear();
     for (auto &absent : absent_) absent.clear();
+    for (auto &foreseen : foreseen_) foreseen.clear();
     late_.clear();
     coming_.clear();
     leased_ = -1;
@@ -391,7 +406,7 @@ bool TokenPath::compute(Tensor *node, int32_t layer, int32_t index) {
     if (!multiply(node, matrix, there)) return false;
     if (index == 0) {  // most reads are still to come
         Stopwatch watch(state.own_s);
-        if (!foresee(layer, true)) return false;
+        if (!foresee(layer, odds_.depth)) return false;
     }
     while (!reads.empty()) {
         if (!readers_->wait(reads.data(), reads.size(), false, python_.should_stop))

@@ -62,9 +62,24 @@ struct ProductTensors {
 struct Python {
     bool (*on_node)(Tensor *node, bool ask);   // a batch's node
     bool (*on_choice)(Tensor *node);           // somebody watches: told before it counts
-    int32_t (*foresee)(int32_t layer, bool late);  // may read ahead
+    int32_t (*foresee)(int32_t layer);         // may read ahead
     bool (*should_stop)();
     void *(*make_graph)(int32_t kind, int32_t count, ProductTensors *tensors);
+};
+
+// See cache/odds.py: `chances` (depth, ranks).
+struct Odds {
+    double *chances;
+    int32_t depth, num_ranks;
+    double least_chance, memory;
+
+    bool are_worth(int32_t ahead, int32_t rank) const {
+        return chances[(ahead - 1) * num_ranks + rank] >= least_chance;
+    }
+    void note(int32_t ahead, int32_t rank, bool right) {
+        double &chance = chances[(ahead - 1) * num_ranks + rank];
+        chance = chance + (right - chance) / memory;
+    }
 };
 
 // What libggml is asked for.
@@ -85,7 +100,7 @@ enum Foresight : int32_t { NO_FORESIGHT = 0, BY_PYTHON, BY_ROUTERS };
 // What Python sees and sets between passes.
 struct TokenState {
     int32_t watched;   // ask `on_choice` of every choice
-    int32_t foresees;  // how, where experts are late: see Foresight
+    int32_t foresees;  // how: see Foresight
     int32_t by_python; // leave tokens to Python as well
     int32_t num_seen;  // products of the graph that runs
     int32_t failure;
@@ -95,14 +110,14 @@ struct TokenState {
     Read *failed_read;  // gone by now: a name. The next fields were its own
     int64_t failed_offset, failed_need, failed_got;
     int32_t failed_file, failed_error;
-    int64_t hits, misses, guessed, guessed_right, foreseeable;
+    int64_t hits, misses, guessed, guessed_right, foreseeable, needed;
     double own_s;      // our own steps, without waiting and without products
     double product_s;  // late experts' products
 };
 
 class TokenPath {
   public:
-    TokenPath(Ggml ggml, Python python, Readers *readers);
+    TokenPath(Ggml ggml, Python python, Odds odds, Readers *readers);
 
     void add_table(const Table &table) { tables_.push_back(table); }
     void add_layer(const Layer &layer);
@@ -112,8 +127,9 @@ class TokenPath {
     }
 
     bool on_node(Tensor *node, bool ask);
-    // Read ahead those of `experts` without a slot: how many had none. The `reserve` is for tokens.
-    int32_t read_ahead(int32_t layer, const int32_t *experts, int32_t count);
+    // Read ahead those of `experts` without a slot that are worth it: how many are. Slots for a token
+    // are left. `ahead`: by how many layers.
+    int32_t read_ahead(int32_t layer, const int32_t *experts, int32_t count, int32_t ahead);
     void release();
     // Let go of all guesses; returns when none is under way.
     void withdraw();
@@ -133,6 +149,9 @@ class TokenPath {
         bool failed() const;
         std::vector<Read *> all();
     };
+    struct Foreseen {  // an expert that had no slot when it was said to be likely
+        int32_t expert, ahead, rank;
+    };
     struct Late {  // an expert of the lease that had not come when it began
         int32_t position;
         Read own[MAX_MATRICES];
@@ -143,11 +162,12 @@ class TokenPath {
     bool fail_read(Read *read);
     bool choose(Tensor *node);
     bool bring(int32_t layer);
-    bool foresee(int32_t layer, bool late);
-    void foresee_by_routers(int32_t layer);
+    bool foresee(int32_t layer, int32_t depth);
+    void foresee_by_routers(int32_t layer, int32_t depth);
     bool lease(int32_t layer);
     void start_reads(const Layer &layer);
     std::list<Guess> settle_guesses(int32_t layer);
+    void settle_odds(int32_t layer);
     void let_go(Table &table, Guess &guess);
     bool prepare(Tensor *node, int32_t layer, int32_t index);
     bool compute(Tensor *node, int32_t layer, int32_t index);
@@ -161,6 +181,7 @@ class TokenPath {
 
     const Ggml ggml_;
     const Python python_;
+    Odds odds_;
     Readers *const readers_;
     std::vector<Table> tables_;
     std::vector<Layer> layers_;
@@ -168,6 +189,7 @@ class TokenPath {
     std::vector<Router> routers_;  // by layer; without weight where unknown
     std::vector<std::list<Guess>> guesses_;
     std::vector<std::vector<bool>> absent_;  // by foreseen layer: experts without a slot then
+    std::vector<std::vector<Foreseen>> foreseen_;  // by layer
     std::unordered_map<Tensor *, std::pair<int32_t, int32_t>> products_;
     std::unordered_map<int64_t, Graph> graphs_;
 

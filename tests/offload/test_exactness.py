@@ -50,9 +50,11 @@ def test_every_architecture(
     path = tiny_model(architecture, shape=SHAPE)
     stats = assert_exact(path, share, trunk_dir)
     assert stats.misses > 0
-    if share == 1.0:  # every expert is read once and stays
+    if share == 1.0:  # every expert is read once and stays; a wrong guess may be given up halfway
         geometry = edge.plan(path, ram="2GiB").geometry
-        assert stats.bytes_read <= geometry.expert_bytes
+        wrong = stats.prefetched - stats.prefetched_right
+        most = max(layer.expert_bytes for layer in geometry.layers)
+        assert stats.bytes_read <= geometry.expert_bytes + wrong * most
 
 
 @pytest.mark.parametrize("share", SHARES)

@@ -59,7 +59,7 @@ class Bench:
     def __init__(self, geometry: ModelGeometry, num_slots: int = SLOTS) -> None:
         (plan,) = plan_pools(geometry.layers, num_slots // 2, num_bytes=0)
         assert plan.num_slots == num_slots
-        self.streamer = Streamer(geometry.paths, open_file=WatchedFile)
+        self.streamer = Streamer(geometry.paths, num_readers=8, open_file=WatchedFile)
         self.store = ExpertStore(geometry, [plan], self.streamer, StopFlag())
         self.table = self.store.pools[0].table
         self._content = np.fromfile(geometry.path, np.uint8)
