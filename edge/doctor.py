@@ -156,7 +156,7 @@ def _disk_speed(cache_dir: Path, model: Path | None) -> Finding:
         speed.bytes_s,
         f"{format_bytes(int(speed.bytes_s))}/s",
         f"{model}: {speed.num_readers} readers of {format_bytes(speed.read_bytes)}, {kind}, at"
-        f" {speed.measured_at}",
+        f" {speed.measured_at}; streaming keeps {speed.enough_readers} under way",
     )
 
 

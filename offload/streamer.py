@@ -26,7 +26,7 @@ OpenFile = Callable[[Path], DirectFile]
 class Streamer:
     """Reads of single matrices, many at once, demand first, in the order they are asked for.
 
-    `readers` are its threads, for those who ask them without Python.
+    `readers` makes them, for those who ask it without Python.
     """
 
     def __init__(

@@ -21,8 +21,9 @@ def test_it_prints_a_verdict_for_each_bound(
 ) -> None:
     status = bench_drive.main([str(tiny_model()), "--share", "0.1", "--tokens", "4"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3
-    assert all(line.endswith(("holds", "FAILS")) for line in lines)
+    assert "beside computing" in lines[0]
+    assert len(lines) == 4
+    assert all(line.endswith(("holds", "FAILS")) for line in lines[1:])
     assert status == any(line.endswith("FAILS") for line in lines)
 
 
@@ -36,12 +37,12 @@ def test_the_first_token_is_not_counted(tiny_model: Any, trunk_dir: Path) -> Non
 
 
 def test_each_bound_can_fail(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench_drive.report(DriveResult(1e9, 0.9e9, 0.1, 3.0, 0.01))
+    assert bench_drive.report(DriveResult(1e9, 1e9, 0.9e9, 0.1, 3.0, 0.01))
     assert "FAILS" not in capsys.readouterr().out
     for slip in (
-        DriveResult(1e9, 0.8e9, 0.1, 3.0, 0.01),
-        DriveResult(1e9, 0.9e9, 0.3, 3.0, 0.01),
-        DriveResult(1e9, 0.9e9, 0.1, 60.0, 0.01),
+        DriveResult(1e9, 1e9, 0.8e9, 0.1, 3.0, 0.01),
+        DriveResult(1e9, 1e9, 0.9e9, 0.3, 3.0, 0.01),
+        DriveResult(1e9, 1e9, 0.9e9, 0.1, 60.0, 0.01),
     ):
         assert not bench_drive.report(slip)
         assert capsys.readouterr().out.count("FAILS") == 1
