@@ -9,7 +9,7 @@ routers of a random model cannot foresee a forced choice; 0.59 to 0.72 is what r
 for the next layer), those worth it by their odds, and all given up while they do not pay.
 
 Bounds: never slower by more than 2 %; at least 8 % faster where the drive idles 30 % of the time
-without guesses. Both are of the median of neighbours' ratios.
+without guesses, but reads something. Both are of the median of neighbours' ratios.
 """
 
 import argparse
@@ -50,8 +50,8 @@ class PrefetchResult:
 
     @property
     def holds(self) -> bool:
-        """Whether the bounds hold."""
-        return self.gain >= (LEAST_GAIN if self.idle >= IDLE_SHARE else -MOST_LOSS)
+        """Whether the bounds hold. A drive that idles all the time has nothing to read ahead."""
+        return self.gain >= (LEAST_GAIN if IDLE_SHARE <= self.idle < 1 else -MOST_LOSS)
 
 
 @dataclass(frozen=True)

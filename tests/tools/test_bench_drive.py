@@ -69,4 +69,4 @@ def test_plain_llama_is_timed_in_the_same_memory(
         "2",
     ]
     assert bench_drive.main(command) in (0, 1)
-    assert "plain llama.cpp" in capsys.readouterr().out.splitlines()[3]
+    assert "plain llama.cpp" in capsys.readouterr().out.splitlines()[4]

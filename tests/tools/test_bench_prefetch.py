@@ -37,6 +37,7 @@ def test_the_bounds() -> None:
     assert replace(busy, gain=-0.019).holds and not replace(busy, gain=-0.021).holds
     idle = replace(busy, idle=0.31)
     assert replace(idle, gain=0.081).holds and not replace(idle, gain=0.079).holds
+    assert replace(busy, idle=1.0).holds  # nothing is read
 
 
 def test_a_trace_that_is_missing_is_one_line(
