@@ -29,7 +29,9 @@ def test_it_is_on_at_first_and_then_tried_both_ways() -> None:
         assert ways[start : start + WINDOW_PASSES] == [way] * WINDOW_PASSES
 
 
-@pytest.mark.parametrize(("with_s", "kept"), [(0.85, True), (0.95, True), (1.05, False), (1.2, False)])
+@pytest.mark.parametrize(
+    ("with_s", "kept"), [(0.85, True), (0.95, True), (1.05, False), (1.2, False)]
+)
 def test_the_faster_way_is_kept(with_s: float, kept: bool) -> None:
     ways, _ = run(Payoff(), WARM_PASSES + TRIAL_PASSES + KEEP_PASSES, with_s, 1.0)
     assert set(ways[-KEEP_PASSES:]) == {kept}
