@@ -223,7 +223,7 @@ void Readers::feed() {
         Read *read = next();
         if (!read) break;
         begin(read);
-        ring_->push(read, files_[read->file].descriptor, go_on_from(read, true));
+        ring_->push(read, files_[read->file].descriptor, 0);
         ring_->flush();  // one by one: of several, the kernel begins with the lowest offset
     }
     ring_->flush();

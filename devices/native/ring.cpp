@@ -2,6 +2,7 @@
 
 #if defined(__linux__) && __has_include(<linux/io_uring.h>)
 
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstring>

@@ -266,7 +266,7 @@ void TokenPath::foresee_by_routers(int32_t layer, int32_t depth) {
 int32_t TokenPath::read_ahead(int32_t number, const int32_t *experts, int32_t count, int32_t ahead) {
     const Layer &layer = layers_[number];
     Table &table = tables_[layer.table];
-    std::vector<int32_t> held, absent;
+    std::vector<int32_t> held, worth;
     absent_[number].resize(table.num_experts);
     for (int32_t expert = 0; expert < table.num_experts; expert++)
         if (table.slot(layer.row, expert) == NOWHERE) absent_[number][expert] = true;
@@ -276,35 +276,37 @@ int32_t TokenPath::read_ahead(int32_t number, const int32_t *experts, int32_t co
             held.push_back(slot);
         } else {
             foreseen_[number].push_back({experts[rank], ahead, rank});
-            if (odds_.are_worth(ahead, rank)) absent.push_back(experts[rank]);
+            if (odds_.are_worth(ahead, rank)) worth.push_back(experts[rank]);
         }
     }
-    int32_t num_absent = absent.size();
+    int32_t num_worth = worth.size();
     for (int32_t slot : held) table.pins[slot] += 1;  // what is likely must not go for what is less so
     int32_t room = std::max(0, table.num_unpinned() - ggml_.max_used);
-    if (num_absent > room) absent.resize(room);
-    std::vector<int32_t> slots(absent.size());
-    table.claim(layer.row, absent.data(), absent.size(), slots.data());
+    if (num_worth > room) worth.resize(room);
+    std::vector<int32_t> slots(worth.size());
+    table.claim(layer.row, worth.data(), worth.size(), slots.data());
     for (int32_t slot : held) table.pins[slot] -= 1;
-    std::vector<Guess *> made;
-    for (size_t i = 0; i < absent.size(); i++) {
+    start_guesses(number, worth, slots);
+    return num_worth;
+}
+
+void TokenPath::start_guesses(int32_t number, const std::vector<int32_t> &experts,
+                              const std::vector<int32_t> &slots) {
+    const Layer &layer = layers_[number];
+    std::vector<Read *> started;  // one whole after the other: there may be time for the likeliest
+    for (size_t i = 0; i < experts.size(); i++) {
         Guess &guess = guesses_[number].emplace_back();
-        guess.expert = absent[i];
+        guess.expert = experts[i];
         guess.slot = slots[i];
         guess.withdrawn = false;
         guess.num_reads = layer.num_matrices;
-        made.push_back(&guess);
-    }
-    state.guessed += made.size();
-    std::vector<Read *> started;
-    for (Guess *guess : made) {  // one whole after the other: there may be time for the likeliest
         for (int32_t m = 0; m < layer.num_matrices; m++) {
-            place(guess->reads[m], layer.matrices[m], guess->expert, guess->slot, true);
-            started.push_back(&guess->reads[m]);
+            place(guess.reads[m], layer.matrices[m], guess.expert, guess.slot, true);
+            started.push_back(&guess.reads[m]);
         }
     }
+    state.guessed += experts.size();
     readers_->submit(started.data(), started.size());
-    return num_absent;
 }
 
 // The layer has chosen: of those read ahead, the ones still coming are demanded and returned, the

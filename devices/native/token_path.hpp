@@ -166,6 +166,8 @@ class TokenPath {
     void foresee_by_routers(int32_t layer, int32_t depth);
     bool lease(int32_t layer);
     void start_reads(const Layer &layer);
+    void start_guesses(int32_t layer, const std::vector<int32_t> &experts,
+                       const std::vector<int32_t> &slots);
     std::list<Guess> settle_guesses(int32_t layer);
     void settle_odds(int32_t layer);
     void let_go(Table &table, Guess &guess);
