@@ -13,7 +13,6 @@ without guesses, but reads something. Both are of the median of neighbours' rati
 """
 
 import argparse
-import csv
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from haversack.edge.planner import streamed
 from haversack.edge.replay import Replay, Trace
 from haversack.tools.bench_stream import write_model
 from haversack.tools.routing import recorded_traces
+from haversack.tools.rows import write_rows
 from haversack.tools.steady import SteadyDrive
 
 MOST_LOSS, LEAST_GAIN, IDLE_SHARE = 0.02, 0.08, 0.3
@@ -112,12 +112,12 @@ def measure_all(
     """A result for each trace and share, as they come; each model is removed after its last."""
     for trace in traces:
         path = folder / f"{trace.name}.gguf"
-        write_model(path, trace, min(layers, len(trace.layers)))
         try:
+            write_model(path, trace, min(layers, len(trace.layers)))
             for share in shares:
                 yield measure(path, trace, share, settings)
         finally:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _line(result: PrefetchResult) -> str:
@@ -131,6 +131,24 @@ def _line(result: PrefetchResult) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 if the bounds hold in every cell."""
+    given = _parser().parse_args(arguments)
+    shares = given.share or [0.125, 0.25, 0.5]
+    results = []
+    try:
+        settings = Settings(parse_bytes(given.rate), given.recall, given.tokens, given.rounds)
+        traces = [Trace.load(path) for path in given.trace or ()] or recorded_traces()
+        for result in measure_all(given.folder, traces, given.layers, shares, settings):
+            results.append(result)
+            print(_line(result), flush=True)
+        if given.csv:
+            write_rows(given.csv, [asdict(result) for result in results])
+    except (HaversackError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0 if all(result.holds for result in results) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -143,24 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=48, help="of a stretch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--csv", type=Path, help="write the results there as well")
-    given = parser.parse_args(arguments)
-    settings = Settings(parse_bytes(given.rate), given.recall, given.tokens, given.rounds)
-    shares = given.share or [0.125, 0.25, 0.5]
-    results = []
-    try:
-        traces = [Trace.load(path) for path in given.trace or ()] or recorded_traces()
-        for result in measure_all(given.folder, traces, given.layers, shares, settings):
-            results.append(result)
-            print(_line(result), flush=True)
-    except (HaversackError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if given.csv:
-        with given.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(asdict(results[0])), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(asdict(result) for result in results)
-    return 0 if all(result.holds for result in results) else 1
+    return parser
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ model is needed then, and a share of it besides.
 """
 
 import argparse
-import csv
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -34,6 +33,7 @@ from haversack.edge.replay import Replay, Trace
 from haversack.offload.pool import spare_slots
 from haversack.offload.seam import Forecast
 from haversack.tools.bench_drive import drive_bytes_s
+from haversack.tools.rows import write_rows
 from haversack.tools.simulate import hit_rate
 from haversack.tools.steady import SteadyDrive, is_faster, warm
 from haversack.tools.synth_large import LargeOptions, write_large
@@ -215,10 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if given.csv:
-        with given.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(asdict(results[0])))
-            writer.writeheader()
-            writer.writerows(asdict(result) for result in results)
+        write_rows(given.csv, [asdict(result) for result in results])
     return 0
 
 

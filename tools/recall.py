@@ -10,7 +10,6 @@ prompt's batches do not count: nothing is read ahead for them.
 """
 
 import argparse
-import csv
 import sys
 from collections import deque
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from haversack.devices.errors import HaversackError
 from haversack.devices.ggml import GraphNode
 from haversack.edge.planner import STREAMED, Plan, streamed
 from haversack.offload.predictor import Predictor, Vector
+from haversack.tools.rows import write_rows
 
 DEPTHS = (1, 2, 3)  # layers ahead
 EXTRAS = (0, 2)  # experts guessed beyond as many as a token uses
@@ -122,10 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             planned = streamed(planned)
         table = measure(planned, given.prompt, given.tokens, given.seed).rows()
         if given.csv:
-            with given.csv.open("w", newline="") as file:
-                writer = csv.DictWriter(file, table[0], lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(table)
+            write_rows(given.csv, table)
     except (HaversackError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

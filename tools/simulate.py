@@ -6,7 +6,6 @@ All layers share one cache, as in the engine. Without a trace: the four that com
 """
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
@@ -30,6 +29,7 @@ from haversack.cache.policies import (
 from haversack.cache.slots import NOWHERE, SlotTable
 from haversack.edge.replay import Trace
 from haversack.tools.routing import CACHE_SHARES, recorded_traces
+from haversack.tools.rows import write_rows
 
 DEFAULT = "expected use"
 _STEPS = 5  # of a weight from 0 to 1, when HOBBIT's are fitted
@@ -122,10 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         table = rows([Trace.load(path) for path in given.traces] or recorded_traces())
         if given.csv:
-            with given.csv.open("w", newline="") as file:
-                writer = csv.DictWriter(file, table[0])
-                writer.writeheader()
-                writer.writerows(table)
+            write_rows(given.csv, table)
     except (OSError, ValueError, KeyError) as error:
         print(f"error: {error}: give traces as tools/traces/README.md says", file=sys.stderr)
         return 2

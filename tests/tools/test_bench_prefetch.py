@@ -45,3 +45,8 @@ def test_a_trace_that_is_missing_is_one_line(
 ) -> None:
     assert bench_prefetch.main([str(tmp_path), "--trace", str(tmp_path / "no.npz")]) == 2
     assert "no.npz" in capsys.readouterr().err
+
+
+def test_a_wrong_rate_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_prefetch.main([str(tmp_path), "--rate", "fast"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
