@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from haversack.cache.policies import (
     Arc,
@@ -61,12 +62,14 @@ def _keys(trace: Trace, layer: int, experts: Keys) -> Keys:
     return (layer * trace.num_experts + experts).astype(np.int32)
 
 
-def hit_rate(trace: Trace, num_slots: int, policy: Policy, num_spare: int = 0) -> float:
-    """The share of `trace`'s lookups that found their expert in a cold cache of `num_slots`, of
-    which `num_spare` are emptied ahead of need."""
+def missed(
+    trace: Trace, num_slots: int, policy: Policy, num_spare: int = 0
+) -> npt.NDArray[np.int64]:
+    """How many lookups of each of `trace`'s steps do not find their expert in a cache of
+    `num_slots`, cold at first, of which `num_spare` are emptied ahead of need."""
     table = SlotTable(range(len(trace.layers)), trace.num_experts, num_slots, policy, num_spare)
-    hits = lookups = 0
-    for layer, experts in events(trace):
+    misses = np.zeros(len(trace.layers[0]), np.int64)
+    for moment, (layer, experts) in enumerate(events(trace)):
         slots = table.find(layer, experts)
         held = slots[slots != NOWHERE]
         table.pin(held)
@@ -75,9 +78,14 @@ def hit_rate(trace: Trace, num_slots: int, policy: Policy, num_spare: int = 0) -
         table.fill(claimed)
         table.unpin(held)
         table.unpin(claimed)
-        hits += len(held)
-        lookups += len(experts)
-    return hits / lookups
+        misses[moment // len(trace.layers)] += len(claimed)
+    return misses
+
+
+def hit_rate(trace: Trace, num_slots: int, policy: Policy, num_spare: int = 0) -> float:
+    """The share of `trace`'s lookups that find their expert, all else as in `missed`."""
+    lookups = sum(layer.size for layer in trace.layers)
+    return 1 - int(missed(trace, num_slots, policy, num_spare).sum()) / lookups
 
 
 def rates(trace: Trace, share: float) -> dict[str, float]:

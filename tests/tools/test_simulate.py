@@ -10,13 +10,14 @@ from haversack.cache.policies import ExpectedUse, Lru, Multidimensional, Weights
 from haversack.edge.replay import Trace
 from haversack.offload.pool import spare_slots
 from haversack.tools.routing import CACHE_SHARES, TRACES, recorded_traces
-from haversack.tools.simulate import DEFAULT, fitted_weights, hit_rate, main, rates
+from haversack.tools.simulate import DEFAULT, fitted_weights, hit_rate, main, missed, rates
 
 
 def test_a_trace_by_hand() -> None:
     """Two layers, one expert each a token, and room for three of them."""
     first, second = np.array([[0], [1], [0]]), np.array([[2], [2], [3]])
     trace = Trace("by hand", 4, [first, second])
+    assert missed(trace, 3, Lru(2, 4)).tolist() == [2, 1, 1]
     assert hit_rate(trace, 3, Lru(2, 4)) == pytest.approx(2 / 6)
     assert hit_rate(trace, 8, Lru(2, 4)) == pytest.approx(2 / 6)
     assert hit_rate(trace, 2, Lru(2, 4)) == pytest.approx(1 / 6)
