@@ -187,6 +187,32 @@ def _line(result: StreamResult) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what the command line asks for; the exit status."""
+    given = _parser().parse_args(arguments)
+    results = []
+    try:
+        trace = Trace.load(given.trace)
+        if given.make:
+            write_model(given.model, trace, given.make)
+        cells = _cells(given.model, given.share or [0.125, 0.25, 0.5], given.rate or ["1GB", "3GB"])
+        recalls = [0.0, given.recall] if given.recall else [0.0]
+        for result in StreamBench(given.model, trace, given.tokens).measure(cells, recalls):
+            results.append(result)
+            print(_line(result), flush=True)
+        if given.csv:
+            write_rows(given.csv, [asdict(result) for result in results])
+    except (HaversackError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _cells(model: Path, shares: Sequence[float], rates: Sequence[str]) -> list[Cell]:
+    drive = drive_bytes_s(model)
+    steady = [float(parse_bytes(rate)) for rate in rates]
+    return [Cell(share, rate, is_faster(drive, rate)) for share, rate in product(shares, steady)]
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -198,28 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--make", type=int, help="write MODEL first, with so many layers")
     parser.add_argument("--csv", type=Path, help="write the results there as well")
-    given = parser.parse_args(arguments)
-    try:
-        trace = Trace.load(given.trace)
-        if given.make:
-            write_model(given.model, trace, given.make)
-        rates = [float(parse_bytes(rate)) for rate in given.rate or ["1GB", "3GB"]]
-        drive = drive_bytes_s(given.model)
-        shares = given.share or [0.125, 0.25, 0.5]
-        cells = [
-            Cell(share, rate, is_faster(drive, rate)) for share, rate in product(shares, rates)
-        ]
-        results = []
-        recalls = [0.0, given.recall] if given.recall else [0.0]
-        for result in StreamBench(given.model, trace, given.tokens).measure(cells, recalls):
-            results.append(result)
-            print(_line(result), flush=True)
-    except (HaversackError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if given.csv:
-        write_rows(given.csv, [asdict(result) for result in results])
-    return 0
+    return parser
 
 
 if __name__ == "__main__":
