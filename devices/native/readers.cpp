@@ -11,7 +11,7 @@ namespace haversack {
 namespace {
 
 constexpr int64_t PAGE_BYTES = 4096;
-constexpr auto LOOK_UP = std::chrono::milliseconds(100);  // how long a wait may be deaf
+constexpr std::chrono::duration<double> LOOK_UP(0.1);  // how long a wait may be deaf
 
 // A direct read can only go on from a page's start, so its page is read again.
 int64_t go_on_from(const Read *read, bool direct) {
@@ -106,15 +106,16 @@ void Readers::cancel(Read *const *reads, size_t count) {
 bool Readers::wait(Read *const *reads, size_t count, bool all, Poll poll) {
     auto met = [=] { return all ? all_done(reads, count) : any_done(reads, count); };
     if (met()) return true;
-    double began = now_s();
+    double began = now_s(), looked_up = began;
     std::unique_lock<std::mutex> lock(mutex_);
     bool stopped = false;
     while (!stopped && !met()) {
-        if (progress_.wait_for(lock, LOOK_UP) == std::cv_status::timeout && poll) {
-            lock.unlock();  // whoever is asked may want the readers itself
-            stopped = poll();
-            lock.lock();
-        }
+        progress_.wait_for(lock, LOOK_UP);  // others' reads that come wake it as well
+        if (met() || !poll || now_s() - looked_up < LOOK_UP.count()) continue;
+        lock.unlock();  // whoever is asked may want the readers itself
+        stopped = poll();
+        lock.lock();
+        looked_up = now_s();
     }
     counts_.wait_s += now_s() - began;
     return !stopped || met();
@@ -256,7 +257,7 @@ bool Readers::take(Read *read, int64_t result) {
 
 // End the reads whose time has come: how long it is until that of the next.
 double Readers::end_those_due() {
-    double now = now_s(), next_s = now + std::chrono::duration<double>(LOOK_UP).count();
+    double now = now_s(), next_s = now + LOOK_UP.count();
     auto is_due = [&](Read *read) {
         if (read->due_s > now && !read->error) {
             next_s = std::min(next_s, read->due_s);

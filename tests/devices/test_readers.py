@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,44 @@ def test_a_paced_file_takes_its_time(path: Path, ring: bool) -> None:
         assert bench.readers.wait(reads, True, never)
         assert 0.11 <= time.perf_counter() - began_s < 0.5
         assert bench.held(4, ROOM_BYTES) == bench.data[:ROOM_BYTES]
+    finally:
+        bench.close()
+
+
+@pytest.mark.parametrize("ring", [True, False], ids=["ring", "threads"])
+def test_all_who_wait_are_served_at_once_and_reads_go_on_when_none_does(
+    path: Path, ring: bool
+) -> None:
+    pace = Pace(bytes_s=100 * ROOM_BYTES, latency_s=0.0)  # a room takes 10 ms
+    bench = Bench(PacedFile(path, pace, direct=None), path.read_bytes(), ring)
+
+    def wait_for(read: Read) -> float:
+        assert bench.readers.wait([read], True, never)
+        return time.perf_counter()
+
+    try:
+        reads = [bench.request(room, 0, ROOM_BYTES) for room in range(12)]
+        began_s = time.perf_counter()
+        bench.readers.submit(reads)
+        with ThreadPoolExecutor(3) as pool:
+            ended_s = list(pool.map(wait_for, [reads[3], reads[7], reads[5]]))
+        assert [end_s - began_s for end_s in ended_s] == pytest.approx([0.04, 0.08, 0.06], abs=0.03)
+        time.sleep(0.1)
+        assert all(read.came for read in reads)
+    finally:
+        bench.close()
+
+
+@pytest.mark.parametrize("ring", [True, False], ids=["ring", "threads"])
+def test_a_wait_looks_up_though_others_reads_come(path: Path, ring: bool) -> None:
+    pace = Pace(bytes_s=200 * ROOM_BYTES, latency_s=0.0)  # a room takes 5 ms
+    bench = Bench(PacedFile(path, pace, direct=None), path.read_bytes(), ring)
+    try:
+        reads = [bench.request(room, 0, ROOM_BYTES) for room in range(NUM_ROOMS)]
+        began_s = time.perf_counter()
+        bench.readers.submit(reads)
+        assert not bench.readers.wait(reads, True, lambda: True)
+        assert 0.1 <= time.perf_counter() - began_s < 0.3
     finally:
         bench.close()
 
