@@ -1,8 +1,8 @@
 """Whether reading ahead pays, by its own measurement: tokens with it beside tokens without it.
 
 What it gives depends on the drive, the budget, the text and on who else uses the machine; guesses
-take memory bandwidth and processor time even while the drive is idle. So it is tried: a few tokens
-with, a few without, twice, and then the faster way for a while.
+take memory bandwidth and processor time even while the drive is idle. So it is tried, tokens with
+and without in turn, and then the faster way is kept for a while.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-WARM_PASSES = 16  # after loading, while the cache fills: they say nothing
-WINDOW_PASSES = 8  # of a trial, with and without in turn
-WINDOWS = (True, False, True, False)
+WARM_PASSES = 32  # after loading: slots that fill for the first time cost more than reads
+TRIAL_PASSES = 32  # half with, half without
 KEEP_PASSES = 192  # from one trial to the next
-LEAST_GAIN = 0.0  # guesses are right more often than not: they need not prove more
+MOST_LOSS = 0.02  # guesses are right more often than not: they need not prove more than this
 
 
 class Payoff:
@@ -22,37 +21,39 @@ class Payoff:
 
     def __init__(self) -> None:
         self.on = True
-        self._passes_left = WARM_PASSES
-        self._window = len(WINDOWS)  # of the trial under way; none yet
+        self._passes_left, self._is_trial = WARM_PASSES, False
         self._passes: dict[bool, list[tuple[float, int]]] = {True: [], False: []}
 
     def note_pass(self, pass_s: float, needed: int) -> None:
         """A token took `pass_s` seconds, and `needed` experts that had no slot before anybody
         guessed them."""
-        if self._window < len(WINDOWS):
+        if self._is_trial:
             self._passes[self.on].append((pass_s, needed))
         self._passes_left -= 1
         if self._passes_left == 0:
-            self._next_window()
+            self._next_phase()
+        if self._is_trial:
+            # Neighbours are compared, the first of a pair in turn: while slots fill, tokens need
+            # less and less, and windows of eight found losses of a third that were none.
+            self.on = self._passes_left % 4 in (0, 1)
 
-    def _next_window(self) -> None:
-        self._window = (self._window + 1) % (len(WINDOWS) + 1)
-        if self._window < len(WINDOWS):
-            self.on, self._passes_left = WINDOWS[self._window], WINDOW_PASSES
-        else:
-            self.on = gain(self._passes[True], self._passes[False]) >= LEAST_GAIN
-            self._passes_left = KEEP_PASSES
+    def _next_phase(self) -> None:
+        if self._is_trial:
+            self.on = gain(self._passes[True], self._passes[False]) >= -MOST_LOSS
             self._passes = {True: [], False: []}
+        self._is_trial = not self._is_trial
+        self._passes_left = TRIAL_PASSES if self._is_trial else KEEP_PASSES
 
 
 def gain(with_it: Sequence[tuple[float, int]], without: Sequence[tuple[float, int]]) -> float:
-    """By what share passes (seconds, experts needed) are shorter than others, at equal need: what
-    a token needs differs more from the next one's than reading ahead can save."""
+    """By what share passes (seconds, experts needed) are shorter than their neighbours, at equal
+    need: what a token needs differs more from the next one's than reading ahead can save."""
     both = np.array([*with_it, *without], np.float64)
     spent_s, needed = both[:, 0], both[:, 1]
     is_with = np.arange(len(both)) < len(with_it)
     rest_s = spent_s - _slope(spent_s, needed, is_with) * (needed - needed.mean())
-    return float(1 - np.median(rest_s[is_with]) / np.median(rest_s[~is_with]))
+    saved_s = rest_s[~is_with] - rest_s[is_with]
+    return float(np.median(saved_s) / np.median(rest_s[~is_with]))
 
 
 def _slope(
