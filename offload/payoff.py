@@ -33,8 +33,8 @@ class Payoff:
         if self._passes_left == 0:
             self._next_phase()
         if self._is_trial:
-            # Neighbours are compared, the first of a pair in turn: while slots fill, tokens need
-            # less and less, and windows of eight found losses of a third that were none.
+            # One by one: while slots fill, tokens need less and less, and windows of eight passes
+            # found losses of a third that were none.
             self.on = self._passes_left % 4 in (0, 1)
 
     def _next_phase(self) -> None:
@@ -46,14 +46,13 @@ class Payoff:
 
 
 def gain(with_it: Sequence[tuple[float, int]], without: Sequence[tuple[float, int]]) -> float:
-    """By what share passes (seconds, experts needed) are shorter than their neighbours, at equal
-    need: what a token needs differs more from the next one's than reading ahead can save."""
+    """By what share passes (seconds, experts needed) are shorter than others, at equal need: what
+    a token needs differs more from the next one's than reading ahead can save."""
     both = np.array([*with_it, *without], np.float64)
     spent_s, needed = both[:, 0], both[:, 1]
     is_with = np.arange(len(both)) < len(with_it)
     rest_s = spent_s - _slope(spent_s, needed, is_with) * (needed - needed.mean())
-    saved_s = rest_s[~is_with] - rest_s[is_with]
-    return float(np.median(saved_s) / np.median(rest_s[~is_with]))
+    return float(1 - np.median(rest_s[is_with]) / np.median(rest_s[~is_with]))
 
 
 def _slope(

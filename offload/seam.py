@@ -209,6 +209,8 @@ class Seam:
         if forecast is None or not worthwhile:
             return
         for ahead, later in enumerate(self._later[layer], 1):
+            if not self._store.may_miss(later):
+                continue
             likeliest = forecast(later)
             if likeliest is None or self._read_ahead(later, likeliest, ahead):
                 return

@@ -75,10 +75,10 @@ class ExpertStore:
         self.misses = 0
         self.guessed = 0  # experts read ahead
         self.guessed_right = 0  # of them, those that their layer then chose
-        self.odds = Odds(max(layer.num_experts for layer in geometry.layers))
-        self._foreseen: dict[
-            int, list[tuple[int, int, int]]
-        ] = {}  # experts, depths, ranks by layer
+        self.odds = Odds(max(layer.num_experts for layer in geometry.layers), len(geometry.layers))
+        self._number = {layer: number for number, layer in enumerate(self._layers)}
+        # experts, depths, ranks by layer
+        self._foreseen: dict[int, list[tuple[int, int, int]]] = {}
         self.needed = 0  # chosen, without a slot before anybody guessed it
         self.foreseeable = 0  # chosen by a foreseen layer, without a slot when it was foreseen
 
@@ -102,7 +102,7 @@ class ExpertStore:
 
     def lease(self, layer: int, experts: Experts) -> Lease:
         """Pin `experts` (distinct) into slots and start to read those that have none."""
-        table = self._pool_of[layer].table
+        table, needed = self._pool_of[layer].table, self.needed
         coming = self._settle_guesses(layer, experts)
         coming |= self._warm_start.demanded(layer, experts.tolist())
         slots = table.find(layer, experts)
@@ -116,6 +116,7 @@ class ExpertStore:
         self.hits += len(held)
         self.misses += len(lease.missing)
         self.needed += int(absent.sum())
+        self.odds.note_token(self._number[layer], self.needed > needed)
         if absent.any():
             slots[absent] = table.claim(layer, experts[absent])
         if len(lease.missing):
@@ -139,6 +140,10 @@ class ExpertStore:
         ]
 
     # ---------------------------------------------------------------- guesses
+    def may_miss(self, layer: int) -> bool:
+        """Whether it is worth it to foresee what `layer` chooses."""
+        return self.odds.may_miss(self._number[layer])
+
     def read_ahead(self, layer: int, experts: Experts, ahead: int = 1) -> int:
         """`layer`, `ahead` of the one that runs, may choose `experts` next, the likeliest first:
         read those without a slot that are worth it, as far as there are slots that no token needs.

@@ -9,7 +9,8 @@ routers of a random model cannot foresee a forced choice; 0.59 to 0.72 is what r
 for the next layer), those worth it by their odds, and all given up while they do not pay.
 
 Bounds: never slower by more than 2 %; at least 8 % faster where the drive idles 30 % of the time
-without guesses, but reads something. Both are of the median of neighbours' ratios.
+without guesses, but reads something. A token's time is the median of its times in all rounds, the
+same token of the trace in the same place: machines stall for longer than a few percent.
 """
 
 import argparse
@@ -18,6 +19,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from haversack import edge
 from haversack.devices.errors import HaversackError
@@ -36,8 +40,8 @@ _WARM_TOKENS = 8  # of a stretch, not timed
 
 @dataclass(frozen=True)
 class PrefetchResult:
-    """One cell: a stretch's `gain` is the share by which guesses made it shorter, the median of
-    `rounds`; `idle` is the share of the time without guesses in which the drive did nothing."""
+    """One cell: `gain` is the share by which guesses made a stretch shorter; `idle` is the share of
+    the time without guesses in which the drive did nothing."""
 
     trace: str
     share: float
@@ -64,16 +68,24 @@ class Settings:
     rounds: int
 
 
-def decode(model: edge.Model, replay: Replay, tokens: int, ahead: bool) -> edge.Stats:
-    """The stats of `tokens` tokens from the trace's start, after a few more."""
+@dataclass(frozen=True)
+class Stretch:
+    """What the engine counted, and the seconds of each token."""
+
+    stats: edge.Stats
+    tokens_s: npt.NDArray[np.float64]
+
+
+def decode(model: edge.Model, replay: Replay, tokens: int, ahead: bool) -> Stretch:
+    """`tokens` tokens from the trace's start, after a few more."""
     replay.rewind()
     model.watch_routing(replay, replay.foresee if ahead else None)
-    ids = [7 * i % 500 for i in range(_WARM_TOKENS + tokens)]
-    before = model.stats()
-    for number, _ in enumerate(model.iter_logits(ids, 1), 1):
-        if number == _WARM_TOKENS:
-            before = model.stats()
-    return model.stats().since(before)
+    rows = model.iter_logits([7 * i % 500 for i in range(_WARM_TOKENS + tokens)], 1)
+    for _ in range(_WARM_TOKENS):
+        next(rows)
+    stats = [model.stats(), *(model.stats() for _ in rows)]
+    tokens_s = np.diff([moment.decode_s for moment in stats])
+    return Stretch(stats[-1].since(stats[0]), tokens_s)
 
 
 def measure(path: Path, trace: Trace, share: float, settings: Settings) -> PrefetchResult:
@@ -82,23 +94,29 @@ def measure(path: Path, trace: Trace, share: float, settings: Settings) -> Prefe
     drive = SteadyDrive(settings.rate_bytes_s, from_drive=True)
     options = edge.LoadOptions(open_file=drive.open, warm_start=False)
     replay = Replay(trace, planned.geometry, settings.recall)
-    pairs = []
+    found: dict[bool, list[Stretch]] = {True: [], False: []}
     with edge.load(planned, options=options) as model:
         decode(model, replay, _SETTLE_TOKENS, ahead=True)
-        for _ in range(settings.rounds):
-            off, on = (decode(model, replay, settings.tokens, ahead) for ahead in (False, True))
-            pairs.append((off, on))
-    _, latest = pairs[-1]
+        for number in range(settings.rounds):
+            for ahead in (number % 2 == 1, number % 2 == 0):  # the first of a round in turn
+                found[ahead].append(decode(model, replay, settings.tokens, ahead))
+    off_s, on_s = (_usual_s(found[ahead]) for ahead in (False, True))
+    latest = found[True][-1].stats
     return PrefetchResult(
         trace=trace.name,
         share=share,
-        off_s_per_token=statistics.median(off.decode_s / off.tokens for off, _ in pairs),
-        on_s_per_token=statistics.median(on.decode_s / on.tokens for _, on in pairs),
-        gain=1 - statistics.median(on.decode_s / off.decode_s for off, on in pairs),
-        idle=statistics.median(_idle(off) for off, _ in pairs),
+        off_s_per_token=off_s,
+        on_s_per_token=on_s,
+        gain=1 - on_s / off_s,
+        idle=statistics.median(_idle(stretch.stats) for stretch in found[False]),
         prefetch_recall=latest.prefetch_recall,
         prefetching=latest.prefetching,
     )
+
+
+def _usual_s(stretches: Sequence[Stretch]) -> float:
+    """Seconds a token: the mean of every token's median."""
+    return float(np.median([stretch.tokens_s for stretch in stretches], axis=0).mean())
 
 
 def _idle(spent: edge.Stats) -> float:
@@ -159,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rate", default="1GB", help="of the drive, a second")
     parser.add_argument("--recall", type=float, default=0.72, help="of guesses one layer ahead")
     parser.add_argument("--tokens", type=int, default=48, help="of a stretch")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--csv", type=Path, help="write the results there as well")
     return parser
 

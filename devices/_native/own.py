@@ -120,9 +120,10 @@ class TokenOdds(c.Structure):
     """struct Odds (native/token_path.hpp)"""
 
     _fields_ = (
-        ("chances", Address),
+        *((name, Address) for name in ("chances", "quiet")),
         *((name, c.c_int32) for name in ("depth", "num_ranks")),
         *((name, c.c_double) for name in ("least_chance", "memory")),
+        ("quiet_tokens", c.c_int64),
     )
 
 

@@ -8,11 +8,6 @@ namespace haversack {
 
 int32_t Table::num_unpinned() const { return std::count(pins, pins + num_slots, 0); }
 
-bool Table::has_all(int32_t row) const {
-    const int32_t *slots = slot_of + row * num_experts;
-    return std::count(slots, slots + num_experts, NOWHERE) == 0;
-}
-
 void Table::use(int32_t row, const int32_t *experts, int32_t count) {
     if (row <= clock[ROW] && clock[CLOCK] > 0) {
         clock[PASSES] += 1;

@@ -26,7 +26,6 @@ struct Table {
 
     int32_t &slot(int32_t row, int32_t expert) { return slot_of[row * num_experts + expert]; }
     int32_t num_unpinned() const;
-    bool has_all(int32_t row) const;  // of its experts a slot
 
     // The experts of `row` are used now.
     void use(int32_t row, const int32_t *experts, int32_t count);

@@ -151,6 +151,7 @@ bool TokenPath::lease(int32_t number) {
     const Layer &layer = layers_[number];
     Table &table = tables_[layer.table];
     leased_ = number;
+    int64_t needed = state.needed;
     coming_ = settle_guesses(number);
     slots_.resize(experts_.size());
     std::vector<int32_t> absent, absent_at, held;
@@ -179,6 +180,7 @@ bool TokenPath::lease(int32_t number) {
     std::vector<int32_t> claimed(absent.size());
     if (!table.claim(layer.row, absent.data(), absent.size(), claimed.data())) return false;
     state.needed += absent.size();
+    odds_.note_token(number, state.needed > needed);
     for (size_t i = 0; i < absent.size(); i++) slots_[absent_at[i]] = claimed[i];
     start_reads(layer);
     return true;
@@ -240,11 +242,19 @@ void TokenPath::release() {
 bool TokenPath::foresee(int32_t layer, int32_t depth) {
     if (seen_[layer] && state.foresees == BY_ROUTERS) {
         foresee_by_routers(layer, depth);
-    } else if (state.foresees != NO_FORESIGHT || !seen_[layer]) {
+    } else if (!seen_[layer] || (state.foresees == BY_PYTHON && any_may_miss(layer))) {
         seen_[layer] = true;
         if (python_.foresee(layers_[layer].number) < 0) return fail(PYTHON_FAILED);
     }
     return true;
+}
+
+// Whether what could be foreseen from `layer` is worth it.
+bool TokenPath::any_may_miss(int32_t layer) const {
+    int32_t end = std::min<int32_t>(layer + 1 + odds_.depth, layers_.size());
+    for (int32_t later = layer + 1; later < end; later++)
+        if (odds_.may_miss(later)) return true;
+    return false;
 }
 
 // The next layer's likeliest, or where none of those is worth a read the one's after it.
@@ -256,7 +266,7 @@ void TokenPath::foresee_by_routers(int32_t layer, int32_t depth) {
     const float *inputs = (const float *)product->src[1]->data;
     int32_t end = std::min<int32_t>(layer + 1 + depth, layers_.size());
     for (int32_t later = layer + 1; later < end && routers_[later].weight; later++) {
-        if (tables_[layers_[later].table].has_all(layers_[later].row)) continue;
+        if (!odds_.may_miss(later)) continue;
         std::vector<int32_t> likeliest = choose_by(routers_[later], inputs);
         if (read_ahead(later, likeliest.data(), likeliest.size(), later - layer)) return;
     }

@@ -67,11 +67,13 @@ struct Python {
     void *(*make_graph)(int32_t kind, int32_t count, ProductTensors *tensors);
 };
 
-// See cache/odds.py: `chances` (depth, ranks).
+// See cache/odds.py: `chances` (depth, ranks), `quiet` (layers,).
 struct Odds {
     double *chances;
+    int64_t *quiet;
     int32_t depth, num_ranks;
     double least_chance, memory;
+    int64_t quiet_tokens;
 
     bool are_worth(int32_t ahead, int32_t rank) const {
         return chances[(ahead - 1) * num_ranks + rank] >= least_chance;
@@ -80,6 +82,8 @@ struct Odds {
         double &chance = chances[(ahead - 1) * num_ranks + rank];
         chance = chance + (right - chance) / memory;
     }
+    bool may_miss(int32_t layer) const { return quiet[layer] < quiet_tokens; }
+    void note_token(int32_t layer, bool missed) { quiet[layer] = missed ? 0 : quiet[layer] + 1; }
 };
 
 // What libggml is asked for.
@@ -163,6 +167,7 @@ class TokenPath {
     bool choose(Tensor *node);
     bool bring(int32_t layer);
     bool foresee(int32_t layer, int32_t depth);
+    bool any_may_miss(int32_t layer) const;
     void foresee_by_routers(int32_t layer, int32_t depth);
     bool lease(int32_t layer);
     void start_reads(const Layer &layer);
