@@ -212,8 +212,8 @@ class Trainer:
         """
         windows = [self._tensor(phase.spread()) for phase in self._phases]
         parts = [part[:, :-1] for of_phase in windows for part in self._parts(of_phase)]
-        with self._autocast():
-            raised = settle_routers(self.model, parts, self.recipe.least_load)
+        # in float32, as the routers are used: autocast would go on with what it cast before
+        raised = settle_routers(self.model, parts, self.recipe.least_load)
         for each in raised:
             change = f"{each.load_before:.3f} to {each.load_after:.3f}"
             print(f"layer {each.layer}  expert {each.expert}  load {change}")
