@@ -129,7 +129,10 @@ def test_ten_thousand_layers_with_guesses_and_failures(
     options = edge.LoadOptions(warm_start=False, cache_dir=trunk_dir, open_file=Unreliable)
     num_layers, num_failed = 0, 0
     with edge.load(planned, options=options) as unreliable:
+        store = unreliable._engine.store
+        assert store is not None
         while num_layers < 10_000:
+            store.odds.chances[:] = 1.0  # a random model's routers would soon be trusted no more
             seam_of(unreliable)._payoff.on = rng.random() < 0.8
             prefill = rng.choice([1, 2, 30])
             try:
@@ -142,8 +145,7 @@ def test_ten_thousand_layers_with_guesses_and_failures(
             except edge.StorageError:
                 num_failed += 1
             unreliable.check_integrity()
-        store = unreliable._engine.store
-        assert store is not None and num_failed > 10 and store.guessed_right > 100
+        assert num_failed > 10 and store.guessed_right > 1_000
         seam_of(unreliable)._withdraw()
         assert all(pool.table.num_unpinned == pool.plan.num_slots for pool in store.pools)
 
