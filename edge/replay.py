@@ -3,8 +3,9 @@
 import time
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +71,33 @@ class Trace:
     def num_steps(self) -> int:
         """The tokens that were recorded."""
         return max(map(len, self.layers))
+
+    def deepened(self, num_layers: int) -> "Trace":
+        """As of a model of `num_layers` layers: the recorded ones over and over, each time at
+        another moment of the recording, so that no two layers choose alike."""
+        count = len(self.layers)
+        step = self.num_steps // -(-num_layers // count)
+
+        def at_other_moments(rows: list[Any]) -> list[Any]:
+            return [
+                np.roll(rows[layer % count], -(layer // count) * step, axis=0)
+                for layer in range(num_layers)
+            ]
+
+        weights = None if self.weights is None else at_other_moments(self.weights)
+        return replace(self, layers=at_other_moments(self.layers), weights=weights)
+
+    def save(self, path: Path) -> None:
+        """Write it as a file that `load` reads. Raises OSError."""
+        rows = [
+            np.column_stack([np.arange(len(choice)), np.full(len(choice), layer), choice])
+            for layer, choice in enumerate(self.layers)
+        ]
+        arrays: dict[str, Any] = {"n_expert": self.num_experts, "top_k": self.num_experts_per_tok}
+        if self.weights is not None:
+            arrays["weights"] = np.concatenate(self.weights)
+        with path.open("wb") as file:
+            np.savez_compressed(file, events=np.concatenate(rows).astype(np.int32), **arrays)
 
 
 def _check(events: Choice, num_experts: int, weights: Weights | None) -> None:

@@ -20,6 +20,7 @@ from haversack.devices.cgroup import run_limited, why_not
 from haversack.devices.cores import usable_cores
 from haversack.devices.units import format_bytes, parse_bytes
 from haversack.edge.plain_llama import PlainLlama, drop_pages
+from haversack.tools.counts import positive
 
 SLACK_BYTES = 64 * 1024 * 1024
 PROMPT = " ".join(str(7 * i % 500) for i in range(32))
@@ -34,7 +35,7 @@ def run_in_budget(
         *("-n", str(tokens), "--temp", "0", "--ctx", "512", "--ram", ram, "--json"),
         *(("--cache-dir", str(cache_dir)) if cache_dir else ()),
     ]
-    result: dict[str, object] = json.loads(_output(command, ram))
+    result: dict[str, object] = json.loads(output_within(command, ram))
     return result
 
 
@@ -44,14 +45,14 @@ def streamed_tok_s(model: Path, ram: str, tokens: int) -> float:
         *(sys.executable, "-m", "haversack.edge", "bench", str(model), "--ram", ram),
         *("-p", "32", "--warm-tokens", "0", "-n", str(tokens), "--ctx", "512", "--json"),
     ]
-    return float(json.loads(_output(command, ram))["decode_tok_s"])
+    return float(json.loads(output_within(command, ram))["decode_tok_s"])
 
 
 def plain_tok_s(model: Path, ram: str, tokens: int) -> float:
     """The same of plain llama.cpp, which maps the model."""
     drop_pages([model])
     command = [sys.executable, "-m", "haversack.tools.bench_budget", str(model)]
-    return float(_output([*command, "--plain-here", str(tokens)], ram).split()[-1])
+    return float(output_within([*command, "--plain-here", str(tokens)], ram).split()[-1])
 
 
 def _plain_here(model: Path, tokens: int) -> float:
@@ -61,7 +62,8 @@ def _plain_here(model: Path, tokens: int) -> float:
         return 1 / plain.decode_s_per_token(rng.integers(0, 500, tokens).tolist())
 
 
-def _output(command: Sequence[str], ram: str) -> str:
+def output_within(command: Sequence[str], ram: str) -> str:
+    """What `command` prints under the limit. Raises RuntimeError if it fails."""
     done = run_limited(command, parse_bytes(ram) + SLACK_BYTES, timeout_s=900)
     if done.returncode != 0:
         raise RuntimeError(f"exit {done.returncode} under {ram}: {done.stderr.strip()[-500:]}")
@@ -73,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--ram", action="append", default=[], help="a budget; repeat for more")
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=positive, default=64)
     parser.add_argument("--plain-tokens", type=int, default=0, help="time plain llama.cpp, too")
     parser.add_argument("--plain-here", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)

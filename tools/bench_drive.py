@@ -6,8 +6,9 @@
 Bounds: while reads are out, at least 0.85 of what the drive gives when measured just before and
 after (the mean), with nobody computing; at most 0.2 CPU-seconds for each GB read, beyond those of
 the same tokens with all experts in slots (before and after, the mean); at most 50 minor page faults
-a token, once warm. What the drive gives beside computing is told, too: drives that are software, as
-in virtual machines, need the cores that compute.
+a token, once warm. Each is the median of some rounds, because drives swing. What the drive gives
+beside computing is told, too: drives that are software, as in virtual machines, need the cores that
+compute.
 With --limit, in a memory control group of what the share needs and 64 MiB, plain llama.cpp, which
 maps the model, takes at least 20 times as long a token. Memory for the model and the share is
 needed. Not for Windows.
@@ -17,10 +18,11 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from haversack import edge
 from haversack.devices.cgroup import why_not
@@ -28,6 +30,7 @@ from haversack.devices.errors import HaversackError
 from haversack.devices.storage import measure_disk
 from haversack.edge.planner import Plan, streamed
 from haversack.tools.bench_budget import plain_tok_s, streamed_tok_s
+from haversack.tools.counts import positive
 
 if sys.platform != "win32":
     import resource
@@ -54,6 +57,16 @@ class DriveResult:
     cpu_s_per_gb: float
     minor_faults_per_token: float
     s_per_token: float
+
+    @property
+    def drive_share(self) -> float:
+        """What was reached of what the drive could give."""
+        return self.reached_bytes_s / self.drive_bytes_s
+
+    @property
+    def beside_share(self) -> float:
+        """What was reached of what it gives beside computing."""
+        return self.reached_bytes_s / self.beside_bytes_s
 
 
 def decode(model: edge.Model, tokens: int) -> Decoded:
@@ -86,9 +99,9 @@ def drive_beside_bytes_s(path: Path, model: edge.Model) -> float:
         return found.result()
 
 
-def measure(planned: Plan, share: float, tokens: int) -> DriveResult:
-    """Decode with `share` of the experts in slots beside all of them. Raises HaversackError, also
-    where the share leaves nothing to read."""
+def measure(planned: Plan, share: float, tokens: int, rounds: int) -> list[DriveResult]:
+    """Decode with `share` of the experts in slots beside all of them, in `rounds` rounds. Raises
+    HaversackError, also where the share leaves nothing to read."""
     cold = edge.LoadOptions(warm_start=False)
     with (
         edge.load(streamed(planned), options=cold) as resident,
@@ -96,18 +109,22 @@ def measure(planned: Plan, share: float, tokens: int) -> DriveResult:
     ):
         for model in (resident, cramped):
             decode(model, tokens)  # slots fill, and their memory is touched
-        before = decode(resident, tokens)
-        drive_before_bytes_s = drive_bytes_s(planned.path)
-        spent = decode(cramped, tokens)
-        drive_after_bytes_s = drive_bytes_s(planned.path)
-        after = decode(resident, tokens)
-        beside_bytes_s = drive_beside_bytes_s(planned.path, resident)
+        return [_round(resident, cramped, tokens) for _ in range(rounds)]
+
+
+def _round(resident: edge.Model, cramped: edge.Model, tokens: int) -> DriveResult:
+    path = cramped.plan.path
+    before = decode(resident, tokens)
+    drive_before_bytes_s = drive_bytes_s(path)
+    spent = decode(cramped, tokens)
+    drive_after_bytes_s = drive_bytes_s(path)
+    after = decode(resident, tokens)
     if not spent.stats.misses:
-        raise HaversackError(f"{share:g} of the experts holds all that are used: lower --share")
+        raise HaversackError("the share of the experts holds all that are used: lower --share")
     compute_cpu_s = (before.cpu_s + after.cpu_s) / 2
     return DriveResult(
         drive_bytes_s=(drive_before_bytes_s + drive_after_bytes_s) / 2,
-        beside_bytes_s=beside_bytes_s,
+        beside_bytes_s=drive_beside_bytes_s(path, resident),
         reached_bytes_s=spent.stats.disk_bytes_s,
         cpu_s_per_gb=(spent.cpu_s - compute_cpu_s) / (spent.stats.bytes_read / 1e9),
         minor_faults_per_token=spent.minor_faults / tokens,
@@ -115,26 +132,34 @@ def measure(planned: Plan, share: float, tokens: int) -> DriveResult:
     )
 
 
-def report(result: DriveResult) -> bool:
-    reached, drive = result.reached_bytes_s, result.drive_bytes_s
-    beside = result.beside_bytes_s
-    print(f"beside computing the drive gives {beside / 1e9:.2f} GB/s: {reached / beside:.2f} of it")
+def report(results: Sequence[DriveResult]) -> bool:
+    """Print the medians of all rounds, and whether they hold."""
+
+    def middle(of: Callable[[DriveResult], float]) -> float:
+        return median(map(of, results))
+
+    for result in results:
+        print(
+            f"{result.reached_bytes_s / 1e9:.2f} GB/s while reads were out; the drive gives"
+            f" {result.drive_bytes_s / 1e9:.2f}, beside computing"
+            f" {result.beside_bytes_s / 1e9:.2f} ({result.beside_share:.2f} of that);"
+            f" {1e3 * result.s_per_token:.0f} ms a token"
+        )
+    share, cpu_s = middle(lambda r: r.drive_share), middle(lambda r: r.cpu_s_per_gb)
+    faults = middle(lambda r: r.minor_faults_per_token)
     return all(
         [
             _verdict(
-                f"{reached / 1e9:.2f} of {drive / 1e9:.2f} GB/s while reads were out:"
-                f" {reached / drive:.2f} >= {LEAST_DRIVE_SHARE}",
-                reached / drive >= LEAST_DRIVE_SHARE,
+                f"share of the drive: {share:.2f} >= {LEAST_DRIVE_SHARE}",
+                share >= LEAST_DRIVE_SHARE,
             ),
             _verdict(
-                f"CPU-seconds a GB read, beyond computing:"
-                f" {result.cpu_s_per_gb:.2f} <= {MOST_CPU_S_PER_GB}",
-                result.cpu_s_per_gb <= MOST_CPU_S_PER_GB,
+                f"CPU-seconds a GB read, beyond computing: {cpu_s:.2f} <= {MOST_CPU_S_PER_GB}",
+                cpu_s <= MOST_CPU_S_PER_GB,
             ),
             _verdict(
-                f"minor page faults a token: {result.minor_faults_per_token:.0f} <= {MOST_FAULTS:g}"
-                f" ({1e3 * result.s_per_token:.0f} ms a token)",
-                result.minor_faults_per_token <= MOST_FAULTS,
+                f"minor page faults a token: {faults:.0f} <= {MOST_FAULTS:g}",
+                faults <= MOST_FAULTS,
             ),
         ]
     )
@@ -162,9 +187,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("model", type=Path)
     parser.add_argument("--share", type=float, default=0.25, help="of the expert bytes")
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=positive, default=64)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--limit", action="store_true", help="time plain llama.cpp, too")
-    parser.add_argument("--plain-tokens", type=int, default=8, help="with --limit")
+    parser.add_argument("--plain-tokens", type=positive, default=8, help="with --limit")
     given = parser.parse_args(arguments)
     if given.limit and why_not():
         print(why_not(), file=sys.stderr)
@@ -173,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         planned = edge.plan(given.model, ram="1TiB", ctx=512)
         # planned before anything is loaded, as a process does that only streams
         budget_bytes = streamed(planned, given.share).planned_bytes
-        held = [report(measure(planned, given.share, given.tokens))]
+        held = [report(measure(planned, given.share, given.tokens, given.rounds))]
         if given.limit:
             tokens = given.tokens, given.plain_tokens
             held.append(_report_limited(given.model, budget_bytes, *tokens))

@@ -19,6 +19,7 @@ import numpy as np
 from haversack import edge
 from haversack.edge.plain_llama import PlainLlama
 from haversack.edge.planner import Plan, streamed
+from haversack.tools.counts import positive
 
 BOUNDS = {"hook on, all experts in slots": 0.90, "all in memory, no hook": 0.98}
 
@@ -49,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 if both bounds hold."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=positive, default=32)
+    parser.add_argument("--rounds", type=positive, default=5)
     given = parser.parse_args(arguments)
     planned = edge.plan(given.model, ram="1TiB", ctx=512)
     tokens = np.random.default_rng(0).integers(0, 500, given.tokens + 1).tolist()

@@ -31,6 +31,7 @@ from haversack.devices.units import parse_bytes
 from haversack.edge.planner import streamed
 from haversack.edge.replay import Replay, Trace
 from haversack.tools.bench_stream import write_model
+from haversack.tools.counts import positive
 from haversack.tools.routing import recorded_traces
 from haversack.tools.rows import write_rows
 from haversack.tools.steady import SteadyDrive
@@ -185,11 +186,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", type=Path, help="for models of up to 3 GB")
     parser.add_argument("--trace", type=Path, action="append", help="all recorded ones by default")
     parser.add_argument("--share", type=float, action="append", help="of the expert bytes")
-    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--layers", type=positive, default=8)
     parser.add_argument("--rate", default="1GB", help="of the drive, a second")
     parser.add_argument("--recall", type=float, default=0.72, help="of guesses one layer ahead")
-    parser.add_argument("--tokens", type=int, default=48, help="of a stretch")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--tokens", type=positive, default=48, help="of a stretch")
+    parser.add_argument("--rounds", type=positive, default=8)
     parser.add_argument("--csv", type=Path, help="write the results there as well")
     return parser
 

@@ -26,6 +26,7 @@ from haversack.edge.bench import random_tokens
 from haversack.edge.planner import Plan, streamed
 from haversack.quant.gguf import ModelGeometry
 from haversack.tools.bench_drive import drive_bytes_s
+from haversack.tools.counts import positive
 from haversack.tools.steady import SteadyDrive, is_faster, warm
 
 BOUND = 1.25
@@ -127,8 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--share", type=float, default=0.25, help="of the expert bytes")
     parser.add_argument("--rate", default="1GB", help="of the steady drive, a second")
-    parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=positive, default=512)
+    parser.add_argument("--rounds", type=positive, default=3)
     given = parser.parse_args(arguments)
     try:
         planned = edge.plan(given.model, ram="1TiB", ctx=given.tokens, batch=given.tokens)

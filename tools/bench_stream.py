@@ -4,7 +4,8 @@
 
 For each share of the expert bytes in slots, at a steady rate of the drive: seconds a token over the
 larger of its bounds, computing it with everything resident and reading what it misses. MODEL needs
-the trace's experts, and no more layers: `--make 24` writes one of Qwen3-30B-A3B's shape.
+the trace's experts: `--make 24` writes one of Qwen3-30B-A3B's layers. Where it has more layers than
+were recorded, these are replayed over again, at other moments of the recording.
 
 Each is timed with nothing foreseen, and with guesses of `--recall`: a random model's routers
 cannot foresee a forced choice, so the replay says what a predictor that knows that share of the
@@ -14,12 +15,16 @@ next layer's router on this layer's input.
 Bytes come from MODEL's own drive, held back to the steady rate, where it is faster by a third, and
 else out of the page cache: copies from there take twice the processor's time. Memory for twice the
 model is needed then, and a share of it besides.
+
+With --limit, as root on Linux: also beside plain llama.cpp, which maps the model, each share on the
+model's own drive and in a memory control group of its own, both with the routing forced upon them;
+`--csv FILE.csv` writes that to `FILE_limited.csv`.
 """
 
 import argparse
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -29,6 +34,7 @@ import numpy.typing as npt
 
 from haversack import edge
 from haversack.cache.policies import ExpectedUse
+from haversack.devices.cgroup import why_not
 from haversack.devices.errors import HaversackError
 from haversack.devices.units import parse_bytes
 from haversack.edge.planner import Plan, streamed
@@ -36,6 +42,8 @@ from haversack.edge.replay import Replay, Trace
 from haversack.offload.pool import spare_slots
 from haversack.offload.seam import Forecast
 from haversack.tools.bench_drive import drive_bytes_s
+from haversack.tools.counts import positive
+from haversack.tools.limited import LimitedResult, measure_limited
 from haversack.tools.rows import write_rows
 from haversack.tools.simulate import missed
 from haversack.tools.steady import SteadyDrive, is_faster, warm
@@ -43,6 +51,8 @@ from haversack.tools.synth_large import LargeOptions, write_large
 
 # Before the clock starts: slots fill, and their memory is touched for the first time.
 _WARM_TOKENS = 64
+
+SHARES = [0.125, 0.25, 0.5, 1.0]
 
 
 @dataclass(frozen=True)
@@ -57,11 +67,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class StreamResult:
-    """One measurement. `recall` is of the guesses, 0 for none; `bound_s` is the larger of computing
-    a token (`compute_s`) and reading what it misses without any guess (`disk_s`), both on average.
-    `floor_s` is the average of every token's own bound: some miss five times as much as others, and
-    below it one token's experts must be read while the one before it is computed."""
+    """One measurement, of a recorded routing. `recall` is of the guesses, 0 for none; `bound_s` is
+    the larger of computing a token (`compute_s`) and reading what it misses without any guess
+    (`disk_s`), both on average. `floor_s` is the average of every token's own bound: some miss five
+    times as much as others, and below it one token's experts must be read while the one before it
+    is computed."""
 
+    trace: str
     share: float
     rate_bytes_s: float
     from_drive: bool
@@ -78,6 +90,18 @@ class StreamResult:
     bytes_per_token: float
     prefetching: bool
 
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.share:g} % at {self.rate_bytes_s / 1e9:g} GB/s"
+            f" ({'drive' if self.from_drive else 'page cache'}), recall {self.recall:g}:"
+            f" {1e3 * self.s_per_token:.1f} ms a token, compute {1e3 * self.compute_s:.1f},"
+            f" disk {1e3 * self.disk_s:.1f}: {self.ratio:.2f} of the bound"
+            f" (every token's own: {self.floor_s / self.bound_s:.2f})"
+            f" (waited {1e3 * self.wait_s:.1f} ms, own code {1e3 * self.own_s:.1f},"
+            f" read {self.bytes_per_token / 1e6:.0f} MB, hits {100 * self.hit_rate:.1f} %,"
+            f" {'' if self.prefetching else 'not '}reading ahead at the end)"
+        )
+
 
 def write_model(path: Path, trace: Trace, layers: int) -> None:
     """A large random model that `trace` can be replayed on."""
@@ -85,6 +109,12 @@ def write_model(path: Path, trace: Trace, layers: int) -> None:
         num_experts=trace.num_experts, num_experts_per_tok=trace.num_experts_per_tok
     )
     write_large(path, layers=layers, options=options)
+
+
+def suited(trace: Trace, planned: Plan) -> Trace:
+    """`trace` with at least as many layers as the planned model."""
+    num_layers = 1 + max((layer.layer for layer in planned.geometry.layers), default=0)
+    return trace if num_layers <= len(trace.layers) else trace.deepened(num_layers)
 
 
 def decode_s(
@@ -124,7 +154,7 @@ class StreamBench:
 
     def __init__(self, model: Path, trace: Trace, tokens: int) -> None:
         self._planned = edge.plan(model, ram="1TiB", ctx=512)
-        self._trace, self._tokens = trace, tokens
+        self._trace, self._tokens = suited(trace, self._planned), tokens
 
     def measure(self, cells: Sequence[Cell], recalls: Sequence[float]) -> Iterator[StreamResult]:
         """A result for each cell and recall, as they come."""
@@ -137,6 +167,10 @@ class StreamBench:
                 s_per_token, spent = self._streamed_s(cell, recall)
                 after_s, _ = decode_s(resident, replay, self._tokens)
                 yield self._result(cell, recall, (before_s + after_s) / 2, s_per_token, spent)
+
+    def measure_limited(self, shares: Sequence[float], tokens: int) -> Iterator[LimitedResult]:
+        """A result for each share beside plain llama.cpp (see `tools/limited.py`)."""
+        return measure_limited(self._planned, self._trace, shares, tokens)
 
     def _streamed_s(self, cell: Cell, recall: float) -> tuple[float, edge.Stats]:
         if not cell.from_drive:
@@ -154,6 +188,7 @@ class StreamBench:
         disk_s = missed_bytes(plan, self._trace, self._tokens) / cell.rate_bytes_s
         bound_s = max(compute_s, float(disk_s.mean()))
         return StreamResult(
+            trace=self._trace.name,
             share=cell.share,
             rate_bytes_s=cell.rate_bytes_s,
             from_drive=cell.from_drive,
@@ -172,38 +207,37 @@ class StreamBench:
         )
 
 
-def _line(result: StreamResult) -> str:
-    return (
-        f"{100 * result.share:g} % at {result.rate_bytes_s / 1e9:g} GB/s"
-        f" ({'drive' if result.from_drive else 'page cache'}), recall {result.recall:g}:"
-        f" {1e3 * result.s_per_token:.1f} ms a token, compute {1e3 * result.compute_s:.1f},"
-        f" disk {1e3 * result.disk_s:.1f}: {result.ratio:.2f} of the bound"
-        f" (every token's own: {result.floor_s / result.bound_s:.2f})"
-        f" (waited {1e3 * result.wait_s:.1f} ms, own code {1e3 * result.own_s:.1f},"
-        f" read {result.bytes_per_token / 1e6:.0f} MB, hits {100 * result.hit_rate:.1f} %,"
-        f" {'' if result.prefetching else 'not '}reading ahead at the end)"
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what the command line asks for; the exit status."""
     given = _parser().parse_args(arguments)
-    results = []
+    if given.limit and why_not():
+        print(why_not(), file=sys.stderr)
+        return 2
     try:
         trace = Trace.load(given.trace)
         if given.make:
             write_model(given.model, trace, given.make)
-        cells = _cells(given.model, given.share or [0.125, 0.25, 0.5], given.rate or ["1GB", "3GB"])
+        bench, shares = StreamBench(given.model, trace, given.tokens), given.share or SHARES
+        cells = _cells(given.model, shares, given.rate or ["1GB", "3GB"])
         recalls = [0.0, given.recall] if given.recall else [0.0]
-        for result in StreamBench(given.model, trace, given.tokens).measure(cells, recalls):
-            results.append(result)
-            print(_line(result), flush=True)
-        if given.csv:
-            write_rows(given.csv, [asdict(result) for result in results])
-    except (HaversackError, OSError, ValueError) as error:
+        _keep(bench.measure(cells, recalls), given.csv)
+        if given.limit:
+            beside = given.csv and given.csv.with_stem(f"{given.csv.stem}_limited")
+            _keep(bench.measure_limited(shares, given.plain_tokens), beside)
+    except (HaversackError, OSError, RuntimeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _keep(results: Iterable[StreamResult | LimitedResult], path: Path | None) -> None:
+    """Print each as it comes, and write them all to `path`."""
+    rows = []
+    for result in results:
+        print(result, flush=True)
+        rows.append(asdict(result))
+    if path:
+        write_rows(path, rows)
 
 
 def _cells(model: Path, shares: Sequence[float], rates: Sequence[str]) -> list[Cell]:
@@ -221,9 +255,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--share", type=float, action="append", help="of the expert bytes")
     parser.add_argument("--rate", action="append", help="of the steady drive: 1GB, say")
     parser.add_argument("--recall", type=float, default=0.72, help="of guesses; 0: none")
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--make", type=int, help="write MODEL first, with so many layers")
+    parser.add_argument("--tokens", type=positive, default=64)
+    parser.add_argument("--make", type=positive, help="write MODEL first, with so many layers")
     parser.add_argument("--csv", type=Path, help="write the results there as well")
+    parser.add_argument("--limit", action="store_true", help="also beside plain llama.cpp")
+    parser.add_argument("--plain-tokens", type=positive, default=8, help="timed with --limit")
     return parser
 
 

@@ -1,13 +1,13 @@
 """Draw what the benchmarks wrote.
 
-    python -m haversack.tools.plot stream tools/results/stream.csv stream.png
+    python -m haversack.tools.plot stream tools/results/*_stream.csv stream.png
     python -m haversack.tools.plot policies tools/results/policies.csv policies.png
     python -m haversack.tools.plot timeline OUT.csv timeline.png
 
 `stream`: tokens a second against the share of the experts in slots, by the speed of the drive,
-beside the bound. `policies`: hit rates against that share by eviction rule, beside the oracle, a
-picture for each recorded model. `timeline`: one token, layer by layer, as `tools.timeline` saw it.
-Needs the extra `train` (matplotlib).
+beside the bound. `policies`: hit rates against that share by eviction rule, beside the oracle. Both
+have a panel for each recorded model. `timeline`: one token, layer by layer, as `tools.timeline` saw
+it. Needs the extra `train` (matplotlib).
 """
 
 import argparse
@@ -42,8 +42,17 @@ def read_rows(path: Path) -> list[Row]:
 
 def draw_stream(rows: Sequence[Row], path: Path) -> None:
     """Speed and bound against the share of the experts in slots, for each drive, without and with
-    reading ahead."""
-    figure, (axes,) = _figure(1)
+    reading ahead: a panel for each recorded model."""
+    traces = sorted({row["trace"] for row in rows})
+    figure, panels = _figure(len(traces))
+    for axes, trace in zip(panels, traces, strict=True):
+        _draw_speeds([row for row in rows if row["trace"] == trace], axes)
+        axes.set(xlabel="experts in slots, %", ylabel="tokens a second", title=trace.split("_")[0])
+        axes.set_ylim(bottom=0)
+    _finish(figure, panels, path)
+
+
+def _draw_speeds(rows: Sequence[Row], axes: Any) -> None:
     for rate, recall in sorted({(float(r["rate_bytes_s"]), float(r["recall"])) for r in rows}):
         chosen = sorted(
             (r for r in rows if (float(r["rate_bytes_s"]), float(r["recall"])) == (rate, recall)),
@@ -57,9 +66,6 @@ def draw_stream(rows: Sequence[Row], path: Path) -> None:
         bounds = [1 / float(row["bound_s"]) for row in chosen]
         if not recall:
             axes.plot(shares, bounds, ":", color=line.get_color(), label=f"bound, {label}")
-    axes.set(xlabel="experts in slots, %", ylabel="tokens a second")
-    axes.set_ylim(bottom=0)
-    _finish(figure, [axes], path)
 
 
 def draw_policies(rows: Sequence[Row], path: Path) -> None:
@@ -127,13 +133,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=tuple(DRAWN))
-    parser.add_argument("results", type=Path, help="the CSV file of a benchmark")
+    parser.add_argument("results", type=Path, nargs="+", help="CSV files of a benchmark")
     parser.add_argument("picture", type=Path, help="where the picture is written (.png, .svg)")
     given = parser.parse_args(arguments)
     try:
-        DRAWN[given.what](read_rows(given.results), given.picture)
+        DRAWN[given.what]([r for path in given.results for r in read_rows(path)], given.picture)
     except KeyError as error:
-        print(f"error: {given.results} has no column {error}: not {given.what}", file=sys.stderr)
+        names = ", ".join(map(str, given.results))
+        print(f"error: {names} has no column {error}: not {given.what}", file=sys.stderr)
         return 2
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

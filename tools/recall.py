@@ -23,6 +23,7 @@ from haversack.devices.errors import HaversackError
 from haversack.devices.ggml import GraphNode
 from haversack.edge.planner import STREAMED, Plan, streamed
 from haversack.offload.predictor import Predictor, Vector
+from haversack.tools.counts import positive
 from haversack.tools.rows import write_rows
 
 DEPTHS = (1, 2, 3)  # layers ahead
@@ -111,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("model", type=Path)
     parser.add_argument("-p", "--prompt", default="Once upon a time")
-    parser.add_argument("-n", "--tokens", type=int, default=128)
+    parser.add_argument("-n", "--tokens", type=positive, default=128)
     parser.add_argument("--ram", help="the memory to run in; what is free by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--csv", type=Path, help="write the table there as well")

@@ -29,6 +29,7 @@ from haversack.tools.architectures import (
     architecture_named,
     tiny_metadata,
 )
+from haversack.tools.counts import positive
 from haversack.tools.gguf_stream import TensorPlan, Types, type_of_layer, write_gguf
 from haversack.tools.synth_large import LargeOptions, write_large
 
@@ -172,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     tiny.add_argument("--all-optional", action="store_true")
     _add_common(tiny, TinyShape())
     large = kinds.add_parser("large", help="a model of the shape of Qwen3-30B-A3B")
-    large.add_argument("--layers", type=int, default=24)
+    large.add_argument("--layers", type=positive, default=24)
     large.add_argument("--block-type", type=str.upper, default="Q4_K")
     _add_common(large, LargeOptions())
     return parser
@@ -181,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_common(parser: argparse.ArgumentParser, sizes: TinyShape | LargeOptions) -> None:
     parser.add_argument("path", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--splits", type=int, default=1, help="number of files")
+    parser.add_argument("--splits", type=positive, default=1, help="number of files")
     parser.add_argument("--down-type", type=_types, help="of the down projections, if another")
     for name, value in vars(sizes).items():
         if isinstance(value, int):

@@ -39,6 +39,7 @@ from haversack.offload.engine import Engine, LoadHooks, open_streamed
 from haversack.offload.streamer import OpenFile
 from haversack.quant.gguf import ModelGeometry
 from haversack.quant.trunk import ensure_trunk
+from haversack.tools.counts import positive
 from haversack.tools.steady import SteadyDrive, warm
 
 ROUTER, COMPUTE, LATE, DEMAND, AHEAD = "router", "compute", "late", "demand", "ahead"
@@ -223,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("-p", "--prompt", default="Once upon a time")
-    parser.add_argument("-n", "--tokens", type=int, default=32, help="to choose one from")
+    parser.add_argument("-n", "--tokens", type=positive, default=32, help="to choose one from")
     parser.add_argument("--ram", help="the memory to run in; what is free by default")
     parser.add_argument("--rate", help="of a steady drive, 500MB say; the real one by default")
     given = parser.parse_args(arguments)

@@ -24,6 +24,7 @@ from haversack.devices.ggml import GraphNode
 from haversack.edge.planner import STREAMED, streamed
 from haversack.edge.replay import Weights
 from haversack.offload.predictor import chosen_probabilities
+from haversack.tools.counts import positive
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("-p", "--prompt", default="Once upon a time")
-    parser.add_argument("-n", "--tokens", type=int, default=128)
+    parser.add_argument("-n", "--tokens", type=positive, default=128)
     parser.add_argument("--ram", help="the memory to run in; what is free by default")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)

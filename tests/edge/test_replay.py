@@ -55,6 +55,32 @@ def test_a_trace_of_another_shape_is_refused(
         Replay(made_trace(), read_geometry(tiny_model(shape=shape)))
 
 
+def test_deepened_layers_are_recorded_ones_at_other_moments() -> None:
+    trace = made_trace()
+    deep = trace.deepened(2 * LAYERS + 1)
+    assert [layer.tolist() for layer in deep.layers[:LAYERS]] == [c.tolist() for c in trace.layers]
+    for layer in range(LAYERS, 2 * LAYERS + 1):
+        recorded = trace.layers[layer % LAYERS]
+        moved = layer // LAYERS * (STEPS // 3)
+        assert deep.layers[layer].tolist() == [
+            *recorded[moved:].tolist(),
+            *recorded[:moved].tolist(),
+        ]
+    assert deep.weights is None and deep.num_experts == EXPERTS
+
+
+def test_a_saved_trace_is_loaded_again(tmp_path: Path) -> None:
+    made = made_trace()
+    weights = [np.full((STEPS, USED), layer / 10, np.float32) for layer in range(LAYERS)]
+    trace = Trace("made", EXPERTS, made.layers, weights).deepened(LAYERS + 1)
+    trace.save(tmp_path / "made.npz")
+    loaded = Trace.load(tmp_path / "made.npz")
+    assert (loaded.name, loaded.num_experts, loaded.num_steps) == ("made", EXPERTS, STEPS)
+    for ours, theirs in ((trace.layers, loaded.layers), (trace.weights, loaded.weights)):
+        assert ours is not None and theirs is not None
+        assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
+
+
 def test_a_model_may_have_fewer_layers_than_the_trace(tiny_model: Any) -> None:
     Replay(made_trace(), read_geometry(tiny_model(shape=TinyShape(num_hidden_layers=LAYERS - 1))))
 

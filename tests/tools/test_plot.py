@@ -10,10 +10,13 @@ RESULTS = Path(plot.__file__).parent / "results"
 PNG = b"\x89PNG"
 
 
-@pytest.mark.parametrize("what", ["policies", "stream"])
-def test_what_comes_with_the_project_can_be_drawn(what: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("what", "files"), [("policies", "policies.csv"), ("stream", "*_stream.csv")]
+)
+def test_what_comes_with_the_project_can_be_drawn(what: str, files: str, tmp_path: Path) -> None:
     picture = tmp_path / "out.png"
-    assert plot.main([what, str(RESULTS / f"{what}.csv"), str(picture)]) == 0
+    results = [str(path) for path in RESULTS.glob(files)]
+    assert plot.main([what, *results, str(picture)]) == 0
     assert picture.read_bytes().startswith(PNG) and picture.stat().st_size > 10_000
 
 
