@@ -324,7 +324,12 @@ class SlotIds:
 
 
 # ------------------------------------------------------------- expert products
-STACK_TABLE_BYTES = 4 * 1024 * 1024  # at most, for `ProductRunner.run_stack`
+STACK_TABLE_BYTES = 8 * 1024 * 1024  # at most, for `ProductRunner.run_stack`
+
+
+def stack_table_bytes(num_matrices: int, num_rows: int) -> int:
+    """llama.cpp's table of all matrices and rows of a stack."""
+    return num_matrices * num_rows * 8
 
 
 @dataclass(frozen=True)
@@ -389,7 +394,7 @@ class ProductRunner:
 
     def fits_stack(self, num_matrices: int, num_rows: int) -> bool:
         """Whether `run_stack` may be asked: llama.cpp keeps a table of all matrices and rows."""
-        return num_matrices * num_rows * 8 <= STACK_TABLE_BYTES
+        return stack_table_bytes(num_matrices, num_rows) <= STACK_TABLE_BYTES
 
     def run_stack(
         self, type_id: int, shape: tuple[int, int], stack: Stack, block: RowBlock

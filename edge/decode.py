@@ -105,6 +105,7 @@ class Decoder:
             prefetched=store.guessed if store else 0,
             prefetched_right=store.guessed_right if store else 0,
             prefetchable=store.foreseeable if store else 0,
+            needed=store.needed if store else 0,
             prefetching=seam is not None and seam.reads_ahead,
             ram_budget_bytes=self._plan.ram_bytes,
             ram_planned_bytes=self._plan.planned_bytes,

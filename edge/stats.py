@@ -18,8 +18,9 @@ class Stats:
     `prefetched` counts experts read ahead of their layer's choice, `prefetched_right` those of
     them that were then chosen. `prefetchable` counts what reading ahead could have brought: of
     the layers whose choice was foreseen, the experts chosen that were neither in memory nor on
-    their way when it was. `prefetching` says whether reading ahead is on now: it switches itself
-    off while it does not pay, and is off while routing is watched or forced.
+    their way when it was. `needed` counts what had to be read: the experts chosen that had no slot
+    before anybody read them ahead. `prefetching` says whether reading ahead is on now: it switches
+    itself off while it does not pay, and is off while routing is watched or forced.
 
     The `ram_` figures and `prefetching` are not differences.
     """
@@ -37,6 +38,7 @@ class Stats:
     prefetched: int
     prefetched_right: int
     prefetchable: int
+    needed: int
     prefetching: bool
     ram_budget_bytes: int
     ram_planned_bytes: int

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.devices.ggml import (
+    F32,
     STACK_TABLE_BYTES,
     GraphNode,
     Product,
@@ -19,6 +20,7 @@ from haversack.devices.ggml import (
     Stack,
     convert_rows,
     row_type,
+    stack_table_bytes,
 )
 from haversack.devices.memory import address_of
 from haversack.devices.token_products import RowProduct, TokenProducts
@@ -26,7 +28,9 @@ from haversack.offload.store import Group
 from haversack.quant.blocks import block_type
 from haversack.quant.gguf import ExpertLayer, ExpertMatrix
 
-_MIN_ROWS = 512  # of one run: enough to keep the cores busy
+Floats = npt.NDArray[np.float32]
+
+_MIN_ROWS = 1024  # of one run: enough to keep the cores busy
 
 
 def _rows_of_a_run(batch_tokens: int) -> int:
@@ -44,10 +48,10 @@ def scratch_bytes(layers: Sequence[ExpertLayer], batch_tokens: int, experts_per_
     row_bytes = max(_row_bytes(matrix) for matrix in matrices)
     num_rows = max(matrix.num_rows for matrix in matrices)
     converted_bytes = batch_tokens * experts_per_tok * row_bytes
+    limit = _rows_of_a_run(batch_tokens)
+    table_bytes = stack_table_bytes(sum(layer.num_experts for layer in layers), limit)
     return (
-        STACK_TABLE_BYTES
-        + converted_bytes
-        + _rows_of_a_run(batch_tokens) * (row_bytes + 4 * num_rows)
+        min(table_bytes, STACK_TABLE_BYTES) + converted_bytes + limit * (row_bytes + 4 * num_rows)
     )
 
 
@@ -175,6 +179,15 @@ class ExpertExecutor:
             products = _products_of(matrix, group, counts, gathered, out)
             self._runner.run(matrix.type_id, shape, products)
         self.product_s += time.perf_counter() - began_s
+        return out
+
+    def plain_product(self, matrix: Floats, rows: Floats) -> Floats:
+        """A `matrix` (M, K) that is no expert's times `rows` (R, K): (R, M). By the threads that
+        multiply experts: those of another library would go on spinning beside them."""
+        (num_out, num_in), rows = matrix.shape, np.ascontiguousarray(rows)
+        out = np.empty((len(rows), num_out), np.float32)
+        product = Product(address_of(matrix), address_of(rows), address_of(out), len(rows))
+        self._runner.run(F32, (num_in, num_out), [product])
         return out
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ Routers are learnt from llama.cpp's graph while it runs: their weights are where
 them, and the nodes after them tell how a choice is made.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,9 @@ import numpy.typing as npt
 from haversack.devices.ggml import F32, GraphNode
 
 Vector = npt.NDArray[np.float32]
+RowsProduct = Callable[[Vector, Vector], Vector]  # (M, K) times rows (R, K): (R, M)
 _MOST_NODES = 40  # between a router's product and its choice
+_SAMPLED_TOKENS = 128  # of a batch: what two of them are likely to choose, one of all will
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,23 @@ class Router:
     def likeliest(self, inputs: Vector, extra: int = 0) -> npt.NDArray[np.int32]:
         """The experts it would choose from `inputs` (hidden size,), and the `extra` next ones, the
         likeliest first."""
-        worth = self._worth(inputs)
+        worth = self._worth(self.weight @ inputs)
         count = min(len(worth), self.num_used + extra)
         best = np.argpartition(-worth, count - 1)[:count]
         return best[np.argsort(-worth[best])].astype(np.int32)
 
-    def _worth(self, inputs: Vector) -> Vector:
-        scores: Vector = self.weight @ inputs
+    def popular(self, inputs: Vector, product: RowsProduct) -> npt.NDArray[np.int32]:
+        """The experts that at least two tokens of a batch would choose from its `inputs` (T, hidden
+        size), those of most tokens first. Of a large batch only some tokens are asked."""
+        sampled = inputs[:: -(-len(inputs) // _SAMPLED_TOKENS)]
+        worth = self._worth(product(self.weight, sampled))
+        best = np.argpartition(-worth, self.num_used - 1, axis=1)[:, : self.num_used]
+        uses = np.bincount(best.ravel(), minlength=worth.shape[1])
+        order = np.argsort(-uses, kind="stable")
+        return order[: np.count_nonzero(uses >= 2)].astype(np.int32)
+
+    def _worth(self, scores: Vector) -> Vector:
+        """What experts are chosen by, given the router's `scores` (..., experts)."""
         if self.score_bias is not None:
             scores = scores + self.score_bias
         if self.is_plain:
@@ -59,12 +71,11 @@ class Router:
 
     def _of_best_groups(self, worth: Vector) -> Vector:
         """A group is as good as its two best; what is in no good one is out of the question."""
-        groups = worth.reshape(self.num_groups, -1)
-        group_worth = np.sort(groups, axis=1)[:, -2:].sum(axis=1)
-        worst = np.argsort(-group_worth)[self.groups_used :]
-        kept = groups.copy()
-        kept[worst] = -np.inf
-        return kept.reshape(-1)
+        kept = worth.reshape(*worth.shape[:-1], self.num_groups, -1).copy()
+        group_worth = np.sort(kept, axis=-1)[..., -2:].sum(axis=-1)
+        worst = np.argsort(-group_worth, axis=-1)[..., self.groups_used :]
+        np.put_along_axis(kept, worst[..., None], -np.inf, axis=-2)
+        return kept.reshape(worth.shape)
 
 
 def _sigmoid(scores: Vector) -> Vector:
@@ -109,6 +120,13 @@ class Predictor:
         for a layer whose router is not known."""
         router = self._routers.get(layer)
         return None if router is None else router.likeliest(inputs, extra)
+
+    def popular(
+        self, layer: int, inputs: Vector, product: RowsProduct
+    ) -> npt.NDArray[np.int32] | None:
+        """The same for a batch's `inputs` (T, hidden size), see `Router.popular`."""
+        router = self._routers.get(layer)
+        return None if router is None else router.popular(inputs, product)
 
 
 def chosen_probabilities(choice: GraphNode) -> npt.NDArray[np.float32] | None:

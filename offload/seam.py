@@ -155,7 +155,9 @@ class Seam:
         needed_before, self._needed_before = self._needed_before, self._store.needed
         if error is None and computed:
             self._release()
-            if self._single and self._foreseeable:
+            if not self._single:
+                self._store.drop_guesses()
+            elif self._foreseeable:
                 pass_s = time.perf_counter() - self._began_s
                 self._payoff.note_pass(pass_s, self._store.needed - needed_before)
         else:
@@ -195,10 +197,13 @@ class Seam:
             self._foresee(layer, GraphNode(self._choice))
             return
         self._experts = np.unique(self._ids)
-        self._withdraw()
         if self._store.fits(layer, len(self._experts)):
+            if self._num_seen == 1:
+                self._withdraw()
             self._lease = self._store.lease(layer, self._experts)
+            self._foresee_of_batch(layer, GraphNode(self._choice))
         else:
+            self._withdraw()
             self._visit = self._store.visit(layer, self._experts)
 
     def _foresee(self, layer: int, choice: GraphNode) -> None:
@@ -214,6 +219,19 @@ class Seam:
             likeliest = forecast(later)
             if likeliest is None or self._read_ahead(later, likeliest, ahead):
                 return
+
+    def _foresee_of_batch(self, layer: int, choice: GraphNode) -> None:
+        """Have what the next layer is almost sure to choose read ahead: the drive would rest while
+        its attention is computed, and a batch uses most experts anyway."""
+        router_input = self._predictor.learn(layer, choice)
+        if router_input is None or not self._foreseeable:
+            return
+        later, *rest = self._later[layer] or [layer]
+        if rest and self._store.may_miss(later):  # the last layer may choose for one token alone
+            inputs = router_input.array(np.float32)[0]
+            popular = self._predictor.popular(later, inputs, self._executor.plain_product)
+            if popular is not None:
+                self._store.read_ahead_of_batch(later, popular)
 
     def _own_forecast(self, layer: int, choice: GraphNode, needed: bool) -> Forecast | None:
         """What this layer's router input says of later layers; nothing if it is not `needed`, but

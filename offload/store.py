@@ -155,10 +155,24 @@ class ExpertStore:
         said = [(int(experts[rank]), ahead, int(rank)) for rank in ranks]
         self._foreseen.setdefault(layer, []).extend(said)
         worth = experts[ranks[self.odds.are_worth(ahead, ranks)]]
-        held = found[found != NOWHERE]
+        self._guess(layer, worth, found[found != NOWHERE], pool.plan.num_slots)
+        return len(worth)
+
+    def read_ahead_of_batch(self, layer: int, experts: Experts) -> None:
+        """The same of a batch, whose next `layer` is almost sure to choose `experts`: all are worth
+        it, as far as there are slots besides those that it needs if it chooses every other one."""
+        pool = self._pool_of[layer]
+        self._note_absent(layer)
+        found = pool.table.find(layer, experts)
+        most = max(0, pool.plan.num_slots - pool.plan.num_experts)
+        self._guess(layer, experts[found == NOWHERE], found[found != NOWHERE], most)
+
+    def _guess(self, layer: int, absent: Experts, held: Slots, most: int) -> None:
+        """Start to read up to `most` of the `absent` experts into slots that no token needs."""
+        pool = self._pool_of[layer]
         pool.table.pin(held)  # what is likely must not go for what is less so
-        room = max(0, pool.table.num_unpinned - self._reserve)
-        absent = worth[:room]
+        room = min(max(0, pool.table.num_unpinned - self._reserve), most)
+        absent = absent[:room]
         slots = pool.table.claim(layer, absent)
         pool.table.unpin(held)
         guesses = [Guess(e, slot) for e, slot in zip(absent.tolist(), slots.tolist(), strict=True)]
@@ -169,7 +183,6 @@ class ExpertStore:
                 place = (pool, index, guess.slot)
                 read = self._streamer.read(matrix, guess.expert, place, ahead=True)
                 guess.reads.append(read)
-        return len(worth)
 
     def _note_absent(self, layer: int) -> None:
         """`layer` is foreseen now, maybe not for the first time in this pass."""
@@ -210,12 +223,16 @@ class ExpertStore:
     def withdraw(self) -> None:
         """No guess is wanted any more, and a warm start is to pause; returns when no read of either
         is under way."""
+        self.drop_guesses()
+        self._warm_start.withdraw()
+
+    def drop_guesses(self) -> None:
+        """No guess is wanted any more; returns when no read of one is under way."""
         for layer, guesses in self._guesses.items():
             for guess in guesses:
                 self._streamer.settle(guess.reads)
                 let_go(self._pool_of[layer].table, [guess])
         self._forget_guesses()
-        self._warm_start.withdraw()
 
     def _forget_guesses(self) -> None:
         for kept in (self._guesses, self._absent, self._foreseen):

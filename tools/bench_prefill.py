@@ -3,10 +3,11 @@
     python -m haversack.tools.bench_prefill MODEL [--share 0.25] [--rate 1GB] [--tokens 512]
 
 A prompt of random tokens is computed with everything in memory and streamed, in turn, each round
-another. Bounds: every expert that a layer needs and finds in no slot is read once, no byte more;
-and the time is at most 1.25 of the larger of computing it in memory (before and after, the mean)
-and reading what was read. Memory for the model and the share is needed. Bytes come from MODEL's own
-drive, held back to the rate, where it is faster by a third, and else out of the page cache.
+another. Bounds: every expert that a layer needs and finds in no slot is read once, and at most a
+fiftieth of the bytes besides, ahead of layers that then chose others; and the time is at most 1.25
+of the larger of computing it in memory (before and after, the mean) and reading what was read.
+Memory for the model and the share is needed. Bytes come from MODEL's own drive, held back to the
+rate, where it is faster by a third, and else out of the page cache.
 """
 
 import argparse
@@ -16,31 +17,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from haversack import edge
 from haversack.devices.errors import HaversackError
 from haversack.devices.units import parse_bytes
 from haversack.edge.bench import random_tokens
 from haversack.edge.planner import Plan, streamed
-from haversack.quant.gguf import ModelGeometry
 from haversack.tools.bench_drive import drive_bytes_s
 from haversack.tools.counts import positive
 from haversack.tools.steady import SteadyDrive, is_faster, warm
 
-BOUND = 1.25
+BOUND, MOST_WRONG = 1.25, 0.02
 
 
 @dataclass(frozen=True)
 class PrefillResult:
-    """One prompt: what it took streamed and in memory, what was read, and what had to be."""
+    """One prompt: what it took streamed and in memory, what was read, what had to be, and what was
+    guessed wrongly."""
 
     prefill_s: float
     resident_s: float
     rate_bytes_s: float
     read_bytes: int
     needed_bytes: int
+    wrong_bytes: int
 
     @property
     def disk_s(self) -> float:
@@ -54,26 +53,19 @@ class PrefillResult:
 
     @property
     def read_once(self) -> bool:
-        """Whether nothing was read twice or needlessly."""
-        return self.read_bytes <= self.needed_bytes
+        """Whether nothing was read twice, and little needlessly."""
+        return (
+            self.read_bytes <= self.needed_bytes + self.wrong_bytes
+            and self.wrong_bytes <= MOST_WRONG * self.needed_bytes
+        )
 
     def __str__(self) -> str:
         return (
             f"{1e3 * self.prefill_s:.0f} ms, in memory {1e3 * self.resident_s:.0f},"
             f" disk {1e3 * self.disk_s:.0f}: {self.ratio:.2f} of the bound;"
-            f" read {self.read_bytes / 1e6:.0f} MB of {self.needed_bytes / 1e6:.0f} needed"
+            f" read {self.read_bytes / 1e6:.0f} MB where {self.needed_bytes / 1e6:.0f} were needed,"
+            f" {self.wrong_bytes / 1e6:.0f} guessed wrongly"
         )
-
-
-class _Used:
-    """Adds up the bytes of the distinct experts that layers choose for a batch; a watcher."""
-
-    def __init__(self, geometry: ModelGeometry) -> None:
-        self._expert_bytes = {layer.layer: layer.expert_bytes for layer in geometry.layers}
-        self.num_bytes = 0
-
-    def __call__(self, layer: int, ids: npt.NDArray[np.int32], _: object) -> None:
-        self.num_bytes += len(np.unique(ids)) * self._expert_bytes[layer]
 
 
 def prefill(model: edge.Model, prompt: Sequence[int]) -> edge.Stats:
@@ -81,16 +73,6 @@ def prefill(model: edge.Model, prompt: Sequence[int]) -> edge.Stats:
     before = model.stats()
     model.logits(prompt, prefill=len(prompt))
     return model.stats().since(before)
-
-
-def streamed_prefill(model: edge.Model, prompt: Sequence[int]) -> tuple[edge.Stats, int]:
-    """The same, and the bytes of the experts that a layer chose and found in no slot."""
-    geometry = model.plan.geometry
-    used = _Used(geometry)
-    model.watch_routing(used)
-    spent = prefill(model, prompt)
-    held_bytes = spent.hits * min(layer.expert_bytes for layer in geometry.layers)
-    return spent, used.num_bytes - held_bytes
 
 
 def measure(planned: Plan, share: float, bytes_s: float, rounds: int) -> list[PrefillResult]:
@@ -107,17 +89,26 @@ def measure(planned: Plan, share: float, bytes_s: float, rounds: int) -> list[Pr
         for number in range(rounds + 1):
             prompt = random_tokens(resident.vocab_size, planned.shape.batch_tokens, number)
             before = prefill(resident, prompt)
-            spent, needed_bytes = streamed_prefill(cramped, prompt)
+            spent = prefill(cramped, prompt)
             after = prefill(resident, prompt)
-            resident_s = (before.prefill_s + after.prefill_s) / 2
             if number > 0:
-                results.append(
-                    PrefillResult(
-                        spent.prefill_s, resident_s, bytes_s, spent.bytes_read, needed_bytes
-                    )
-                )
+                results.append(_result(planned, before, spent, after, bytes_s))
                 print(results[-1], flush=True)
     return results
+
+
+def _result(
+    planned: Plan, before: edge.Stats, spent: edge.Stats, after: edge.Stats, bytes_s: float
+) -> PrefillResult:
+    expert_bytes = max(layer.expert_bytes for layer in planned.geometry.layers)
+    return PrefillResult(
+        prefill_s=spent.prefill_s,
+        resident_s=(before.prefill_s + after.prefill_s) / 2,
+        rate_bytes_s=bytes_s,
+        read_bytes=spent.bytes_read,
+        needed_bytes=spent.needed * expert_bytes,
+        wrong_bytes=(spent.prefetched - spent.prefetched_right) * expert_bytes,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     once = all(result.read_once for result in results)
     ratio = statistics.median(result.ratio for result in results)
-    print(f"read once what was in no slot, no byte more: {'holds' if once else 'FAILS'}")
+    print(f"read once what was in no slot, little else: {'holds' if once else 'FAILS'}")
     print(f"{ratio:.2f} <= {BOUND} of the bound (median): {'holds' if ratio <= BOUND else 'FAILS'}")
     return 0 if once and ratio <= BOUND else 1
 

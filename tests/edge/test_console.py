@@ -30,6 +30,7 @@ def stats(hits: int, misses: int) -> Stats:
         prefetched=0,
         prefetched_right=0,
         prefetchable=0,
+        needed=0,
         prefetching=False,
         ram_budget_bytes=2 << 30,
         ram_planned_bytes=1 << 30,

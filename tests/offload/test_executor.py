@@ -126,6 +126,15 @@ def test_rows_need_not_be_contiguous() -> None:
     executor.close()
 
 
+def test_a_plain_matrix_is_multiplied_by_the_same_threads() -> None:
+    matrix = RNG.standard_normal((7, K)).astype(np.float32)
+    rows = RNG.standard_normal((5, K)).astype(np.float32)
+    executor = ExpertExecutor([LAYER], batch_tokens=4, threads=2)
+    found = executor.plain_product(matrix, rows[::2])
+    np.testing.assert_allclose(found, rows[::2] @ matrix.T, rtol=1e-4, atol=1e-4)
+    executor.close()
+
+
 def test_scratch_is_what_the_planner_is_told() -> None:
     executor = ExpertExecutor([LAYER], batch_tokens=100, threads=1)
     held = executor._rows.nbytes + executor._out.nbytes

@@ -21,11 +21,22 @@ from haversack.tools.architectures import TinyShape
 TOKENS = [1 + 7 * i % 200 for i in range(60)]
 
 
+def planned_with(tiny_model: Any, num_layers: int, share: float) -> edge.Plan:
+    shape = TinyShape(num_experts=16, num_hidden_layers=num_layers)
+    path = tiny_model("qwen3moe", shape=shape)
+    return streamed(edge.plan(path, ram="1GiB", ctx=128, threads=1), share)
+
+
 @pytest.fixture
 def planned(tiny_model: Any) -> edge.Plan:
     """Slots for a few experts more than a token uses."""
-    path = tiny_model("qwen3moe", shape=TinyShape(num_experts=16))
-    return streamed(edge.plan(path, ram="1GiB", ctx=128, threads=1), 0.15)
+    return planned_with(tiny_model, TinyShape().num_hidden_layers, 0.15)
+
+
+@pytest.fixture
+def roomy(tiny_model: Any) -> edge.Plan:
+    """Slots for more experts than two layers have: batches read ahead."""
+    return planned_with(tiny_model, 5, 0.6)
 
 
 @pytest.fixture
@@ -111,18 +122,39 @@ def test_a_read_that_fails_fails_the_call_and_no_more(
         assert (failing.logits(TOKENS, prefill=1) == expected).all()
 
 
+def expected_logits(planned: edge.Plan, trunk_dir: Path, prefill: int) -> npt.NDArray[np.float32]:
+    """With every expert in a slot, and nothing guessed."""
+    options = edge.LoadOptions(warm_start=False, cache_dir=trunk_dir)
+    with edge.load(streamed(planned), options=options) as model:
+        return model.logits(TOKENS, prefill)
+
+
+def test_a_batch_reads_ahead_what_the_next_layer_chooses(roomy: edge.Plan, trunk_dir: Path) -> None:
+    expected = expected_logits(roomy, trunk_dir, len(TOKENS))
+    with edge.load(roomy, options=edge.LoadOptions(warm_start=False, cache_dir=trunk_dir)) as ahead:
+        for _ in range(3):  # the first batch shows the routers
+            assert (ahead.logits(TOKENS, prefill=len(TOKENS)) == expected).all()
+            ahead.check_integrity()
+        stats = ahead.stats()
+        assert 0 < stats.prefetched_right <= stats.prefetched <= stats.needed
+        store = ahead._engine.store
+        assert store is not None
+        assert all(pool.table.num_unpinned == pool.plan.num_slots for pool in store.pools)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(("slots", "failing"), [("planned", 0.001), ("roomy", 0.004)])
 def test_ten_thousand_layers_with_guesses_and_failures(
-    planned: edge.Plan, trunk_dir: Path, model: edge.Model
+    slots: str, failing: float, request: pytest.FixtureRequest, trunk_dir: Path
 ) -> None:
     """Tokens, batches, guesses, and now and then a read that fails: never a wrong bit, a lost slot
     or one that looks filled."""
-    expected = {prefill: model.logits(TOKENS, prefill) for prefill in (1, 2, 30)}
-    rng = random.Random(0)
+    rng, planned = random.Random(0), request.getfixturevalue(slots)
+    expected = {n: expected_logits(planned, trunk_dir, prefill=n) for n in (1, 2, 30)}
 
     class Unreliable(DirectFile):
         def read_into(self, buffer: Buffer, offset: int, need_bytes: int) -> None:
-            if rng.random() < 0.001:
+            if rng.random() < failing:
                 raise edge.StorageError(5, "input/output error")
             super().read_into(buffer, offset, need_bytes)
 

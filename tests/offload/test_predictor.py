@@ -26,6 +26,39 @@ def test_the_likeliest_come_first_and_as_many_more_as_asked() -> None:
     assert len(router.likeliest(INPUTS, extra=99)) == 8
 
 
+def product(matrix: npt.NDArray[np.float32], rows: npt.NDArray[np.float32]) -> Any:
+    return rows @ matrix.T
+
+
+def test_of_a_batch_those_are_popular_that_two_tokens_would_choose() -> None:
+    router = Router(EYE, num_used=2)
+    rows = np.zeros((4, 8), np.float32)
+    for row, chosen in enumerate([(1, 2), (2, 5), (2, 1), (6, 7)]):
+        rows[row, list(chosen)] = 1
+    assert router.popular(rows, product).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("tokens", [2, 128, 129, 512])
+def test_of_a_large_batch_some_tokens_are_asked(tokens: int) -> None:
+    rows, asked = np.tile(INPUTS, (tokens, 1)), []
+
+    def counting(matrix: npt.NDArray[np.float32], rows: npt.NDArray[np.float32]) -> Any:
+        asked.append(len(rows))
+        return product(matrix, rows)
+
+    assert sorted(Router(EYE, num_used=2).popular(rows, counting).tolist()) == [1, 2]
+    assert min(tokens, 64) <= asked[0] <= 128
+
+
+def test_groups_and_biases_count_for_each_token_of_a_batch() -> None:
+    bias = np.array([0, 0, 0, 0, 0, 0, 0, 0.9], np.float32)
+    router = Router(EYE, 4, choice_bias=bias, sigmoid=True, num_groups=4, groups_used=2)
+    rows = np.stack([np.roll(INPUTS, 2 * shift) for shift in range(4)])
+    one_by_one = np.concatenate([router.likeliest(row) for row in rows])
+    uses = np.bincount(one_by_one, minlength=8)
+    assert sorted(router.popular(rows, product).tolist()) == np.flatnonzero(uses >= 2).tolist()
+
+
 def test_a_bias_on_scores_counts() -> None:
     bias = np.array([9, 0, 0, 0, 0, 0, 0, 0], np.float32)
     assert Router(EYE, 2, score_bias=bias).likeliest(INPUTS).tolist() == [0, 1]

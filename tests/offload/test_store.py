@@ -262,6 +262,36 @@ def test_guesses_leave_slots_for_a_token_and_spare_what_is_likely(bench: Bench) 
     bench.store.check_integrity()
 
 
+def test_a_batch_guesses_what_leaves_slots_for_any_other_choice(
+    geometry: ModelGeometry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, go_on = Bench(geometry, num_slots=NUM_EXPERTS + 6), threading.Event()
+    healthy = DirectFile.read_into
+
+    def stuck(file: DirectFile, *arguments: Any) -> None:
+        go_on.wait(timeout=30)
+        healthy(file, *arguments)
+
+    monkeypatch.setattr(WatchedFile, "read_into", stuck)
+    bench.store._reserve = 2
+    bench.store.read_ahead_of_batch(1, np.arange(10))
+    assert bench.store.guessed == 6  # under way, and in nobody's way
+    lease = bench.store.lease(1, np.arange(4, NUM_EXPERTS))
+    go_on.set()
+    bench.assert_lease_true(lease)
+    bench.store.release(lease)
+    assert (bench.store.guessed_right, bench.store.needed) == (2, NUM_EXPERTS - 4)
+    bench.store.drop_guesses()
+    table = bench.store.pool(1).table
+    assert table.num_unpinned == NUM_EXPERTS + 6
+    bench.close()
+
+
+def test_a_batch_without_slots_to_spare_guesses_nothing(bench: Bench) -> None:
+    bench.store.read_ahead_of_batch(1, np.arange(10))
+    assert bench.store.guessed == 0 and bench.store.pool(1).table.num_unpinned == 8
+
+
 def test_a_failed_guess_is_read_again_when_it_is_wanted(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,12 +308,13 @@ def test_a_failed_guess_is_read_again_when_it_is_wanted(
     bench.store.release(lease)
 
 
+@pytest.mark.parametrize("num_slots", [10, NUM_EXPERTS + 6])
 def test_ten_thousand_random_steps_keep_the_books(
-    geometry: ModelGeometry, monkeypatch: pytest.MonkeyPatch
+    num_slots: int, geometry: ModelGeometry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Leases, guesses, waves, failures, early ends in any order: never a wrong byte or a lost
     slot."""
-    bench, rng = Bench(geometry, num_slots=10), random.Random(0)
+    bench, rng = Bench(geometry, num_slots), random.Random(0)
     healthy = DirectFile.read_into
 
     def unreliable(file: DirectFile, *arguments: Any) -> None:
@@ -302,7 +333,11 @@ def test_ten_thousand_random_steps_keep_the_books(
             if rng.random() < 0.5:
                 likely = rng.sample(range(NUM_EXPERTS), rng.randint(1, 4))
                 bench.store.read_ahead(rng.choice(bench.layers).layer, np.array(likely))
-            if count > 2:
+            if count > 2 and rng.random() < 0.5:
+                bench.store.withdraw()
+                popular = rng.sample(range(NUM_EXPERTS), rng.randint(1, NUM_EXPERTS))
+                bench.store.read_ahead_of_batch(layer.layer, np.array(popular))
+            elif count > 2:
                 bench.store.withdraw()
             if bench.store.fits(layer.layer, count):
                 one_lease(bench, rng, layer.layer, experts)

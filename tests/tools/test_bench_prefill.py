@@ -3,12 +3,24 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from haversack import edge
 from haversack.edge.planner import streamed
 from haversack.tools import bench_prefill
-from haversack.tools.bench_prefill import PrefillResult, streamed_prefill
+from haversack.tools.bench_prefill import PrefillResult, prefill
+
+
+class Used:
+    """Counts the distinct experts that layers choose for a batch; a watcher."""
+
+    def __init__(self) -> None:
+        self.num_experts = 0
+
+    def __call__(self, layer: int, ids: npt.NDArray[np.int32], _: object) -> None:
+        self.num_experts += len(np.unique(ids))
 
 
 def test_a_prompt_on_a_cold_model_reads_what_it_needs_once(
@@ -18,16 +30,25 @@ def test_a_prompt_on_a_cold_model_reads_what_it_needs_once(
     with edge.load(
         planned, options=edge.LoadOptions(cache_dir=trunk_dir, warm_start=False)
     ) as model:
-        spent, needed_bytes = streamed_prefill(model, range(48))
+        used = Used()
+        model.watch_routing(used)
+        spent = prefill(model, range(48))
     assert spent.prompt_tokens == 48
-    assert 0 < spent.bytes_read == needed_bytes <= planned.expert_bytes
+    assert spent.needed == used.num_experts
+    assert spent.bytes_read == used.num_experts * planned.geometry.layers[0].expert_bytes > 0
 
 
 def test_the_bound_is_the_slower_of_computing_and_reading() -> None:
-    by_computing = PrefillResult(3.0, 2.0, 1e9, read_bytes=10**9, needed_bytes=10**9)
+    by_computing = PrefillResult(3.0, 2.0, 1e9, 10**9, 10**9, 0)
     assert by_computing.ratio == 1.5 and by_computing.read_once
-    by_reading = PrefillResult(3.0, 2.0, 1e9, read_bytes=4 * 10**9, needed_bytes=4 * 10**9 - 1)
-    assert by_reading.ratio == 0.75 and not by_reading.read_once
+    by_reading = PrefillResult(3.0, 2.0, 1e9, 4 * 10**9, 4 * 10**9, 0)
+    assert by_reading.ratio == 0.75
+
+
+def test_what_is_read_twice_or_guessed_wrongly_too_often_does_not_hold() -> None:
+    assert PrefillResult(1.0, 1.0, 1e9, 1010, needed_bytes=1000, wrong_bytes=20).read_once
+    assert not PrefillResult(1.0, 1.0, 1e9, 1001, needed_bytes=1000, wrong_bytes=0).read_once
+    assert not PrefillResult(1.0, 1.0, 1e9, 1030, needed_bytes=1000, wrong_bytes=30).read_once
 
 
 def test_it_prints_a_line_for_each_round_and_a_verdict_for_each_bound(
