@@ -308,8 +308,9 @@ class ExpertStore:
     def waves(self, visit: Visit, index: int) -> Iterator[Group]:
         """One matrix of each of the visited experts: in groups that stay until the next.
 
-        Residents first, then waves of half the slots: one is read while the other is multiplied.
-        Each matrix is read at most once. Close the generator, also after an error.
+        Residents first, then waves of half the free slots: one is read while the other is
+        multiplied. Where a single slot is free, each expert is read into it after the last one was
+        multiplied. Each matrix is read at most once. Close the generator, also after an error.
         """
         if len(visit.resident):
             yield self._placed(visit.layer, index, visit.experts[visit.resident], visit.slots)
@@ -318,22 +319,24 @@ class ExpertStore:
 
     def _borrowed_waves(self, layer: int, experts: Experts, index: int) -> Iterator[Group]:
         pool, matrix = self._pool_of[layer], self._layers[layer].matrices[index]
-        size = max(1, min(len(experts), pool.table.num_unpinned // 2))
+        num_free = pool.table.num_unpinned
+        num_lots = min(2, num_free)  # lots of slots that waves use in turn
+        size = max(1, min(len(experts), num_free // 2))
         waves = [experts[start : start + size] for start in range(0, len(experts), size)]
-        borrowed = [pool.table.borrow(size) for _ in waves[:2]]
+        borrowed = [pool.table.borrow(size) for _ in waves[:num_lots]]
         reads: list[list[Read]] = []
 
         def start(number: int) -> None:
-            slots = borrowed[number % 2].tolist()
+            slots = borrowed[number % num_lots].tolist()
             placed = zip(waves[number].tolist(), slots, strict=False)  # the last may be shorter
             reads.append([self._streamer.read(matrix, e, (pool, index, s)) for e, s in placed])
 
         try:
             for number, wave in enumerate(waves):
-                for ahead in range(len(reads), min(number + 2, len(waves))):
+                for ahead in range(len(reads), min(number + num_lots, len(waves))):
                     start(ahead)
                 self._streamer.wait(reads[number], self._stop)
-                slots = borrowed[number % 2][: len(wave)]
+                slots = borrowed[number % num_lots][: len(wave)]
                 yield self._placed(self._layers[layer], index, wave, slots)
         finally:
             for started in reads:

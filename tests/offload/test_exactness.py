@@ -124,3 +124,20 @@ def test_everything_in_memory_needs_no_hook(tiny_model: Any, trunk_dir: Path) ->
     with edge.load(planned, options=edge.LoadOptions(cache_dir=trunk_dir)) as model:
         np.testing.assert_array_equal(model.logits(TOKENS, prefill=PREFILL), plain_logits(path))
         assert model.stats().misses == 0
+
+
+@pytest.mark.parametrize("num_experts_per_tok", [1, 2, 3, 8])
+def test_the_floor_whatever_a_token_uses(
+    num_experts_per_tok: int, tiny_model: Any, trunk_dir: Path
+) -> None:
+    """From one expert per token to all of them, and batches that find any slots filled."""
+    shape = TinyShape(num_experts=8, num_experts_per_tok=num_experts_per_tok)
+    path, tokens = tiny_model("qwen3moe", expert_type="Q4_K", shape=shape), TOKENS[:30]
+    floor = streamed(edge.plan(path, ram="2GiB", ctx=CTX, threads=THREADS), 0.0)
+    assert [pool.num_slots for pool in floor.pools] == [2 * num_experts_per_tok]
+    options = edge.LoadOptions(cache_dir=trunk_dir, warm_start=False)
+    with PlainLlama(path, CTX, THREADS) as plain, edge.load(floor, options=options) as model:
+        for prefill in (1, 30, 7, 1, 30, 30):
+            expected = plain.logits(tokens, prefill)
+            np.testing.assert_array_equal(model.logits(tokens, prefill), expected)
+            model.check_integrity()

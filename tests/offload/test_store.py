@@ -4,6 +4,7 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,27 @@ def test_a_visit_leaves_slots_for_who_is_not_there(bench: Bench) -> None:
     for group in bench.store.waves(visit, 1):
         bench.assert_true(bench.layers[0].matrices[1], group)
     bench.store.leave(visit)
+
+
+def test_waves_of_one_slot(geometry: ModelGeometry) -> None:
+    """A model of one expert per token has two slots at its floor. One holds an expert that the
+    batch uses, so a single slot is left for all others."""
+    bench = Bench(replace(geometry, num_experts_per_tok=1), num_slots=2)
+    lease = bench.store.lease(0, np.array([5]))
+    bench.assert_lease_true(lease)
+    bench.store.release(lease)
+    visit = bench.store.visit(0, np.arange(NUM_EXPERTS))
+    assert len(visit.resident) == 1
+    for index, matrix in enumerate(bench.layers[0].matrices):
+        seen = list[int]()
+        with closing(bench.store.waves(visit, index)) as groups:  # type: ignore[type-var]
+            for group in groups:
+                bench.assert_true(matrix, group)
+                seen += group.experts.tolist()
+        assert sorted(seen) == list(range(NUM_EXPERTS))
+    bench.store.leave(visit)
+    assert bench.store.pool(0).table.num_unpinned == 2
+    bench.close()
 
 
 def test_waves_left_early_let_go_of_their_slots(bench: Bench) -> None:
