@@ -1,40 +1,152 @@
-"""Memory control groups of one's own: how "inside a budget" is proven on Linux."""
+"""Control groups: those that limit this process, and ones of our own, with which "inside a budget"
+is proven on Linux."""
 
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
-_V1_ROOT = Path("/sys/fs/cgroup/memory")
-_V2_ROOT = Path("/sys/fs/cgroup")
+_V1_MEMORY = Path("sys/fs/cgroup/memory")
+_V2_ROOT = Path("sys/fs/cgroup")
+_SYSTEM = Path("/")
+
+
+# --------------------------------------------------------------- groups we are in
+@dataclass(frozen=True)
+class CpuQuota:
+    """CPU time that a control group grants: `num_cores` cores' worth of it, set in `source`."""
+
+    num_cores: float
+    source: str
+
+
+def group_folders(root: Path, controller: str) -> list[Path]:
+    """Folders of our control groups that `controller` ("memory", "cpu") may limit, of both
+    versions, each from our own group up to the mount point. `root` is where /proc and /sys are."""
+    folders: list[Path] = []
+    for line in read_text(root / "proc/self/cgroup").splitlines():
+        hierarchy, controllers, group = line.split(":", 2)
+        if hierarchy != "0" and controller not in controllers.split(","):
+            continue
+        kind = "cgroup2" if hierarchy == "0" else "cgroup"
+        for mount_root, mount_point in _group_mounts(root, kind, controller):
+            folders += _folders_up(group, mount_root, root / mount_point.lstrip("/"))
+    return folders
+
+
+def cpu_quota(root: Path = _SYSTEM) -> CpuQuota | None:
+    """The tightest CPU quota of our groups and those above them; None where none is set."""
+    quotas = [
+        CpuQuota(num_cores, str(file))
+        for folder in group_folders(root, "cpu")
+        for file, num_cores in (_quota_1(folder), _quota_2(folder))
+        if num_cores is not None
+    ]
+    return min(quotas, key=lambda quota: quota.num_cores, default=None)
+
+
+def _quota_1(folder: Path) -> tuple[Path, float | None]:
+    """Version 1: quota and period in two files; -1 is no quota."""
+    file = folder / "cpu.cfs_quota_us"
+    return file, _cores(read_text(file), read_text(folder / "cpu.cfs_period_us"))
+
+
+def _quota_2(folder: Path) -> tuple[Path, float | None]:
+    """Version 2: "QUOTA PERIOD" in one file; the quota "max" is none."""
+    file = folder / "cpu.max"
+    quota, _, period = read_text(file).partition(" ")
+    return file, _cores(quota, period)
+
+
+def _cores(quota_us: str, period_us: str) -> float | None:
+    quota_us, period_us = quota_us.strip(), period_us.strip()
+    if not (quota_us.isdigit() and period_us.isdigit() and int(quota_us) and int(period_us)):
+        return None
+    return int(quota_us) / int(period_us)
+
+
+def _group_mounts(root: Path, kind: str, controller: str) -> list[tuple[str, str]]:
+    """(group shown there, mount point) of mounted hierarchies that may have the controller."""
+    mounts: list[tuple[str, str]] = []
+    for line in read_text(root / "proc/self/mountinfo").splitlines():
+        place, _, source = line.partition(" - ")
+        file_system, *_, options = source.split()
+        if file_system == kind and (kind == "cgroup2" or controller in options.split(",")):
+            mount_root, mount_point = place.split()[3:5]
+            mounts.append((mount_root, mount_point))
+    return mounts
+
+
+def _folders_up(group: str, mount_root: str, mount_point: Path) -> list[Path]:
+    """The group's folder and its parents, the mount point last.
+
+    A container may see its own group at the mount point while `group` names it from outside:
+    what does not lie below `mount_root` is then the mount point itself.
+    """
+    try:
+        inside = PurePosixPath(group).relative_to(mount_root)
+    except ValueError:
+        return [mount_point]
+    if ".." in inside.parts:
+        return [mount_point]
+    return [mount_point / part for part in (inside, *inside.parents)]
+
+
+def read_text(file: Path) -> str:
+    """The file's text, empty where it is missing or not ours to read."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+# ---------------------------------------------------------------- groups we make
+@dataclass(frozen=True)
+class LimitedGroup:
+    """A group of our own. `swap_limited` says whether its limit counts swap too; where the kernel
+    keeps no account of swap (`swapaccount=0`), processes may hold more than the limit by it."""
+
+    folder: Path
+    swap_limited: bool
 
 
 def why_not() -> str:
-    """Why no group can be made here, or '' if one can."""
+    """Why no group can be made here that proves a budget, or '' if one can."""
     try:
-        with limited_group(1 << 30):
-            return ""
+        with limited_group(1 << 30) as group:
+            if group.swap_limited or not _has_swap(_SYSTEM):
+                return ""
     except OSError as error:
         return f"memory control groups cannot be made here ({error}): run as root on Linux"
+    return (
+        "this kernel keeps no account of swap, so a group's limit does not bound it: boot with"
+        " swapaccount=1, or run swapoff -a"
+    )
 
 
 @contextmanager
-def limited_group(limit_bytes: int) -> Iterator[Path]:
-    """A new group whose processes together get at most `limit_bytes`, swap included.
+def limited_group(limit_bytes: int, root: Path = _SYSTEM) -> Iterator[LimitedGroup]:
+    """A new group whose processes together get at most `limit_bytes`, swap included where the
+    kernel keeps account of it.
 
-    Gives its folder: a process joins by writing its id into `cgroup.procs`. Raises OSError where
-    groups cannot be made.
+    A process joins by writing its id into the folder's `cgroup.procs`. `root` is where /sys is.
+    Raises OSError where groups cannot be made.
     """
-    first = (_V1_ROOT / "cgroup.procs").exists()
-    folder = (_V1_ROOT if first else _V2_ROOT) / f"haversack-{os.getpid()}"
+    first = (root / _V1_MEMORY / "cgroup.procs").exists()
+    folder = root / (_V1_MEMORY if first else _V2_ROOT) / f"haversack-{os.getpid()}"
     folder.mkdir()
     try:
-        if first:
-            (folder / "memory.limit_in_bytes").write_text(str(limit_bytes))
-        else:
-            (folder / "memory.max").write_text(str(limit_bytes))
-        yield folder
+        limit, swap_limit = (
+            ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
+            if first
+            else ("memory.max", "memory.swap.max")
+        )
+        (folder / limit).write_text(str(limit_bytes))
+        # Version 1 limits the sum of memory and swap, version 2 swap alone.
+        swap_limited = _write_present(folder / swap_limit, str(limit_bytes) if first else "0")
+        yield LimitedGroup(folder, swap_limited)
     finally:
         folder.rmdir()
 
@@ -44,6 +156,21 @@ def run_limited(
 ) -> subprocess.CompletedProcess[str]:
     """Run `command` in a group of its own and return what it printed; a process that needs more
     than `limit_bytes` is killed (returncode -9)."""
-    with limited_group(limit_bytes) as folder:
-        joined = ["sh", "-c", f'echo $$ > {folder}/cgroup.procs && exec "$@"', "sh", *command]
+    with limited_group(limit_bytes) as group:
+        joined = ["sh", "-c", f'echo $$ > {group.folder}/cgroup.procs && exec "$@"', "sh", *command]
         return subprocess.run(joined, capture_output=True, text=True, timeout=timeout_s)
+
+
+def _write_present(file: Path, text: str) -> bool:
+    """Write into a control file; False where the kernel has no such file."""
+    try:
+        with file.open("r+") as control:
+            control.write(text)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _has_swap(root: Path) -> bool:
+    """Whether the machine has any swap; /proc/swaps has a heading and a line for each."""
+    return len(read_text(root / "proc/swaps").splitlines()) > 1

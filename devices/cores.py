@@ -1,13 +1,40 @@
 """How many cores there are for computing."""
 
 import os
+from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
+from haversack.devices.cgroup import cpu_quota
+
+
+@dataclass(frozen=True)
+class Cores:
+    """The number of cores to compute on, and what decided it."""
+
+    num_cores: int
+    source: str
+
 
 def usable_cores() -> int:
-    """Physical cores this process may run on: two threads of one core do not compute faster."""
-    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    """Cores that this process can keep busy, see `count_cores`."""
+    return count_cores().num_cores
+
+
+def count_cores(root: Path = Path("/")) -> Cores:
+    """The least of the physical cores (two threads of one core do not compute faster), the cores
+    this process may run on, and the CPU quota of its control groups; at least one.
+
+    A quota is rounded down: threads beyond it use up the period's grant early, and then all of
+    them stand still until the next period. `root` is where /proc and /sys are.
+    """
+    found = [Cores(psutil.cpu_count(logical=False) or os.cpu_count() or 1, "physical cores")]
     if hasattr(os, "sched_getaffinity"):
-        return max(1, min(physical, len(os.sched_getaffinity(0))))
-    return physical
+        found.append(Cores(len(os.sched_getaffinity(0)), "cores this process may run on"))
+    quota = cpu_quota(root)
+    if quota is not None:
+        source = f"a CPU quota of {quota.num_cores:.3g} cores, {quota.source}"
+        found.append(Cores(int(quota.num_cores), source))
+    least = min(found, key=lambda cores: cores.num_cores)
+    return Cores(max(1, least.num_cores), least.source)

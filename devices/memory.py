@@ -3,14 +3,16 @@
 import contextlib
 import mmap
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import psutil
 
 from haversack.devices._native import address_of, move_bytes
+from haversack.devices.cgroup import group_folders, read_text
 from haversack.devices.errors import BudgetError, ClosedError, HaversackError
 from haversack.devices.units import format_bytes
 
@@ -35,6 +37,12 @@ PAGE_BYTES = 4096  # the unit of direct reads, whatever the system's own page is
 HUGE_PAGE_BYTES = 2 * 1024 * 1024
 
 _UNLIMITED_BYTES = 1 << 60  # version 1 writes "no limit" as 2**63 less one page
+_LIMIT_FILES = (  # of control groups of version 2 and 1, each with the file of what is used
+    ("memory.max", "memory.current"),
+    ("memory.high", "memory.current"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes"),
+)
 _HUGE_PAGE_MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -62,7 +70,8 @@ def probe_ram(root: Path = Path("/")) -> RamProbe:
     up to the root, limit - usage + inactive file pages. `root` is where /proc and /sys are.
     """
     total_bytes, available_bytes, source = _system_ram(root)
-    limits = [limit for folder in _group_folders(root) if (limit := _group_limit(folder))]
+    folders = group_folders(root, "memory")
+    limits = [limit for folder in folders for limit in _group_limits(folder)]
     ruling = min(limits, key=lambda limit: limit.available_bytes, default=None)
     if ruling is not None and ruling.available_bytes < available_bytes:
         available_bytes, source = ruling.available_bytes, ruling.source
@@ -180,7 +189,7 @@ def reserve_address_space(num_bytes: int) -> AddressSpace:
 
 def _system_ram(root: Path) -> tuple[int, int, str]:
     """(total bytes, available bytes, where the latter comes from)."""
-    text = _read_text(root / "proc/meminfo")
+    text = read_text(root / "proc/meminfo")
     fields = {line.split(":")[0]: line.split() for line in text.splitlines()}
     if "MemTotal" not in fields or "MemAvailable" not in fields:
         memory = psutil.virtual_memory()
@@ -191,81 +200,33 @@ def _system_ram(root: Path) -> tuple[int, int, str]:
     return total_bytes, available_bytes, "MemAvailable of /proc/meminfo"
 
 
-def _group_folders(root: Path) -> list[Path]:
-    """Folders of our memory control groups, both versions, each from ours up to the mount."""
-    folders: list[Path] = []
-    for line in _read_text(root / "proc/self/cgroup").splitlines():
-        hierarchy, controllers, group = line.split(":", 2)
-        if hierarchy != "0" and "memory" not in controllers.split(","):
-            continue
-        kind = "cgroup2" if hierarchy == "0" else "cgroup"
-        for mount_root, mount_point in _group_mounts(root, kind):
-            folders += _folders_up(group, mount_root, root / mount_point.lstrip("/"))
-    return folders
+def _group_limits(folder: Path) -> Iterator[_GroupLimit]:
+    """The limits of one control group; none where it sets none or has no memory files.
 
-
-def _group_mounts(root: Path, kind: str) -> list[tuple[str, str]]:
-    """(group shown there, mount point) of mounted hierarchies that can limit memory."""
-    mounts: list[tuple[str, str]] = []
-    for line in _read_text(root / "proc/self/mountinfo").splitlines():
-        place, _, source = line.partition(" - ")
-        file_system, *_, options = source.split()
-        if file_system == kind and (kind == "cgroup2" or "memory" in options.split(",")):
-            mount_root, mount_point = place.split()[3:5]
-            mounts.append((mount_root, mount_point))
-    return mounts
-
-
-def _folders_up(group: str, mount_root: str, mount_point: Path) -> list[Path]:
-    """The group's folder and its parents, the mount point last.
-
-    A container may see its own group at the mount point while `group` names it from outside:
-    what does not lie below `mount_root` is then the mount point itself.
+    Version 1 may limit memory and swap together ("memsw"), which counts what was swapped out too.
     """
-    try:
-        inside = PurePosixPath(group).relative_to(mount_root)
-    except ValueError:
-        return [mount_point]
-    if ".." in inside.parts:
-        return [mount_point]
-    return [mount_point / part for part in (inside, *inside.parents)]
-
-
-def _group_limit(folder: Path) -> _GroupLimit | None:
-    """The limit of one control group, or None where it has none (or no memory files)."""
-    version_2 = [folder / "memory.max", folder / "memory.high"]
-    version_1 = [folder / "memory.limit_in_bytes"]
-    limits = [(num, file) for file in version_2 + version_1 if (num := _read_int(file)) is not None]
-    if not limits or min(limits)[0] >= _UNLIMITED_BYTES:
-        return None
-    limit_bytes, file = min(limits)
-    usage = "memory.usage_in_bytes" if file in version_1 else "memory.current"
-    used_bytes = _read_int(folder / usage)
-    if used_bytes is None:
-        used_bytes = limit_bytes  # unknown use: nothing can be promised
-    available_bytes = limit_bytes - used_bytes + _reclaimable_bytes(folder)
-    return _GroupLimit(limit_bytes, min(max(available_bytes, 0), limit_bytes), str(file))
+    for limit, usage in _LIMIT_FILES:
+        limit_bytes, used_bytes = _read_int(folder / limit), _read_int(folder / usage)
+        if limit_bytes is None or limit_bytes >= _UNLIMITED_BYTES:
+            continue
+        if used_bytes is None:
+            used_bytes = limit_bytes  # unknown use: nothing can be promised
+        available_bytes = limit_bytes - used_bytes + _reclaimable_bytes(folder)
+        available_bytes = min(max(available_bytes, 0), limit_bytes)
+        yield _GroupLimit(limit_bytes, available_bytes, str(folder / limit))
 
 
 def _reclaimable_bytes(folder: Path) -> int:
     """File pages of the group and those below it that the kernel drops first."""
-    lines = (line.split() for line in _read_text(folder / "memory.stat").splitlines())
+    lines = (line.split() for line in read_text(folder / "memory.stat").splitlines())
     stat = {words[0]: int(words[1]) for words in lines if len(words) == 2}
     # version 1 leaves the groups below out of "inactive_file"; usage and the total have them
     return stat.get("total_inactive_file", stat.get("inactive_file", 0))
 
 
 def _read_int(file: Path) -> int | None:
-    text = _read_text(file).strip()
+    text = read_text(file).strip()
     return int(text) if text.isdigit() else None
-
-
-def _read_text(file: Path) -> str:
-    """The file's text, empty where it is missing or not ours to read."""
-    try:
-        return file.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def _status_bytes(field: bytes) -> int | None:
@@ -304,7 +265,7 @@ def _check_mapping_bytes(num_bytes: int) -> None:
 
 def _advise_huge_pages(mapping: mmap.mmap, start_bytes: int, num_bytes: int) -> bool:
     """Ask for huge pages inside the range only; True where the system grants them."""
-    if sys.platform != "linux" or "[never]" in _read_text(_HUGE_PAGE_MODE):
+    if sys.platform != "linux" or "[never]" in read_text(_HUGE_PAGE_MODE):
         return False
     end_bytes = start_bytes + num_bytes + -num_bytes % mmap.PAGESIZE
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from haversack.devices.cgroup import why_not
-from haversack.devices.cores import usable_cores
+from haversack.devices.cores import count_cores
 from haversack.devices.llama import ggml_version, system_info
 from haversack.devices.memory import HUGE_PAGE_BYTES, Arena, probe_ram
 from haversack.devices.storage import DirectFile, measure_disk
@@ -86,7 +86,7 @@ def _memory() -> list[Finding]:
 
 
 def _processor() -> list[Finding]:
-    physical, usable = psutil.cpu_count(logical=False), usable_cores()
+    physical, usable = psutil.cpu_count(logical=False), count_cores()
     built = re.findall(r"(\w+) = 1", system_info())
     able = _cpu_sets()
     missing = [name for cpu, name in _FAST_SETS.items() if cpu in able and name not in built]
@@ -97,7 +97,7 @@ def _processor() -> list[Finding]:
     )
     return [
         Finding("cores", physical, str(physical or "unknown"), "psutil, physical cores"),
-        Finding("usable_cores", usable, str(usable), "physical cores this process may run on"),
+        Finding("usable_cores", usable.num_cores, str(usable.num_cores), usable.source),
         Finding(
             "instruction_sets",
             built,

@@ -119,6 +119,18 @@ def test_version_1_beside_a_version_2_without_memory(tmp_path: Path) -> None:
     assert probe.source.endswith("memory/box/memory.limit_in_bytes")
 
 
+def test_version_1_may_limit_memory_and_swap_together(tmp_path: Path) -> None:
+    files = {
+        "memory/memory.limit_in_bytes": 3 * GIB,
+        "memory/memory.usage_in_bytes": GIB,
+        "memory/memory.memsw.limit_in_bytes": 3 * GIB,
+        "memory/memory.memsw.usage_in_bytes": 2 * GIB,  # half of it lies in swap
+    }
+    probe = machine(tmp_path, "4:memory:/", V1_MOUNT.format("/"), files)
+    assert (probe.available_bytes, probe.limit_bytes) == (GIB, 3 * GIB)
+    assert probe.source.endswith("memory.memsw.limit_in_bytes")
+
+
 @pytest.mark.parametrize("mount_root", ["/docker/4f1c", "/elsewhere", "/../.."])
 def test_a_container_sees_its_own_group_at_the_mount_point(tmp_path: Path, mount_root: str) -> None:
     files = {"memory/memory.limit_in_bytes": GIB, "memory/memory.usage_in_bytes": 0}
