@@ -1,7 +1,6 @@
 """libllama as Python objects: a model, its vocabulary, a context, what memory they take."""
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.devices import _native as native
-from haversack.devices._native import KNOWN_GGML, llama
+from haversack.devices._native import KNOWN_GGML, llama, own
 from haversack.devices.errors import (
     CancelledError,
     ContextError,
@@ -27,13 +26,14 @@ from haversack.devices.logs import LogCapture, captured_logs
 _LOAD_NONE = 0  # enum llama_load_mode: read into memory, never map
 _NO_VOCABULARY = 0  # enum llama_vocab_type
 _STATUS_NO_ROOM, _STATUS_ABORTED = 1, 2  # of llama_decode
-_MIB = 1024 * 1024
-_CELL_BYTES = 56  # measured: 52 for each token of context
+_LOGIT_BYTES = 4
+# llama.cpp's tables hold 48 bytes for each cell, and two nodes of 48 bytes for each one in use.
+_CELL_BYTES = 152
+_INDEX_KEYS = (b".attention.indexer.", b".attention.compress_ratios")
+_KEY_BYTES = 256
 # Tiled products take 512 KiB for each thread, in llama.cpp's own scratch and in that of the
 # expert products; flash attention takes the rest.
 THREAD_SCRATCH_BYTES = 1280 * 1024
-_LOGGED_NODES = re.compile(r"max_nodes = (\d+)")
-_LOGGED_SIZE = re.compile(r"([\d.]+) MiB")
 
 Progress = Callable[[float], None]
 
@@ -353,38 +353,60 @@ def _decode_error(status: int, num_tokens: int, log: LogCapture) -> Exception:
 
 # --------------------------------------------------------------------- memory
 def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
-    """What a context over a `dry` model would allocate, from llama.cpp's own dry run.
+    """What a context over a `dry` model would allocate, asked of llama.cpp's own dry run.
 
-    The numbers come from its log, rounded up by that log's precision of 0.01 MiB. What it needs
-    to describe its graphs is not in there: see `_graph_bytes`.
+    llama.cpp does not count the row of logits, the tables of cells and what describes its graphs:
+    these are added here. Raises ModelFileError where llama.cpp makes no such context.
     """
     with captured_logs() as log, StopFlag().listening():
         context = llama.llama_init_from_model(model.address, _context_params(shape))
-        if not context:
-            raise ModelFileError(
-                f"llama.cpp cannot plan a context of {shape.ctx_tokens} tokens for"
-                f" {model.path}: {log.reason()}"
-            )
+    if not context:
+        raise ModelFileError(
+            f"llama.cpp cannot plan a context of {shape.ctx_tokens} tokens for"
+            f" {model.path}: {log.reason()}"
+        )
+    try:
+        sizes = _context_sizes(context, shape.batch_tokens)
+    finally:
         llama.llama_free(context)
-    caches = [line for line in log.lines if re.search(r"(cache|memory)\w*: size = ", line)]
-    buffers = [line for line in log.lines if re.search(r"(compute|output) buffer size = ", line)]
-    nodes = [found for line in log.lines if (found := _LOGGED_NODES.search(line))]
-    if not buffers or not nodes:
-        raise ModelFileError(f"llama.cpp reported no compute buffer for {model.path}")
-    graph_bytes = _graph_bytes(max(int(found[1]) for found in nodes))
+    tables_bytes = _num_cell_tables(model) * cell_bytes(shape.ctx_tokens)
+    logits_bytes = _LOGIT_BYTES * model.vocabulary.num_tokens
+    graph_bytes = _graph_bytes(sizes.max_nodes)
     thread_bytes = shape.threads * THREAD_SCRATCH_BYTES
-    tables = sum(
-        "kv_cache" in line for line in caches
-    )  # recurrent states have no cells to speak of
     return MemoryNeeds(
-        _logged_bytes(caches) + cell_bytes(shape.ctx_tokens) * max(1, tables),
-        _logged_bytes(buffers) + graph_bytes + thread_bytes,
+        sizes.context_bytes + tables_bytes,
+        sizes.compute_bytes + logits_bytes + graph_bytes + thread_bytes,
     )
 
 
+def _context_sizes(context: Any, batch_tokens: int) -> own.ContextSizes:
+    sizes = own.ContextSizes()
+    own.context_sizes(
+        native.llama_function(native.MEMORY_BREAKDOWN),
+        native.llama_function(native.GRAPH_MAX_NODES),
+        context,
+        batch_tokens,
+        native.pointer_to(sizes),
+    )
+    return sizes
+
+
 def cell_bytes(ctx_tokens: int) -> int:
-    """What a cache's table of its cells takes, beside the cache: even a dry run allocates it."""
+    """What a cache's table of its cells takes when all of them are in use, beside the cache."""
     return _CELL_BYTES * ctx_tokens
+
+
+def _num_cell_tables(model: LlamaModel) -> int:
+    """At most so many caches of the context's length: one, one more for layers that see a window,
+    and those of an indexer or of compressed keys."""
+    num_keys = llama.llama_model_meta_count(model.address)
+    buffer = native.text_buffer(_KEY_BYTES)
+    tables = 1 + (llama.llama_model_n_swa(model.address) > 0)
+    for number in range(num_keys):
+        llama.llama_model_meta_key_by_index(model.address, number, buffer, _KEY_BYTES)
+        if any(word in buffer.value for word in _INDEX_KEYS):
+            return tables + 2
+    return tables
 
 
 def _graph_bytes(max_nodes: int) -> int:
@@ -392,8 +414,3 @@ def _graph_bytes(max_nodes: int) -> int:
     for most models, but hybrid ones get 40 nodes for each token of a batch."""
     tensors_bytes = int(native.ggml_tensor_overhead()) * max_nodes
     return 2 * tensors_bytes + 3 * int(native.ggml_graph_overhead_custom(max_nodes, False))
-
-
-def _logged_bytes(lines: Sequence[str]) -> int:
-    first_sizes = [_LOGGED_SIZE.search(line) for line in lines]
-    return sum(int((float(found[1]) + 0.01) * _MIB) for found in first_sizes if found)

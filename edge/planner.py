@@ -178,8 +178,8 @@ def plan(
 
     `ram` is a size ("6GiB") or a number of bytes; without it, what the machine has free less
     2 GiB. `ctx` defaults to 4096 tokens or what the model was trained for, `threads` to the
-    cores that may be used (see `haversack doctor`), `batch` is the prompt tokens computed at once. Raises BudgetError with the
-    floor, ModelFileError, UnitError.
+    cores that may be used (see `haversack doctor`), `batch` is the prompt tokens computed at once.
+    Raises BudgetError with the floor, ModelFileError, UnitError.
     """
     geometry, ram_bytes = read_geometry(Path(path)), _ram_bytes(ram)
     model = LlamaModel(geometry.path, dry=True)

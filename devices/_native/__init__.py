@@ -299,6 +299,10 @@ ggml_get_type_traits_cpu = prototype(_cpu, "ggml_get_type_traits_cpu", c.POINTER
 llama_model_init_from_user = prototype(
     _llama, "llama_model_init_from_user", _A, _A, SetTensorData, _A, llama.llama_model_params
 )
+# llama_get_memory_breakdown and llama_context::graph_max_nodes, see native/sizes.cpp: exported by
+# the names that C++ gives them, which other compilers may spell in another way
+MEMORY_BREAKDOWN = "_Z26llama_get_memory_breakdownPK13llama_context"
+GRAPH_MAX_NODES = "_ZNK13llama_context15graph_max_nodesEj"
 # void llama_model_save_to_file(const struct llama_model * model, const char * path_model)
 llama_model_save_to_file = prototype(_llama, "llama_model_save_to_file", None, _A, _S)
 
@@ -325,10 +329,22 @@ def move_bytes(target: int, source: int, num_bytes: int) -> None:
     c.memmove(target, source, num_bytes)
 
 
+def llama_function(name: str) -> int:
+    """The address of a function of libllama by its exported name. Raises BindingError without."""
+    function = getattr(_llama, name, None)
+    if function is None:
+        raise BindingError(
+            f"libllama of llama-cpp-python {KNOWN_LLAMA_CPP_PYTHON} exports no {name} here: models"
+            " cannot be planned; build it with GCC or Clang on Linux or macOS"
+        )
+    return address_of_function(function)
+
+
 def address_of_function(function: Any) -> int:
     """Where the code of a C function lies."""
     return int(c.cast(function, Address).value or 0)
 
 
 addressof = c.addressof
+text_buffer = c.create_string_buffer
 pointer_to = c.pointer

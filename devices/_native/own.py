@@ -47,6 +47,12 @@ class ReadCounts(c.Structure):
     )
 
 
+class ContextSizes(c.Structure):
+    """struct Sizes (native/sizes.cpp)"""
+
+    _fields_ = tuple((name, c.c_int64) for name in ("context_bytes", "compute_bytes", "max_nodes"))
+
+
 class TableArrays(c.Structure):
     """struct Table (native/table.hpp)"""
 
@@ -158,7 +164,7 @@ class TokenState(c.Structure):
 
 
 # ----------------------------------------------------------------- prototypes
-# In native/api.cpp.
+# In native/api.cpp and native/sizes.cpp.
 if (_own := _own_library()) is not None:
     ReadPointer = c.POINTER(Read)
     _A, _Reads = Address, c.POINTER(ReadPointer)
@@ -182,6 +188,9 @@ if (_own := _own_library()) is not None:
     readers_by_ring = _own_prototype("readers_by_ring", _B, _A)
     readers_close = _own_prototype("readers_close", None, _A)
     readers_delete = _own_prototype("readers_delete", None, _A)
+    context_sizes = _own_prototype(
+        "context_sizes", None, _A, _A, _A, c.c_uint32, c.POINTER(ContextSizes)
+    )
     _Ggml, _Python, _Table = map(c.POINTER, (TokenGgml, TokenPython, TableArrays))
     _Odds = c.POINTER(TokenOdds)
     token_path_new = _own_prototype("token_path_new", _A, _Ggml, _Python, _Odds, _A)

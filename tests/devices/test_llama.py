@@ -2,20 +2,25 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from haversack.devices import _native as native
+from haversack.devices import llama as devices_llama
 from haversack.devices._native import llama
 from haversack.devices.errors import (
+    BindingError,
     CancelledError,
     ContextError,
     HaversackError,
@@ -32,6 +37,7 @@ from haversack.devices.llama import (
     cell_bytes,
     memory_needs,
 )
+from haversack.devices.logs import LogCapture
 from haversack.devices.memory import anonymous_bytes
 from haversack.tools.synth import TinyShape
 
@@ -412,8 +418,8 @@ def test_a_recurrent_model_starts_again_after_a_failure(
 
 
 # --------------------------------------------------------------------- memory
-ROOMY = ContextShape(ctx_tokens=8192, batch_tokens=256, threads=1)
-# Prints the anonymous memory that a context takes, in a process where nothing else does.
+ROOMY = ContextShape(ctx_tokens=4096, batch_tokens=256, threads=1)
+# Prints the anonymous memory that a full context takes, in a process where nothing else does.
 MEASURE = f"""
 import sys
 from pathlib import Path
@@ -423,7 +429,7 @@ from haversack.devices.memory import anonymous_bytes
 model = LlamaModel(Path(sys.argv[1]))
 before = anonymous_bytes()
 context = LlamaContext(model, {ROOMY})
-for token in range(4):
+for token in range({ROOMY.ctx_tokens // ROOMY.batch_tokens - 1}):
     context.decode([token] * {ROOMY.batch_tokens})
 context.decode([1])
 print(anonymous_bytes() - before)
@@ -444,7 +450,67 @@ def test_bytes_of_the_cache_by_hand(tiny_model: Callable[..., Path]) -> None:
         by_hand = 2 * layers * key_value_heads * head_dim * f16_bytes * ctx_tokens
         by_hand += cell_bytes(ctx_tokens)
         kv_bytes, _ = needs_of(path, ContextShape(ctx_tokens, 64, 1))
-        assert by_hand <= kv_bytes <= by_hand + 0.02 * MIB
+        assert kv_bytes == by_hand
+
+
+# Prints what is needed after the process was given the locale of its first argument.
+NEEDS_IN_LOCALE = f"""
+import locale
+import sys
+from pathlib import Path
+from haversack.devices.llama import ContextShape, LlamaModel, memory_needs
+
+if sys.argv[1]:
+    locale.setlocale(locale.LC_ALL, sys.argv[1])
+    assert locale.localeconv()["decimal_point"] == ","
+print(memory_needs(LlamaModel(Path(sys.argv[2]), dry=True), {ROOMY}))
+"""
+
+
+@pytest.mark.skipif(shutil.which("localedef") is None, reason="localedef makes the locale")
+def test_a_locale_with_decimal_commas_changes_nothing(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    made = subprocess.run(
+        ["localedef", "-i", "de_DE", "-f", "UTF-8", str(tmp_path / "de_DE.UTF-8")],
+        capture_output=True,
+        text=True,
+    )
+    if not (tmp_path / "de_DE.UTF-8").is_dir():
+        pytest.skip(f"this system has no sources of locales: {made.stderr}")
+    path = tiny_model("qwen3moe", shape=SMALL)
+    environment = {**os.environ, "LOCPATH": str(tmp_path)}
+
+    def needed(name: str) -> str:
+        command = [sys.executable, "-c", NEEDS_IN_LOCALE, name, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert needed("de_DE.UTF-8") == needed("")
+
+
+def test_what_is_needed_is_known_without_any_log(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another library may have taken llama.cpp's log for itself."""
+    path = tiny_model("gemma4", shape=SMALL)
+    expected = needs_of(path, ROOMY)
+
+    @contextmanager
+    def silent_logs() -> Iterator[LogCapture]:
+        yield LogCapture()
+
+    monkeypatch.setattr(devices_llama, "captured_logs", silent_logs)
+    assert needs_of(path, ROOMY) == expected
+
+
+def test_a_build_without_the_functions_is_named(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "MEMORY_BREAKDOWN", "llama_of_another_compiler")
+    with pytest.raises(BindingError, match=r"exports no llama_of_another_compiler here: models"):
+        needs_of(tiny_model("qwen3moe", shape=SMALL), ROOMY)
 
 
 def test_larger_batches_need_more(tiny_model: Callable[..., Path]) -> None:

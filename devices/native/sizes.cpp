@@ -1,0 +1,35 @@
+// What a context of llama.cpp takes, asked of llama.cpp itself. Its function returns a C++ map,
+// which Python cannot receive.
+#include <cstddef>
+#include <cstdint>
+#include <map>
+
+namespace {
+
+// struct llama_memory_breakdown_data (llama-ext.h)
+struct Breakdown {
+    size_t model, context, compute;
+};
+
+// std::map<ggml_backend_buffer_type_t, llama_memory_breakdown_data>
+// llama_get_memory_breakdown(const struct llama_context * ctx)
+using GetBreakdown = std::map<void *, Breakdown> (*)(const void *context);
+
+// uint32_t llama_context::graph_max_nodes(uint32_t n_tokens) const
+using GetMaxNodes = uint32_t (*)(const void *context, uint32_t num_tokens);
+
+struct Sizes {
+    int64_t context_bytes, compute_bytes, max_nodes;
+};
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) void
+haversack_context_sizes(GetBreakdown get_breakdown, GetMaxNodes get_max_nodes, const void *context,
+                        uint32_t num_tokens, Sizes *sizes) {
+    *sizes = {0, 0, get_max_nodes(context, num_tokens)};
+    for (const auto &[buffer_type, found] : get_breakdown(context)) {
+        sizes->context_bytes += static_cast<int64_t>(found.context);
+        sizes->compute_bytes += static_cast<int64_t>(found.compute);
+    }
+}
