@@ -110,6 +110,8 @@ def _new_gguf(metadata: Mapping[str, str | int | float | list[int]]) -> Any:
             native.gguf_set_val_str(gguf, name, value.encode())
         elif isinstance(value, float):
             native.gguf_set_val_f32(gguf, name, value)
+        elif isinstance(value, bool):
+            native.gguf_set_val_bool(gguf, name, value)
         else:
             native.gguf_set_val_u32(gguf, name, value)
     return gguf

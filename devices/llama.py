@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from haversack.devices import _native as native
 from haversack.devices._native import KNOWN_GGML, llama, own
+from haversack.devices.causality import refuse_wrong_kind
 from haversack.devices.errors import (
     CancelledError,
     ContextError,
@@ -356,7 +357,8 @@ def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
     """What a context over a `dry` model would allocate, asked of llama.cpp's own dry run.
 
     llama.cpp does not count the row of logits, the tables of cells and what describes its graphs:
-    these are added here. Raises ModelFileError where llama.cpp makes no such context.
+    these are added here. Raises ModelFileError where llama.cpp makes no such context, and where
+    the model is no causal text model.
     """
     with captured_logs() as log, StopFlag().listening():
         context = llama.llama_init_from_model(model.address, _context_params(shape))
@@ -366,6 +368,7 @@ def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
             f" {model.path}: {log.reason()}"
         )
     try:
+        refuse_wrong_kind(model.path, model.address, context)
         sizes = _context_sizes(context, shape.batch_tokens)
     finally:
         llama.llama_free(context)

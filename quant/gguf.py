@@ -13,6 +13,7 @@ from pathlib import Path
 from haversack.devices.errors import ModelFileError
 from haversack.devices.ggml import GgufHeader, TensorInfo
 from haversack.devices.units import format_bytes
+from haversack.quant.kinds import refuse_other_kinds
 
 # llama.cpp's names of the routed experts' weights. Not just "_exps": arctic has a norm called
 # ffn_norm_exps, and biases and scales stay in the trunk.
@@ -90,11 +91,13 @@ class ModelGeometry:
 def read_geometry(path: Path) -> ModelGeometry:
     """The geometry of the GGUF at `path`; of a split model, any part names it.
 
-    Raises ModelFileError: no such file, no GGUF, truncated, a part missing or a wrong one.
+    Raises ModelFileError: no such file, no GGUF, no causal text model, truncated, a part missing
+    or a wrong one.
     """
     paths = part_paths(path)
     headers = open_headers(paths)
     try:
+        refuse_other_kinds(headers)
         for header in headers:
             _refuse_truncated(header)
         _refuse_wrong_parts(headers)

@@ -219,6 +219,8 @@ gguf_remove_key = prototype(_base, "gguf_remove_key", c.c_int64, _A, _S)
 gguf_set_val_u32 = prototype(_base, "gguf_set_val_u32", None, _A, _S, c.c_uint32)
 # void gguf_set_val_f32(struct gguf_context * ctx, const char * key, float val)
 gguf_set_val_f32 = prototype(_base, "gguf_set_val_f32", None, _A, _S, c.c_float)
+# void gguf_set_val_bool(struct gguf_context * ctx, const char * key, bool val)
+gguf_set_val_bool = prototype(_base, "gguf_set_val_bool", None, _A, _S, c.c_bool)
 # void gguf_set_val_str(struct gguf_context * ctx, const char * key, const char * val)
 gguf_set_val_str = prototype(_base, "gguf_set_val_str", None, _A, _S, _S)
 # void gguf_set_arr_data(gguf, const char * key, enum gguf_type, const void * data, size_t n)
@@ -295,6 +297,8 @@ ggml_backend_cpu_set_n_threads = prototype(_cpu, "ggml_backend_cpu_set_n_threads
 # const struct ggml_type_traits_cpu * ggml_get_type_traits_cpu(enum ggml_type type)
 ggml_get_type_traits_cpu = prototype(_cpu, "ggml_get_type_traits_cpu", c.POINTER(TypeTraitsCpu), _I)
 
+# bool llama_get_causal_attn(const struct llama_context * ctx)
+llama_get_causal_attn = prototype(_llama, "llama_get_causal_attn", c.c_bool, _A)
 # struct llama_model * llama_model_init_from_user(gguf, set_tensor_data, void * ud, params)
 llama_model_init_from_user = prototype(
     _llama, "llama_model_init_from_user", _A, _A, SetTensorData, _A, llama.llama_model_params

@@ -273,6 +273,22 @@ def test_a_wrong_option_gets_one_line(arguments: list[str], words: list[str]) ->
     assert_refused(haversack(*arguments), 2, *words)
 
 
+def diffusion_model(folder: Path) -> Path:
+    """A whole model that llama.cpp loads, and which computes a text at once."""
+    metadata = tiny_metadata("llama", TinyShape(num_hidden_layers=2, vocab_size=64))
+    metadata = {name.replace("llama.", "llada.", 1): value for name, value in metadata.items()}
+    metadata["general.architecture"] = "llada"
+    random_model(metadata, lambda _, shape: np.ones(shape, np.float32), folder / "llada.gguf")
+    return folder / "llada.gguf"
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "chat", "bench"])
+def test_a_model_of_another_kind_is_told_by_every_command(command: str, tmp_path: Path) -> None:
+    prompt = ["-p", "1"] if command == "run" else []
+    result = haversack(command, diffusion_model(tmp_path), *prompt)
+    assert_refused(result, 2, "llada.gguf is a diffusion model (llada): haversack runs causal text")
+
+
 def missing(model: Path, folder: Path) -> Path:
     return folder / "missing.gguf"
 
