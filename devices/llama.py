@@ -27,6 +27,7 @@ from haversack.devices.logs import LogCapture, captured_logs
 _LOAD_NONE = 0  # enum llama_load_mode: read into memory, never map
 _NO_VOCABULARY = 0  # enum llama_vocab_type
 _STATUS_NO_ROOM, _STATUS_ABORTED = 1, 2  # of llama_decode
+_SEQUENCE = 0  # the one sequence of a context
 _LOGIT_BYTES = 4
 # llama.cpp's tables hold 48 bytes for each cell, and two nodes of 48 bytes for each one in use.
 _CELL_BYTES = 152
@@ -280,7 +281,17 @@ class LlamaContext:
             )
         self._memory = llama.llama_get_memory(self._context)
         self._batch_tokens = int(llama.llama_n_batch(self._context))
-        self.num_tokens = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens the sequence has, as llama.cpp's own memory tells it: an interrupt
+        cannot leave it wrong."""
+        return int(llama.llama_memory_seq_pos_max(self._memory, _SEQUENCE)) + 1
+
+    @property
+    def holds_every_token(self) -> bool:
+        """Whether the memory of each token is still there; a recurrent layer keeps none of them."""
+        return int(llama.llama_memory_seq_pos_min(self._memory, _SEQUENCE)) == 0
 
     def decode(self, tokens: Sequence[int]) -> None:
         """Append `tokens` (at most a batch) and compute the logits after the last.
@@ -295,7 +306,6 @@ class LlamaContext:
         except BaseException:
             self.forget(start)
             raise
-        self.num_tokens = start + len(tokens)
 
     def _decode(self, tokens: Sequence[int]) -> None:
         # A Python callback for each node is dear: where a hook or a short graph sees the flag
@@ -328,10 +338,8 @@ class LlamaContext:
     def forget(self, position: int) -> None:
         """Drop the tokens from `position` on. A recurrent model cannot drop a part of its
         sequence: then all of it goes, and `num_tokens` is 0."""
-        if not llama.llama_memory_seq_rm(self._memory, 0, position, -1):
+        if not llama.llama_memory_seq_rm(self._memory, _SEQUENCE, position, -1):
             llama.llama_memory_clear(self._memory, True)
-            position = 0
-        self.num_tokens = min(self.num_tokens, position)
 
     @property
     def address(self) -> Any:
@@ -404,7 +412,7 @@ def _num_cell_tables(model: LlamaModel) -> int:
     and those of an indexer or of compressed keys."""
     num_keys = llama.llama_model_meta_count(model.address)
     buffer = native.text_buffer(_KEY_BYTES)
-    tables = 1 + (llama.llama_model_n_swa(model.address) > 0)
+    tables = 1 + int(llama.llama_model_n_swa(model.address) > 0)
     for number in range(num_keys):
         llama.llama_model_meta_key_by_index(model.address, number, buffer, _KEY_BYTES)
         if any(word in buffer.value for word in _INDEX_KEYS):

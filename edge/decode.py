@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ class Decoder:
         self.engine = engine
         self._plan = plan
         self._tokens: list[int] = []
+        self._whole_tokens = 0  # of them, those computed from the start in whole batches
         self._prompt_tokens = self._decoded_tokens = 0
         self._prefill_s = self._decode_s = 0.0
         self._peak_bytes = anonymous_bytes()
@@ -37,8 +39,11 @@ class Decoder:
     def prefill(self, tokens: Sequence[int]) -> None:
         """Make the context hold `tokens`, in batches; logits follow the last.
 
-        What it holds is kept only if `tokens` go on from there, so that a prompt asked for twice
-        is computed twice the same way. Raises ContextError if they do not fit.
+        If `tokens` go on from what the context holds, all of it is kept. Else the whole batches
+        that both begin with are kept, so that the logits are those of a prompt computed anew, and
+        a prompt asked for twice gives the same bits. A model that cannot drop a part of what it
+        holds (see LlamaContext.forget) computes all of it again. Raises ContextError if `tokens`
+        do not fit.
         """
         if len(tokens) > self._plan.shape.ctx_tokens:
             raise ContextError(
@@ -46,18 +51,32 @@ class Decoder:
                 f" {self._plan.shape.ctx_tokens}: shorten it or raise --ctx"
             )
         held = len(self._tokens)
-        self.engine.context.forget(held)  # an interrupt may have left one that is in no book
         goes_on = 0 < held < len(tokens) and list(tokens[:held]) == self._tokens
-        if not goes_on:
-            self.clear()
+        # Also where all is kept: an interrupt may have left a token that is not in the book.
+        self._keep(held if goes_on else self._repeatable(tokens))
         start = time.perf_counter()
         try:
-            for first in range(len(self._tokens), len(tokens), self._plan.shape.batch_tokens):
-                batch = tokens[first : first + self._plan.shape.batch_tokens]
-                self._decode(batch)
-                self._prompt_tokens += len(batch)
+            if goes_on:  # nothing, unless the model could not keep it
+                self._compute(tokens[len(self._tokens) : held])
+            self._compute(tokens[len(self._tokens) :])
         finally:
             self._prefill_s += time.perf_counter() - start
+
+    def _repeatable(self, tokens: Sequence[int]) -> int:
+        """How many tokens in the context are those that `tokens` begin with, computed in the very
+        batches in which they would be computed anew. At least one is left to compute."""
+        if not self.engine.context.holds_every_token:
+            return 0
+        pairs = zip(tokens[:-1], self._tokens[: self._whole_tokens], strict=False)
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return same - same % self._plan.shape.batch_tokens
+
+    def _compute(self, tokens: Sequence[int]) -> None:
+        batch_tokens = self._plan.shape.batch_tokens
+        for first in range(0, len(tokens), batch_tokens):
+            batch = tokens[first : first + batch_tokens]
+            self._decode(batch)
+            self._prompt_tokens += len(batch)
 
     def step(self, token: int) -> None:
         """Append one token; logits follow it. Raises ContextError if there is no room."""
@@ -76,17 +95,32 @@ class Decoder:
 
     def clear(self) -> None:
         """Empty the context."""
-        self.engine.context.forget(0)
-        self._tokens = []
+        self._keep(0)
 
     def _decode(self, tokens: Sequence[int]) -> None:
-        context = self.engine.context
+        start = len(self._tokens)
         try:
-            context.decode(tokens)
+            self.engine.context.decode(tokens)
             self._tokens += tokens
+            if start == self._whole_tokens and len(tokens) == self._plan.shape.batch_tokens:
+                self._whole_tokens += len(tokens)
         finally:
-            del self._tokens[context.num_tokens :]  # a call that failed may lose earlier ones too
+            self._follow_context()  # a call that failed may lose earlier tokens too
             self._peak_bytes = max(self._peak_bytes, anonymous_bytes())
+
+    def _keep(self, num_tokens: int) -> None:
+        """Have the context forget what comes after so many tokens, or all if it must."""
+        try:
+            self.engine.context.forget(num_tokens)
+        finally:
+            self._follow_context()
+
+    def _follow_context(self) -> None:
+        """The book of tokens never says more than the context holds."""
+        del self._tokens[self.engine.context.num_tokens :]
+        batch_tokens = self._plan.shape.batch_tokens
+        whole_held = len(self._tokens) - len(self._tokens) % batch_tokens
+        self._whole_tokens = min(self._whole_tokens, whole_held)
 
     def stats(self) -> Stats:
         """Everything since loading."""
