@@ -1,51 +1,81 @@
 """Stopping a running call: from another thread, or by Ctrl-C.
 
 Python raises KeyboardInterrupt at the next bytecode, which during a call into llama.cpp is the
-first of a callback, where an exception would be lost in the C frame. So while such a call runs,
-Ctrl-C only raises a flag that the callbacks look at, and the call raises when C has returned.
+first of a callback, where an exception would be lost in the C frame; and between two lines that
+belong together it would leave a model's books half written. So while a call runs, Ctrl-C only
+raises a flag that the call looks at, and KeyboardInterrupt is raised at the call's end.
 """
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 
 
 class StopFlag:
-    """Asks the call that runs to stop; safe to set from any thread."""
+    """Asks a call to stop. Any thread and any signal handler may set it: it takes no lock."""
 
     def __init__(self) -> None:
-        self.requested = False
-        self.interrupted = False
+        self._asked = False
+        self._interrupted = False
+        self._call: StopFlag | None = None
 
-    def clear(self) -> None:
-        """Forget an earlier request."""
-        self.requested = self.interrupted = False
+    @property
+    def requested(self) -> bool:
+        """Whether the call that runs is to stop."""
+        return self._asked or self._interrupted or (self._call is not None and self._call.requested)
 
     def request(self) -> None:
         """Ask the running call to stop as soon as it can."""
-        self.requested = True
+        self._asked = True
 
-    def _interrupt(self, _: int, __: FrameType | None) -> None:
-        self.requested = self.interrupted = True
+    def clear(self, call: "StopFlag | None" = None) -> None:
+        """Forget earlier requests. From now on stop where `call` is asked to: a call brings a flag
+        of its own, so that a request which comes too late for it cannot reach the next one."""
+        self._asked = self._interrupted = False
+        self._call = call
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> "Listening":
         """Turn Ctrl-C into a request inside the block, and into KeyboardInterrupt after it.
 
-        Only in the main thread, and only where nobody has installed a handler of their own.
+        Only in the main thread, and only where nobody has installed a handler of their own (an
+        outer block has): then the block changes nothing.
         """
-        main = threading.current_thread() is threading.main_thread()
-        if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-            yield
+        return Listening(self)
+
+    def hear(self, _: int, __: FrameType | None) -> None:
+        """Take note of Ctrl-C: a signal handler."""
+        self._interrupted = True
+
+    def take_interrupt(self) -> bool:
+        """Whether Ctrl-C came since the last time; if so, it is forgotten."""
+        interrupted, self._interrupted = self._interrupted, False
+        return interrupted
+
+
+class Listening:
+    """The block of `StopFlag.listening`. A class and not a generator: Ctrl-C between two lines of
+    a generator that is a context manager would be raised before its block has begun or after."""
+
+    def __init__(self, stop: StopFlag) -> None:
+        self._stop = stop
+        self._active = False
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
             return
-        signal.signal(signal.SIGINT, self._interrupt)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            interrupted, self.interrupted = self.interrupted, False
-        if interrupted:
-            self.clear()
-            raise KeyboardInterrupt
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._stop.take_interrupt()  # one that came while an earlier block was ending
+            self._active = True
+            signal.signal(signal.SIGINT, self._stop.hear)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._active:
+            return
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._stop.take_interrupt():
+            raise KeyboardInterrupt from error

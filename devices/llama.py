@@ -181,20 +181,27 @@ class Vocabulary:
         return self._vocab
 
     def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
-        """Token ids of `text`; special tokens written out in it count as such. `add_special`
-        adds what the model wants at the start. Raises PromptError without a vocabulary."""
+        """Token ids of `text`; special tokens written out in it count as such.
+
+        `add_special` puts the start token first where the model wants one and the text does not
+        begin with it. What some models add at the end is left out: text would be generated after
+        its end. Raises PromptError without a vocabulary.
+        """
         if not self.has_text:
             raise PromptError("the model has no vocabulary: give token ids, not text")
         data = text.encode()
         room = len(data) + 16
         while True:
             tokens = (llama.llama_token * room)()
-            count = llama.llama_tokenize(
-                self._vocab, data, len(data), tokens, room, add_special, True
-            )
+            count = llama.llama_tokenize(self._vocab, data, len(data), tokens, room, False, True)
             if count >= 0:
-                return list(tokens[:count])
+                break
             room = -count
+        found = list(tokens[:count])
+        start = int(llama.llama_vocab_bos(self._vocab))
+        if add_special and llama.llama_vocab_get_add_bos(self._vocab) and found[:1] != [start]:
+            found.insert(0, start)
+        return found
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes of one token; a special token's are empty unless asked for."""
@@ -315,13 +322,12 @@ class LlamaContext:
             self._context, self._on_abort if watched else self._never, None
         )
         batch = (llama.llama_token * len(tokens))(*tokens)
-        status = _STATUS_ABORTED
-        try:
-            with captured_logs() as log, self.stop.listening():
-                status = llama.llama_decode(
-                    self._context, llama.llama_batch_get_one(batch, len(tokens))
-                )
-        finally:  # after Ctrl-C too: an error kept would stop the next call
+        # The hook ends its graph inside the block: cut short by a second Ctrl-C it would keep the
+        # error of this call for the next one.
+        with captured_logs() as log, self.stop.listening():
+            status = llama.llama_decode(
+                self._context, llama.llama_batch_get_one(batch, len(tokens))
+            )
             error = self._hook.end_graph(status == 0) if self._hook is not None else None
         if error is not None:
             raise error

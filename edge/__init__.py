@@ -5,25 +5,32 @@ from haversack import edge
 with edge.load("model.gguf", ram="6GiB") as model:
     for text in model.generate("Once upon a time"):
         print(text, end="")
+
+A name is imported when it is first used: the command line must be able to set its handler of
+Ctrl-C before llama.cpp and NumPy are loaded.
 """
 
-from haversack.devices.errors import (
-    BindingError,
-    BudgetError,
-    CancelledError,
-    ClosedError,
-    ContextError,
-    HaversackError,
-    ModelFileError,
-    PromptError,
-    StorageError,
-    UnitError,
-)
-from haversack.edge.generation import Generation
-from haversack.edge.model import LoadOptions, Model, builtin_model, load
-from haversack.edge.planner import Plan, plan
-from haversack.edge.sampling import Sampling
-from haversack.edge.stats import Stats
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from haversack.devices.errors import (
+        BindingError,
+        BudgetError,
+        CancelledError,
+        ClosedError,
+        ContextError,
+        HaversackError,
+        ModelFileError,
+        PromptError,
+        StorageError,
+        UnitError,
+    )
+    from haversack.edge.generation import Generation
+    from haversack.edge.model import LoadOptions, Model, builtin_model, load
+    from haversack.edge.planner import Plan, plan
+    from haversack.edge.sampling import Sampling
+    from haversack.edge.stats import Stats
 
 __all__ = [
     "BindingError",
@@ -46,3 +53,27 @@ __all__ = [
     "load",
     "plan",
 ]
+
+_MODULES = {
+    "Generation": "haversack.edge.generation",
+    "LoadOptions": "haversack.edge.model",
+    "Model": "haversack.edge.model",
+    "Plan": "haversack.edge.planner",
+    "Sampling": "haversack.edge.sampling",
+    "Stats": "haversack.edge.stats",
+    "builtin_model": "haversack.edge.model",
+    "load": "haversack.edge.model",
+    "plan": "haversack.edge.planner",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULES.get(name, "haversack.devices.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,41 +1,74 @@
-"""The program `haversack`: runs a command, and turns what went wrong into a line and a code."""
+"""The program `haversack`: what must stand before the rest of it is imported, and how it ends.
+
+The imports take a quarter of a second. So that Ctrl-C ends the program without a traceback
+meanwhile, this module imports almost nothing, and `main` sets a handler first.
+"""
 
 import os
+import signal
 import sys
+from contextlib import suppress
+from types import FrameType
+from typing import NoReturn
 
-import typer
-
-from haversack.devices.errors import HaversackError
-from haversack.devices.logs import end_process_on_abort
-from haversack.edge.cli import app
-from haversack.edge.console import notice, prepare_streams
-
-_USAGE_EXIT_CODE = 2
 _INTERRUPTED_EXIT_CODE = 130  # what a shell reports for a program that Ctrl-C ended
+_STANDARD_DESCRIPTORS = (0, 1, 2)
 
 
-def main() -> int:
-    """Run the command line; the exit code."""
-    prepare_streams()
-    end_process_on_abort()
+def main() -> NoReturn:
+    """Run the command line, and end the process with its exit code."""
+    # Under nohup, and in the background of a shell, Ctrl-C is for others.
+    heeds_ctrl_c = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if heeds_ctrl_c:
+        signal.signal(signal.SIGINT, _leave)
+    sys.unraisablehook = _leave_from_where_nothing_can_be_raised
+    _open_standard_descriptors()
     try:
-        code = app(prog_name="haversack", standalone_mode=False)
-    except HaversackError as error:
-        notice(f"haversack: {error}")
-        return error.exit_code
-    except OSError as error:  # no StorageError: the text could not be written out
-        notice(f"haversack: cannot write the output: {error.strerror}: give it room elsewhere")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor can what is left of it
-        return _USAGE_EXIT_CODE
-    except typer.TyperException as error:
-        notice(f"haversack: {error.format_message().rstrip('.')}: see haversack --help")
-        return _USAGE_EXIT_CODE
-    except (KeyboardInterrupt, typer.Abort):
-        code = _INTERRUPTED_EXIT_CODE
-    if code == _INTERRUPTED_EXIT_CODE and sys.stderr.isatty():
-        print(file=sys.stderr)  # the shell's prompt begins a line of its own
-    return int(code or 0)
+        from haversack.edge.program import run
+
+        if heeds_ctrl_c:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = run()
+        if heeds_ctrl_c:
+            signal.signal(signal.SIGINT, _leave)
+    except KeyboardInterrupt:
+        _leave()
+    _end(code)
+
+
+def _leave(_: int = signal.SIGINT, __: FrameType | None = None) -> NoReturn:
+    """End at once, as Ctrl-C does; on a terminal the shell's prompt begins a line of its own."""
+    with suppress(OSError):
+        if os.isatty(2):
+            os.write(2, b"\n")
+    _end(_INTERRUPTED_EXIT_CODE)
+
+
+def _end(code: int) -> NoReturn:
+    """End the process without Python's own shutdown, in which Ctrl-C would print a traceback and
+    threads of ours that still run would be waited for."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, RuntimeError):  # closed, full, or in use right now
+            stream.flush()
+    os._exit(code)
+
+
+def _leave_from_where_nothing_can_be_raised(problem: "sys.UnraisableHookArgs") -> None:
+    """Where Ctrl-C comes in a destructor or a callback of C, Python would only print it."""
+    if problem.exc_type is KeyboardInterrupt:
+        _leave()
+    sys.__unraisablehook__(problem)
+
+
+def _open_standard_descriptors() -> None:
+    """Have a standard stream that is closed lead nowhere: a file opened later would get its number,
+    and what is meant for the stream would be written into that file."""
+    for descriptor in _STANDARD_DESCRIPTORS:
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest number
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -3,9 +3,10 @@
 import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from rich.table import Table
 from rich.text import Text
 
+from haversack.devices.errors import HaversackError
 from haversack.devices.units import format_bytes
 from haversack.edge.model import LoadProgress
 from haversack.edge.stats import Stats
@@ -23,7 +25,15 @@ _SAFE_ON_TERMINAL = {code: "\N{REPLACEMENT CHARACTER}" for code in _CONTROLS if 
 
 
 def prepare_streams() -> None:
-    """Make stdout UTF-8 unless it is a terminal with another encoding; never fail on a letter."""
+    """Make stdout UTF-8 unless it is a terminal with another encoding; never fail on a letter.
+
+    Python sets a stream that is closed to None. Without stderr nothing is told besides the answer;
+    without stdout there is nowhere to write the answer: raises HaversackError.
+    """
+    if sys.stderr is None:  # pyright: ignore[reportUnnecessaryComparison]
+        sys.stderr = open(os.devnull, "w")
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]
+        raise HaversackError("stdout is closed: give it a file or a pipe to write the answer to")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(
@@ -68,8 +78,14 @@ def write_json(values: Mapping[str, Any]) -> None:
 
 
 def notice(message: object) -> None:
-    """Write one line to stderr."""
-    print(one_line(message), file=sys.stderr, flush=True)
+    """Write one line to stderr. That it cannot be written changes neither answer nor exit code."""
+    tell(one_line(message))
+
+
+def tell(text: object) -> None:
+    """Write lines to stderr, as `notice` writes one."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def one_line(message: object) -> str:

@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from haversack.devices.errors import CancelledError, ClosedError
+from haversack.devices.interrupts import StopFlag
 from haversack.devices.llama import Vocabulary
 from haversack.devices.sampler import SamplerChain
 from haversack.edge.decode import Decoder
 from haversack.edge.sampling import Sampling
 from haversack.edge.stats import Stats
 from haversack.edge.text import TextStream
+
+_LOOK_S = 0.1  # how often a call that waits for its turn looks whether it is cancelled
 
 
 def sampler_chain(sampling: Sampling, vocabulary: Vocabulary, seed: int) -> SamplerChain:
@@ -79,21 +82,34 @@ class CallGate:
             yield
 
     @contextmanager
-    def entered(self, call: Callable[[], Closable | None] | None = None) -> Iterator[None]:
+    def entered(
+        self, stop: StopFlag, call: Callable[[], Closable | None] | None = None
+    ) -> Iterator[None]:
         """Hold the model; `call` is a weak reference to what holds it in steps. Raises
-        ClosedError if the model is closed, or held by this same thread."""
+        ClosedError if the model is closed, or held by this same thread; CancelledError if `stop`
+        is set while it waits for its turn."""
         if self._owner == threading.get_ident():
             raise ClosedError(
                 "this thread has a generation that is not finished: read it to its end, or"
                 " close() it first"
             )
-        with self._lock:
+        held = False
+        try:
+            with stop.listening():  # Ctrl-C must not come between these two
+                self._wait_for_turn(stop)
+                held = True
             self.check_open()
             self._owner, self._call = threading.get_ident(), call
-            try:
-                yield
-            finally:
+            yield
+        finally:
+            if held:
                 self._owner = self._call = None
+                self._lock.release()
+
+    def _wait_for_turn(self, stop: StopFlag) -> None:
+        while not self._lock.acquire(timeout=_LOOK_S):
+            if stop.requested:
+                raise CancelledError("the call was cancelled before its turn came")
 
     def refuse(self) -> None:
         """From now on the model is closed to new calls."""
@@ -150,8 +166,13 @@ class Generation:
         return self
 
     def __next__(self) -> str:
-        piece = next(self._pieces)
-        self._shown.append(piece)
+        try:
+            with self._request.stop.listening():
+                piece = next(self._pieces)
+                self._shown.append(piece)
+        except KeyboardInterrupt:
+            self.close()  # whoever keeps the traceback keeps this, and would hold the model
+            raise
         return piece
 
     @property
@@ -163,14 +184,14 @@ class Generation:
         return "".join(self._shown)
 
     def cancel(self) -> None:
-        """End it as soon as possible, from any thread; iteration then stops."""
-        self._request.cancel()
+        """End it as soon as possible, from any thread or signal handler; iteration then stops."""
+        self._request.stop.request()
 
     def close(self) -> None:
         """Let go of the model without reading on; may be called twice."""
         self.cancel()
-        with contextlib.suppress(ValueError):  # another thread runs it: it will stop soon
-            self._pieces.close()
+        with StopFlag().listening(), contextlib.suppress(ValueError):
+            self._pieces.close()  # ValueError: another thread runs it, and will stop soon
         self._request.finish_reason = self.finish_reason or "cancelled"
 
 
@@ -193,33 +214,29 @@ class Request:
         self.generation: weakref.ref[Generation] | None = None
         self._decoder, self._gate = decoder, gate
         self._max_tokens, self._sampling, self._seed = max_tokens, sampling, seed
-        self._cancelled = self._running = False
-        self._turn = threading.Lock()  # a request to stop must not reach the call after this
-
-    def cancel(self) -> None:
-        """Ask it to end, from any thread."""
-        with self._turn:
-            self._cancelled = True
-            if self._running:
-                self._decoder.engine.stop.request()
+        self.stop = StopFlag()  # this call's own: a late request cannot reach the next one
 
     def pieces(self) -> Generator[str, None, None]:
         """The text in pieces, as they are generated."""
-        with self._gate.entered(self.generation), self._counted():
-            engine = self._decoder.engine
-            engine.stop.clear()
-            self._gate.check_open()
-            chain = sampler_chain(self._sampling, engine.model.vocabulary, self._seed)
-            stream = TextStream(self._sampling.stop)
-            try:
-                yield from self._steps(chain, stream)
-            except CancelledError:
-                self.finish_reason = "cancelled"
-            finally:
-                chain.close()
-            rest = stream.finish()
-            if rest:
-                yield rest
+        stream = TextStream(self._sampling.stop)
+        try:
+            with self._gate.entered(self.stop, self.generation), self._counted():
+                yield from self._run(stream)
+        except CancelledError:
+            self.finish_reason = "cancelled"
+        rest = stream.finish()
+        if rest:
+            yield rest
+
+    def _run(self, stream: TextStream) -> Iterator[str]:
+        engine = self._decoder.engine
+        engine.stop.clear(self.stop)
+        self._gate.check_open()  # after it: close() asks to stop once the gate is closed
+        chain = sampler_chain(self._sampling, engine.model.vocabulary, self._seed)
+        try:
+            yield from self._steps(chain, stream)
+        finally:
+            chain.close()
 
     def _steps(self, chain: SamplerChain, stream: TextStream) -> Iterator[str]:
         decoder, vocabulary = self._decoder, self._decoder.engine.model.vocabulary
@@ -260,16 +277,13 @@ class Request:
         return piece
 
     def _raise_if_cancelled(self) -> None:
-        if self._cancelled:
+        if self._decoder.engine.stop.requested:
             raise CancelledError("the generation was cancelled")
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
         before = self._decoder.stats()
-        self._running = True
         try:
             yield
         finally:
-            with self._turn:
-                self._running = False
             self.stats = self._decoder.stats().since(before)

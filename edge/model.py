@@ -21,6 +21,7 @@ from haversack.devices.errors import (
     ModelFileError,
     PromptError,
 )
+from haversack.devices.interrupts import StopFlag
 from haversack.devices.memory import anonymous_bytes
 from haversack.devices.storage import DirectFile, known_speed
 from haversack.devices.units import format_bytes
@@ -30,6 +31,7 @@ from haversack.edge.planner import DEFAULT_BATCH_TOKENS, STREAMED, Plan, plan
 from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.stats import Stats
 from haversack.edge.templates import ChatTemplate
+from haversack.edge.text import without_mark
 from haversack.offload.engine import Engine, LoadHooks, open_resident, open_streamed
 from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes
 from haversack.offload.seam import Forecast, Watcher
@@ -97,13 +99,26 @@ def load(
         planned = model
     else:
         planned = plan(model, ram, ctx, threads, options.batch)
-    return Model(planned, _open(planned, options), seed)
+    stop, loaded = StopFlag(), list[Model]()
+    try:
+        with stop.listening():  # Ctrl-C comes where a step has ended, and leaves nothing behind
+            loaded.append(Model(planned, _open(planned, options, stop), seed))
+    except KeyboardInterrupt:
+        for found in loaded:
+            found.close()
+        raise
+    return loaded[0]
 
 
-def _open(planned: Plan, options: LoadOptions) -> Engine:
-    def report(what: str) -> Callable[[float], None] | None:
-        progress = options.progress
-        return None if progress is None else lambda share: progress(what, share)
+def _open(planned: Plan, options: LoadOptions, stop: StopFlag) -> Engine:
+    def report(what: str) -> Callable[[float], None]:
+        def tell(share: float) -> None:
+            if stop.requested:
+                raise KeyboardInterrupt
+            if options.progress is not None:
+                options.progress(what, share)
+
+        return tell
 
     if planned.mode == STREAMED and sys.platform == "win32":
         raise HaversackError("experts cannot be streamed on Windows: raise --ram until all fits")
@@ -180,7 +195,7 @@ class Model:
         """
         self._gate.check_open()
         chosen = _chosen(sampling, settings)
-        tokens = self.tokenize(prompt)
+        tokens = self.tokenize(without_mark(prompt) if isinstance(prompt, str) else prompt)
         limit = self.plan.shape.ctx_tokens if max_tokens is None else max_tokens
         if limit < 0:
             raise PromptError(f"max_tokens is {max_tokens}: give 0 or more")
@@ -201,10 +216,8 @@ class Model:
         The prompt is rendered by the model file's own template. Raises PromptError if it has
         none or refuses the messages.
         """
-        template = self.chat_template()
-        prompt, bos = template.render(messages), template.bos
-        tokens = self.tokenize(prompt, add_special=not (bos and prompt.startswith(bos)))
-        return self.generate(tokens, max_tokens, sampling, **settings)
+        prompt = self.chat_template().render(messages)
+        return self.generate(self.tokenize(prompt), max_tokens, sampling, **settings)
 
     def chat_template(self) -> ChatTemplate:
         """The model file's chat template. Raises PromptError if it has none."""
@@ -216,7 +229,8 @@ class Model:
         return ChatTemplate(source, bos=bos, eos=eos)
 
     def tokenize(self, prompt: Prompt, add_special: bool = True) -> list[int]:
-        """The ids of `prompt`. Raises PromptError for ids outside the vocabulary, ClosedError."""
+        """The ids of `prompt`. `add_special` puts the model's start token before a text that does
+        not begin with it. Raises PromptError for ids outside the vocabulary, ClosedError."""
         vocabulary = self._engine.model.vocabulary
         if isinstance(prompt, str) and vocabulary.has_text:
             with self._gate.beside():
@@ -272,14 +286,17 @@ class Model:
     def _logit_rows(
         self, checked: Sequence[int], prefill: int, call: Callable[[], Closable | None]
     ) -> Generator[npt.NDArray[np.float32], None, None]:
-        with self._gate.entered(call):
-            self._engine.stop.clear()
+        stop = StopFlag()
+        with self._gate.entered(stop, call):
+            self._engine.stop.clear(stop)
             self._gate.check_open()
-            self._decoder.clear()
-            self._decoder.prefill(checked[:prefill])
+            with stop.listening():
+                self._decoder.clear()
+                self._decoder.prefill(checked[:prefill])
             yield self._decoder.logits()
             for token in checked[prefill:]:
-                self._decoder.step(token)
+                with stop.listening():
+                    self._decoder.step(token)
                 yield self._decoder.logits()
 
     # ------------------------------------------------------------------ state
@@ -314,7 +331,7 @@ class Model:
         called from inside a call of this thread that runs."""
         self._gate.refuse()
         self._engine.stop.request()
-        with self._gate.closing():
+        with StopFlag().listening(), self._gate.closing():
             self._engine.close()
 
     def __enter__(self) -> "Model":

@@ -15,6 +15,7 @@ from jinja2.runtime import Context
 
 from haversack.devices.errors import PromptError
 from haversack.edge.sandbox import METER, Meter, Sandbox, meter_of
+from haversack.edge.text import without_mark
 
 MAX_INDENT = 16
 MAX_DATE_FORMAT_CHARS = 256
@@ -87,7 +88,9 @@ class ChatTemplate:
         check_messages(messages)
         given = {"tools": None, "documents": None} | self._tokens | variables
         given |= {
-            "messages": [dict(message) for message in messages],
+            "messages": [
+                {**message, "content": without_mark(message["content"])} for message in messages
+            ],
             "add_generation_prompt": add_generation_prompt,
         }
         try:

@@ -1,9 +1,15 @@
-"""From token bytes to text that may be shown: whole characters, and nothing of a stop string."""
+"""Text as people give it, and from token bytes to text that may be shown: whole characters, and
+nothing of a stop string."""
 
 import codecs
 from collections.abc import Sequence
 
 from haversack.devices.errors import PromptError
+
+
+def without_mark(text: str) -> str:
+    """`text` without the byte-order mark that some editors put before it: it is no content."""
+    return text.removeprefix("\N{BYTE ORDER MARK}")
 
 
 class TextStream:

@@ -25,7 +25,7 @@ def test_a_request_stays_until_it_is_cleared() -> None:
     stop = StopFlag()
     assert not stop.requested
     stop.request()
-    assert stop.requested and not stop.interrupted
+    assert stop.requested
     stop.clear()
     assert not stop.requested
 
@@ -36,8 +36,35 @@ def test_ctrl_c_is_a_request_inside_the_block_and_an_exception_after_it() -> Non
         signal.raise_signal(signal.SIGINT)
         seen.append(stop.requested)
     assert seen == [True]
-    assert not stop.requested and not stop.interrupted  # the next call is not concerned
+    assert not stop.requested  # the next call is not concerned
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_request_for_one_call_does_not_reach_the_next() -> None:
+    model, first, second = StopFlag(), StopFlag(), StopFlag()
+    model.clear(first)
+    first.request()
+    assert model.requested
+    model.clear(second)
+    first.request()  # too late
+    assert not model.requested
+    second.request()
+    assert model.requested
+
+
+def test_ctrl_c_of_an_earlier_block_is_forgotten() -> None:
+    """It came while that block was ending, and was raised by Python itself."""
+    stop = StopFlag()
+    stop.hear(signal.SIGINT, None)
+    with stop.listening():
+        assert not stop.requested
+    assert not stop.requested
+
+
+def test_ctrl_c_counts_where_the_block_ends_with_an_error() -> None:
+    with pytest.raises(KeyboardInterrupt), StopFlag().listening():
+        signal.raise_signal(signal.SIGINT)
+        raise ZeroDivisionError
 
 
 def test_nothing_happens_without_ctrl_c() -> None:

@@ -175,6 +175,34 @@ def test_special_tokens(speaking: LlamaModel) -> None:
     assert vocabulary.ends(2) and not vocabulary.ends(1)
 
 
+def test_a_text_that_begins_with_the_start_token_gets_no_second(speaking: LlamaModel) -> None:
+    vocabulary = speaking.vocabulary
+    assert vocabulary.tokenize("<s>Once") == vocabulary.tokenize("<s>Once", add_special=False)
+    assert vocabulary.tokenize("<s>Once").count(1) == vocabulary.tokenize("Once").count(1) == 1
+    assert vocabulary.tokenize("<s><s>Once").count(1) == 2  # what is written out stays
+    assert vocabulary.tokenize("<s>") == vocabulary.tokenize("") == [1]
+    assert vocabulary.tokenize("Once<s>")[0] == vocabulary.tokenize("</s>Once")[0] == 1
+
+
+def test_no_end_token_stands_behind_a_text(known_answer_model: Path, tmp_path: Path) -> None:
+    """Some files ask for one: a text that is to go on would have ended."""
+    content = bytearray(known_answer_model.read_bytes())
+    key = b"tokenizer.ggml.add_eos_token"
+    content[content.index(key) + len(key) + 4] = True  # after the value's type
+    path = tmp_path / "adds-eos.gguf"
+    path.write_bytes(content)
+    model = LlamaModel(path, dry=True)
+    assert model.vocabulary.tokenize("Once") == model.vocabulary.tokenize("<s>Once") == [1, 403]
+    model.close()
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\0", "\ufeffOnce", "\u200d", "\ud7ff", "\U0010ffff"])
+def test_strange_text_comes_back_as_it_was(speaking: LlamaModel, text: str) -> None:
+    vocabulary = speaking.vocabulary
+    pieces = map(vocabulary.piece, vocabulary.tokenize(text))
+    assert b"".join(pieces) == b" " + text.encode()
+
+
 def test_a_model_without_a_vocabulary_has_no_text(model: LlamaModel) -> None:
     vocabulary = model.vocabulary
     with pytest.raises(PromptError, match="no vocabulary: give token ids"):
@@ -300,13 +328,9 @@ class CountingFlag(StopFlag):
         super().__init__()
 
     @property
-    def requested(self) -> bool:  # type: ignore[override]
+    def requested(self) -> bool:
         self.looks += 1
-        return self._requested
-
-    @requested.setter
-    def requested(self, value: bool) -> None:
-        self._requested = value
+        return super().requested
 
 
 def test_another_thread_stops_a_long_prefill(tiny_model: Callable[..., Path]) -> None:

@@ -1,0 +1,35 @@
+"""A command from its arguments to its exit code: what went wrong becomes one line."""
+
+import os
+import sys
+
+import typer
+
+from haversack.devices.errors import HaversackError
+from haversack.devices.logs import end_process_on_abort
+from haversack.edge.cli import app
+from haversack.edge.console import notice, prepare_streams
+
+_USAGE_EXIT_CODE = 2
+
+
+def run() -> int:
+    """Run the command line; the exit code. Raises KeyboardInterrupt."""
+    end_process_on_abort()
+    try:
+        prepare_streams()
+        return int(app(prog_name="haversack", standalone_mode=False) or 0)
+    except HaversackError as error:
+        notice(f"haversack: {error}")
+        return error.exit_code
+    except OSError as error:  # no StorageError: the text could not be written out
+        notice(f"haversack: cannot write the output: {error.strerror}: give it room elsewhere")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor can what is left of it
+        return _USAGE_EXIT_CODE
+    except typer.TyperException as error:
+        notice(f"haversack: {error.format_message().rstrip('.')}: see haversack --help")
+        return _USAGE_EXIT_CODE
+    except SystemExit as end:  # typer's answer to a reader that has gone
+        return int(end.code or 0)
+    except typer.Abort:  # what typer makes of Ctrl-C
+        raise KeyboardInterrupt from None
