@@ -9,32 +9,37 @@ from dataclasses import dataclass, fields, replace
 from types import FrameType
 from typing import Any
 
-from haversack.devices.errors import HaversackError, PromptError
-from haversack.edge.console import notice, summary, write_text
+from haversack.devices.errors import ContextError, HaversackError, PromptError, StorageError
+from haversack.edge.console import notice, summary, tell, write_text
 from haversack.edge.generation import Generation
 from haversack.edge.model import Model
 from haversack.edge.options import parsed_number
 from haversack.edge.sampling import Sampling
+from haversack.edge.text import without_mark
 
 Turn = tuple[str, str]  # what the user said, what the model replied
 
 _QUOTES = '"""'
+_SWITCH = {"on": True, "off": False}
+_PROMPT_SHARE = 0.75  # of the context, where a window leaves turns out: the rest is for the reply
 _SHORT_NAMES = {"temp": "temperature", "n": "max_tokens"}
 _NUMBERS = {field.name: field.type for field in fields(Sampling) if field.type in (int, float)}
 _WHY = {
     "length": "stopped at the token limit; /set n NUMBER changes it",
-    "context": "the context is full: /clear, or start with a larger --ctx",
+    "context": "the context is full: /clear, /set window on, or start with a larger --ctx",
     "cancelled": "stopped",
 }
 
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """How replies are made. `max_tokens` None: until the model ends or the context is full."""
+    """How replies are made. `max_tokens` None: until the model ends or the context is full.
+    `window` leaves out the oldest turns once the context is full."""
 
     sampling: Sampling
     system: str | None = None
     max_tokens: int | None = None
+    window: bool = False
 
     def changed(self, name: str, value: str) -> "ChatSettings":
         """The same with one setting changed, named as its option is. Raises PromptError."""
@@ -42,8 +47,12 @@ class ChatSettings:
         field = _SHORT_NAMES.get(field, field)
         if field == "max_tokens":
             return replace(self, max_tokens=parsed_number(name, value, int))
+        if field == "window":
+            if value not in _SWITCH:
+                raise PromptError(f"window is {value!r}: give on or off")
+            return replace(self, window=_SWITCH[value])
         if field not in _NUMBERS:
-            known = ", ".join([*_SHORT_NAMES, *_NUMBERS])
+            known = ", ".join([*_SHORT_NAMES, *_NUMBERS, "window"])
             raise PromptError(f'no setting is called "{name}": give one of {known}')
         kind = int if _NUMBERS[field] is int else float
         setting: dict[str, Any] = {field: parsed_number(name, value, kind)}
@@ -52,26 +61,38 @@ class ChatSettings:
     def __str__(self) -> str:
         values = [f"{name} {getattr(self.sampling, name)}" for name in _NUMBERS]
         limit = "none" if self.max_tokens is None else self.max_tokens
-        return ", ".join([*values, f"max_tokens {limit}"])
+        window = "on" if self.window else "off"
+        return ", ".join([*values, f"max_tokens {limit}", f"window {window}"])
 
 
 class Lines:
-    """Messages as they are typed or piped in: a line each, or several between triple quotes."""
+    """Messages as they are typed or piped in: a line each, or several between triple quotes.
+
+    Raises PromptError where stdin is closed.
+    """
 
     def __init__(self) -> None:
+        if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
+            raise PromptError("stdin is closed: a chat reads its messages there; see haversack run")
+        self._begun = False
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
         if self.interactive:
             with suppress(ImportError):  # gives input() a history and editing keys
                 importlib.import_module("readline")
 
     def read(self) -> str | None:
-        """The next message; None when there are no more or Ctrl-C came twice."""
+        """The next message; None when there are no more or Ctrl-C came twice. Raises StorageError
+        where stdin cannot be read."""
         interrupted = False
         while True:
             try:
                 return self._message()
             except EOFError:
                 return None
+            except UnicodeDecodeError as error:
+                notice(f"haversack: this line is not UTF-8 text ({error.reason}): it is left out")
+            except OSError as error:
+                raise StorageError(f"cannot read the chat from stdin: {error.strerror}") from error
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
@@ -92,24 +113,28 @@ class Lines:
         return text.removesuffix(_QUOTES).strip("\n")
 
     def _line(self, prompt: str) -> str:
-        """One line without its end. Raises EOFError."""
+        """One line without its end. Raises EOFError, OSError, UnicodeDecodeError."""
         if self.interactive:
             return input(prompt)
         data = sys.stdin.buffer.readline()
         if not data:
             raise EOFError
-        return data.decode(errors="replace").rstrip("\r\n")
+        line = data.decode().rstrip("\r\n")
+        first, self._begun = not self._begun, True
+        return without_mark(line) if first else line  # else the first command would be a message
 
 
 class ChatLoop:
     """A conversation. A turn that fails leaves no trace in it."""
 
-    def __init__(self, model: Model, settings: ChatSettings, show_stats: bool) -> None:
+    def __init__(
+        self, model: Model, settings: ChatSettings, lines: Lines, show_stats: bool
+    ) -> None:
         self._model, self._settings, self._show_stats = model, settings, show_stats
         self._turns: list[Turn] = []
         self._last: str | None = None
         self._last_failed = False
-        self._lines = Lines()
+        self._lines = lines
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": self._help,
             "/clear": self._clear,
@@ -134,6 +159,10 @@ class ChatLoop:
                     self._answer(message, self._turns)
             except HaversackError as error:
                 notice(f"haversack: {error}")
+            except KeyboardInterrupt:  # before or after the reply itself
+                if not self._lines.interactive:
+                    raise
+                notice(f"({_WHY['cancelled']})")
 
     def _obey(self, command: str, text: str) -> None:
         if command not in self._commands:
@@ -144,9 +173,7 @@ class ChatLoop:
     def _answer(self, message: str, turns: list[Turn]) -> None:
         """Answer `message` after `turns`; if that succeeds, they are the conversation."""
         self._last, self._last_failed = message, True
-        generation = self._model.chat(
-            self._messages(turns, message), self._settings.max_tokens, self._settings.sampling
-        )
+        generation, turns = self._reply_to(message, turns)
         reply = self._stream(generation)
         if reply or generation.finish_reason != "cancelled":
             self._turns = [*turns, (message, reply)]
@@ -156,6 +183,23 @@ class ChatLoop:
             notice(f"({reason})")
         if self._show_stats and generation.stats is not None:
             notice(f"({summary(generation.stats, len(generation.tokens))})")
+
+    def _reply_to(self, message: str, turns: list[Turn]) -> tuple[Generation, list[Turn]]:
+        """The reply that is to be generated, and the turns that it knows. Raises ContextError."""
+        ctx_tokens, num_turns = self._model.plan.shape.ctx_tokens, len(turns)
+        while True:
+            generation = self._model.chat(
+                self._messages(turns, message), self._settings.max_tokens, self._settings.sampling
+            )
+            fits = generation.prompt_tokens <= ctx_tokens * _PROMPT_SHARE
+            if fits or not turns or not self._settings.window:
+                break
+            turns = turns[1:]
+        if len(turns) < num_turns:
+            notice(f"(the context is full: the oldest {num_turns - len(turns)} turns are left out)")
+        if generation.prompt_tokens > ctx_tokens:
+            raise _too_long(generation.prompt_tokens, ctx_tokens, alone=not turns)
+        return generation, turns
 
     def _messages(self, turns: list[Turn], message: str) -> list[dict[str, str]]:
         system = self._settings.system
@@ -188,8 +232,9 @@ class ChatLoop:
         def cancel(_: int, __: FrameType | None) -> None:
             generation.cancel()
 
-        before = signal.signal(signal.SIGINT, cancel)
+        before = signal.getsignal(signal.SIGINT)
         try:
+            signal.signal(signal.SIGINT, cancel)
             yield
         finally:
             signal.signal(signal.SIGINT, before)
@@ -201,13 +246,14 @@ class ChatLoop:
             "/clear          forget what was said",
             "/regen          answer the last message anew",
             "/set NAME VALUE change a setting: /set temp 0.2; alone: show all",
+            "/set window on  leave out the oldest turns once the context is full",
             "/stats          tokens, speed, hits and bytes since the model was loaded",
             "/plan           how the memory is spent",
             "/exit           leave, as Ctrl-D does",
             '"""             begins and ends a message of several lines',
             "Ctrl-C          stops a reply; twice at the prompt leaves",
         ):
-            print(line, file=sys.stderr)
+            tell(line)
 
     def _clear(self, _: str) -> None:
         self._turns, self._last = [], None
@@ -234,4 +280,18 @@ class ChatLoop:
         notice(summary(stats, stats.tokens))
 
     def _plan(self, _: str) -> None:
-        print(self._model.plan, file=sys.stderr)
+        tell(self._model.plan)
+
+
+def _too_long(num_tokens: int, ctx_tokens: int, *, alone: bool) -> ContextError:
+    """The error of a message that does not fit; `alone`, no earlier turn is with it."""
+    if alone:
+        return ContextError(
+            f"this message has {num_tokens} tokens with what stands around it, the context holds"
+            f" {ctx_tokens}: shorten it, or start with a larger --ctx"
+        )
+    return ContextError(
+        f"the chat has {num_tokens} tokens with this message, the context holds {ctx_tokens}:"
+        " /clear forgets what was said, /set window on leaves out the oldest turns, and a larger"
+        " --ctx at the start holds more"
+    )

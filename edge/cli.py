@@ -14,7 +14,7 @@ import typer
 
 from haversack.devices.errors import HaversackError
 from haversack.devices.units import format_bytes
-from haversack.edge.chat_loop import ChatLoop, ChatSettings
+from haversack.edge.chat_loop import ChatLoop, ChatSettings, Lines
 from haversack.edge.console import (
     end_text,
     load_progress,
@@ -146,9 +146,11 @@ def chat_with_model(
     # the seed goes to the model: replies differ, and the whole chat repeats
     sampling = replace(choice.sampling(), seed=-1)
     system = None if chat.system is None else checked_text("--system", chat.system)
+    settings = ChatSettings(sampling, system, chat.max_tokens, chat.window)
+    lines = Lines()
     with opened(model.plan(), cache, log, choice.chosen_seed()) as loaded:
         loaded.chat_template()  # without one no turn can work
-        ChatLoop(loaded, ChatSettings(sampling, system, chat.max_tokens), log.verbose).run()
+        ChatLoop(loaded, settings, lines, log.verbose).run()
 
 
 @contextmanager

@@ -232,9 +232,17 @@ class RunOptions:
         """The prompt, read from stdin if it comes from there. Raises PromptError."""
         if self.prompt is not None and self.prompt != "-":
             return checked_text("--prompt", self.prompt)
+        if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
+            raise PromptError("no prompt: stdin is closed; give -p TEXT")
         if self.prompt is None and sys.stdin.isatty():
             raise PromptError("no prompt: give -p TEXT, or pipe the text in")
-        return decoded("stdin", sys.stdin.buffer.read()).removesuffix("\n")
+        try:
+            data = sys.stdin.buffer.read()
+        except OSError as error:
+            raise PromptError(
+                f"cannot read the prompt from stdin: {error.strerror}; give -p TEXT"
+            ) from error
+        return decoded("stdin", data).removesuffix("\n")
 
 
 @dataclass(frozen=True)
@@ -248,6 +256,10 @@ class ChatOptions:
         int | None,
         typer.Option("--max-tokens", "-n", metavar="N", help="Tokens of a reply at most."),
     ] = None
+    window: Annotated[
+        bool,
+        typer.Option("--window", help="Leave out the oldest turns once the context is full."),
+    ] = False
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ def test_settings_change_by_the_names_of_their_options() -> None:
     assert settings.changed("temp", "0.25").sampling.temperature == 0.25
     assert settings.changed("--top-k", "7").sampling.top_k == 7
     assert settings.changed("n", "12").max_tokens == 12
-    assert "top_k 40" in str(settings)
+    assert settings.changed("window", "on").window
+    assert "top_k 40" in str(settings) and "window off" in str(settings)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,7 @@ def test_settings_change_by_the_names_of_their_options() -> None:
         ("top-k", "1.5", "top-k is '1.5': give a whole number"),
         ("top-p", "7", "top_p is 7.0"),
         ("stop", "x", 'no setting is called "stop"'),
+        ("window", "open", "window is 'open': give on or off"),
     ],
 )
 def test_a_wrong_setting_says_so(name: str, value: str, words: str) -> None:
@@ -104,6 +106,53 @@ def test_a_turn_that_fails_leaves_no_trace(chat: Chat) -> None:
     assert "the context holds 64" in failed.stderr
     assert failed.returncode == 0
     assert failed.stdout == chat("Once\nThen\n", *options).stdout
+
+
+def test_a_full_context_names_what_helps_in_the_chat(chat: Chat) -> None:
+    """The chat goes on: once it is cleared there is room again."""
+    options = ("-n", "20", "--temp", "0", "--ctx", "64")
+    result = chat("Once\nThen\nOnce\nThen\nThen\n/clear\nOnce\n", *options)
+    assert result.returncode == 0
+    refused = [x for x in result.stderr.splitlines() if x.startswith("haversack: the chat has ")]
+    assert refused and all("/clear" in line and "/set window on" in line for line in refused)
+    replies = result.stdout.splitlines()
+    assert replies[-1] == replies[0]
+
+
+def test_a_window_leaves_out_the_oldest_turns(chat: Chat) -> None:
+    options = ("-n", "20", "--temp", "0", "--ctx", "64")
+    text = "Once\nThen\nOnce\nThen\nOnce\n"
+    result = chat(text, *options, "--window")
+    assert result.returncode == 0
+    assert result.stdout.count("\n") == 5  # each was answered
+    assert "the context is full: the oldest 1 turns are left out" in result.stderr
+    assert chat("/set window on\n" + text, *options).stdout == result.stdout
+    assert "the oldest" not in chat("Once\n", *options, "--window").stderr
+
+
+def test_a_message_that_alone_is_too_long_says_so(chat: Chat) -> None:
+    for window in ((), ("--window",)):
+        result = chat("Once\n" + "word " * 99 + "\n", "-n", "4", "--ctx", "64", *window)
+        assert result.returncode == 0
+        assert "the context holds 64" in result.stderr and "--ctx" in result.stderr
+
+
+def test_a_byte_order_mark_is_no_content(chat: Chat) -> None:
+    greedy = ("-n", "6", "--temp", "0")
+    assert chat("\ufeffOnce\n", *greedy).stdout == chat("Once\n", *greedy).stdout
+    assert chat("\ufeff/system Tom\n").stderr == chat("/system Tom\n").stderr
+    given = chat(" dog\n", *greedy, "--system", "\ufeffTom and his").stdout
+    assert given == chat(" dog\n", *greedy, "--system", "Tom and his").stdout
+
+
+def test_a_line_that_is_no_text_is_left_out(known_answer_model: Path) -> None:
+    command = [*CHAT, str(known_answer_model), "-n", "3", "--temp", "0"]
+    result = subprocess.run(
+        command, input=b"Once\na\xff\nOnce\n", capture_output=True, timeout=60, env=QUIET
+    )
+    assert result.returncode == 0
+    assert result.stdout.count(b"\n") == 2
+    assert b"this line is not UTF-8 text (invalid start byte): it is left out" in result.stderr
 
 
 @pytest.mark.slow

@@ -71,6 +71,24 @@ def test_the_seed_of_the_model_makes_all_repeatable(known_answer_model: Path) ->
 
 
 # -------------------------------------------------------------------- the text
+def test_a_byte_order_mark_is_no_content(storyteller: edge.Model) -> None:
+    def told(prompt: str) -> list[int]:
+        return storyteller.generate(prompt, 5, temperature=0).tokens
+
+    assert told("\ufeffOne day") == told("One day")
+    said, marked = ([{"role": "user", "content": text}] for text in ("A dog", "\ufeffA dog"))
+    plain = storyteller.chat(said, 5, temperature=0)
+    assert storyteller.chat(marked, 5, temperature=0).text == plain.text
+    assert storyteller.tokenize("\ufeffOne day") != storyteller.tokenize("One day")  # as it is
+
+
+def test_a_prompt_that_begins_with_the_start_token_gets_no_second(storyteller: edge.Model) -> None:
+    plain, written = storyteller.generate("One day", 5), storyteller.generate("<s>One day", 5)
+    assert written.prompt_tokens == plain.prompt_tokens
+    said = [{"role": "user", "content": "<s>One day"}]
+    assert storyteller.chat(said, 5).prompt_tokens == plain.prompt_tokens
+
+
 def test_it_ends_before_a_stop_string(storyteller: edge.Model) -> None:
     story = storyteller.generate("", max_tokens=200, temperature=0, stop=(" Lily",))
     assert story.text == EXPECTED.split(" Lily")[0]
