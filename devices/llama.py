@@ -23,6 +23,7 @@ from haversack.devices.errors import (
 from haversack.devices.expert_buffer import ExpertBuffer
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.logs import LogCapture, captured_logs
+from haversack.devices.team import Team
 
 _LOAD_NONE = 0  # enum llama_load_mode: read into memory, never map
 _NO_VOCABULARY = 0  # enum llama_vocab_type
@@ -267,6 +268,7 @@ class LlamaContext:
     ) -> None:
         self.stop = stop or StopFlag()
         self._hook, self._vocab = hook, model.vocabulary
+        self._team = Team(shape.threads)
         params = _context_params(shape)
         if hook is not None:
             function, given = hook.callback or (hook.on_node, None)
@@ -325,9 +327,10 @@ class LlamaContext:
         # The hook ends its graph inside the block: cut short by a second Ctrl-C it would keep the
         # error of this call for the next one.
         with captured_logs() as log, self.stop.listening():
-            status = llama.llama_decode(
-                self._context, llama.llama_batch_get_one(batch, len(tokens))
-            )
+            with self._team.computing(len(tokens)):
+                status = llama.llama_decode(
+                    self._context, llama.llama_batch_get_one(batch, len(tokens))
+                )
             error = self._hook.end_graph(status == 0) if self._hook is not None else None
         if error is not None:
             raise error

@@ -11,14 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
+import llama_cpp.llama_cpp as llama
 import numpy as np
 
-from haversack.devices._openmp import brief_spinning
 from haversack.devices.errors import BindingError
-
-with brief_spinning():
-    import llama_cpp
-    import llama_cpp.llama_cpp as llama
 
 KNOWN_LLAMA_CPP_PYTHON = "0.3.36"
 KNOWN_GGML = "0.25.3"

@@ -206,4 +206,9 @@ if (_own := _own_library()) is not None:
     token_path_withdraw = _own_prototype("token_path_withdraw", None, _A)
     token_path_forget = _own_prototype("token_path_forget", None, _A)
     token_path_delete = _own_prototype("token_path_delete", None, _A)
+    # threads that compute (native/team.hpp); the library is named as bytes
+    team_take_over = _own_prototype("team_take_over", _I, c.c_char_p)
+    team_set = _own_prototype("team_set", None, _I, c.c_double)
+    team_rest = _own_prototype("team_rest", None)
+    team_delayed_s = _own_prototype("team_delayed_s", c.c_double)
     token_path_on_node = int(c.cast(_own.haversack_token_path_on_node, Address).value or 0)

@@ -1,4 +1,6 @@
 // What devices/_native/own.py calls.
+#include "openmp.hpp"
+#include "team.hpp"
 #include "token_path.hpp"
 
 using namespace haversack;
@@ -69,3 +71,10 @@ API void haversack_token_path_release(TokenPath *path) { path->release(); }
 API void haversack_token_path_withdraw(TokenPath *path) { path->withdraw(); }
 API void haversack_token_path_forget(TokenPath *path) { path->forget(); }
 API void haversack_token_path_delete(TokenPath *path) { delete path; }
+
+API int haversack_team_take_over(const char *library) { return take_over_openmp(library); }
+API void haversack_team_set(int num_threads, double spin_s) {
+    Team::own().set(num_threads, spin_s);
+}
+API void haversack_team_rest() { Team::own().rest(); }
+API double haversack_team_delayed_s() { return Team::own().delayed_s(); }

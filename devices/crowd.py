@@ -1,0 +1,137 @@
+"""How many threads compute, and how they wait, on a machine that others use too.
+
+The speed of each setting is measured in the passes that are computed anyway. Plain numbers go in
+and come out: the caller runs the passes.
+"""
+
+from typing import NamedTuple
+
+LONG_SPIN_S = 200e-6  # as long as the steps between two regions of a token take
+SHORT_SPIN_S = 10e-6
+_TRIAL_S, _TRIAL_PASSES = 0.04, 3  # a setting is tried for at least so long
+_HOPELESS = 2.0  # so many times the best one's time: two passes are trial enough
+_BETTER = 0.95  # of the time of the setting in use: less than that is noise
+_WINDOW_S = 0.03  # over which the share of delays is taken
+_CROWDED_SHARE, _FREE_SHARE = 0.10, 0.02
+_FIRST_REST_S, _LONGEST_REST_S = 1.0, 16.0
+_REST_FACTOR = 50  # a round of trials may cost a fiftieth of the time
+
+
+class Setting(NamedTuple):
+    """How a pass is computed: by at most `num_threads` threads, each of which looks for `spin_s`
+    seconds for what it waits for before it sleeps."""
+
+    num_threads: int
+    spin_s: float
+
+
+def settings_for(num_ranks: int) -> list[Setting]:
+    """What is tried for a context of so many ranks: first what suits a machine that is free."""
+    counts = [num_ranks]
+    while counts[-1] > 1:
+        counts.append(counts[-1] // 2)
+    return [Setting(num_ranks, LONG_SPIN_S), *(Setting(num, SHORT_SPIN_S) for num in counts)]
+
+
+class _Trial:
+    """The passes of one setting in a round."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self._num_passes = -1  # the first one also wakes the threads: it does not count
+        self._elapsed_s = 0.0
+
+    def note(self, pass_s: float) -> None:
+        self._num_passes += 1
+        self._elapsed_s += pass_s if self._num_passes else 0.0
+
+    @property
+    def pass_s(self) -> float:
+        """Seconds a pass takes."""
+        return self._elapsed_s / self._num_passes
+
+    def is_enough(self, best_pass_s: float) -> bool:
+        """Whether its speed is known, or known to be far from the best."""
+        if self._num_passes >= 2 and self.pass_s > _HOPELESS * best_pass_s:
+            return True
+        return self._num_passes >= _TRIAL_PASSES and self._elapsed_s >= _TRIAL_S
+
+
+class Crowd:
+    """Chooses the setting of every pass of a context of `num_ranks` ranks.
+
+    All settings are tried in a round, one after the other, and the fastest is used until the next
+    round: when the share of time in which threads were ready and did not run says that others came
+    or went, and else after a rest, which grows while rounds change nothing.
+    """
+
+    def __init__(self, num_ranks: int) -> None:
+        self._settings = settings_for(num_ranks)
+        self._best = 0
+        self._trial: _Trial | None = None
+        self._to_try: list[int] = []
+        self._round: dict[int, float] = {}  # by setting: seconds a pass took in this round
+        self._crowded = False
+        self._window_s = self._window_delayed_s = 0.0
+        self._rested_s, self._rest_s = 0.0, _WINDOW_S
+
+    def setting(self, num_rows: int) -> Setting:
+        """For the next pass. One of many rows has long nodes: all threads compute it."""
+        if num_rows > 1:
+            return self._settings[min(self._best, 1)]
+        return self._settings[self._best if self._trial is None else self._trial.index]
+
+    def note(self, pass_s: float, delayed_s: float) -> None:
+        """A pass of one row took `pass_s` with the setting that was asked for; its threads together
+        were ready and did not run for `delayed_s`, negative where nobody knows."""
+        if len(self._settings) == 2:  # one rank: there is nothing to choose
+            return
+        if self._trial is not None:
+            self._go_on(self._trial, pass_s)
+            return
+        self._rested_s += pass_s
+        if self._others_came_or_went(pass_s, delayed_s):
+            self._rest_s = _FIRST_REST_S
+            self._begin_round()
+        elif self._rested_s >= self._rest_s:
+            self._begin_round()
+
+    def _others_came_or_went(self, pass_s: float, delayed_s: float) -> bool:
+        self._window_s += pass_s * self._settings[self._best].num_threads
+        self._window_delayed_s += max(0.0, delayed_s)
+        if self._window_s < _WINDOW_S:
+            return False
+        share = self._window_delayed_s / self._window_s
+        self._window_s = self._window_delayed_s = 0.0
+        before = self._crowded
+        self._crowded = share > (_FREE_SHARE if before else _CROWDED_SHARE)
+        return self._crowded != before
+
+    # ------------------------------------------------------------------- rounds
+    def _begin_round(self) -> None:
+        others = [index for index in range(len(self._settings)) if index != self._best]
+        self._to_try = [*reversed(others), self._best]
+        self._round = {}
+        self._next_trial()
+
+    def _next_trial(self) -> None:
+        self._trial = _Trial(self._to_try.pop()) if self._to_try else None
+        if self._trial is None:
+            self._end_round()
+
+    def _go_on(self, trial: _Trial, pass_s: float) -> None:
+        trial.note(pass_s)
+        if trial.is_enough(min(self._round.values(), default=float("inf"))):
+            self._round[trial.index] = trial.pass_s
+            self._next_trial()
+
+    def _end_round(self) -> None:
+        fastest = min(self._round, key=self._round.__getitem__)
+        changed = self._round[fastest] < _BETTER * self._round[self._best]
+        if changed:
+            self._best = fastest
+        slowest_s = max(self._round.values())
+        cost_s = _TRIAL_PASSES * slowest_s + _TRIAL_S * len(self._settings)
+        rest_s = _FIRST_REST_S if changed else min(2 * self._rest_s, _LONGEST_REST_S)
+        self._rest_s = max(rest_s, _REST_FACTOR * cost_s if not changed else 0.0)
+        self._rested_s = self._window_s = self._window_delayed_s = 0.0

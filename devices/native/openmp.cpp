@@ -1,0 +1,194 @@
+#include "openmp.hpp"
+
+#include "team.hpp"
+
+#if defined(__linux__)
+
+#include <cstring>
+#include <dlfcn.h>
+#include <link.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+namespace haversack {
+
+namespace {
+
+// OpenMP's own functions, as GCC calls them; used outside of our regions.
+struct OpenMp {
+    void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
+    void (*barrier)();
+    bool (*single_start)();
+    int (*thread_number)();
+    int (*num_threads)();
+} openmp;
+
+void parallel(void (*function)(void *), void *argument, unsigned num_ranks, unsigned flags) {
+    Rank *outside = current_rank;
+    if (outside || num_ranks < 2 || !Team::own().works()) {  // regions in regions are OpenMP's
+        current_rank = nullptr;
+        openmp.parallel(function, argument, num_ranks, flags);
+        current_rank = outside;
+    } else {
+        Team::own().run(function, argument, static_cast<int>(num_ranks));
+    }
+}
+
+void barrier() {
+    if (Rank *rank = current_rank)
+        rank->team->barrier(*rank);
+    else
+        openmp.barrier();
+}
+
+bool single_start() {
+    Rank *rank = current_rank;
+    return rank ? rank->team->single(*rank) : openmp.single_start();
+}
+
+int thread_number() {
+    const Rank *rank = current_rank;
+    return rank ? rank->number : openmp.thread_number();
+}
+
+int num_threads() {
+    const Rank *rank = current_rank;
+    return rank ? rank->team->num_ranks() : openmp.num_threads();
+}
+
+struct Replacement {
+    const char *name;
+    void *ours;
+    void **theirs;
+};
+
+const Replacement REPLACEMENTS[] = {
+    {"GOMP_parallel", reinterpret_cast<void *>(parallel),
+     reinterpret_cast<void **>(&openmp.parallel)},
+    {"GOMP_barrier", reinterpret_cast<void *>(barrier), reinterpret_cast<void **>(&openmp.barrier)},
+    {"GOMP_single_start", reinterpret_cast<void *>(single_start),
+     reinterpret_cast<void **>(&openmp.single_start)},
+    {"omp_get_thread_num", reinterpret_cast<void *>(thread_number),
+     reinterpret_cast<void **>(&openmp.thread_number)},
+    {"omp_get_num_threads", reinterpret_cast<void *>(num_threads),
+     reinterpret_cast<void **>(&openmp.num_threads)},
+};
+constexpr int NUM_REPLACEMENTS = sizeof REPLACEMENTS / sizeof *REPLACEMENTS;
+
+const Replacement *replacement_of(const char *name) {
+    for (const Replacement &known : REPLACEMENTS)
+        if (!std::strcmp(known.name, name)) return &known;
+    return nullptr;
+}
+
+// What a loaded library imports: its tables of addresses that the loader filled in.
+struct Imports {
+    ElfW(Addr) base;
+    const ElfW(Sym) *symbols = nullptr;
+    const char *names = nullptr;
+    const ElfW(Rela) *tables[2] = {};
+    size_t counts[2] = {};
+
+    explicit Imports(const dl_phdr_info &library) : base(library.dlpi_addr) {
+        for (int i = 0; i < library.dlpi_phnum; ++i) {
+            if (library.dlpi_phdr[i].p_type != PT_DYNAMIC) continue;
+            auto *entry = reinterpret_cast<const ElfW(Dyn) *>(base + library.dlpi_phdr[i].p_vaddr);
+            for (; entry->d_tag != DT_NULL; ++entry) note(*entry);
+        }
+    }
+
+    void note(const ElfW(Dyn) &entry) {
+        const auto address = entry.d_un.d_ptr;
+        switch (entry.d_tag) {
+            case DT_SYMTAB: symbols = reinterpret_cast<const ElfW(Sym) *>(address); break;
+            case DT_STRTAB: names = reinterpret_cast<const char *>(address); break;
+            case DT_JMPREL: tables[0] = reinterpret_cast<const ElfW(Rela) *>(address); break;
+            case DT_RELA: tables[1] = reinterpret_cast<const ElfW(Rela) *>(address); break;
+            case DT_PLTRELSZ: counts[0] = entry.d_un.d_val / sizeof(ElfW(Rela)); break;
+            case DT_RELASZ: counts[1] = entry.d_un.d_val / sizeof(ElfW(Rela)); break;
+            default: break;
+        }
+    }
+
+    // Call `visit(name, place)` for every imported symbol and the place of its address.
+    template <typename Visit>
+    void each(Visit visit) const {
+        for (int table = 0; table < 2; ++table) {
+            for (size_t i = 0; tables[table] && i < counts[table]; ++i) {
+                const ElfW(Rela) &rela = tables[table][i];
+                const size_t symbol = ELF64_R_SYM(rela.r_info);
+                if (symbol)
+                    visit(names + symbols[symbol].st_name,
+                          reinterpret_cast<void **>(base + rela.r_offset));
+            }
+        }
+    }
+};
+
+// Whether the loader has put another library's function there, and not yet a part of its own that
+// would look for it at the first call and undo our change.
+bool is_bound(const dl_phdr_info &library, void *address) {
+    Dl_info found;
+    return dladdr(address, &found) &&
+           reinterpret_cast<ElfW(Addr)>(found.dli_fbase) != library.dlpi_addr;
+}
+
+bool is_openmp(const char *name) {
+    return !std::strncmp(name, "GOMP_", 5) || !std::strncmp(name, "omp_", 4) ||
+           !std::strncmp(name, "__kmpc_", 7);
+}
+
+// The loader may have made the page read-only. It stays writable: others of its tables may be too.
+bool replace(void **place, void *address) {
+    const auto page_bytes = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const uintptr_t page = reinterpret_cast<uintptr_t>(place) & ~(page_bytes - 1);
+    if (mprotect(reinterpret_cast<void *>(page), page_bytes, PROT_READ | PROT_WRITE)) return false;
+    *place = address;
+    return true;
+}
+
+struct Search {
+    const char *library;
+    int num_replaced;
+};
+
+int take_over(dl_phdr_info *library, size_t, void *given) {
+    auto &search = *static_cast<Search *>(given);
+    if (!library->dlpi_name || !std::strstr(library->dlpi_name, search.library)) return 0;
+    const Imports imports(*library);
+    if (!imports.symbols || !imports.names) return 1;
+    int num_known = 0, num_unknown = 0;
+    imports.each([&](const char *name, void **place) {
+        if (const Replacement *known = replacement_of(name)) {
+            if (*place != known->ours) *known->theirs = *place;
+            num_known += is_bound(*library, *place);
+        } else if (is_openmp(name)) {
+            ++num_unknown;
+        }
+    });
+    if (num_unknown || num_known != NUM_REPLACEMENTS) return 1;
+    imports.each([&](const char *name, void **place) {
+        if (const Replacement *known = replacement_of(name))
+            search.num_replaced += replace(place, known->ours);
+    });
+    return 1;
+}
+
+}  // namespace
+
+int take_over_openmp(const char *library) {
+    if (!Fiber::SUPPORTED) return 0;
+    Search search{library, 0};
+    dl_iterate_phdr(take_over, &search);
+    return search.num_replaced;
+}
+
+}  // namespace haversack
+
+#else
+
+namespace haversack {
+int take_over_openmp(const char *) { return 0; }
+}  // namespace haversack
+
+#endif

@@ -1,0 +1,63 @@
+"""The threads that compute llama.cpp's graphs, and how they wait for each other.
+
+llama.cpp splits a graph among threads of OpenMP's, which meet after every node. Where other
+programs want the processors too, such threads wait for one that is not running: a token of a small
+model took 10 times as long beside two busy processes on two cores. On Linux our own teams
+(native/team.hpp) take OpenMP's place while a context of ours computes; all else in the process that
+uses llama.cpp keeps OpenMP. A context's `threads` are then ranks: they decide how the work is
+split, and so every bit of the result. How many threads run the ranks, and how long a thread looks
+before it sleeps, may change between two passes.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from haversack.devices._native import own
+from haversack.devices.crowd import Crowd
+
+_LIBRARY = b"libggml-cpu"
+# A user who has said how OpenMP's threads wait keeps OpenMP.
+_USERS_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+
+
+@cache
+def replaces_openmp() -> bool:
+    """Whether our teams compute llama.cpp's graphs; the first call puts them in place."""
+    if any(name in os.environ for name in _USERS_SETTINGS) or sys.platform != "linux":
+        return False
+    return bool(own.team_take_over(_LIBRARY) > 0)
+
+
+class Team:
+    """What computes the passes of one context of `num_ranks` ranks: as many threads as pay, given
+    what else the machine does. Without our teams OpenMP does it, and nothing is adapted."""
+
+    def __init__(self, num_ranks: int) -> None:
+        self._crowd = Crowd(num_ranks) if num_ranks > 1 and replaces_openmp() else None
+        self._thread = 0  # whose team's delays `_delayed_s` are
+        self._delayed_s = 0.0
+
+    @contextmanager
+    def computing(self, num_rows: int) -> Iterator[None]:
+        """A pass of `num_rows` rows is computed in the block, by the calling thread's team."""
+        if self._crowd is None:
+            yield
+            return
+        thread = threading.get_ident()
+        if thread != self._thread:
+            self._thread, self._delayed_s = thread, float(own.team_delayed_s())
+        own.team_set(*self._crowd.setting(num_rows))
+        began_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            pass_s = time.perf_counter() - began_s
+            own.team_rest()
+        if num_rows == 1:
+            before_s, self._delayed_s = self._delayed_s, float(own.team_delayed_s())
+            self._crowd.note(pass_s, self._delayed_s - before_s)
