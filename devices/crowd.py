@@ -9,7 +9,7 @@ from typing import NamedTuple
 LONG_SPIN_S = 200e-6  # as long as the steps between two regions of a token take
 SHORT_SPIN_S = 10e-6
 _TRIAL_S, _TRIAL_PASSES = 0.04, 3  # a setting is tried for at least so long
-_HOPELESS = 2.0  # so many times the best one's time: two passes are trial enough
+_HOPELESS = 2.0  # so many times the best one's time: two passes are trial enough, of twice it one
 _BETTER = 0.95  # of the time of the setting in use: less than that is noise
 _WINDOW_S = 0.03  # over which the share of delays is taken
 _CROWDED_SHARE, _FREE_SHARE = 0.10, 0.02
@@ -38,21 +38,26 @@ class _Trial:
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self._num_passes = -1  # the first one also wakes the threads: it does not count
+        self._first_s: float | None = None  # it also wakes the threads: a pass apart
+        self._num_passes = 0
         self._elapsed_s = 0.0
 
     def note(self, pass_s: float) -> None:
-        self._num_passes += 1
-        self._elapsed_s += pass_s if self._num_passes else 0.0
+        if self._first_s is None:
+            self._first_s = pass_s
+        else:
+            self._num_passes += 1
+            self._elapsed_s += pass_s
 
     @property
     def pass_s(self) -> float:
         """Seconds a pass takes."""
-        return self._elapsed_s / self._num_passes
+        return self._elapsed_s / self._num_passes if self._num_passes else self._first_s or 0.0
 
     def is_enough(self, best_pass_s: float) -> bool:
         """Whether its speed is known, or known to be far from the best."""
-        if self._num_passes >= 2 and self.pass_s > _HOPELESS * best_pass_s:
+        hopeless = _HOPELESS * best_pass_s * (1 if self._num_passes >= 2 else 2)
+        if self._num_passes != 1 and self.pass_s > hopeless:
             return True
         return self._num_passes >= _TRIAL_PASSES and self._elapsed_s >= _TRIAL_S
 
@@ -109,7 +114,8 @@ class Crowd:
 
     # ------------------------------------------------------------------- rounds
     def _begin_round(self) -> None:
-        others = [index for index in range(len(self._settings)) if index != self._best]
+        first = 1 if self._crowded and self._best else 0  # long spins cannot pay beside others
+        others = [index for index in range(first, len(self._settings)) if index != self._best]
         self._to_try = [*reversed(others), self._best]
         self._round = {}
         self._next_trial()
