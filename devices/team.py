@@ -26,11 +26,17 @@ _USERS_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
 @cache
-def replaces_openmp() -> bool:
-    """Whether our teams compute llama.cpp's graphs; the first call puts them in place."""
-    if any(name in os.environ for name in _USERS_SETTINGS) or sys.platform != "linux":
-        return False
-    return bool(own.team_take_over(_LIBRARY) > 0)
+def why_fixed() -> str:
+    """Why OpenMP computes llama.cpp's graphs with a fixed number of threads, or '' where our teams
+    do; the first call puts them in place."""
+    if sys.platform != "linux":
+        return "threads adapt to a busy machine on Linux only"
+    for name in _USERS_SETTINGS:
+        if name in os.environ:
+            return f"{name} is set: unset it to have threads adapt to a busy machine"
+    if own.team_take_over(_LIBRARY) == 0:
+        return "llama.cpp was built with an OpenMP other than GCC's: threads do not adapt"
+    return ""
 
 
 class Team:
@@ -38,7 +44,7 @@ class Team:
     what else the machine does. Without our teams OpenMP does it, and nothing is adapted."""
 
     def __init__(self, num_ranks: int) -> None:
-        self._crowd = Crowd(num_ranks) if num_ranks > 1 and replaces_openmp() else None
+        self._crowd = Crowd(num_ranks) if num_ranks > 1 and not why_fixed() else None
         self._thread = 0  # whose team's delays `_delayed_s` are
         self._delayed_s = 0.0
 

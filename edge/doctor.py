@@ -16,6 +16,7 @@ from haversack.devices.cores import count_cores
 from haversack.devices.llama import ggml_version, system_info
 from haversack.devices.memory import HUGE_PAGE_BYTES, Arena, probe_ram
 from haversack.devices.storage import DirectFile, measure_disk
+from haversack.devices.team import why_fixed
 from haversack.devices.units import format_bytes
 from haversack.edge.model import builtin_model
 from haversack.quant.trunk import list_trunks
@@ -98,6 +99,7 @@ def _processor() -> list[Finding]:
     return [
         Finding("cores", physical, str(physical or "unknown"), "psutil, physical cores"),
         Finding("usable_cores", usable.num_cores, str(usable.num_cores), usable.source),
+        _adapting_threads(),
         Finding(
             "instruction_sets",
             built,
@@ -106,6 +108,12 @@ def _processor() -> list[Finding]:
             remedy if missing else "",
         ),
     ]
+
+
+def _adapting_threads() -> Finding:
+    why = why_fixed()
+    shown = "no" if why else "yes, while others use the processors"
+    return Finding("adapting_threads", not why, shown, "the threads that compute", why)
 
 
 def _cpu_sets() -> set[str]:

@@ -49,3 +49,9 @@ def test_a_library_built_for_less_than_the_cpu_is_told(
     finding = named(examine(tmp_path, None), "instruction_sets")
     assert finding.value == ["FMA", "AVX2"]
     assert "this CPU has AVX512, llama.cpp was built without" in finding.advice
+
+
+def test_threads_that_cannot_adapt_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "why_fixed", lambda: "OMP_WAIT_POLICY is set: unset it")
+    finding = named(examine(tmp_path, None), "adapting_threads")
+    assert finding.value is False and "unset it" in finding.advice
