@@ -208,7 +208,9 @@ if (_own := _own_library()) is not None:
     token_path_delete = _own_prototype("token_path_delete", None, _A)
     # threads that compute (native/team.hpp); the library is named as bytes
     team_take_over = _own_prototype("team_take_over", _I, c.c_char_p)
-    team_set = _own_prototype("team_set", None, _I, c.c_double)
-    team_rest = _own_prototype("team_rest", None)
-    team_delayed_s = _own_prototype("team_delayed_s", c.c_double)
+    # These keep the interpreter's lock: they take less time than letting it go and getting it back.
+    _brief = c.PyDLL(_own._name)
+    team_set = _own_prototype("team_set", None, _I, c.c_double, library=_brief)
+    team_rest = _own_prototype("team_rest", None, library=_brief)
+    team_delayed_s = _own_prototype("team_delayed_s", c.c_double, library=_brief)
     token_path_on_node = int(c.cast(_own.haversack_token_path_on_node, Address).value or 0)

@@ -24,13 +24,14 @@ struct OpenMp {
 } openmp;
 
 void parallel(void (*function)(void *), void *argument, unsigned num_ranks, unsigned flags) {
+    Team *team = Team::working();
     Rank *outside = current_rank;
-    if (outside || num_ranks < 2 || !Team::own().works()) {  // regions in regions are OpenMP's
+    if (team && !outside && num_ranks > 1) {
+        team->run(function, argument, static_cast<int>(num_ranks));
+    } else {  // regions in regions are OpenMP's too
         current_rank = nullptr;
         openmp.parallel(function, argument, num_ranks, flags);
         current_rank = outside;
-    } else {
-        Team::own().run(function, argument, static_cast<int>(num_ranks));
     }
 }
 

@@ -106,6 +106,8 @@ Team &Team::own() {
     return *holder.team;
 }
 
+Team *Team::working() { return holder.team && holder.team->works_ ? holder.team.get() : nullptr; }
+
 Team::~Team() {
     ends_ = true;
     for (auto &helper : helpers_) {

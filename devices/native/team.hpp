@@ -47,6 +47,8 @@ class Team {
   public:
     // The calling thread's team; made at its first use, and anew in a process that was forked.
     static Team &own();
+    // The same if it is there and works, else null.
+    static Team *working();
     ~Team();
 
     // From now on compute this thread's regions, with at most `num_threads` threads; one that waits
@@ -54,7 +56,6 @@ class Team {
     void set(int num_threads, double spin_s);
     // Leave this thread's regions to OpenMP again.
     void rest() { works_ = false; }
-    bool works() const { return works_; }
     // Have `num_ranks` ranks run `function(argument)`; returns when all have.
     void run(void (*function)(void *), void *argument, int num_ranks);
     int num_ranks() const { return num_ranks_; }
