@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
+from haversack.devices import _native as native
 from haversack.devices._native import own
 from haversack.devices.crowd import Crowd
 
-_LIBRARY = b"libggml-cpu"
 # A user who has said how OpenMP's threads wait keeps OpenMP.
 _USERS_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
@@ -34,7 +34,7 @@ def why_fixed() -> str:
     for name in _USERS_SETTINGS:
         if name in os.environ:
             return f"{name} is set: unset it to have threads adapt to a busy machine"
-    if own.team_take_over(_LIBRARY) == 0:
+    if own.team_take_over(native.address_of_function(native.ggml_backend_cpu_init)) == 0:
         return "llama.cpp was built with an OpenMP other than GCC's: threads do not adapt"
     return ""
 

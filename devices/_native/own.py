@@ -206,8 +206,8 @@ if (_own := _own_library()) is not None:
     token_path_withdraw = _own_prototype("token_path_withdraw", None, _A)
     token_path_forget = _own_prototype("token_path_forget", None, _A)
     token_path_delete = _own_prototype("token_path_delete", None, _A)
-    # threads that compute (native/team.hpp); the library is named as bytes
-    team_take_over = _own_prototype("team_take_over", _I, c.c_char_p)
+    # threads that compute (native/team.hpp); the library is named by a function of it
+    team_take_over = _own_prototype("team_take_over", _I, _A)
     # These keep the interpreter's lock: they take less time than letting it go and getting it back.
     _brief = c.PyDLL(_own._name)
     team_set = _own_prototype("team_set", None, _I, c.c_double, library=_brief)

@@ -72,7 +72,7 @@ API void haversack_token_path_withdraw(TokenPath *path) { path->withdraw(); }
 API void haversack_token_path_forget(TokenPath *path) { path->forget(); }
 API void haversack_token_path_delete(TokenPath *path) { delete path; }
 
-API int haversack_team_take_over(const char *library) { return take_over_openmp(library); }
+API int haversack_team_take_over(void *function) { return take_over_openmp(function); }
 API void haversack_team_set(int num_threads, double spin_s) {
     Team::own().set(num_threads, spin_s);
 }

@@ -126,12 +126,10 @@ struct Imports {
     }
 };
 
-// Whether the loader has put another library's function there, and not yet a part of its own that
-// would look for it at the first call and undo our change.
-bool is_bound(const dl_phdr_info &library, void *address) {
+// Where the library that holds `address` begins; 0 where none does.
+ElfW(Addr) base_of(void *address) {
     Dl_info found;
-    return dladdr(address, &found) &&
-           reinterpret_cast<ElfW(Addr)>(found.dli_fbase) != library.dlpi_addr;
+    return dladdr(address, &found) ? reinterpret_cast<ElfW(Addr)>(found.dli_fbase) : 0;
 }
 
 bool is_openmp(const char *name) {
@@ -149,20 +147,22 @@ bool replace(void **place, void *address) {
 }
 
 struct Search {
-    const char *library;
+    ElfW(Addr) base;
     int num_replaced;
 };
 
 int take_over(dl_phdr_info *library, size_t, void *given) {
     auto &search = *static_cast<Search *>(given);
-    if (!library->dlpi_name || !std::strstr(library->dlpi_name, search.library)) return 0;
+    if (library->dlpi_addr != search.base) return 0;
     const Imports imports(*library);
     if (!imports.symbols || !imports.names) return 1;
     int num_known = 0, num_unknown = 0;
     imports.each([&](const char *name, void **place) {
         if (const Replacement *known = replacement_of(name)) {
             if (*place != known->ours) *known->theirs = *place;
-            num_known += is_bound(*library, *place);
+            // An address inside the library is a part of the loader's own: it looks for the function
+            // at the first call, and would undo our change.
+            num_known += base_of(*place) != search.base;
         } else if (is_openmp(name)) {
             ++num_unknown;
         }
@@ -177,9 +177,9 @@ int take_over(dl_phdr_info *library, size_t, void *given) {
 
 }  // namespace
 
-int take_over_openmp(const char *library) {
-    if (!Fiber::SUPPORTED) return 0;
-    Search search{library, 0};
+int take_over_openmp(void *function) {
+    Search search{base_of(function), 0};
+    if (!Fiber::SUPPORTED || !search.base) return 0;
     dl_iterate_phdr(take_over, &search);
     return search.num_replaced;
 }
@@ -189,7 +189,7 @@ int take_over_openmp(const char *library) {
 #else
 
 namespace haversack {
-int take_over_openmp(const char *) { return 0; }
+int take_over_openmp(void *) { return 0; }
 }  // namespace haversack
 
 #endif
