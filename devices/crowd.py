@@ -26,11 +26,15 @@ class Setting(NamedTuple):
 
 
 def settings_for(num_ranks: int) -> list[Setting]:
-    """What is tried for a context of so many ranks: first what suits a machine that is free."""
-    counts = [num_ranks]
-    while counts[-1] > 1:
-        counts.append(counts[-1] // 2)
-    return [Setting(num_ranks, LONG_SPIN_S), *(Setting(num, SHORT_SPIN_S) for num in counts)]
+    """What is tried for a context of so many ranks: first what suits a machine that is free, then
+    threads that sleep soon: all, all but one, half of them, a quarter, ... and one."""
+    counts = {num_ranks, max(1, num_ranks - 1)}
+    halved = num_ranks
+    while halved > 1:
+        halved = (halved + 1) // 2
+        counts.add(halved)
+    brief = [Setting(num, SHORT_SPIN_S) for num in sorted(counts, reverse=True)]
+    return [Setting(num_ranks, LONG_SPIN_S), *brief]
 
 
 class _Trial:

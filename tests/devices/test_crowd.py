@@ -42,8 +42,9 @@ def machine() -> Machine:
     return Machine(Crowd(2))
 
 
-def test_settings_halve_the_threads() -> None:
-    assert [setting.num_threads for setting in settings_for(8)] == [8, 8, 4, 2, 1]
+def test_one_processor_is_left_to_others_or_half_of_them() -> None:
+    assert [setting.num_threads for setting in settings_for(8)] == [8, 8, 7, 4, 2, 1]
+    assert [setting.num_threads for setting in settings_for(2)] == [2, 2, 1]
     assert [setting.num_threads for setting in settings_for(1)] == [1, 1]
 
 
