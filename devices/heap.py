@@ -7,6 +7,13 @@ _KEPT_BYTES = 2**31 - 1  # mallopt takes an int
 _GROWTH_BYTES = 256 * 1024 * 1024
 
 
+def give_back_freed_memory() -> None:
+    """Give what was freed back to the system, from every arena of the heap. The C library keeps it
+    otherwise: 60 MiB after the vocabulary of 262,144 tokens was read and freed. Does nothing where
+    the heap is not glibc's."""
+    native.malloc_trim()
+
+
 def keep_freed_memory() -> bool:
     """Keep freed memory for the next allocation rather than give it back to the system.
 

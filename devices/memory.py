@@ -2,16 +2,19 @@
 
 import contextlib
 import mmap
+import re
 import sys
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import psutil
 
-from haversack.devices._native import address_of, move_bytes
+from haversack.devices._native import address_of, move_bytes, resident_pages
 from haversack.devices.cgroup import group_folders, read_text
 from haversack.devices.errors import BudgetError, ClosedError, HaversackError
 from haversack.devices.units import format_bytes
@@ -24,9 +27,11 @@ __all__ = [
     "PAGE_BYTES",
     "AddressSpace",
     "Arena",
+    "PeakMeter",
     "RamProbe",
     "address_of",
     "anonymous_bytes",
+    "arenas_resident_bytes",
     "move_bytes",
     "probe_ram",
     "process_peak_rss_bytes",
@@ -43,7 +48,14 @@ _LIMIT_FILES = (  # of control groups of version 2 and 1, each with the file of 
     ("memory.limit_in_bytes", "memory.usage_in_bytes"),
     ("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes"),
 )
+_MEMORY_LINES = re.compile(
+    rb"VmHWM:\s+(\d+) kB\nVmRSS:.*\nRssAnon:\s+(\d+) kB\nRssFile:\s+(\d+) kB\nRssShmem:\s+(\d+)"
+)
+_MARK_SLACK_BYTES = 1024 * 1024
 _HUGE_PAGE_MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+_arenas: "weakref.WeakSet[Arena]" = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,65 @@ def process_peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+class PeakMeter:
+    """The most anonymous memory that this process held since the meter was made.
+
+    The kernel keeps the highest resident size ever, VmHWM, file pages included. If it grew between
+    two looks, the peak fell between them, and its anonymous part was at most VmHWM less the file
+    pages, of which the smaller count of both looks is taken. So what was allocated and freed
+    between two looks is seen, and the figure is never too low; it is too high by the file pages
+    that came meanwhile. Where there is no /proc it is the highest of the looks.
+    """
+
+    def __init__(self) -> None:
+        for meter in list(_meters):
+            meter.look()
+        _lower_the_mark()
+        self._status = _Status.read()
+        self._peak_bytes = self._status.anonymous_bytes
+        _meters.add(self)
+
+    def look(self) -> int:
+        """The peak so far, in bytes. About 20 us on Linux."""
+        before, self._status = self._status, _Status.read()
+        peak_bytes = self._status.anonymous_bytes
+        if self._status.mark_bytes != before.mark_bytes:  # it grew, or a newer meter lowered it
+            file_bytes = min(before.file_bytes, self._status.file_bytes)
+            peak_bytes = max(peak_bytes, self._status.mark_bytes - file_bytes)
+        self._peak_bytes = max(self._peak_bytes, peak_bytes)
+        return self._peak_bytes
+
+
+_meters: "weakref.WeakSet[PeakMeter]" = weakref.WeakSet()
+
+
+class _Status(NamedTuple):
+    """One reading of /proc/self/status: the highest resident size ever, and of what it is now the
+    anonymous and the other pages."""
+
+    mark_bytes: int
+    anonymous_bytes: int
+    file_bytes: int
+
+    @classmethod
+    def read(cls) -> "_Status":
+        found = _MEMORY_LINES.search(_read_status())
+        if found is None:
+            return cls(0, anonymous_bytes(), 0)
+        mark, anonymous, files, shared = map(int, found.groups())
+        return cls(mark * 1024, anonymous * 1024, (files + shared) * 1024)
+
+
+def _lower_the_mark() -> None:
+    """Have the kernel count VmHWM from now on, so that an old peak does not hide later ones. Where
+    it may not be lowered, peaks below the old one are seen only if they last until a look."""
+    status = _Status.read()
+    if status.mark_bytes - status.anonymous_bytes - status.file_bytes < _MARK_SLACK_BYTES:
+        return
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "wb", buffering=0) as file:
+        file.write(b"5")
+
+
 class Arena:
     """One anonymous private mapping whose start is aligned to 2 MiB, on huge pages if possible.
 
@@ -118,6 +189,7 @@ class Arena:
         self.huge_pages = _advise_huge_pages(mapping, skip_bytes, num_bytes)
         self._mapping: mmap.mmap | None = mapping
         self._bytes: npt.NDArray[np.uint8] | None = whole[skip_bytes : skip_bytes + num_bytes]
+        _arenas.add(self)
 
     @property
     def bytes(self) -> npt.NDArray[np.uint8]:
@@ -125,6 +197,14 @@ class Arena:
         if self._bytes is None:
             raise ClosedError("the arena is closed: its bytes are gone")
         return self._bytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """How much of it is in memory now: pages that were touched. 0 after `close`."""
+        if self._mapping is None:
+            return 0
+        num_pages = -(-self.num_bytes // mmap.PAGESIZE)
+        return resident_pages(self.address, num_pages, mmap.PAGESIZE) * mmap.PAGESIZE
 
     def close(self) -> None:
         """Give the memory back; a second call does nothing.
@@ -143,6 +223,12 @@ class Arena:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def arenas_resident_bytes() -> int:
+    """What all open arenas of this process hold together: less than their sizes while parts were
+    never touched. Takes about 5 ms for each GiB."""
+    return sum(arena.resident_bytes for arena in list(_arenas))
 
 
 class AddressSpace:
@@ -230,12 +316,20 @@ def _read_int(file: Path) -> int | None:
 
 
 def _status_bytes(field: bytes) -> int | None:
-    """A "Field:  123 kB" line of /proc/self/status; unbuffered, as it is read once per token."""
+    """A "Field:  123 kB" line of /proc/self/status; None where there is none."""
+    return _bytes_of(_read_status(), field)
+
+
+def _read_status() -> bytes:
+    """/proc/self/status, empty where there is none; unbuffered, as it is read once per token."""
     try:
         with open("/proc/self/status", "rb", buffering=0) as file:
-            status = file.read(65536)
+            return file.read(65536)
     except OSError:
-        return None
+        return b""
+
+
+def _bytes_of(status: bytes, field: bytes) -> int | None:
     start = status.find(field)
     return None if start < 0 else int(status[start + len(field) :].split(None, 1)[0]) * 1024
 

@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from haversack.edge.generation import Generation
     from haversack.edge.model import LoadOptions, Model, builtin_model, load
     from haversack.edge.planner import Plan, plan
+    from haversack.edge.ram_budget import Budget
     from haversack.edge.sampling import Sampling
     from haversack.edge.stats import Stats
 
 __all__ = [
     "BindingError",
+    "Budget",
     "BudgetError",
     "CancelledError",
     "ClosedError",
@@ -55,6 +57,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Budget": "haversack.edge.ram_budget",
     "Generation": "haversack.edge.generation",
     "LoadOptions": "haversack.edge.model",
     "Model": "haversack.edge.model",

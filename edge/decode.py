@@ -2,29 +2,43 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
 
 from haversack.devices.errors import ContextError
-from haversack.devices.memory import anonymous_bytes
+from haversack.devices.ledger import Holding, ledger
+from haversack.devices.memory import PeakMeter
 from haversack.edge.planner import Plan
 from haversack.edge.stats import Stats
 from haversack.offload.engine import Engine
 
 
 class Decoder:
-    """The tokens in an engine's context, and the clock beside it."""
+    """The tokens in an engine's context, and the clock beside it.
 
-    def __init__(self, engine: Engine, plan: Plan) -> None:
+    `holding` grows by the memory that a batch takes if it is wider than all before it. `peak`
+    looks at the process after each pass; by default it begins now.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        plan: Plan,
+        holding: Holding | None = None,
+        peak: PeakMeter | None = None,
+    ) -> None:
         self.engine = engine
         self._plan = plan
+        self._holding, self._peak = holding or Holding(0, 0), peak or PeakMeter()
+        self._widest_tokens = 0
         self._tokens: list[int] = []
         self._whole_tokens = 0  # of them, those computed from the start in whole batches
         self._prompt_tokens = self._decoded_tokens = 0
         self._prefill_s = self._decode_s = 0.0
-        self._peak_bytes = anonymous_bytes()
+        self._peak_bytes = self._peak.look()
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -99,14 +113,17 @@ class Decoder:
 
     def _decode(self, tokens: Sequence[int]) -> None:
         start = len(self._tokens)
+        widest = len(tokens) > self._widest_tokens
         try:
-            self.engine.context.decode(tokens)
+            with ledger.measured(self._holding) if widest else nullcontext():
+                self.engine.context.decode(tokens)
+            self._widest_tokens = max(self._widest_tokens, len(tokens))
             self._tokens += tokens
             if start == self._whole_tokens and len(tokens) == self._plan.shape.batch_tokens:
                 self._whole_tokens += len(tokens)
         finally:
             self._follow_context()  # a call that failed may lose earlier tokens too
-            self._peak_bytes = max(self._peak_bytes, anonymous_bytes())
+            self._peak_bytes = self._peak.look()
 
     def _keep(self, num_tokens: int) -> None:
         """Have the context forget what comes after so many tokens, or all if it must."""

@@ -2,9 +2,12 @@
 
 import random
 import sys
+import threading
 import weakref
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.resources import files
 from operator import index
 from pathlib import Path
@@ -21,13 +24,16 @@ from haversack.devices.errors import (
     ModelFileError,
     PromptError,
 )
+from haversack.devices.heap import give_back_freed_memory
 from haversack.devices.interrupts import StopFlag
-from haversack.devices.memory import anonymous_bytes
+from haversack.devices.ledger import ledger
+from haversack.devices.memory import PeakMeter
 from haversack.devices.storage import DirectFile, known_speed
 from haversack.devices.units import format_bytes
 from haversack.edge.decode import Decoder
 from haversack.edge.generation import CallGate, Closable, Generation, Request
 from haversack.edge.planner import DEFAULT_BATCH_TOKENS, STREAMED, Plan, plan
+from haversack.edge.ram_budget import Budget, Lease
 from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.stats import Stats
 from haversack.edge.templates import ChatTemplate
@@ -77,7 +83,7 @@ def builtin_model() -> Path:
 
 def load(
     model: str | Path | Plan,
-    ram: str | int | None = None,
+    ram: str | int | Budget | None = None,
     ctx: int | None = None,
     threads: int | None = None,
     seed: int | None = None,
@@ -86,7 +92,9 @@ def load(
     """A model ready to generate, inside `ram` bytes of anonymous memory of this process.
 
     `model` is the path of a GGUF (any part of a split one) or a plan; with a plan, `ram`, `ctx`
-    and `threads` must not be given. `ram` is a size ("6GiB") or bytes, see `plan`. `seed` makes
+    and `threads` must not be given. `ram` is a size ("6GiB"), bytes, or a `Budget` that several
+    models share, see `plan`: the process never takes more than what its open models were given
+    together. One model is loaded at a time; loads of other threads wait. `seed` makes
     all sampling repeatable. The first load of a model writes its trunk file into the cache.
 
     Raises BudgetError, ModelFileError, StorageError, UnitError, KeyboardInterrupt; nothing is
@@ -101,8 +109,9 @@ def load(
         planned = plan(model, ram, ctx, threads, options.batch)
     stop, loaded = StopFlag(), list[Model]()
     try:
-        with stop.listening():  # Ctrl-C comes where a step has ended, and leaves nothing behind
-            loaded.append(Model(planned, _open(planned, options, stop), seed))
+        # Ctrl-C comes where a step has ended, and leaves nothing behind
+        with ledger.loading(), stop.listening():
+            loaded.append(_loaded(planned, options, stop, seed))
     except KeyboardInterrupt:
         for found in loaded:
             found.close()
@@ -110,7 +119,55 @@ def load(
     return loaded[0]
 
 
-def _open(planned: Plan, options: LoadOptions, stop: StopFlag) -> Engine:
+def _loaded(planned: Plan, options: LoadOptions, stop: StopFlag, seed: int | None) -> "Model":
+    lease = _lease(planned)
+    try:
+        with ledger.measured(lease.holding):
+            peak = PeakMeter()
+            engine = _open(planned, options, stop, lease)
+        return Model(planned, Decoder(engine, planned, lease.holding, peak), lease, seed)
+    except BaseException:
+        give_back_freed_memory()
+        lease.close()
+        raise
+
+
+def _lease(planned: Plan) -> Lease:
+    """The model's part of its budget. Raises BudgetError where the process or other models have
+    taken more since it was planned than the least part leaves."""
+    budget = planned.shared or Budget(planned.ram_bytes)
+    process_bytes = max(planned.process_bytes, ledger.others_bytes())
+    room_bytes = budget.room_bytes - process_bytes
+    slots_bytes = planned.slot_bytes if planned.mode == STREAMED else 0
+    fixed_bytes = planned.own_bytes - slots_bytes
+    if planned.own_bytes > room_bytes:
+        if planned.mode != STREAMED:
+            raise _overtaken(planned.own_bytes, process_bytes, budget)
+        slots_bytes = pools_bytes(_smaller_pools(planned, room_bytes - fixed_bytes))
+        if fixed_bytes + slots_bytes > room_bytes:
+            raise _overtaken(fixed_bytes + slots_bytes, process_bytes, budget)
+    return budget.reserve(fixed_bytes + slots_bytes, fixed_bytes)
+
+
+def _smaller_pools(planned: Plan, room_bytes: int) -> Sequence[PoolPlan]:
+    """Pools of at most `room_bytes`, but never less than the floor."""
+    geometry = planned.geometry
+    return plan_pools(geometry.layers, geometry.num_experts_per_tok, max(0, room_bytes))
+
+
+def _overtaken(need_bytes: int, process_bytes: int, budget: Budget) -> BudgetError:
+    others_bytes = budget.limit_bytes - budget.room_bytes
+    beside = f" and {format_bytes(others_bytes)} for other models" if others_bytes else ""
+    return BudgetError(
+        f"the process holds {format_bytes(process_bytes)} already, so the budget of"
+        f" {format_bytes(budget.limit_bytes)} with it{beside} does not hold the"
+        f" {format_bytes(need_bytes)} that this model needs: close what is open, or raise --ram",
+        need_bytes=need_bytes + process_bytes + others_bytes,
+        have_bytes=budget.limit_bytes,
+    )
+
+
+def _open(planned: Plan, options: LoadOptions, stop: StopFlag, lease: Lease) -> Engine:
     def report(what: str) -> Callable[[float], None]:
         def tell(share: float) -> None:
             if stop.requested:
@@ -136,28 +193,23 @@ def _open(planned: Plan, options: LoadOptions, stop: StopFlag) -> Engine:
         options.native,
         options.warm_start,
     )
-    return open_streamed(planned.geometry, trunk, planned.shape, lambda: _measured(planned), hooks)
+    pools = partial(_measured, planned, lease)
+    return open_streamed(planned.geometry, trunk, planned.shape, pools, hooks)
 
 
-def _measured(planned: Plan) -> Sequence[PoolPlan]:
-    """The planned pools, or smaller ones where the process has already taken more than planned.
-
-    Raises BudgetError if not even the floor is left.
-    """
-    taken_bytes = anonymous_bytes() + planned.kv_bytes + planned.compute_bytes
-    left_bytes = planned.ram_bytes - taken_bytes
+def _measured(planned: Plan, lease: Lease) -> Sequence[PoolPlan]:
+    """The planned pools, or smaller ones where less is left than was planned: the trunk is loaded
+    now, so that what it took is known. Raises BudgetError if not even the floor is left."""
+    budget, holding = lease.budget, lease.holding
+    taken_bytes = ledger.others_bytes() + planned.kv_bytes + planned.compute_bytes
+    room_bytes = budget.room_bytes + holding.reserved_bytes
+    reserved_bytes = holding.reserved_bytes - holding.most_bytes
+    left_bytes = min(room_bytes - taken_bytes, reserved_bytes)
     if pools_bytes(planned.pools) <= left_bytes:
         return planned.pools
-    geometry = planned.geometry
-    pools = plan_pools(geometry.layers, geometry.num_experts_per_tok, left_bytes)
+    pools = _smaller_pools(planned, left_bytes)
     if pools_bytes(pools) > left_bytes:
-        raise BudgetError(
-            f"the process holds {format_bytes(anonymous_bytes())} already, so the budget of"
-            f" {format_bytes(planned.ram_bytes)} leaves {format_bytes(max(0, left_bytes))} for"
-            f" experts, which need {format_bytes(pools_bytes(pools))}: raise --ram",
-            need_bytes=taken_bytes + pools_bytes(pools),
-            have_bytes=planned.ram_bytes,
-        )
+        raise _overtaken(pools_bytes(pools), taken_bytes, budget)
     return pools
 
 
@@ -168,10 +220,12 @@ class Model:
     fails, say) the model stays usable.
     """
 
-    def __init__(self, planned: Plan, engine: Engine, seed: int | None) -> None:
+    def __init__(self, planned: Plan, decoder: Decoder, lease: Lease, seed: int | None) -> None:
         self.plan = planned
-        self._engine = engine
-        self._decoder = Decoder(engine, planned)
+        self._engine: Engine | None = decoder.engine
+        self._decoder, self._lease = decoder, lease
+        self._state = threading.Lock()  # held while figures are read, and freed
+        self._last_stats: Stats | None = None
         self._gate = CallGate()
         self._random = random.Random(seed)
         self._seed = seed
@@ -221,8 +275,8 @@ class Model:
 
     def chat_template(self) -> ChatTemplate:
         """The model file's chat template. Raises PromptError if it has none."""
-        with self._gate.beside():
-            source, vocabulary = self._engine.model.chat_template, self._engine.model.vocabulary
+        with self._in_use() as engine:
+            source, vocabulary = engine.model.chat_template, engine.model.vocabulary
             bos, eos = vocabulary.bos, vocabulary.eos
         if source is None:
             raise PromptError(f"{self.plan.path.name} has no chat template: use run or generate()")
@@ -231,9 +285,9 @@ class Model:
     def tokenize(self, prompt: Prompt, add_special: bool = True) -> list[int]:
         """The ids of `prompt`. `add_special` puts the model's start token before a text that does
         not begin with it. Raises PromptError for ids outside the vocabulary, ClosedError."""
-        vocabulary = self._engine.model.vocabulary
-        if isinstance(prompt, str) and vocabulary.has_text:
-            with self._gate.beside():
+        with self._in_use() as engine:
+            vocabulary = engine.model.vocabulary
+            if isinstance(prompt, str) and vocabulary.has_text:
                 return vocabulary.tokenize(_encodable(prompt), add_special=add_special)
         try:
             ids = map(int, prompt.split()) if isinstance(prompt, str) else map(index, prompt)
@@ -262,10 +316,20 @@ class Model:
         """Logits (len(tokens) - prefill + 1, vocabulary) float32: after the first `prefill`
         tokens, computed in one batch, and after each of the others, computed one at a time.
 
-        A `prefill` above the plan's batch takes several. Raises PromptError, ContextError,
-        StorageError.
+        A `prefill` above the plan's batch takes several. The rows must fit into what the budget
+        has free. Raises PromptError, ContextError, BudgetError, StorageError.
         """
-        return np.stack(list(self.iter_logits(tokens, prefill)))
+        rows = self.iter_logits(tokens, prefill)
+        num_rows, num_columns = len(tokens) - prefill + 1, self.vocab_size
+        row_bytes = num_columns * np.dtype(np.float32).itemsize
+        what, knob = f"{num_rows} rows of logits", "take them one by one with iter_logits"
+        need_bytes = (num_rows + 1) * row_bytes  # a row is copied from one of its own
+        with self._lease.budget.borrowed(need_bytes, what, knob) as holding, closing(rows):
+            logits = np.empty((num_rows, num_columns), np.float32)
+            for number, row in enumerate(rows):
+                logits[number] = row
+                holding.grow(row_bytes)
+        return logits
 
     def iter_logits(
         self, tokens: Sequence[int], prefill: int
@@ -288,7 +352,7 @@ class Model:
     ) -> Generator[npt.NDArray[np.float32], None, None]:
         stop = StopFlag()
         with self._gate.entered(stop, call):
-            self._engine.stop.clear(stop)
+            self._decoder.engine.stop.clear(stop)
             self._gate.check_open()
             with stop.listening():
                 self._decoder.clear()
@@ -302,12 +366,14 @@ class Model:
     # ------------------------------------------------------------------ state
     @property
     def vocab_size(self) -> int:
-        """How many tokens there are: ids go from 0 to one less."""
-        return self._engine.model.vocabulary.num_tokens
+        """How many tokens there are: ids go from 0 to one less. Raises ClosedError."""
+        with self._in_use() as engine:
+            return engine.model.vocabulary.num_tokens
 
     def stats(self) -> Stats:
-        """Totals since loading."""
-        return self._decoder.stats()
+        """Totals since loading; those of its whole life once the model is closed."""
+        with self._state:
+            return self._last_stats or self._decoder.stats()
 
     def watch_routing(self, watcher: Watcher | None, forecast: Forecast | None = None) -> None:
         """Have `watcher` told of every router's choice while the model runs: the layer, the ids
@@ -316,23 +382,41 @@ class Model:
 
         Nothing is read ahead meanwhile but what `forecast` says, if it is given: from a layer's
         number, the experts that it may choose for the token under way, the likeliest first. Raises
-        HaversackError where no expert is streamed: nobody looks at the routers then."""
-        if self._engine.seam is None:
-            raise HaversackError("all experts are in memory and no router is watched: lower --ram")
-        self._engine.seam.watch(watcher, forecast)
+        HaversackError where no expert is streamed, as no router is looked at then, ClosedError."""
+        with self._in_use() as engine:
+            if engine.seam is None:
+                raise HaversackError(
+                    "all experts are in memory and no router is watched: lower --ram"
+                )
+            engine.seam.watch(watcher, forecast)
 
     def check_integrity(self) -> None:
-        """Raise AssertionError unless our own books agree; for tests and the worried."""
-        if self._engine.store is not None:
-            self._engine.store.check_integrity()
+        """Raise AssertionError unless our own books agree; for tests and the worried. Raises
+        ClosedError."""
+        with self._in_use() as engine:
+            if engine.store is not None:
+                engine.store.check_integrity()
+
+    @contextmanager
+    def _in_use(self) -> Iterator[Engine]:
+        """The engine, which is not freed inside the block. Raises ClosedError."""
+        with self._gate.beside():
+            assert self._engine is not None, "a model that is open has an engine"
+            yield self._engine
 
     def close(self) -> None:
-        """Stop a call that runs, free all memory; may be called twice. Raises ClosedError if
-        called from inside a call of this thread that runs."""
+        """Stop a call that runs and give all memory back to the system; may be called twice.
+        Raises ClosedError if called from inside a call of this thread that runs."""
         self._gate.refuse()
-        self._engine.stop.request()
-        with StopFlag().listening(), self._gate.closing():
+        self._decoder.engine.stop.request()
+        with StopFlag().listening(), self._gate.closing(), self._state:
+            if self._engine is None:
+                return
+            self._last_stats = self._last_stats or self._decoder.stats()  # else it was interrupted
             self._engine.close()
+            give_back_freed_memory()
+            self._lease.close()
+            self._engine = None
 
     def __enter__(self) -> "Model":
         return self

@@ -1,13 +1,15 @@
 """The planner: how a budget is spent, worked out before anything is allocated."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from haversack.devices.budget import MemoryBudget
 from haversack.devices.cores import usable_cores
 from haversack.devices.errors import BudgetError, PromptError
+from haversack.devices.heap import give_back_freed_memory
+from haversack.devices.ledger import ledger
 from haversack.devices.llama import (
     ContextShape,
     LlamaModel,
@@ -15,8 +17,9 @@ from haversack.devices.llama import (
     cell_bytes,
     memory_needs,
 )
-from haversack.devices.memory import anonymous_bytes, probe_ram
+from haversack.devices.memory import probe_ram
 from haversack.devices.units import format_bytes, parse_bytes
+from haversack.edge.ram_budget import Budget
 from haversack.offload.executor import scratch_bytes
 from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes, slot_bytes
 from haversack.quant.gguf import ModelGeometry, read_geometry
@@ -28,8 +31,6 @@ DEFAULT_BATCH_TOKENS = 512
 _MAX_CTX_TOKENS = 2**31 - 1  # positions are int32
 _MAX_THREADS = 512  # GGML_MAX_N_THREADS
 _MIB = 1024 * 1024
-_PROCESS_BYTES = 64 * _MIB  # measured: interpreter, libraries and threads take 36 to 53
-_PROCESS_SLACK_BYTES = 32 * _MIB  # where it takes more, as in somebody's application
 _VOCABULARY_FACTOR = 10  # measured: a vocabulary takes 9 to 10 times its bytes in the header
 _RESERVE_RAM_BYTES = 2048 * _MIB  # left to the rest of the system where no budget is given
 _ROW_ID_BYTES = 8  # of a (row, expert) pair in llama.cpp's scratch for MUL_MAT_ID
@@ -41,9 +42,11 @@ class Plan:
     """How `ram_bytes` are spent on one model. All figures are bytes and add up to the budget.
 
     `trunk_bytes` weights but the routed experts; `kv_bytes` the context's cache; `compute_bytes`
-    scratch; `reserve_bytes` the process itself; `slot_bytes` room for experts (all of them in
+    scratch; `reserve_bytes` what else the model takes and, of it, `process_bytes` the process
+    itself: everything in it but open models. `slot_bytes` room for experts (all of them in
     mode "resident"); `headroom_bytes` what stays free. `floor_bytes` is the least budget that
-    works, `full_bytes` the one from which no expert is streamed.
+    works, `full_bytes` the one from which no expert is streamed. With a `shared` budget,
+    `ram_bytes` are what its open models leave.
     """
 
     path: Path
@@ -55,17 +58,25 @@ class Plan:
     kv_bytes: int
     compute_bytes: int
     reserve_bytes: int
+    process_bytes: int
     slot_bytes: int
     expert_bytes: int
     floor_bytes: int
     full_bytes: int
     pools: tuple[PoolPlan, ...]
     geometry: ModelGeometry
+    shared: Budget | None = field(default=None, compare=False, repr=False)
 
     @property
     def planned_bytes(self) -> int:
-        """What the process will take at most."""
+        """What this model and the process itself will take at most."""
         return self.budget().reserved_bytes
+
+    @property
+    def own_bytes(self) -> int:
+        """What this model will take at most."""
+        parts = (self.trunk_bytes, self.kv_bytes, self.compute_bytes, self.slot_bytes)
+        return sum(parts) + self.reserve_bytes - self.process_bytes
 
     @property
     def headroom_bytes(self) -> int:
@@ -134,23 +145,6 @@ class Plan:
         )
 
 
-class _ProcessSize:
-    """What this process takes without the model. It is rounded up with slack and kept until the
-    process outgrows it, so that planning twice gives the same figures."""
-
-    def __init__(self) -> None:
-        self._num_bytes = _PROCESS_BYTES
-
-    def num_bytes(self) -> int:
-        taken_bytes = anonymous_bytes()
-        if taken_bytes > self._num_bytes:
-            self._num_bytes = taken_bytes + _PROCESS_SLACK_BYTES
-        return self._num_bytes
-
-
-_process_size = _ProcessSize()
-
-
 @dataclass(frozen=True)
 class _Costs:
     """What a model needs beside its experts' slots."""
@@ -158,6 +152,7 @@ class _Costs:
     trunk_bytes: int
     kv_bytes: int
     reserve_bytes: int
+    process_bytes: int
     resident_compute_bytes: int
     streamed_compute_bytes: int
 
@@ -169,19 +164,22 @@ class _Costs:
 
 def plan(
     path: str | Path,
-    ram: str | int | None = None,
+    ram: str | int | Budget | None = None,
     ctx: int | None = None,
     threads: int | None = None,
     batch: int = DEFAULT_BATCH_TOKENS,
 ) -> Plan:
     """How the model at `path` would run in `ram`; reads its header and allocates nothing.
 
-    `ram` is a size ("6GiB") or a number of bytes; without it, what the machine has free less
-    2 GiB. `ctx` defaults to 4096 tokens or what the model was trained for, `threads` to the
-    cores that may be used (see `haversack doctor`), `batch` is the prompt tokens computed at once.
-    Raises BudgetError with the floor, ModelFileError, UnitError.
+    `ram` is a size ("6GiB") or a number of bytes for this model and what the process itself takes,
+    or a `Budget` that several models share; without it, what the machine has free less 2 GiB. What
+    other open models hold is not in it: they have budgets of their own. `ctx` defaults to 4096
+    tokens or what the model was trained for, `threads` to the cores that may be used (see
+    `haversack doctor`), `batch` is the prompt tokens computed at once. Raises BudgetError with the
+    floor, ModelFileError, UnitError.
     """
     geometry, ram_bytes = read_geometry(Path(path)), _ram_bytes(ram)
+    process_bytes = ledger.process_bytes()  # before a dry run takes its part
     model = LlamaModel(geometry.path, dry=True)
     try:
         shape = _context_shape(ctx, threads, batch, model.trained_ctx_tokens)
@@ -189,7 +187,10 @@ def plan(
         needs = memory_needs(model, shape)
     finally:
         model.close()
-    return _spend(geometry, shape, _costs(geometry, shape, needs), ram_bytes)
+        give_back_freed_memory()
+    costs = _costs(geometry, shape, needs, process_bytes)
+    planned = _spend(geometry, shape, costs, ram_bytes)
+    return replace(planned, shared=ram) if isinstance(ram, Budget) else planned
 
 
 def streamed(planned: Plan, share: float = 1.0) -> Plan:
@@ -204,12 +205,14 @@ def streamed(planned: Plan, share: float = 1.0) -> Plan:
     return replace(planned, mode=STREAMED, pools=pools, slot_bytes=slot_total, ram_bytes=ram_bytes)
 
 
-def _ram_bytes(ram: str | int | None) -> int:
+def _ram_bytes(ram: str | int | Budget | None) -> int:
+    if isinstance(ram, Budget):
+        return ram.room_bytes
     if isinstance(ram, str):
         return parse_bytes(ram)
     if ram is not None:
         return ram
-    available_bytes = probe_ram().available_bytes
+    available_bytes = max(0, probe_ram().available_bytes - ledger.untouched_bytes())
     return max(available_bytes - _RESERVE_RAM_BYTES, available_bytes // 2)
 
 
@@ -240,7 +243,9 @@ def _refuse_boundless(shape: ContextShape, ram_bytes: int) -> None:
         )
 
 
-def _costs(geometry: ModelGeometry, shape: ContextShape, needs: MemoryNeeds) -> _Costs:
+def _costs(
+    geometry: ModelGeometry, shape: ContextShape, needs: MemoryNeeds, process_bytes: int
+) -> _Costs:
     resident = streamed = needs.compute_bytes
     if geometry.layers:
         num_experts = max(layer.num_experts for layer in geometry.layers)
@@ -252,7 +257,8 @@ def _costs(geometry: ModelGeometry, shape: ContextShape, needs: MemoryNeeds) -> 
     return _Costs(
         trunk_bytes=geometry.trunk_bytes,
         kv_bytes=needs.kv_bytes,
-        reserve_bytes=_process_size.num_bytes() + _VOCABULARY_FACTOR * geometry.header_bytes,
+        reserve_bytes=process_bytes + _VOCABULARY_FACTOR * geometry.header_bytes,
+        process_bytes=process_bytes,
         resident_compute_bytes=resident,
         streamed_compute_bytes=streamed,
     )
@@ -292,6 +298,7 @@ def _spend(geometry: ModelGeometry, shape: ContextShape, costs: _Costs, ram_byte
         kv_bytes=costs.kv_bytes,
         compute_bytes=costs.streamed_compute_bytes if streams else costs.resident_compute_bytes,
         reserve_bytes=costs.reserve_bytes,
+        process_bytes=costs.process_bytes,
         slot_bytes=slot_total,
         expert_bytes=geometry.expert_bytes,
         floor_bytes=floor_bytes,
@@ -307,7 +314,8 @@ def _below_floor(
     knobs = "lower --ctx or --batch, or raise --ram"
     return BudgetError(
         f"{geometry.path.name} needs at least {format_bytes(floor_bytes)} ({floor_bytes} bytes;"
-        f" trunk {format_bytes(costs.trunk_bytes)}, KV cache {format_bytes(costs.kv_bytes)}),"
+        f" trunk {format_bytes(costs.trunk_bytes)}, KV cache {format_bytes(costs.kv_bytes)},"
+        f" the process itself {format_bytes(costs.process_bytes)}),"
         f" the budget is {format_bytes(ram_bytes)}: {knobs}",
         need_bytes=floor_bytes,
         have_bytes=ram_bytes,

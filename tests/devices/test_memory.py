@@ -1,4 +1,5 @@
 import gc
+import mmap
 import sys
 import timeit
 from collections.abc import Mapping
@@ -12,9 +13,12 @@ from haversack.devices import memory
 from haversack.devices.errors import BudgetError, ClosedError, HaversackError
 from haversack.devices.memory import (
     HUGE_PAGE_BYTES,
+    PAGE_BYTES,
     Arena,
+    PeakMeter,
     RamProbe,
     anonymous_bytes,
+    arenas_resident_bytes,
     probe_ram,
     process_peak_rss_bytes,
     reserve_address_space,
@@ -194,6 +198,91 @@ def test_arrays_of_the_caller_outlive_the_arena() -> None:
     del view
     gc.collect()
     assert anonymous_bytes() - before < MIB
+
+
+@linux
+def test_an_arena_tells_what_of_it_is_in_memory() -> None:
+    before = arenas_resident_bytes()
+    with Arena(16 * MIB + 5) as arena:
+        assert arena.resident_bytes == 0
+        arena.bytes[: 6 * MIB] = 1
+        assert 6 * MIB <= arena.resident_bytes <= 8 * MIB
+        arena.bytes[:] = 1
+        assert arena.resident_bytes == 16 * MIB + PAGE_BYTES
+        assert arenas_resident_bytes() - before == arena.resident_bytes
+    assert arena.resident_bytes == 0
+    assert arenas_resident_bytes() == before
+
+
+# ------------------------------------------------------------------------- peak
+def take_and_free(num_bytes: int) -> None:
+    """Anonymous memory that is gone when the call returns."""
+    with Arena(num_bytes) as arena:
+        arena.bytes[:] = 1
+
+
+@linux
+def test_a_peak_between_two_looks_is_seen() -> None:
+    take_and_free(300 * MIB)  # before the meter: not its peak
+    meter = PeakMeter()
+    start = meter.look()
+    assert abs(start - anonymous_bytes()) < MIB
+    take_and_free(100 * MIB)
+    assert 100 * MIB <= meter.look() - start < 104 * MIB
+    take_and_free(50 * MIB)
+    assert 100 * MIB <= meter.look() - start < 104 * MIB
+    take_and_free(150 * MIB)
+    assert 150 * MIB <= meter.look() - start < 154 * MIB
+
+
+@linux
+def test_meters_do_not_disturb_each_other() -> None:
+    first = PeakMeter()
+    start = first.look()
+    take_and_free(200 * MIB)
+    second = PeakMeter()  # before the first one looks again
+    take_and_free(80 * MIB)
+    assert 80 * MIB <= second.look() - start < 84 * MIB
+    assert 200 * MIB <= first.look() - start < 204 * MIB
+    take_and_free(250 * MIB)
+    assert second.look() == pytest.approx(first.look(), abs=4 * MIB)
+    assert 250 * MIB <= first.look() - start < 254 * MIB
+
+
+@linux
+def test_file_pages_are_not_in_the_peak(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"x" * (64 * MIB))
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        sum(mapped[::PAGE_BYTES])
+        meter = PeakMeter()
+        start = meter.look()
+        take_and_free(100 * MIB)
+        assert 100 * MIB <= meter.look() - start < 104 * MIB
+
+
+@linux
+def test_a_mark_that_cannot_be_lowered_hides_no_lasting_peak(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    take_and_free(300 * MIB)
+    monkeypatch.setattr(memory, "_lower_the_mark", lambda: None)
+    meter = PeakMeter()
+    start = meter.look()
+    with Arena(100 * MIB) as arena:
+        arena.bytes[:] = 1
+        assert 100 * MIB <= meter.look() - start < 104 * MIB
+    assert meter.look() - start < 104 * MIB
+
+
+def test_without_proc_the_highest_look_is_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_read_status", lambda: b"")
+    looks = iter([5, 5, 9, 7])
+    monkeypatch.setattr(memory, "anonymous_bytes", lambda: next(looks))
+    monkeypatch.setattr(memory, "_meters", set())
+    monkeypatch.setattr(memory, "_lower_the_mark", lambda: None)
+    meter = PeakMeter()
+    assert [meter.look() for _ in range(3)] == [5, 9, 9]
 
 
 @linux

@@ -3,15 +3,18 @@
 import gc
 import itertools
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from haversack import edge
+from haversack.devices.memory import anonymous_bytes
 from haversack.devices.storage import Buffer, DirectFile
 from haversack.edge.planner import streamed
 from haversack.tools.architectures import TinyShape
@@ -361,7 +364,64 @@ def test_device_errors_fail_the_call_only(share: float, tiny_model: Any, trunk_d
         assert (model.logits(tokens, prefill=30) == expected).all()
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model: model.generate([1], max_tokens=5),
+        lambda model: model.chat([{"role": "user", "content": "Once"}]),
+        lambda model: model.chat_template(),
+        lambda model: model.tokenize([1, 2]),
+        lambda model: model.logits([1], prefill=1),
+        lambda model: model.iter_logits([1], prefill=1),
+        lambda model: model.vocab_size,
+        lambda model: model.watch_routing(None),
+        lambda model: model.check_integrity(),
+    ],
+    ids="generate chat chat_template tokenize logits iter_logits vocab_size watch check".split(),
+)
+def test_a_closed_model_refuses_every_call(use: Any, open_model: edge.Model) -> None:
+    open_model.close()
+    with pytest.raises(edge.ClosedError, match="the model is closed: load it again"):
+        use(open_model)
+
+
+@pytest.mark.parametrize("mode", ["resident", "streamed"])
+def test_the_figures_of_a_closed_model_are_its_last(
+    mode: str, tiny_model: Any, trunk_dir: Path
+) -> None:
+    planned = edge.plan(tiny_model("qwen3moe"), ram="1GiB", ctx=64, threads=1)
+    if mode == "streamed":
+        planned = streamed(planned, 0.5)
+    options = edge.LoadOptions(cache_dir=trunk_dir, warm_start=False)
+    with edge.load(planned, options=options) as model:
+        assert model.generate([1, 2, 3], max_tokens=8).text
+        inside = model.stats()
+    junk = [bytearray(1 << 16) for _ in range(200)]
+    assert replace(model.stats(), bytes_read=0, read_s=0) == replace(inside, bytes_read=0, read_s=0)
+    assert model.stats() == model.stats()
+    assert len(junk) == 200
+
+
 # ----------------------------------------------------------------------- stats
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel keeps the peak there")
+def test_the_peak_is_what_was_held_inside_a_pass(
+    random_model: edge.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = random_model._decoder.engine.context
+    decode = context.decode
+
+    def with_a_large_temporary(tokens: Any) -> None:
+        decode(tokens)
+        np.ones(200 * 2**20, np.uint8)
+
+    before = random_model.stats().ram_peak_bytes
+    assert random_model.generate([1], max_tokens=3).text
+    monkeypatch.setattr(context, "decode", with_a_large_temporary)
+    assert random_model.generate([2], max_tokens=3).text
+    assert random_model.stats().ram_peak_bytes - before >= 190 * 2**20
+    assert anonymous_bytes() < random_model.stats().ram_peak_bytes - 150 * 2**20
+
+
 def test_stats_count_what_happened(random_model: edge.Model) -> None:
     layers, used = 3, 2
     before = random_model.stats()

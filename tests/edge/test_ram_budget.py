@@ -1,0 +1,210 @@
+"""Several models in one process: budgets of their own and shared ones, never over the sum."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from haversack import edge
+from haversack.devices.ledger import ledger
+from haversack.edge.planner import streamed
+from haversack.tools.architectures import TinyShape
+
+TinyModel = Callable[..., Path]
+MIB = 2**20
+SHAPE = TinyShape(num_hidden_layers=4, num_experts=16)
+
+
+@pytest.fixture
+def options(trunk_dir: Path) -> edge.LoadOptions:
+    return edge.LoadOptions(cache_dir=trunk_dir, warm_start=False)
+
+
+def own_bytes(path: Path) -> int:
+    return edge.plan(path, ram="4GiB", ctx=256, threads=1).own_bytes
+
+
+# --------------------------------------------------------------- a shared budget
+def test_two_models_share_a_budget(tiny_model: TinyModel, options: edge.LoadOptions) -> None:
+    first, second = tiny_model("qwen3moe", shape=SHAPE), tiny_model("deepseek2", shape=SHAPE)
+    process = edge.plan(first, ram="4GiB").process_bytes
+    budget = edge.Budget(process + own_bytes(first) + own_bytes(second) + 16 * MIB)
+    with (
+        edge.load(first, ram=budget, ctx=256, threads=1) as one,
+        edge.load(second, ram=budget, ctx=256, threads=1, options=options) as two,
+    ):
+        assert one.plan.mode == two.plan.mode == "resident"
+        assert budget.room_bytes == budget.limit_bytes - one.plan.own_bytes - two.plan.own_bytes
+        assert two.plan.ram_bytes == budget.limit_bytes - one.plan.own_bytes
+        assert "model 1" in str(budget) and "left" in str(budget)
+    assert budget.room_bytes == budget.limit_bytes
+
+
+def test_the_second_model_streams_in_what_is_left(
+    tiny_model: TinyModel, options: edge.LoadOptions
+) -> None:
+    first, second = tiny_model("qwen3moe", shape=SHAPE), tiny_model("olmoe", shape=SHAPE)
+    process = edge.plan(first, ram="4GiB").process_bytes
+    budget = edge.Budget(process + own_bytes(first) + own_bytes(second) - 8 * MIB)
+    with (
+        edge.load(first, ram=budget, ctx=256, threads=1) as one,
+        edge.load(second, ram=budget, ctx=256, threads=1, options=options) as two,
+    ):
+        assert (one.plan.mode, two.plan.mode) == ("resident", "streamed")
+        assert two.generate([1, 2, 3], max_tokens=4).text
+        with pytest.raises(edge.BudgetError, match="needs at least"):
+            edge.plan(first, ram=budget, ctx=256)
+
+
+def test_a_budget_is_whole_again_in_whatever_order_models_close(
+    tiny_model: TinyModel, options: edge.LoadOptions
+) -> None:
+    paths = [tiny_model(name, shape=SHAPE) for name in ("qwen3moe", "deepseek2", "lfm2moe")]
+    budget = edge.Budget("2GiB")
+    for order in ((1, 2, 0), (2, 0, 1)):
+        models = [edge.load(path, ram=budget, ctx=256, threads=1) for path in paths]
+        for number in order:
+            room_bytes = budget.room_bytes
+            models[number].close()
+            models[number].close()
+            assert budget.room_bytes == room_bytes + models[number].plan.own_bytes
+        assert budget.room_bytes == budget.limit_bytes
+        assert ledger.untouched_bytes() == 0
+
+
+def test_a_failed_load_gives_its_part_back(tiny_model: TinyModel, tmp_path: Path) -> None:
+    path, budget = tiny_model("qwen3moe", shape=SHAPE), edge.Budget("1GiB")
+
+    def fail(_: str, share: float) -> None:
+        if share > 0.5:
+            raise ZeroDivisionError
+
+    failing = edge.LoadOptions(progress=fail, cache_dir=tmp_path)
+    before = ledger.others_bytes()
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            edge.load(path, ram=budget, ctx=256, options=failing)
+    assert budget.room_bytes == budget.limit_bytes
+    assert ledger.others_bytes() - before < 4 * MIB
+
+
+def test_two_plans_of_one_budget_cannot_both_take_it(
+    tiny_model: TinyModel, options: edge.LoadOptions
+) -> None:
+    path = tiny_model("qwen3moe", shape=SHAPE)
+    process = edge.plan(path, ram="4GiB").process_bytes
+    budget = edge.Budget(process + own_bytes(path) + 4 * MIB)
+    plans = [edge.plan(path, ram=budget, ctx=256, threads=1) for _ in range(2)]
+    with edge.load(plans[0], options=options):
+        with pytest.raises(edge.BudgetError, match=r"other models .* raise --ram") as caught:
+            edge.load(plans[1], options=options)
+        assert caught.value.have_bytes == budget.limit_bytes < caught.value.need_bytes
+
+
+# ------------------------------------------------------- other memory in the process
+def test_memory_that_came_after_the_plan_shrinks_the_slots(
+    tiny_model: TinyModel, options: edge.LoadOptions
+) -> None:
+    path = tiny_model("qwen3moe", shape=TinyShape(num_hidden_layers=8, num_experts=64))
+    rich = edge.plan(path, ram="4GiB", ctx=256, threads=1)
+    planned = edge.plan(path, ram=rich.full_bytes - 4 * MIB, ctx=256, threads=1)
+    assert planned.mode == "streamed"
+    array = np.ones(planned.slot_bytes // 2, np.uint8)
+    with edge.load(planned, options=options) as model:
+        store = model._decoder.engine.store
+        assert store is not None
+        slots = sum(pool.plan.num_bytes for pool in store.pools)
+        slack_bytes = 64 * MIB  # at most so far lay the plan's figure above what it measured
+        assert 0 < slots <= planned.slot_bytes - (len(array) - slack_bytes)
+        assert model.generate([1, 2, 3], max_tokens=4).text
+    del array
+
+
+def test_memory_that_came_after_a_plan_without_slots_is_refused(tiny_model: TinyModel) -> None:
+    path = tiny_model("qwen3moe", shape=SHAPE)
+    rich = edge.plan(path, ram="4GiB", ctx=256, threads=1)
+    planned = edge.plan(path, ram=rich.full_bytes, ctx=256, threads=1)
+    array = np.ones(200 * MIB, np.uint8)
+    with pytest.raises(edge.BudgetError, match=r"the process holds .* raise --ram"):
+        edge.load(planned)
+    del array
+    edge.load(planned).close()
+
+
+def test_an_open_model_is_not_in_the_next_ones_plan(
+    tiny_model: TinyModel, options: edge.LoadOptions
+) -> None:
+    path, other = tiny_model("qwen3moe", shape=SHAPE), tiny_model("olmoe", shape=SHAPE)
+    half = streamed(edge.plan(other, ram="1GiB", ctx=256, threads=1), 0.5)
+    with edge.load(half, options=options) as model:  # a process grows when it does it all first
+        model.logits(range(1, 200), prefill=190)
+    alone = edge.plan(path, ram="1GiB", ctx=256, threads=1)
+    with edge.load(half, options=options) as model:
+        assert edge.plan(path, ram="1GiB", ctx=256, threads=1) == alone
+        model.logits(range(1, 200), prefill=190)
+        assert edge.plan(path, ram="1GiB", ctx=256, threads=1) == alone
+    assert edge.plan(path, ram="1GiB", ctx=256, threads=1) == alone
+
+
+# Opens two models with tight budgets of their own, uses them, closes the first, and uses the
+# second; prints what was given and the most that was held, with both open and after.
+TWO_MODELS = """
+import sys
+from pathlib import Path
+from haversack import edge
+from haversack.devices.memory import PeakMeter
+
+options = edge.LoadOptions(cache_dir=Path(sys.argv[3]), warm_start=False)
+given, models = 0, []
+meter = PeakMeter()
+for path in sys.argv[1:3]:
+    rich = edge.plan(path, ram="4GiB", ctx=256, threads=1)
+    planned = edge.plan(path, ram=(rich.floor_bytes + rich.full_bytes) // 2, ctx=256, threads=1)
+    assert planned.mode == "streamed"
+    models.append(edge.load(planned, options=options))
+    given += planned.ram_bytes
+for model in models:
+    model.logits(range(1, 250), prefill=200)
+print(given, meter.look())
+models[0].close()
+meter = PeakMeter()
+models[1].logits(range(1, 250), prefill=200)
+print(models[1].plan.ram_bytes, meter.look())
+"""
+
+
+def test_two_models_stay_within_the_sum_and_the_second_within_its_own(
+    tiny_model: TinyModel, trunk_dir: Path
+) -> None:
+    paths = [tiny_model(name, shape=SHAPE) for name in ("qwen3moe", "olmoe")]
+    command = [sys.executable, "-c", TWO_MODELS, *map(str, paths), str(trunk_dir)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        given, held = map(int, line.split())
+        assert 0.3 * given < held <= given
+
+
+# ----------------------------------------------------------------- rows of logits
+def test_rows_that_do_not_fit_are_refused_before_they_are_computed(
+    tiny_model: TinyModel, options: edge.LoadOptions
+) -> None:
+    path = tiny_model("qwen3moe", shape=TinyShape(num_experts=16, vocab_size=40_000))
+    floor = edge.plan(path, ram="4GiB", ctx=1024, threads=1).floor_bytes
+    with edge.load(path, ram=floor + 4 * MIB, ctx=1024, threads=1, options=options) as model:
+        with pytest.raises(edge.BudgetError, match=r"900 rows of logits need .* iter_logits or"):
+            model.logits([1] * 901, prefill=2)
+        assert model.stats().prompt_tokens == 0
+        rows = model.logits([1] * 12, prefill=2)
+        assert rows.shape == (11, 40_000)
+        alone = list(model.iter_logits([1] * 12, prefill=2))
+        assert (rows == np.stack(alone)).all()
+
+
+def test_a_budget_needs_a_size() -> None:
+    with pytest.raises(edge.UnitError):
+        edge.Budget("8 bananas")
+    assert edge.Budget("8GiB").limit_bytes == edge.Budget(8 * 2**30).room_bytes == 8 * 2**30
