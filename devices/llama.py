@@ -21,12 +21,14 @@ from haversack.devices.errors import (
     PromptError,
 )
 from haversack.devices.expert_buffer import ExpertBuffer
+from haversack.devices.grammar import TokenTrie
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.logs import LogCapture, captured_logs
 from haversack.devices.team import Team
 
 _LOAD_NONE = 0  # enum llama_load_mode: read into memory, never map
 _NO_VOCABULARY = 0  # enum llama_vocab_type
+_SAMPLED_TOKENS = 1024  # of a vocabulary, to estimate how long its texts are
 _STATUS_NO_ROOM, _STATUS_ABORTED = 1, 2  # of llama_decode
 _SEQUENCE = 0  # the one sequence of a context
 _LOGIT_BYTES = 4
@@ -150,6 +152,7 @@ class LlamaModel:
     def close(self) -> None:
         """Free the model; its contexts must be closed first. May be called twice."""
         if self._model:
+            self.vocabulary.close()
             llama.llama_model_free(self._model)
             self._model = None
 
@@ -215,6 +218,12 @@ class Vocabulary:
                 return buffer[:count]
             room = -count
 
+    def special_texts(self, text: str) -> set[str]:
+        """The special tokens that are written out in `text`."""
+        tokens = self.tokenize(text, add_special=False) if self.has_text else []
+        special = (self.piece(token, special=True) for token in tokens if not self.piece(token))
+        return {piece.decode(errors="replace") for piece in special if piece}
+
     def ends(self, token: int) -> bool:
         """Whether `token` ends a generation."""
         return bool(llama.llama_vocab_is_eog(self._vocab, token))
@@ -237,6 +246,40 @@ class Vocabulary:
 
     def _special(self, token: int) -> str:
         return "" if token < 0 else self.piece(token, special=True).decode(errors="replace")
+
+    @cached_property
+    def trie(self) -> TokenTrie:
+        """The vocabulary ordered for grammars; built at first use, freed with the model. Raises
+        PromptError without a vocabulary."""
+        if not self.has_text:
+            raise PromptError("the model has no vocabulary: it cannot follow a grammar")
+        return TokenTrie(_Texts(self), list(filter(self.ends, range(self.num_tokens))))
+
+    def text_bytes(self) -> int:
+        """About how many bytes the texts of all tokens have, from a sample of them."""
+        if not self.has_text:
+            return 0
+        step = max(1, self.num_tokens // _SAMPLED_TOKENS)
+        return step * sum(len(self.piece(token)) for token in range(0, self.num_tokens, step))
+
+    def close(self) -> None:
+        """Free what was built beside the model's own vocabulary; may be called twice."""
+        self.__dict__.pop("trie", None)
+
+
+class _Texts(Sequence[bytes]):
+    """What each token adds to the text."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+
+    def __len__(self) -> int:
+        return self._vocabulary.num_tokens
+
+    def __getitem__(self, token: Any) -> Any:
+        if not 0 <= token < len(self):
+            raise IndexError(token)
+        return self._vocabulary.piece(token)
 
 
 # -------------------------------------------------------------------- context
@@ -267,6 +310,7 @@ class LlamaContext:
         stop: StopFlag | None = None,
     ) -> None:
         self.stop = stop or StopFlag()
+        self.ctx_tokens = shape.ctx_tokens
         self._hook, self._vocab = hook, model.vocabulary
         self._team = Team(shape.threads)
         params = _context_params(shape)
@@ -341,8 +385,12 @@ class LlamaContext:
 
     def logits(self) -> npt.NDArray[np.float32]:
         """A copy of the logits after the last token, (vocabulary,) float32."""
+        return self.borrow_logits().copy()
+
+    def borrow_logits(self) -> npt.NDArray[np.float32]:
+        """The logits after the last token, (vocabulary,) float32, valid until the next `decode`."""
         address = llama.llama_get_logits_ith(self._context, -1)
-        return np.ctypeslib.as_array(address, (self._vocab.num_tokens,)).copy()
+        return np.ctypeslib.as_array(address, (self._vocab.num_tokens,))
 
     def forget(self, position: int) -> None:
         """Drop the tokens from `position` on. A recurrent model cannot drop a part of its

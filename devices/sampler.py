@@ -1,77 +1,82 @@
-"""llama.cpp's samplers, put together one after the other."""
+"""Choosing tokens: a grammar, and llama.cpp's samplers put together one after the other."""
 
-import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from haversack.devices._native import llama, pointer_to
-from haversack.devices.errors import PromptError
+from haversack.devices.errors import ModelFileError, PromptError
+from haversack.devices.grammar import GrammarMatcher
 from haversack.devices.llama import LlamaContext, Vocabulary
-from haversack.devices.logs import captured_logs
 
-# What of a grammar is not structure: strings, sets of characters, comments.
-_LITERAL = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#.*')
-_REPEAT = re.compile(r"\{\s*(\d+)\s*,\s*(\d+)\s*\}")
-_MAX_DEPTH = 100  # of parentheses: llama.cpp's parser recurses, and has no limit of its own
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+# A chain's tables take 12 bytes a token for the candidates and 4 for the ids, a mask and what it
+# leaves 9, and llama.cpp copies the candidates to sort them.
+_CHAIN_BYTES_PER_TOKEN = 12 + 4 + 9 + 12
+# Where samplers keep no more tokens than this, the likeliest are shown to the grammar one by one
+# and its mask of the whole vocabulary is not needed, unless so many are refused on the way.
+_MOST_SHOWN = 128
+_MOST_REFUSED = 16
 
 
-def _refuse_deadly(gbnf: str) -> None:
-    """llama.cpp takes no grammar for any, loops on {2,1} and overflows its stack when nested."""
-    if not gbnf.strip() or "\0" in gbnf:
-        raise PromptError("the grammar is empty or holds a null character: give GBNF")
-    structure = _LITERAL.sub("", gbnf)
-    for least, most in _REPEAT.findall(structure):
-        if int(least) > int(most):
-            raise PromptError(
-                f"the grammar repeats {{{least},{most}}}: the first must not be larger"
-            )
-    depth = deepest = 0
-    for bracket in re.findall("[()]", structure):
-        depth += 1 if bracket == "(" else -1
-        deepest = max(deepest, depth)
-    if deepest > _MAX_DEPTH:
-        raise PromptError(f"the grammar nests {deepest} parentheses: at most {_MAX_DEPTH}")
+def chain_bytes(num_tokens: int) -> int:
+    """The memory that sampling from so many tokens takes."""
+    return _CHAIN_BYTES_PER_TOKEN * num_tokens
 
 
 class SamplerChain:
-    """Chooses tokens from a context's logits, through the samplers in the order they are added.
+    """Chooses tokens from a context's logits, through the samplers in the order they are added;
+    a grammar and penalties come before all others.
 
     The last one added must be `add_random` or `add_greedy`.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+        self._matcher: GrammarMatcher | None = None
+        self._penalties = _new_chain()
+        self._chain = _new_chain()
+        self._penalty_tokens = 0  # how far back penalties look
+        self._num_kept: int | None = None  # by the first that cuts off; 0: not known beforehand
+        num_tokens = vocabulary.num_tokens
+        self._ids = np.arange(num_tokens, dtype=np.int32)
+        self._data = (llama.llama_token_data * num_tokens)()
+        self._candidates = np.frombuffer(self._data, _CANDIDATE)
+
+    @property
+    def table_bytes(self) -> int:
+        """The memory of the tables that this chain holds."""
+        return self._ids.nbytes + self._candidates.nbytes
 
     def _add(self, sampler: Any) -> None:
         llama.llama_sampler_chain_add(self._chain, sampler)
 
-    def add_grammar(self, gbnf: str) -> None:
-        """Only tokens that the grammar allows next. Raises PromptError if it does not parse."""
-        _refuse_deadly(gbnf)
-        with captured_logs() as log:
-            sampler = llama.llama_sampler_init_grammar(
-                self._vocabulary.address, gbnf.encode(), b"root"
-            )
-        if not sampler:
-            raise PromptError(f"the grammar does not parse: {log.reason()}; it needs a rule `root`")
-        self._add(sampler)
+    def add_grammar(self, grammar: str) -> None:
+        """Only tokens that the grammar allows next (see `devices.grammar`). Raises PromptError."""
+        self._matcher = self._vocabulary.trie.matcher(grammar)
 
     def add_penalties(self, last_n: int, repeat: float, frequency: float, presence: float) -> None:
-        """Make tokens among the last `last_n` less likely."""
+        """Make tokens among the last `last_n` less likely; 1, 0 and 0 change nothing."""
+        if last_n == 0 or (repeat, frequency, presence) == (1, 0, 0):
+            return
+        self._penalty_tokens = last_n
         num_tokens = self._vocabulary.num_tokens
-        self._add(
-            llama.llama_sampler_init_penalties(num_tokens, last_n, repeat, frequency, presence)
+        llama.llama_sampler_chain_add(
+            self._penalties,
+            llama.llama_sampler_init_penalties(num_tokens, last_n, repeat, frequency, presence),
         )
 
     def add_top_k(self, k: int) -> None:
         """Keep the k likeliest tokens; 0 keeps all."""
+        if k:
+            self._keep(k)
         self._add(llama.llama_sampler_init_top_k(k))
 
     def add_top_p(self, p: float) -> None:
         """Keep the likeliest tokens that together have probability p."""
+        self._keep(0)
         self._add(llama.llama_sampler_init_top_p(p, 1))
 
     def add_min_p(self, p: float) -> None:
@@ -88,27 +93,103 @@ class SamplerChain:
 
     def add_greedy(self) -> None:
         """Take the likeliest."""
+        self._keep(1)
         self._add(llama.llama_sampler_init_greedy())
+
+    def _keep(self, num_kept: int) -> None:
+        """Remember how many tokens the first sampler that cuts some off keeps."""
+        if self._num_kept is None:
+            self._num_kept = num_kept
+
+    @property
+    def finished(self) -> bool:
+        """Whether the grammar allows no further token because the text is complete."""
+        return self._matcher is not None and self._matcher.must_end
+
+    def follow(self, prompt: Iterable[int]) -> None:
+        """Have penalties count the tokens of the prompt, which stand before the text."""
+        if self._penalty_tokens:
+            for token in list(prompt)[-self._penalty_tokens :]:
+                llama.llama_sampler_accept(self._penalties, token)
 
     def sample(self, context: LlamaContext) -> int:
         """The next token after the context's last, which counts as taken.
 
-        Raises PromptError if the grammar leaves no token: llama.cpp would end the process.
+        Raises PromptError if the grammar leaves no token or is too complex, ModelFileError if the
+        logits are no numbers.
         """
-        num_tokens = self._vocabulary.num_tokens
-        data = (llama.llama_token_data * num_tokens)()
-        candidates = np.frombuffer(data, _CANDIDATE)
-        candidates["id"], candidates["logit"] = np.arange(num_tokens), context.logits()
-        array = llama.llama_token_data_array(data, num_tokens, -1, False)
-        llama.llama_sampler_apply(self._chain, pointer_to(array))
-        chosen = array.data[array.selected]  # samplers may have put another array in place of ours
-        if not np.isfinite(chosen.logit):
+        logits = context.borrow_logits()
+        _refuse_not_finite(logits)
+        candidates = self._among(self._ids, logits)
+        if self._matcher is not None:
+            candidates = self._shown(self._matcher, candidates) or self._masked(logits)
+        llama.llama_sampler_apply(self._chain, pointer_to(candidates))
+        # Samplers may have put another array in place of ours.
+        token = int(candidates.data[candidates.selected].id)
+        llama.llama_sampler_accept(self._penalties, token)
+        llama.llama_sampler_accept(self._chain, token)
+        if self._matcher is not None:
+            self._matcher.accept(token)
+        return token
+
+    def _among(self, ids: npt.NDArray[np.int32], logits: npt.NDArray[np.float32]) -> Any:
+        """llama.cpp's array of candidates, with penalties applied."""
+        candidates = self._candidates[: len(ids)]
+        candidates["id"], candidates["logit"] = ids, logits
+        array = llama.llama_token_data_array(self._data, len(ids), -1, False)
+        llama.llama_sampler_apply(self._penalties, pointer_to(array))
+        return array
+
+    def _shown(self, matcher: GrammarMatcher, candidates: Any) -> Any | None:
+        """The likeliest candidates that the grammar allows, as many as the samplers keep; None if
+        they are not found soon. What is drawn from them is what would be drawn from all that are
+        allowed, because the samplers cut the others off."""
+        num_kept = self._num_kept or 0
+        if not 0 < num_kept <= _MOST_SHOWN:
+            return None
+        _apply_once(llama.llama_sampler_init_top_k(num_kept + _MOST_REFUSED), candidates)
+        data, num_allowed = candidates.data, 0
+        for place in range(candidates.size):
+            if not matcher.allows(data[place].id):
+                continue
+            data[num_allowed] = data[place]
+            num_allowed += 1
+            if num_allowed == num_kept:
+                candidates.size = num_kept
+                return candidates
+        return None
+
+    def _masked(self, logits: npt.NDArray[np.float32]) -> Any:
+        """All candidates that the grammar allows."""
+        assert self._matcher is not None
+        allowed = self._matcher.allowed()
+        ids = np.compress(allowed, self._ids)
+        if not len(ids):
             raise PromptError("the grammar allows no token of the vocabulary here: change it")
-        llama.llama_sampler_accept(self._chain, chosen.id)
-        return int(chosen.id)
+        return self._among(ids, np.compress(allowed, logits))
 
     def close(self) -> None:
         """Free the samplers; may be called twice."""
-        if self._chain:
-            llama.llama_sampler_free(self._chain)
-            self._chain = None
+        self._matcher = None
+        for chain in filter(None, (self._penalties, self._chain)):
+            llama.llama_sampler_free(chain)
+        self._penalties = self._chain = None
+
+
+def _new_chain() -> Any:
+    return llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+
+
+def _apply_once(sampler: Any, candidates: Any) -> None:
+    llama.llama_sampler_apply(sampler, pointer_to(candidates))
+    llama.llama_sampler_free(sampler)
+
+
+def _refuse_not_finite(logits: npt.NDArray[np.float32]) -> None:
+    highest = logits.max()  # NaN if any of them is
+    if not np.isfinite(highest):
+        raise ModelFileError(
+            f"the model computed logits that are not finite ({highest}): its file is damaged"
+            " (check its hash, or get it again), or its arithmetic overflowed (try another"
+            " quantization of the model)"
+        )

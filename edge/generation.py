@@ -9,7 +9,7 @@ from typing import Protocol
 
 from haversack.devices.errors import CancelledError, ClosedError
 from haversack.devices.interrupts import StopFlag
-from haversack.devices.llama import Vocabulary
+from haversack.devices.llama import LlamaContext, Vocabulary
 from haversack.devices.sampler import SamplerChain
 from haversack.edge.decode import Decoder
 from haversack.edge.sampling import Sampling
@@ -19,23 +19,26 @@ from haversack.edge.text import TextStream
 _LOOK_S = 0.1  # how often a call that waits for its turn looks whether it is cancelled
 
 
-def sampler_chain(sampling: Sampling, vocabulary: Vocabulary, seed: int) -> SamplerChain:
-    """llama.cpp's samplers in llama.cpp's order for these settings."""
+def sampler_chain(
+    sampling: Sampling, context: LlamaContext, vocabulary: Vocabulary, seed: int
+) -> SamplerChain:
+    """The grammar and llama.cpp's samplers, in llama.cpp's order, for these settings."""
     chain = SamplerChain(vocabulary)
     try:
-        _add_samplers(chain, sampling, seed)
+        _add_samplers(chain, sampling, context.ctx_tokens, seed)
     except BaseException:
         chain.close()
         raise
     return chain
 
 
-def _add_samplers(chain: SamplerChain, sampling: Sampling, seed: int) -> None:
-    gbnf = sampling.gbnf()
-    if gbnf is not None:
-        chain.add_grammar(gbnf)
+def _add_samplers(chain: SamplerChain, sampling: Sampling, ctx_tokens: int, seed: int) -> None:
+    grammar = sampling.constraint()
+    if grammar is not None:
+        chain.add_grammar(grammar)
+    last_n = sampling.repeat_last_n
     chain.add_penalties(
-        sampling.repeat_last_n,
+        ctx_tokens if last_n == -1 else min(last_n, ctx_tokens),
         sampling.repeat_penalty,
         sampling.frequency_penalty,
         sampling.presence_penalty,
@@ -214,27 +217,30 @@ class Request:
         self.generation: weakref.ref[Generation] | None = None
         self._decoder, self._gate = decoder, gate
         self._max_tokens, self._sampling, self._seed = max_tokens, sampling, seed
+        self._stream = TextStream(sampling.stop)
         self.stop = StopFlag()  # this call's own: a late request cannot reach the next one
 
     def pieces(self) -> Generator[str, None, None]:
         """The text in pieces, as they are generated."""
-        stream = TextStream(self._sampling.stop)
         try:
             with self._gate.entered(self.stop, self.generation), self._counted():
-                yield from self._run(stream)
+                yield from self._run()
         except CancelledError:
             self.finish_reason = "cancelled"
-        rest = stream.finish()
+        rest = self._stream.finish()
         if rest:
             yield rest
 
-    def _run(self, stream: TextStream) -> Iterator[str]:
-        engine = self._decoder.engine
+    def _run(self) -> Iterator[str]:
+        engine, stop_texts = self._decoder.engine, self._sampling.stop
         engine.stop.clear(self.stop)
         self._gate.check_open()  # after it: close() asks to stop once the gate is closed
-        chain = sampler_chain(self._sampling, engine.model.vocabulary, self._seed)
+        vocabulary = engine.model.vocabulary
+        specials = set[str]().union(*map(vocabulary.special_texts, stop_texts))
+        self._stream = TextStream(stop_texts, specials)
+        chain = sampler_chain(self._sampling, engine.context, vocabulary, self._seed)
         try:
-            yield from self._steps(chain, stream)
+            yield from self._steps(chain, self._stream)
         finally:
             chain.close()
 
@@ -242,6 +248,7 @@ class Request:
         decoder, vocabulary = self._decoder, self._decoder.engine.model.vocabulary
         self._raise_if_cancelled()
         decoder.prefill(self.prompt)
+        chain.follow(self.prompt)
         while len(self.tokens) < self._max_tokens:
             self._raise_if_cancelled()
             token = chain.sample(decoder.engine.context)
@@ -249,10 +256,10 @@ class Request:
                 self.finish_reason = "stop"
                 return
             self.tokens.append(token)
-            text = stream.push(self._token_bytes(vocabulary, token))
+            text = stream.push(*self._token_text(vocabulary, token))
             if text:
                 yield text
-            if stream.stopped is not None:
+            if stream.stopped is not None or chain.finished:
                 self.finish_reason = "stop"
                 return
             if len(self.tokens) < self._max_tokens:
@@ -262,19 +269,23 @@ class Request:
                 decoder.step(token)
         self.finish_reason = "length"
 
-    def _token_bytes(self, vocabulary: Vocabulary, token: int) -> bytes:
-        """What the latest token adds to the text. Without a vocabulary: its id and a space.
+    def _token_text(self, vocabulary: Vocabulary, token: int) -> tuple[bytes, str]:
+        """What the latest token adds to the text, and the name of a special token, which adds
+        nothing. Without a vocabulary: its id and a space.
 
         Where nothing stands before it, not even a prompt, the space that some vocabularies put
-        before every text is none of the text.
+        before every text is none of the text, unless a grammar asks for it.
         """
         if not vocabulary.has_text:
-            return f"{token} ".encode()
+            return f"{token} ".encode(), ""
         piece = vocabulary.piece(token)
-        if len(self.tokens) == 1 and vocabulary.adds_space:
+        if not piece:
+            return b"", vocabulary.piece(token, special=True).decode(errors="replace")
+        free = self._sampling.constraint() is None
+        if len(self.tokens) == 1 and vocabulary.adds_space and free:
             if not any(map(vocabulary.piece, self.prompt)):
-                return piece.removeprefix(b" ")
-        return piece
+                return piece.removeprefix(b" "), ""
+        return piece, ""
 
     def _raise_if_cancelled(self) -> None:
         if self._decoder.engine.stop.requested:

@@ -19,6 +19,7 @@ from haversack.devices.errors import PromptError
 from haversack.edge.model import builtin_model, default_cache_dir
 from haversack.edge.planner import DEFAULT_BATCH_TOKENS, Plan, plan
 from haversack.edge.sampling import MAX_SEED, Sampling
+from haversack.edge.text import without_mark
 
 LLAMA_CPP = "llama.cpp"  # whom a benchmark can compare with
 
@@ -199,7 +200,7 @@ class SamplingOptions:
         )
 
     def _schema(self) -> str | None:
-        if self.json_schema is None or self.json_schema.lstrip().startswith("{"):
+        if self.json_schema is None or without_mark(self.json_schema).lstrip().startswith("{"):
             return self.json_schema
         return _file_text("--json-schema", Path(self.json_schema))
 

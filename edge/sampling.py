@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from haversack.devices.errors import PromptError
-from haversack.edge.schema import check_grammar, schema_to_gbnf
+from haversack.edge.lark import gbnf_to_grammar
+from haversack.edge.schema import schema_to_grammar
 
+MIN_TEMPERATURE = 1e-6  # below, logits divided by it overflow
 MAX_SEED = 0xFFFF_FFFE  # llama.cpp takes the next number for "random"
 
 
@@ -14,10 +16,11 @@ MAX_SEED = 0xFFFF_FFFE  # llama.cpp takes the next number for "random"
 class Sampling:
     """Settings of one generation; `PromptError` names the first one out of range.
 
-    0 turns off `top_k`, `min_p`, `repeat_last_n` and the two additive penalties; 1 turns off
-    `top_p` and `repeat_penalty`; `repeat_last_n` -1 is the whole context, `seed` -1 a random one.
-    The text ends before a `stop` string. `grammar` is GBNF with a rule named `root`;
-    `json_schema` is a JSON Schema, as text or as a dict.
+    0 turns off `top_k`, `min_p` and the two additive penalties; 1 turns off `top_p` and
+    `repeat_penalty`. Penalties count the last `repeat_last_n` tokens of prompt and text, -1 all in
+    the context. `seed` -1 is a random one. The text ends before a `stop` string, which may hold
+    special tokens. `grammar` is GBNF with a rule named `root`; `json_schema` is a JSON Schema, as
+    text or as a dict.
     """
 
     temperature: float = 0.8
@@ -35,6 +38,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         self._check("temperature", 0, 100)
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            raise PromptError(
+                f"temperature is {self.temperature!r}: give 0, or {MIN_TEMPERATURE:g} or more"
+            )
         self._check("top_k", 0, 1 << 30, whole=True)
         self._check("top_p", 1e-6, 1)
         self._check("min_p", 0, 1)
@@ -43,23 +50,33 @@ class Sampling:
         self._check("frequency_penalty", -100, 100)
         self._check("presence_penalty", -100, 100)
         self._check("seed", -1, MAX_SEED, whole=True)
+        if self.has_penalties and self.repeat_last_n == 0:
+            raise PromptError(
+                "repeat_last_n is 0, so penalties look at no token: give the number of tokens, -1"
+                " for the whole context, or leave the penalties out"
+            )
         _check_stop(self.stop)
+        _check_text("grammar", self.grammar)
         if self.grammar is not None and self.json_schema is not None:
             raise PromptError("both grammar and json_schema are given: give one of them")
-        if self.grammar is not None:
-            check_grammar(self.grammar)
-        self.gbnf()
+        self.constraint()
 
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is taken every time."""
         return self.temperature == 0
 
-    def gbnf(self) -> str | None:
-        """The grammar that the text must follow, in GBNF, or None."""
-        if self.json_schema is None:
-            return self.grammar
-        return schema_to_gbnf(self.json_schema)
+    def constraint(self) -> str | None:
+        """The grammar that the text must follow, as `devices.grammar` takes it, or None."""
+        if self.grammar is not None:
+            return gbnf_to_grammar(self.grammar)
+        return None if self.json_schema is None else schema_to_grammar(self.json_schema)
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether tokens that were there before become less likely."""
+        penalties = (self.repeat_penalty, self.frequency_penalty, self.presence_penalty)
+        return penalties != (1, 0, 0)
 
     def _check(self, name: str, low: float, high: float, *, whole: bool = False) -> None:
         value = getattr(self, name)
@@ -70,7 +87,17 @@ class Sampling:
             raise PromptError(f"{name} is {value!r}: give {kind_name} from {low:g} to {high:g}")
 
 
+def _check_text(name: str, text: object) -> None:
+    if not isinstance(text, str | None):
+        raise PromptError(f"{name} is a {type(text).__name__}: give text")
+
+
 def _check_stop(stop: object) -> None:
     texts = cast(tuple[object, ...], stop) if isinstance(stop, tuple) else ("",)
     if not all(isinstance(text, str) and text for text in texts):
         raise PromptError(f"stop is {stop!r}: give a tuple of non-empty strings")
+    for text in cast(tuple[str, ...], texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise PromptError(f"stop has {text!r}, which is not valid Unicode") from None

@@ -1,161 +1,177 @@
-"""From a JSON Schema to GBNF, the grammar that llama.cpp samples with.
+"""From a JSON Schema to a grammar that the text follows.
 
-The work is done by the converter of llama-cpp-python; this file repairs what it gets wrong (quotes,
-backslashes and emoji in names and constants; definitions named like other rules; regular
-expressions that leave the JSON string), and refuses what would make it loop or explode.
+llguidance reads the schema itself. This file decides what is left open by the schema: objects have
+only the properties that are listed, and white space is short, because small models otherwise go on
+for ever. It refuses what would overflow llguidance's stack.
 """
 
 import functools
 import json
 import logging
-import re
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from llama_cpp.llama_grammar import SchemaConverter
-
 from haversack.devices.errors import PromptError
+from haversack.devices.grammar import HEADER, check_grammar
+from haversack.edge.text import without_mark
 
 MAX_SCHEMA_CHARS = 1 << 18
-MAX_GRAMMAR_CHARS = 1 << 20
-MAX_REPEATS = 1000  # llama.cpp refuses repetitions above some thousand
+MAX_DEPTH = 2000  # of all definitions together: llguidance follows references on the stack
+_OPTIONS = {
+    "whitespace_pattern": r"[ ]|\n[ \t]{0,20}",  # at most one of these in one place
+    "lenient": True,  # warn about what is not enforced
+}
 
-NOT_ENFORCED = frozenset(
+# Keywords that say nothing of the text, or only where it may come from.
+_NOTES = frozenset(
     """
-    contains dependentRequired dependentSchemas else exclusiveMaximum exclusiveMinimum if
-    maxProperties maximum minProperties minimum multipleOf not patternProperties propertyNames then
-    unevaluatedItems unevaluatedProperties uniqueItems
+    title description default examples deprecated readOnly writeOnly $schema $id $comment $defs
+    definitions
     """.split()
 )
-REPEATS = frozenset(["minItems", "maxItems", "minLength", "maxLength"])
-NAME_MAPS = frozenset(["properties", "$defs", "definitions"])  # their keys are names, not keywords
-
-ESCAPED_BY_CONVERTER = frozenset("[](){}|*+?")
-CLASS_ESCAPES = {"d": "0-9", "w": "A-Za-z0-9_", "s": " "}
-NO_STRING_CHARS = r"\x22\x5C\x0A\x0D"  # what ends or escapes in a JSON string
-PATTERN_TOKEN = re.compile(r"\[(?:\\.|[^\]\\])*\]|\\.|\{[^}]*\}|[\]}.^$\"]", re.DOTALL)
-NO_TOKENS = frozenset(']}^$"')  # outside of brackets, unescaped
+# Where a schema says no more than this of an object, the properties listed are all there are.
+_PLAIN_OBJECT = _NOTES | {"type", "properties", "required", "minProperties", "maxProperties"}
+# Schemas below these apply together with what stands beside them: closing one would contradict it.
+_TOGETHER = frozenset(["allOf", "if", "then", "else", "not", "dependentSchemas"])
+_CHOICES = frozenset(["anyOf", "oneOf"])
+_NAMED = frozenset(["properties", "patternProperties", "dependentSchemas"])
+_DEFINITIONS = frozenset(["$defs", "definitions"])
+_DATA = frozenset(["const", "enum", "default", "examples"])  # what they hold is no schema
 
 _log = logging.getLogger("haversack")
 
 
-def check_grammar(gbnf: str) -> str:
-    """Returns `gbnf`; raises `PromptError` unless it is text that could be a grammar."""
-    if len(gbnf) > MAX_GRAMMAR_CHARS:
-        raise PromptError(f"the grammar has {len(gbnf)} characters: at most {MAX_GRAMMAR_CHARS}")
-    if not re.search(r"^\s*root\s*::=", gbnf, re.MULTILINE):
-        raise PromptError('the grammar has no rule named root: start it with "root ::= "')
-    try:
-        gbnf.encode()
-    except UnicodeEncodeError as error:
-        raise PromptError(f"the grammar is not valid Unicode: {error}") from error
-    return gbnf
+def schema_to_grammar(schema: str | dict[str, Any]) -> str:
+    """A grammar, as `devices.grammar` takes it, for JSON that follows `schema`.
 
-
-def schema_to_gbnf(schema: str | dict[str, Any]) -> str:
-    """GBNF for JSON that follows `schema`; raises `PromptError` for one it cannot express.
-
-    Keywords that GBNF cannot enforce, such as `minimum`, are logged as a warning.
+    Keywords that cannot be enforced, such as `not`, are logged as a warning. Raises `PromptError`
+    for a schema that is wrong or cannot be satisfied.
     """
     try:
-        text = schema if isinstance(schema, str) else json.dumps(schema)
-        if not isinstance(json.loads(text), dict):
+        read = json.loads(without_mark(schema)) if isinstance(schema, str) else schema
+        if not isinstance(read, dict):
             raise ValueError("it is not a JSON object")
+        text = json.dumps(read, ensure_ascii=False, allow_nan=False)
+        text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise PromptError(f"the JSON schema cannot be read: {error}") from error
     if len(text) > MAX_SCHEMA_CHARS:
         raise PromptError(f"the JSON schema has over {MAX_SCHEMA_CHARS} characters: shorten it")
-    return _convert(text)
+    return _converted(text)
 
 
 @functools.lru_cache(maxsize=16)
-def _convert(text: str) -> str:
-    schema = json.loads(text)
-    ignored = _prepare(schema)
-    if ignored:
-        _log.warning("the grammar does not enforce these of the schema: %s", ", ".join(ignored))
-    converter = _Converter()
+def _converted(text: str) -> str:
+    schema: dict[str, Any] = json.loads(text)
+    depth = _depth(schema) + sum(_depth(target) for target in _definitions(schema))
+    if depth > MAX_DEPTH:
+        raise PromptError(f"the JSON schema nests {depth} levels: at most {MAX_DEPTH}")
+    _close_objects(schema)
+    schema["x-guidance"] = _OPTIONS
+    grammar = f"{HEADER}start: %json {json.dumps(schema, ensure_ascii=False)}"
     try:
-        converter.visit(converter.resolve_refs(schema, "schema"), "")
-        return check_grammar(converter.format_grammar())
-    except (AssertionError, ArithmeticError, AttributeError, LookupError) as error:
-        raise PromptError(f"the JSON schema cannot be a grammar: {error}") from error
-    except (RecursionError, TypeError, ValueError) as error:
-        raise PromptError(f"the JSON schema cannot be a grammar: {error}") from error
+        warnings = check_grammar(grammar)
+    except PromptError as error:
+        reason = str(error).removeprefix("the grammar cannot be followed: ")
+        raise PromptError(f"the JSON schema cannot be followed: {reason}") from None
+    for warning in warnings:
+        _log.warning("the grammar does not enforce all of the schema: %s", warning)
+    return grammar
 
 
-class _Converter(SchemaConverter):  # type: ignore[misc]  # the binding is seen as Any
-    def __init__(self) -> None:
-        super().__init__(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
-        self._rule_of_ref: dict[str, str] = {}
-
-    def _format_literal(self, literal: str) -> str:
-        """GBNF for a JSON text; the original leaves backslashes as they are."""
-        text = json.dumps(json.loads(literal), ensure_ascii=False)
-        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-    def _resolve_ref(self, ref: str) -> str:
-        """The rule of a definition; the original takes any rule that has the same last name."""
-        if ref not in self._rule_of_ref:
-            rule_name = f"def-{len(self._rule_of_ref)}-{ref.split('/')[-1]}"
-            self._rule_of_ref[ref] = re.sub("[^a-zA-Z0-9-]+", "-", rule_name)  # for recursion
-            self._rule_of_ref[ref] = self.visit(self._refs[ref], rule_name)
-        return self._rule_of_ref[ref]
-
-
-def _prepare(schema: dict[str, Any]) -> list[str]:
-    """Checks all of `schema`, rewrites its patterns; returns the keywords that have no effect."""
-    ignored: set[str] = set()
-    todo: list[tuple[object, bool]] = [(schema, False)]
+def _depth(schema: object) -> int:
+    """How many objects of a schema lie in each other at most."""
+    deepest, todo = 0, [(schema, 0)]
     while todo:
-        node, is_name_map = todo.pop()
+        node, depth = todo.pop()
+        depth += isinstance(node, dict)
+        deepest = max(deepest, depth)
+        todo.extend((child, depth) for child in _children(node))
+    return deepest
+
+
+def _children(node: object) -> list[object]:
+    if isinstance(node, dict):
+        return list(cast(dict[str, object], node).values())
+    return list(cast(list[object], node)) if isinstance(node, list) else []
+
+
+def _definitions(schema: dict[str, Any]) -> list[object]:
+    named = (schema.get(key) for key in _DEFINITIONS)
+    return [child for group in named if isinstance(group, dict) for child in _children(group)]
+
+
+# --------------------------------------------------------------------- objects
+@dataclass(frozen=True)
+class _Place:
+    """Where a schema stands: in which definition, and whether it alone says what its part of the
+    text is, or together with others."""
+
+    definition: str = "#"
+    alone: bool = True
+
+    def below(self, alone: bool) -> "_Place":
+        return replace(self, alone=self.alone and alone)
+
+
+def _close_objects(schema: dict[str, Any]) -> None:
+    """Allow no other properties than those listed, wherever that contradicts nothing."""
+    plain: list[tuple[dict[str, Any], str]] = []
+    references: list[tuple[str, str]] = []  # (from which definition, to which)
+    together: set[str] = set()  # definitions that apply together with something else
+    todo: list[tuple[object, _Place]] = [(schema, _Place())]
+    while todo:
+        node, place = todo.pop()
         if isinstance(node, list):
-            todo.extend((item, False) for item in cast(list[object], node))
+            todo.extend((item, place) for item in cast(list[object], node))
         elif isinstance(node, dict):
             pairs = cast(dict[str, Any], node)
-            if not is_name_map:
-                _check_repeats(pairs)
-                ignored |= NOT_ENFORCED & pairs.keys()
-                if isinstance(pairs.get("pattern"), str):
-                    pairs["pattern"] = _inside_string(pairs["pattern"])
-            todo.extend((value, key in NAME_MAPS) for key, value in pairs.items())
-    return sorted(ignored)
+            if place.alone and _is_plain_object(pairs):
+                plain.append((pairs, place.definition))
+            if isinstance(pairs.get("$ref"), str):
+                references.append((place.definition, pairs["$ref"]))
+                if not place.alone or pairs.keys() - _NOTES != {"$ref"}:
+                    together.add(pairs["$ref"])
+            todo.extend(_schemas_in(pairs, place))
+    _spread(together, references)
+    for pairs, definition in plain:
+        if definition not in together:
+            pairs["additionalProperties"] = False
 
 
-def _check_repeats(node: dict[str, Any]) -> None:
-    for key in REPEATS & node.keys():
-        if not isinstance(node[key], int) or not 0 <= node[key] <= MAX_REPEATS:
-            raise PromptError(f"{key} is {node[key]!r}: give a whole number up to {MAX_REPEATS}")
+def _is_plain_object(node: dict[str, Any]) -> bool:
+    properties, required = node.get("properties"), node.get("required", [])
+    if not isinstance(properties, dict) or not isinstance(required, list):
+        return False
+    names = cast(dict[str, object], properties).keys()
+    if not set(map(str, cast(list[object], required))) <= names:
+        return False
+    least = node.get("minProperties", 0)
+    return isinstance(least, int) and least <= len(names) and node.keys() <= _PLAIN_OBJECT
 
 
-def _inside_string(pattern: str) -> str:
-    """`pattern` in the converter's dialect, kept from matching what ends a JSON string."""
-    anchored = re.fullmatch(r"\^(.*)(?<!\\)\$", pattern, re.DOTALL)
-    if anchored is None:
-        raise PromptError(f"pattern {pattern!r} does not match whole strings: begin ^ and end $")
-    inner = PATTERN_TOKEN.sub(lambda match: _pattern_token(match.group()), anchored[1])
-    return f"^({inner})$"  # the group keeps the quotes outside of an alternation
+def _schemas_in(node: dict[str, Any], place: _Place) -> list[tuple[object, _Place]]:
+    """The schemas directly in a schema, and their places."""
+    found: list[tuple[object, _Place]] = []
+    for key, value in node.items():
+        if key in _DATA:
+            continue
+        children = cast(dict[str, object], value) if isinstance(value, dict) else {}
+        if key in _DEFINITIONS:
+            found += [(child, _Place(f"#/{key}/{name}")) for name, child in children.items()]
+        elif key in _NAMED and isinstance(value, dict):
+            found += [(child, place.below(key not in _TOGETHER)) for child in children.values()]
+        else:
+            bare = node.keys() - _NOTES <= {key, "type"}
+            found.append((value, place.below(bare if key in _CHOICES else key not in _TOGETHER)))
+    return found
 
 
-def _pattern_token(token: str) -> str:
-    if token == ".":
-        return f"[^{NO_STRING_CHARS}]"
-    if token in NO_TOKENS:
-        raise PromptError(f"pattern: {token} cannot stand here: escape it or leave it out")
-    if token[0] == "{":
-        if any(int(count) > MAX_REPEATS for count in re.findall(r"\d+", token)):
-            raise PromptError(f"pattern: {token} repeats more than {MAX_REPEATS} times")
-        return token
-    if token[0] == "\\":
-        return token if token[1] in ESCAPED_BY_CONVERTER else f"[{_class_escape(token)}]"
-    chars = re.sub(r"\\.", lambda match: _class_escape(match.group()), token[1:-1])
-    return f"[{chars}{NO_STRING_CHARS}]" if chars.startswith("^") else f"[{chars}]"
-
-
-def _class_escape(token: str) -> str:
-    """An escape of two characters, as it is written between square brackets in GBNF."""
-    char = token[1]
-    if char in CLASS_ESCAPES:
-        return CLASS_ESCAPES[char]
-    if char.isalnum() or char in '"\\' or not char.isascii():
-        raise PromptError(f"pattern: {token} is not supported: list the characters in [..]")
-    return f"\\x{ord(char):02X}"
+def _spread(together: set[str], references: list[tuple[str, str]]) -> None:
+    """Add the definitions that those in `together` refer to."""
+    todo = list(together)
+    while todo:
+        definition = todo.pop()
+        new = {to for origin, to in references if origin == definition} - together
+        together |= new
+        todo += new

@@ -106,3 +106,11 @@ def test_a_piped_prompt_loses_the_line_break_that_echo_adds(
 def test_a_benchmark_of_nothing_is_refused() -> None:
     with pytest.raises(PromptError, match="-p is 0: give 1 or more"):
         BenchOptions(prompt_tokens=0)
+
+
+def test_a_byte_order_mark_in_a_file_is_no_content(tmp_path: Path) -> None:
+    (tmp_path / "a.gbnf").write_text('\ufeffroot ::= "a"', encoding="utf-8")
+    (tmp_path / "a.json").write_text('\ufeff{"const": 1}', encoding="utf-8")
+    SamplingOptions(grammar=tmp_path / "a.gbnf").sampling()
+    SamplingOptions(json_schema=str(tmp_path / "a.json")).sampling()
+    SamplingOptions(json_schema='\ufeff{"const": 1}').sampling()

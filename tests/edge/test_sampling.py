@@ -11,7 +11,7 @@ def test_defaults() -> None:
     sampling = Sampling()
     assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.8, 40, 0.95)
     assert (sampling.min_p, sampling.seed, sampling.stop) == (0.05, -1, ())
-    assert sampling.gbnf() is None
+    assert sampling.constraint() is None
     assert not sampling.greedy
 
 
@@ -36,6 +36,7 @@ def test_frozen() -> None:
         ("temperature", float("inf")),
         ("temperature", "0.8"),
         ("temperature", True),
+        ("temperature", 1e-40),  # logits divided by it overflow
         ("temperature", None),
         ("top_k", -1),
         ("top_k", 1.5),
@@ -54,12 +55,16 @@ def test_frozen() -> None:
         ("stop", ["ab"]),
         ("stop", ("",)),
         ("stop", (1,)),
+        ("stop", ("\ud800",)),
         ("grammar", ""),
+        ("grammar", b'root ::= "a"'),
+        ("grammar", "root ::= nowhere"),
         ("json_schema", "{"),
+        ("json_schema", 5),
     ],
 )
 def test_out_of_range_is_named(setting: str, value: Any) -> None:
-    with pytest.raises(PromptError, match=setting.replace("json_", "JSON ")):
+    with pytest.raises(PromptError, match=setting.replace("json_", "JSON ") + "|Undefined rule"):
         Sampling(**{setting: value})
 
 
@@ -68,10 +73,26 @@ def test_grammar_and_schema_exclude_each_other() -> None:
         Sampling(grammar='root ::= "a"', json_schema={"type": "string"})
 
 
-def test_gbnf() -> None:
-    grammar = 'root ::= "a"'
-    assert Sampling(grammar=grammar).gbnf() == grammar
-    as_dict = Sampling(json_schema={"type": "boolean"}).gbnf()
-    assert as_dict == Sampling(json_schema='{"type": "boolean"}').gbnf()
-    assert as_dict is not None
-    assert as_dict.startswith('root ::= ("true" | "false")')
+def test_a_grammar_or_a_schema_constrains() -> None:
+    by_grammar = Sampling(grammar='root ::= "a"').constraint()
+    assert by_grammar is not None and by_grammar.endswith("R0: /a/\n")
+    as_dict = Sampling(json_schema={"type": "boolean"}).constraint()
+    assert (
+        as_dict is not None and as_dict == Sampling(json_schema='{"type": "boolean"}').constraint()
+    )
+
+
+def test_a_byte_order_mark_is_no_content() -> None:
+    for given in ({"grammar": 'root ::= "a"'}, {"json_schema": '{"const": 1}'}):
+        marked = {name: "\ufeff" + text for name, text in given.items()}
+        assert Sampling(**marked).constraint() == Sampling(**given).constraint()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "penalty", [{"repeat_penalty": 1.1}, {"frequency_penalty": 0.5}, {"presence_penalty": -1}]
+)
+def test_a_penalty_that_looks_at_no_token_is_refused(penalty: dict[str, float]) -> None:
+    Sampling(repeat_last_n=0)
+    Sampling(repeat_last_n=-1, **penalty)  # type: ignore[arg-type]
+    with pytest.raises(PromptError, match="penalties look at no token"):
+        Sampling(repeat_last_n=0, **penalty)  # type: ignore[arg-type]

@@ -1,64 +1,88 @@
+"""Schemas become grammars; which JSON they take is seen byte by byte."""
+
+import json
 import logging
 from typing import Any
 
-import llama_cpp
 import pytest
 
 from haversack.devices.errors import PromptError
-from haversack.edge.schema import MAX_GRAMMAR_CHARS, check_grammar, schema_to_gbnf
+from haversack.devices.grammar import TokenTrie
+from haversack.edge.schema import schema_to_grammar
 
+BYTES = TokenTrie([bytes([byte]) for byte in range(256)], ends=[])
 NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}}
 
 
-def rule(schema: Any, name: str = "root") -> str:
-    """The right side of one rule of the grammar, which llama.cpp must accept."""
-    gbnf = schema_to_gbnf(schema)
-    sampler = llama_cpp.llama_sampler_init_grammar(None, gbnf.encode(), b"root")
-    assert sampler, f"llama.cpp refuses {gbnf}"
-    llama_cpp.llama_sampler_free(sampler)
-    rules = dict(line.split(" ::= ", 1) for line in gbnf.splitlines())
-    return rules[name]
+def takes(schema: Any, text: str) -> bool:
+    """Whether a text that follows `schema` may be `text`."""
+    matcher = BYTES.matcher(schema_to_grammar(schema))
+    for byte in text.encode():
+        if not matcher.allows(byte):
+            return False
+        matcher.accept(byte)
+    return matcher.may_end
+
+
+def takes_value(schema: Any, value: Any) -> bool:
+    return takes(schema, json.dumps(value, ensure_ascii=False))
+
+
+def numbered(count: int) -> dict[str, Any]:
+    return {f"p{i}": {"type": "integer"} for i in range(count)}
 
 
 @pytest.mark.parametrize(
-    "schema",
+    ("schema", "right", "wrong"),
     [
-        {},
-        {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
-        {"type": "array", "items": {"type": "string", "maxLength": 1000}, "maxItems": 1000},
-        {"anyOf": [{"type": "null"}, {"type": "number"}]},
-        {"type": ["string", "null"], "description": "either"},
-        {"type": "string", "format": "date-time"},
-        {"allOf": [{"properties": {"a": {"const": 1}}}, {"properties": {"b": {"enum": [True]}}}]},
-        {"type": "object", "additionalProperties": {"type": "boolean"}},
-        {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(100)}},
-        {"properties": {"pattern": {"type": "string"}, "minimum": {"type": "number"}}},
+        ({"type": "string", "maxLength": 255}, "x" * 255, "x" * 256),
+        ({"type": "string", "minLength": 300}, "é" * 300, "é" * 299),
+        ({"type": "string", "maxLength": 20_000}, "x" * 20_000, "x" * 20_001),
+        ({"type": "array", "items": {"type": "integer"}, "maxItems": 150}, [1] * 150, [1] * 151),
+        ({"type": "array", "items": {"type": "null"}, "minItems": 150}, [None] * 150, [None]),
+        ({"type": "string", "pattern": "^[a-z]{0,200}$"}, "q" * 200, "q" * 201),
+        ({"type": "string", "pattern": "^[a-z]{300,400}$"}, "q" * 300, "q" * 299),
+        ({"type": "string", "pattern": "b"}, "abc", "ac"),  # not anchored
+        ({"type": "string", "pattern": r"^\d{3}-\w+\s$"}, "123-ab ", "12-ab "),
+        ({"type": "string", "pattern": "^(?:a|b)$"}, "b", "ab"),
+        ({"type": "string", "pattern": '^"$'}, '"', "a"),
+        ({"type": "integer", "minimum": -3, "exclusiveMaximum": 120}, 119, 120),
+        ({"type": "number", "exclusiveMinimum": 0.5}, 0.51, 0.5),
+        ({"type": "integer", "multipleOf": 3}, 12, 13),
+        ({"enum": ["a", 2, None]}, 2, 3),
+        ({"const": {"a": [1]}}, {"a": [1]}, {"a": [2]}),
+        ({"anyOf": [{"type": "null"}, {"type": "number"}]}, 1.5, "x"),
+        ({"type": ["string", "null"], "description": "either"}, None, 1),
+        ({"type": "string", "format": "date"}, "2024-02-29", "2024-13-01"),
+        ({"type": "string", "format": "uuid"}, "123e4567-e89b-12d3-a456-426614174000", "123"),
+        ({"type": "array", "prefixItems": [{"type": "null"}], "items": False}, [None], [None, 1]),
+        ({"type": "object", "additionalProperties": {"type": "boolean"}}, {"x": True}, {"x": 1}),
+        (NODE | {"$defs": {"node": NODE}}, {"next": {"next": {}}}, {"next": 1}),
+        ({}, {"any": ["thing", 1]}, None),
     ],
 )
-def test_llama_cpp_accepts(schema: dict[str, Any]) -> None:
-    rule(schema)
+def test_what_a_schema_takes(schema: dict[str, Any], right: Any, wrong: Any) -> None:
+    assert takes_value(schema, right)
+    if schema:
+        assert not takes_value(schema, wrong)
 
 
-@pytest.mark.parametrize(
-    ("constant", "literal"),
-    [
-        ('say "hi"', r'"\"say \\\"hi\\\"\""'),
-        ("a\\b", r'"\"a\\\\b\""'),
-        ("é😀", r'"\"é😀\""'),
-        ("a\nb", r'"\"a\\nb\""'),
-        ([1, None], r'"[1, null]"'),
-    ],
-)
-def test_constants_are_json(constant: Any, literal: str) -> None:
-    assert rule({"const": constant}) == literal
+@pytest.mark.parametrize("count", [100, 110, 500])
+def test_many_properties(count: int) -> None:
+    schema = {"type": "object", "properties": numbered(count), "required": [f"p{count - 1}"]}
+    assert takes_value(schema, {f"p{i}": i for i in range(count)})
+    assert takes_value(schema, {f"p{count - 1}": 0})
+    assert not takes_value(schema, {"p0": 0})
 
 
-def test_property_names_are_json() -> None:
-    schema = {"type": "object", "properties": {'é"': {"type": "null"}}}
-    assert rule(schema, "--kv").startswith(r'"\"é\\\"\"" space ":"')
+@pytest.mark.parametrize("text", ['say "hi"', "a\\b", "é😀", "a\nb", "", "{}[]|*", "\u2028"])
+def test_names_and_constants_of_any_characters(text: str) -> None:
+    schema = {"type": "object", "properties": {text: {"const": text}}, "required": [text]}
+    assert takes_value(schema, {text: text})
+    assert not takes_value(schema, {text: text + "x"})
 
 
-def test_definitions_named_like_other_rules() -> None:
+def test_definitions_named_like_other_things() -> None:
     schema = {
         "type": "object",
         "properties": {
@@ -68,24 +92,77 @@ def test_definitions_named_like_other_rules() -> None:
         },
         "$defs": {"string": {"const": 7}, "node": NODE},
     }
-    assert rule(schema, "other") == "def-0-node"
-    assert rule(schema, "def-0-node-next") == "def-0-node"
-    assert rule(schema, "def-1-string") == '"7"'
+    assert takes_value(schema, {"node": {"v": "x"}, "other": {"next": {}}, "text": 7})
+    assert not takes_value(schema, {"other": {"v": "x"}})
+    assert not takes_value(schema, {"text": "7"})
+
+
+# ----------------------------------------------------------------- what is left open
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ('{"a":1,"b":[1,2]}', True),
+        ('{"a": 1, "b": [1, 2]}', True),
+        ('{\n  "a": 1,\n  "b": [\n    1\n  ]\n}', True),
+        ('{"a":  1}', False),
+        ('{\n\n"a": 1}', False),
+        (' {"a": 1}', False),
+        ('{"a": 1} ', False),
+    ],
+)
+def test_white_space_is_short(text: str, right: bool) -> None:
+    """Or a small model fills the context with it."""
+    items = {"type": "array", "items": {"type": "integer"}}
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}, "b": items}}
+    assert takes(schema, text) == right
+
+
+OPEN = {"properties": {"a": {"type": "integer"}}}
+FULL = {"a": 1, "x": 2}
 
 
 @pytest.mark.parametrize(
-    ("pattern", "inside"),
+    ("schema", "extra"),
     [
-        ("^[0-9]+$", "[0-9]+"),
-        (r"^\d\w\s$", "[0-9] [A-Za-z0-9_] [ ]"),
-        (r"^a\.b\-[\w.\-]$", r'"a" [\x2E] "b" [\x2D] [A-Za-z0-9_.\x2D]'),
-        (r"^\(a\)\$$", r'"(a)" [\x24]'),
-        ("^a|b$", '"a" | "b"'),
-        ("^[^x].$", r"[^x\x22\x5C\x0A\x0D] [^\x22\x5C\x0A\x0D]"),
+        (OPEN, False),
+        (OPEN | {"additionalProperties": True}, True),
+        (OPEN | {"patternProperties": {"^x": {}}}, True),
+        (OPEN | {"required": ["x"]}, True),
+        (OPEN | {"required": ["a"], "minProperties": 2}, True),
+        ({"anyOf": [OPEN, {"type": "null"}]}, False),
+        ({"allOf": [OPEN, {"properties": {"x": {"const": 2}}}]}, True),
+        ({"$ref": "#/$defs/o", "$defs": {"o": OPEN}}, False),
+        ({"$ref": "#/$defs/o", "description": "an o", "$defs": {"o": OPEN}}, False),
+        ({"allOf": [{"$ref": "#/$defs/o"}, {"required": ["x"]}], "$defs": {"o": OPEN}}, True),
+        (
+            {
+                "allOf": [{"$ref": "#/$defs/p"}, {"required": ["x"]}],
+                "$defs": {"p": {"$ref": "#/$defs/o"}, "o": OPEN},
+            },
+            True,
+        ),
     ],
 )
-def test_patterns_stay_inside_the_string(pattern: str, inside: str) -> None:
-    assert rule({"type": "string", "pattern": pattern}) == rf'"\"" ({inside}) "\"" space'
+def test_objects_have_the_properties_that_are_listed(schema: Any, extra: bool) -> None:
+    """Or a small model adds one after the other; but schemas that apply together stay open."""
+    assert takes_value(schema, FULL) == extra
+
+
+def test_data_is_not_taken_for_a_schema() -> None:
+    value = {"properties": {"a": 1}, "type": "object"}
+    assert takes_value({"const": value}, value)
+    assert takes_value({"type": "object", "properties": {"properties": OPEN}}, {"properties": {}})
+
+
+@pytest.mark.parametrize("mark", ["\ufeff", ""])
+def test_a_byte_order_mark_is_no_content(mark: str) -> None:
+    assert takes(mark + '{"const": "\ufeff"}', '"\ufeff"')
+
+
+# --------------------------------------------------------------------- refusals
+def chained(count: int) -> dict[str, Any]:
+    definitions = {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}]} for i in range(count)}
+    return {"$ref": "#/$defs/d0", "$defs": definitions | {f"d{count}": {}}}
 
 
 @pytest.mark.parametrize(
@@ -94,46 +171,49 @@ def test_patterns_stay_inside_the_string(pattern: str, inside: str) -> None:
         ("{", "cannot be read"),
         ("[]", "not a JSON object"),
         ({"const": {1}}, "cannot be read"),
-        ({"const": "\ud800"}, "not valid Unicode"),
-        ({"title": "anything"}, "Unrecognized schema"),
-        ({"$ref": "#/$defs/nowhere"}, "Error resolving ref"),
-        ({"$ref": "https://example.org/schema"}, "not allowed"),
-        ({"type": "string", "maxLength": 10**9}, "maxLength is 1000000000"),
-        ({"type": "array", "items": {}, "minItems": -1}, "minItems is -1"),
-        ({"type": "string", "pattern": "^]$"}, "cannot stand here"),
-        ({"type": "string", "pattern": "^a}$"}, "cannot stand here"),
-        ({"type": "string", "pattern": '^"$'}, "cannot stand here"),
-        ({"type": "string", "pattern": "^a$|^b$"}, "cannot stand here"),
-        ({"type": "string", "pattern": "a"}, "begin \\^ and end"),
-        ({"type": "string", "pattern": "^a{1000000000}$"}, "repeats more than"),
-        ({"type": "string", "pattern": r"^\bword$"}, "not supported"),
-        ({"type": "string", "pattern": "^(?:a)$"}, "Unsupported pattern"),
+        ({"const": "\ud800"}, "surrogate"),
+        ({"const": float("nan")}, "cannot be read"),
+        ({"$ref": "#/$defs/nowhere"}, "does not exist"),
+        ({"$ref": "https://example.org/schema"}, "retrieving it failed"),
+        ({"type": "strin"}, "Invalid type: strin"),
+        ({"type": "array", "items": {}, "minItems": -1}, "minItems.*-1"),
+        ({"type": "string", "minLength": 5, "maxLength": 3}, r"minLength \(5\) is greater"),
+        ({"type": "integer", "minimum": 5, "maximum": 3}, r"minimum \(5\) is greater"),
+        ({"enum": []}, "Unsatisfiable"),
+        ({"type": "string", "pattern": "("}, "unclosed group"),
+        ({"type": "string", "pattern": "^(?=a)b$"}, "look-ahead"),
+        ({"type": "object", "minProperties": "x", "properties": {}}, "minProperties"),
         ({"title": "x" * 300_000}, "shorten it"),
+        (chained(1000), "nests 2005 levels: at most 2000"),
+        ('{"items": ' * 5000 + "{}" + "}" * 5000, "cannot be read|nests"),
     ],
 )
 def test_refused(schema: Any, part: str) -> None:
-    with pytest.raises(PromptError, match=part):
-        schema_to_gbnf(schema)
+    with pytest.raises(PromptError, match=part) as caught:
+        schema_to_grammar(schema)
+    assert "JSON schema" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_what_is_not_enforced_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    number = {"type": "integer", "minimum": 1, "not": {"const": 3}}
-    schema = {"type": "object", "properties": {"n": number}}
+@pytest.mark.parametrize(
+    ("schema", "told"),
+    [
+        ({"type": "integer", "minimum": 1, "not": {"const": 3}}, '"not"'),
+        ({"type": "array", "uniqueItems": True, "contains": {"const": 4}}, '"uniqueItems"'),
+        ({"if": {}, "then": {}}, '"if"'),
+        ({"type": "string", "format": "colour"}, "format: colour"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+    ],
+)
+def test_what_is_not_enforced_is_said(
+    schema: Any, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING, "haversack"):
-        schema_to_gbnf(schema)
-    assert caplog.messages == ["the grammar does not enforce these of the schema: minimum, not"]
+        schema_to_grammar(schema)
+    assert len(caplog.messages) == 1
+    assert "does not enforce all of the schema" in caplog.messages[0] and told in caplog.messages[0]
 
 
 def test_schemas_are_left_as_they_are() -> None:
-    schema = {"type": "string", "pattern": "^.$"}
-    schema_to_gbnf(schema)
-    assert schema == {"type": "string", "pattern": "^.$"}
-
-
-def test_check_grammar() -> None:
-    assert check_grammar('a ::= "x"\nroot ::= a') == 'a ::= "x"\nroot ::= a'
-    for gbnf in ("", "a ::= b", "root = a"):
-        with pytest.raises(PromptError, match="no rule named root"):
-            check_grammar(gbnf)
-    with pytest.raises(PromptError, match="at most"):
-        check_grammar("x" * (MAX_GRAMMAR_CHARS + 1))
+    schema = {"type": "object", "properties": {"a": {}}}
+    schema_to_grammar(schema)
+    assert schema == {"type": "object", "properties": {"a": {}}}

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from haversack.devices.errors import PromptError
-from haversack.edge.text import TextStream
+from haversack.edge.text import TextStream, without_mark
 
 LETTERS = "ab€😀"  # few, so that stop strings occur and overlap
 SMALL_TEXT = st.text(LETTERS, max_size=12)
@@ -122,3 +122,51 @@ def test_overlapping_stop_strings(
 def test_stop_strings_are_checked(stop: Sequence[str]) -> None:
     with pytest.raises(PromptError, match="non-empty strings"):
         TextStream(stop)
+
+
+# -------------------------------------------------------------- special tokens
+def shown(
+    stops: list[str], specials: list[str], pieces: list[bytes | str]
+) -> tuple[str, str | None]:
+    """The text of pieces, of which those that are no bytes are special tokens."""
+    stream, text = TextStream(stops, specials), ""
+    for piece in pieces:
+        text += stream.push(b"", piece) if isinstance(piece, str) else stream.push(piece)
+    return text + stream.finish(), stream.stopped
+
+
+@pytest.mark.parametrize(
+    ("stop", "result"),
+    [
+        ("<|end|>", ("one", "<|end|>")),
+        ("<|end|>\n", ("one", "<|end|>\n")),
+        ("ne<|end|>", ("o", "ne<|end|>")),
+        ("<|end|><|start|>", ("one\ntwo", "<|end|><|start|>")),
+        ("\ntwo<|end|>", ("one", "\ntwo<|end|>")),
+        ("<|start|>", ("one\ntwo", "<|start|>")),
+        ("e\nt", ("on", "e\nt")),  # nothing is shown of the token between
+        ("end", ("one\ntwothree", None)),  # a part of its name is no text
+        ("<|", ("one\ntwothree", None)),
+    ],
+)
+def test_a_stop_string_may_hold_special_tokens(stop: str, result: tuple[str, str | None]) -> None:
+    specials = [name for name in ("<|end|>", "<|start|>") if name in stop]
+    pieces: list[bytes | str] = [b"one", "<|end|>", b"\ntwo", "<|end|>", "<|start|>", b"three"]
+    assert shown([stop], specials, pieces) == result
+    assert shown([stop, "zzz", "<|other|>"], [*specials, "<|other|>"], pieces) == result
+
+
+def test_a_special_token_in_the_middle_of_a_character() -> None:
+    assert shown(["<s>x"], ["<s>"], [b"\xc3", "<s>", b"\xa9x"]) == ("éx", None)
+
+
+def test_a_special_token_that_begins_a_stop_string_is_held_back() -> None:
+    stream = TextStream(["<s>ab"], ["<s>"])
+    assert stream.push(b"x", "<s>") == "x"
+    assert stream.push(b"a") == ""
+    assert stream.push(b"c") == "ac"
+
+
+def test_the_byte_order_mark() -> None:
+    assert without_mark("\ufeffa\ufeff") == "a\ufeff"
+    assert without_mark("a") == "a"

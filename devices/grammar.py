@@ -1,0 +1,165 @@
+"""Grammars: which tokens may come next, as llguidance works it out.
+
+llguidance is imported with the first grammar, so that a chat without one starts as fast as before.
+A grammar is a text in its dialect of Lark: `edge.schema` and `edge.gbnf` write it.
+"""
+
+import re
+from collections.abc import Collection, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.devices.errors import PromptError
+
+# A token of this first byte is none of the text for llguidance. UTF-8 has no such byte.
+_NO_TEXT = b"\xff"
+_DEAD_END = "NoExtensionBias"  # llguidance's error where no token may come next
+# Without `no_forcing`, llguidance allows only one way to cut text that the grammar forces.
+HEADER = '%llguidance {"no_forcing": true}\n'
+
+# What one step may cost: each of these is reached within a tenth of a second, so that a call can be
+# cancelled in time. `max_lexer_states` bounds the memory, at 1 to 2 KiB a state.
+_LIMITS = {
+    "step_lexer_fuel": 1_000_000,
+    "step_max_items": 1_000_000,
+    "max_lexer_states": 8_192,
+    "verbose_errors": False,
+}
+# Measured while a trie is built: 49,152 tokens with 0.3 MiB of text take 7.6 MiB, 262,144 tokens
+# with 2.0 MiB take 44 MiB; after that two thirds of it. Rounded up.
+_TOKEN_BYTES, _TEXT_FACTOR = 80, 16
+
+
+def trie_bytes(num_tokens: int, text_bytes: int) -> int:
+    """The most memory that a `TokenTrie` of so many tokens with so much text takes."""
+    return _TOKEN_BYTES * num_tokens + _TEXT_FACTOR * text_bytes
+
+
+def check_grammar(grammar: str) -> list[str]:
+    """Warnings about what of `grammar` is not enforced. Raises PromptError if it is wrong."""
+    failed, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(
+        grammar, limits=_limits()
+    )
+    if failed:
+        raise PromptError(_reason(messages[0]))
+    return list(messages)
+
+
+class TokenTrie:
+    """The texts of a vocabulary's tokens, ordered for grammars; building it takes about a second
+    for 262,144 tokens.
+
+    `texts` holds what each token adds to the text, empty for special tokens, which no grammar ever
+    allows. `ends` are the ids that end a generation.
+    """
+
+    def __init__(self, texts: Sequence[bytes], ends: Collection[int]) -> None:
+        self.num_tokens, self.ends = len(texts), frozenset(ends)
+        wrapper = _Tokens(texts, self.ends)
+        self._tokenizer: Any = _llguidance().LLTokenizer(wrapper, slices=[])
+
+    def matcher(self, grammar: str) -> "GrammarMatcher":
+        """A reader of one text. Raises PromptError if the grammar is wrong."""
+        return GrammarMatcher(self, self._tokenizer, grammar)
+
+
+class _Tokens(Sequence[bytes]):
+    """What llguidance asks of a tokenizer. The texts are handed over one by one, so that no list
+    of them is kept beside the trie."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+    eos_token_id = None  # llguidance adds a token of its own: `GrammarMatcher` knows the ends
+    special_token_ids: Sequence[int] = ()
+
+    def __init__(self, texts: Sequence[bytes], ends: Collection[int]) -> None:
+        self._texts, self._ends = texts, ends
+
+    @property
+    def tokens(self) -> Sequence[bytes]:
+        return self
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, token: Any) -> Any:
+        text = self._texts[token]
+        return b"" if token in self._ends or text.startswith(_NO_TEXT) else text
+
+    def __call__(self, text: bytes) -> list[int]:
+        """The ids of `text`: needed where a grammar forces tokens, which `HEADER` turns off."""
+        return []
+
+
+class GrammarMatcher:
+    """Follows one text token by token, and says which tokens may come next."""
+
+    def __init__(self, trie: TokenTrie, tokenizer: Any, grammar: str) -> None:
+        self._trie = trie
+        self._matcher: Any = _llguidance().LLMatcher(
+            tokenizer, grammar, log_level=0, limits=_limits()
+        )
+        self._refuse_errors()
+
+    @property
+    def may_end(self) -> bool:
+        """Whether the text so far is a whole one."""
+        return bool(self._matcher.is_accepting())
+
+    @property
+    def must_end(self) -> bool:
+        """Whether nothing can be added to the text."""
+        return bool(self._matcher.is_stopped()) and self.may_end
+
+    def allows(self, token: int) -> bool:
+        """Whether `token` may come next; takes some microseconds."""
+        if token in self._trie.ends:
+            return self.may_end
+        return bool(self._matcher.validate_tokens([token]) == 1)
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """Which tokens may come next, (vocabulary,); none if the grammar has a dead end here.
+
+        Takes up to some milliseconds. Raises PromptError if the grammar is too complex here.
+        """
+        num_tokens = self._trie.num_tokens
+        if self._matcher.is_stopped():
+            allowed = np.zeros(num_tokens, np.bool_)
+        else:
+            bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+            allowed = np.unpackbits(bits, count=num_tokens, bitorder="little").view(np.bool_)
+        self._refuse_errors()
+        allowed[list(self._trie.ends)] = self.may_end
+        return allowed
+
+    def accept(self, token: int) -> None:
+        """Add `token`, which must be an allowed one, to the text."""
+        if token not in self._trie.ends:
+            self._matcher.consume_token(token)
+            self._refuse_errors()
+
+    def _refuse_errors(self) -> None:
+        error = self._matcher.get_error()
+        if error and not error.startswith(_DEAD_END):
+            raise PromptError(_reason(error))
+
+
+def _reason(message: str) -> str:
+    """llguidance's error in one line, without the position in a text that the user never wrote."""
+    lines = message.replace("<non-verbose/>", "").split("\n   1 | ")[0].splitlines()
+    told = re.sub(r"^at \d+\(\d+\): ", "", " ".join(line.strip() for line in lines if line.strip()))
+    told = told.removeprefix("failed to compile JSON schema: ")
+    return f"the grammar cannot be followed: {told}; simplify it"
+
+
+def _limits() -> Any:
+    return _llguidance().LLParserLimits(**_LIMITS)
+
+
+def _llguidance() -> ModuleType:
+    import llguidance
+
+    return llguidance
