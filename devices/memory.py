@@ -119,8 +119,9 @@ class PeakMeter:
     The kernel keeps the highest resident size ever, VmHWM, file pages included. If it grew between
     two looks, the peak fell between them, and its anonymous part was at most VmHWM less the file
     pages, of which the smaller count of both looks is taken. So what was allocated and freed
-    between two looks is seen, and the figure is never too low; it is too high by the file pages
-    that came meanwhile. Where there is no /proc it is the highest of the looks.
+    between two looks is seen, and the figure is not too low; it is too high by the file pages
+    that came meanwhile. Where there is no /proc it is the highest of the looks. The kernel's own
+    counts are right to about 0.2 MiB.
     """
 
     def __init__(self) -> None:

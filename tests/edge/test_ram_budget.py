@@ -139,6 +139,7 @@ def test_an_open_model_is_not_in_the_next_ones_plan(
 ) -> None:
     path, other = tiny_model("qwen3moe", shape=SHAPE), tiny_model("olmoe", shape=SHAPE)
     half = streamed(edge.plan(other, ram="1GiB", ctx=256, threads=1), 0.5)
+    application = np.ones(40 * MIB, np.uint8)  # a process near the least figure would cross it
     with edge.load(half, options=options) as model:  # a process grows when it does it all first
         model.logits(range(1, 200), prefill=190)
     alone = edge.plan(path, ram="1GiB", ctx=256, threads=1)
@@ -147,6 +148,7 @@ def test_an_open_model_is_not_in_the_next_ones_plan(
         model.logits(range(1, 200), prefill=190)
         assert edge.plan(path, ram="1GiB", ctx=256, threads=1) == alone
     assert edge.plan(path, ram="1GiB", ctx=256, threads=1) == alone
+    assert application.all()
 
 
 # Opens two models with tight budgets of their own, uses them, closes the first, and uses the
