@@ -1,6 +1,6 @@
 """Does it stay fast beside other busy programs? Decode against every fixed setting of threads.
 
-    python -m haversack.tools.bench_busy [MODEL] [--ram 96MiB] [--rounds 3] [--seconds 5]
+    python -m haversack.tools.bench_busy [MODEL] [--ram 96MiB] [--rounds 3] [--tokens 100]
 
 The default settings compete with each number of threads and each way of waiting that OpenMP has,
 beside no busy loop, as many as there are cores, and twice as many. Each run is a process of its
@@ -71,18 +71,16 @@ def busy_loops(count: int) -> Iterator[None]:
             loop.wait()
 
 
-def decode_here(
-    model: Path, ram: str | None, threads: int | None, seconds: float
-) -> dict[str, Any]:
-    """Tokens a second of decoding the same 100 tokens again and again for `seconds`, after as
+def decode_here(given: argparse.Namespace) -> dict[str, Any]:
+    """Tokens a second of decoding the same tokens again and again for so many seconds, after as
     many that are not timed, and a hash of their ids."""
-    with edge.load(model, ram=ram, ctx=256, threads=threads) as loaded:
-        loaded.generate(PROMPT, max_tokens=100, temperature=0).text  # noqa: B018
-        end_s = time.perf_counter() + seconds
+    with edge.load(given.model, ram=given.ram, ctx=256, threads=given.threads) as loaded:
+        loaded.generate(PROMPT, max_tokens=given.tokens, temperature=0).text  # noqa: B018
+        end_s = time.perf_counter() + given.seconds
         before = loaded.stats()
         texts = set[str]()
         while time.perf_counter() < end_s:
-            generation = loaded.generate(PROMPT, max_tokens=100, temperature=0)
+            generation = loaded.generate(PROMPT, max_tokens=given.tokens, temperature=0)
             generation.text  # noqa: B018
             texts.add(hashlib.sha256(repr(generation.tokens).encode()).hexdigest()[:12])
         return {"tok_s": loaded.stats().since(before).decode_tok_s, "texts": sorted(texts)}
@@ -91,7 +89,7 @@ def decode_here(
 def run_once(competitor: Competitor, given: argparse.Namespace) -> dict[str, Any]:
     """The same in a process of its own. Raises RuntimeError if it fails."""
     command = [sys.executable, "-m", "haversack.tools.bench_busy", str(given.model), "--here"]
-    command += ["--seconds", str(given.seconds)]
+    command += ["--seconds", str(given.seconds), "--tokens", str(given.tokens)]
     command += [] if given.ram is None else ["--ram", given.ram]
     command += [] if competitor.threads is None else ["--threads", str(competitor.threads)]
     kept = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
@@ -143,12 +141,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ram", help="as of haversack run; all in memory unless given")
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--seconds", type=positive, default=5, help="each run is timed for")
+    parser.add_argument("--tokens", type=positive, default=100, help="of a text")
     parser.add_argument("--csv", type=Path, help="write the table to this file")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=positive, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.here:
-        print(json.dumps(decode_here(given.model, given.ram, given.threads, given.seconds)))
+        print(json.dumps(decode_here(given)))
         return 0
     held, texts, table = True, set[str](), list[dict[str, Any]]()
     for num_loops in (0, usable_cores(), 2 * usable_cores()):

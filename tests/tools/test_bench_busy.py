@@ -21,15 +21,16 @@ def test_every_fixed_setting_competes() -> None:
 
 @pytest.mark.slow
 def test_a_run_decodes_the_same_text_in_another_process() -> None:
-    given = argparse.Namespace(model=edge.builtin_model(), ram=None, seconds=1)
+    given = argparse.Namespace(model=edge.builtin_model(), ram=None, seconds=1, tokens=20)
     with bench_busy.busy_loops(1):
         ours = bench_busy.run_once(bench_busy.OURS, given)
-    here = bench_busy.decode_here(edge.builtin_model(), None, None, 0.1)
+    given.threads = None
+    here = bench_busy.decode_here(given)
     assert ours["tok_s"] > 0 and ours["texts"] == here["texts"] and len(here["texts"]) == 1
 
 
 def test_a_run_that_fails_says_why() -> None:
-    given = argparse.Namespace(model=Path("missing.gguf"), ram=None, seconds=1)
+    given = argparse.Namespace(model=Path("missing.gguf"), ram=None, seconds=1, tokens=20)
     with pytest.raises(RuntimeError, match="missing"):
         bench_busy.run_once(bench_busy.OURS, given)
 
