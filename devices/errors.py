@@ -6,6 +6,7 @@
     ├── BudgetError         the bytes given do not suffice; carries need_bytes and have_bytes
     ├── ModelFileError      not a GGUF, truncated, a part missing, an architecture llama.cpp refuses
     ├── StorageError        a read, a write or the disk space failed
+    │   └── DamagedTrunkError  a trunk file is not as it was written; loading writes it anew
     ├── PromptError         a prompt, template, grammar or sampling value that cannot be used
     │   └── ContextError    more tokens than the context holds
     ├── CancelledError      the call was cancelled by its owner
@@ -46,6 +47,10 @@ class ModelFileError(HaversackError, ValueError):
 
 class StorageError(HaversackError, OSError):
     """Reading or writing a file failed: a short read, a device error, no space."""
+
+
+class DamagedTrunkError(StorageError):
+    """A trunk file is not as it was written."""
 
 
 class PromptError(HaversackError, ValueError):

@@ -226,6 +226,11 @@ class GraphNode:
         return int(self._tensor.type)
 
     @property
+    def data_address(self) -> int:
+        """Where its values lie; 0 if nowhere."""
+        return int(self._tensor.data or 0)
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         n0, n1, n2, n3 = self._tensor.ne
         return n0, n1, n2, n3

@@ -21,6 +21,7 @@ from haversack.devices.errors import (
     PromptError,
 )
 from haversack.devices.expert_buffer import ExpertBuffer
+from haversack.devices.ggml import GraphNode
 from haversack.devices.grammar import TokenTrie
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.logs import LogCapture, captured_logs
@@ -148,6 +149,14 @@ class LlamaModel:
         """The Jinja source the model file brings, if any."""
         source = llama.llama_model_chat_template(self._model, None)
         return source.decode(errors="replace") if source else None
+
+    def tensors(self) -> list[GraphNode]:
+        """All weights, where they lie in memory. A tensor of the file may be here twice."""
+        function = native.llama_function(*native.TENSOR_MAP)
+        count = own.model_tensors(function, self._model, None, 0)
+        addresses = (native.Address * count)()
+        own.model_tensors(function, self._model, addresses, count)
+        return [GraphNode(address) for address in addresses]
 
     def close(self) -> None:
         """Free the model; its contexts must be closed first. May be called twice."""

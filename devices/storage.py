@@ -277,11 +277,14 @@ def _read_at_random(
 
 
 def _read_speed(kept: Path) -> DiskSpeed | None:
-    """The speed measured earlier; None where there is none that can be understood."""
+    """The speed measured earlier; None where there is none that can be understood, or the file
+    names readers that nobody measured with: so many threads would be started."""
     try:
-        return DiskSpeed(**json.loads(kept.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        speed = DiskSpeed(**json.loads(kept.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+    measured = {speed.num_readers, speed.enough_readers} <= set(_NUM_READERS)
+    return speed if measured else None
 
 
 def _write_speed(kept: Path, speed: DiskSpeed) -> None:

@@ -1,5 +1,6 @@
 """`load()` and the model it gives: generate, chat, logits, stats."""
 
+import logging
 import random
 import sys
 import threading
@@ -20,9 +21,11 @@ import platformdirs
 
 from haversack.devices.errors import (
     BudgetError,
+    DamagedTrunkError,
     HaversackError,
     ModelFileError,
     PromptError,
+    StorageError,
 )
 from haversack.devices.heap import give_back_freed_memory
 from haversack.devices.interrupts import StopFlag
@@ -43,7 +46,9 @@ from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes
 from haversack.offload.seam import Forecast, Watcher
 from haversack.offload.streamer import NUM_READERS, OpenFile
 from haversack.quant.gguf import read_geometry
-from haversack.quant.trunk import ensure_trunk
+from haversack.quant.trunk import ensure_trunk, rewrite_trunk
+
+_log = logging.getLogger("haversack.model")
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -95,7 +100,8 @@ def load(
     and `threads` must not be given. `ram` is a size ("6GiB"), bytes, or a `Budget` that several
     models share, see `plan`: the process never takes more than what its open models were given
     together. One model is loaded at a time; loads of other threads wait. `seed` makes
-    all sampling repeatable. The first load of a model writes its trunk file into the cache.
+    all sampling repeatable. The first load of a model writes its trunk file into the cache; one
+    that turns out to be damaged is written anew, which is logged as a warning.
 
     Raises BudgetError, ModelFileError, StorageError, UnitError, KeyboardInterrupt; nothing is
     left behind then.
@@ -183,8 +189,8 @@ def _open(planned: Plan, options: LoadOptions, stop: StopFlag, lease: Lease) -> 
         raise ModelFileError(f"{planned.path} has changed since it was planned: plan again")
     if planned.mode != STREAMED:
         return open_resident(planned.path, planned.shape, report("loading"))
-    cache_dir = options.cache_dir or default_cache_dir()
-    trunk = ensure_trunk(planned.geometry, cache_dir, report("writing the trunk"))
+    cache_dir, write = options.cache_dir or default_cache_dir(), report("writing the trunk")
+    trunk = ensure_trunk(planned.geometry, cache_dir, write)
     speed = known_speed(planned.path, cache_dir)
     hooks = LoadHooks(
         report("loading"),
@@ -194,7 +200,22 @@ def _open(planned: Plan, options: LoadOptions, stop: StopFlag, lease: Lease) -> 
         options.warm_start,
     )
     pools = partial(_measured, planned, lease)
-    return open_streamed(planned.geometry, trunk, planned.shape, pools, hooks)
+
+    def opened() -> Engine:
+        return open_streamed(planned.geometry, trunk, planned.shape, pools, hooks)
+
+    try:
+        return opened()
+    except DamagedTrunkError as damage:
+        _log.warning("%s; it is written anew from the model", damage)
+    rewrite_trunk(planned.geometry, cache_dir, write)
+    try:
+        return opened()
+    except DamagedTrunkError as damage:
+        raise StorageError(
+            f"{damage}, right after it was written: the drive or the memory may fail, choose"
+            " another folder with --cache-dir or try another computer"
+        ) from damage
 
 
 def _measured(planned: Plan, lease: Lease) -> Sequence[PoolPlan]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from haversack.devices.errors import StorageError
+from haversack.devices.errors import ModelFileError, StorageError
 from haversack.devices.expert_buffer import ExpertBuffer
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel, Progress
@@ -17,7 +17,9 @@ from haversack.offload.resident_file import read_residents, save_residents
 from haversack.offload.seam import Seam
 from haversack.offload.store import ExpertStore
 from haversack.offload.streamer import NUM_READERS, OpenFile, Streamer
+from haversack.offload.trunk_check import TrunkCheck
 from haversack.quant.gguf import EXPERT_PATTERN, ModelGeometry
+from haversack.quant.trunk import hole_names
 
 _log = logging.getLogger("haversack.engine")
 
@@ -84,7 +86,7 @@ def open_streamed(
     """The trunk in memory and the experts in slots.
 
     `pool_plans` is asked once the trunk is loaded, so that it can measure what is left. Raises
-    ModelFileError, StorageError, and whatever `pool_plans` and the hooks raise.
+    DamagedTrunkError, ModelFileError, StorageError, and whatever `pool_plans` and the hooks raise.
     """
     engine = Engine()
     try:
@@ -110,8 +112,11 @@ def _open_streamed(
         progress = _without_holes(progress, trunk.stat().st_size / geometry.trunk_bytes)
     experts = ExpertBuffer(EXPERT_PATTERN)
     engine.on_close(experts.close)
-    engine.model = LlamaModel(trunk, experts=experts, progress=progress)
+    check = TrunkCheck(trunk, hole_names(geometry))
+    engine.model = _load_trunk(trunk, experts, progress, check)
     engine.on_close(engine.model.close)
+    engine.on_close(check.close)
+    check.begin(engine.model)
     plans = pool_plans()
     streamer = engine.streamer = Streamer(geometry.paths, hooks.num_readers, hooks.open_file)
     engine.on_close(streamer.close)
@@ -130,6 +135,17 @@ def _open_streamed(
     seam.attach(geometry, experts)
     engine.context = LlamaContext(engine.model, shape, hook=seam, stop=engine.stop)
     engine.on_close(engine.context.close)
+    check.finish()
+
+
+def _load_trunk(
+    trunk: Path, experts: ExpertBuffer, progress: Progress | None, check: TrunkCheck
+) -> LlamaModel:
+    try:
+        return LlamaModel(trunk, experts=experts, progress=progress)
+    except ModelFileError:  # of a damaged trunk llama.cpp may say anything
+        check.compare_file()
+        raise
 
 
 def _start_warm(store: ExpertStore, trunk: Path) -> None:

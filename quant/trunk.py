@@ -3,19 +3,21 @@
 Same key-values and tensors; the expert tensors are declared in the smallest type there is and
 left as holes, which take no disk. Built once for each model and kept in a cache folder:
 `<model's path, hashed>-<fingerprint>.gguf`, with a `.json` beside it for people and a `.resident`
-that says which experts to start with. One process at a time writes trunks to the folder: it holds a
-lock, which the system takes back however the process ends, and its file is named `.gguf.unfinished`
-until it is whole.
+that says which experts to start with. The file ends with a seal, which shows at every load whether
+it still is what was written (see `quant.seal`). One process at a time writes trunks to the folder:
+it holds a lock, which the system takes back however the process ends, and its file is named
+`.gguf.unfinished` until it is whole.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,16 +26,18 @@ from haversack.devices.ggml import GgufHeader, TensorInfo, merged_header
 from haversack.devices.units import format_bytes
 from haversack.quant.blocks import smallest_type
 from haversack.quant.gguf import ExpertMatrix, ModelGeometry, open_headers
+from haversack.quant.seal import SealWriter, is_whole
 
 if sys.platform != "win32":
     import fcntl
 
-_FORMAT = "trunk 1, ggml 0.25.3"  # part of the fingerprint: another format, another file
+_FORMAT = "trunk 2, ggml 0.25.3"  # part of the fingerprint: another format, another file
 # The folder may be one that also holds the user's models: touch nothing but names like these.
 _OUR_NAME = re.compile(
     r"[0-9a-f]{12}-[0-9a-f]{20}\.(gguf|gguf\.unfinished|json|resident(\.\w{8})?)"
 )
 _CHUNK_BYTES = 8 * 1024 * 1024
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count", "general.alignment")
 
 Progress = Callable[[float], None]
@@ -58,21 +62,29 @@ def ensure_trunk(
     `progress` is told the share done, 0 to 1. Raises StorageError if the disk is full or fails.
     """
     path = cache_dir / _name(geometry)
-    if path.is_file():
-        return path
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with _sole_writer(cache_dir, wait=True):
+    if not path.is_file():
+        with _writing(geometry, cache_dir):
             if not path.is_file():  # nobody wrote it while we waited
                 _write_whole(geometry, path, progress)
-    except StorageError:
-        raise
-    except OSError as error:
-        raise StorageError(
-            f"cannot write the trunk ({format_bytes(geometry.trunk_bytes)}) to {cache_dir}:"
-            f" {error}; make room there or choose another folder with --cache-dir"
-        ) from error
     return path
+
+
+def rewrite_trunk(
+    geometry: ModelGeometry, cache_dir: Path, progress: Progress | None = None
+) -> Path:
+    """As `ensure_trunk`, for a trunk that turned out to be damaged: it is written anew, unless
+    another process has just done so."""
+    path = cache_dir / _name(geometry)
+    with _writing(geometry, cache_dir):
+        if not is_whole(path, hole_names(geometry)):
+            path.unlink(missing_ok=True)  # its room may be needed
+            _write_whole(geometry, path, progress)
+    return path
+
+
+def hole_names(geometry: ModelGeometry) -> Set[str]:
+    """The tensors that a trunk holds no data of."""
+    return {matrix.name for matrix in _expert_matrices(geometry)}
 
 
 def resident_path(trunk: Path) -> Path:
@@ -114,6 +126,24 @@ def remove_trunks(cache_dir: Path) -> int:
 
 
 # ------------------------------------------------------------------ the folder
+@contextlib.contextmanager
+def _writing(geometry: ModelGeometry, cache_dir: Path) -> Iterator[None]:
+    """Be the only one that writes to the folder, which is made if it is not there. What fails
+    inside is a StorageError that says what to do."""
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with _sole_writer(cache_dir, wait=True):
+            yield
+    except StorageError:
+        raise
+    except OSError as error:
+        room = "make room there or " if error.errno in _NO_ROOM else ""
+        raise StorageError(
+            f"cannot write the trunk ({format_bytes(geometry.trunk_bytes)}) to {cache_dir}:"
+            f" {error}; {room}choose another folder with --cache-dir"
+        ) from error
+
+
 @contextlib.contextmanager
 def _sole_writer(cache_dir: Path, *, wait: bool) -> Iterator[bool]:
     """Whether no other process or thread writes to the folder inside the block."""
@@ -174,7 +204,7 @@ def _describe(path: Path, geometry: ModelGeometry) -> None:
 def _described_model(path: Path) -> str:
     try:
         return str(json.loads(path.with_suffix(".json").read_text())["model"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "unfinished or unknown"
 
 
@@ -184,7 +214,7 @@ def _write_whole(geometry: ModelGeometry, path: Path, progress: Progress | None)
     _remove_useless(path)
     free_bytes = shutil.disk_usage(path.parent).free
     if free_bytes < geometry.trunk_bytes:
-        raise OSError(f"only {format_bytes(free_bytes)} are free there")
+        raise OSError(errno.ENOSPC, f"only {format_bytes(free_bytes)} are free there")
     unfinished = path.with_name(f"{path.name}.unfinished")
     try:
         _write(geometry, unfinished, progress)
@@ -201,15 +231,18 @@ def _write(geometry: ModelGeometry, target: Path, progress: Progress | None) -> 
     try:
         types = {name: hole.type_id for name, hole in holes.items()}
         header, offsets = merged_header(headers, types, _SPLIT_KEYS)
+        seal = SealWriter(target.name.split(".")[0], header)
         with target.open("wb") as out:
             _write_all(out.fileno(), header, 0)
             copied = 0
-            for part in headers:
-                for num_bytes in _copy_trunk_tensors(part, out.fileno(), offsets, holes.keys()):
+            for part, tensor in _filled_tensors(headers, holes.keys()):
+                place = out.fileno(), offsets[tensor.name]
+                for num_bytes in _copy_tensor(part.path, tensor, place, seal):
                     copied += num_bytes
                     if progress is not None:
                         progress(min(1.0, copied / geometry.trunk_bytes))
-            _extend_over_last_hole(geometry, out.fileno(), offsets)
+            end = _end_of_tensors(geometry, out.fileno(), offsets)
+            _write_all(out.fileno(), seal.seal(), end)
             os.fsync(out.fileno())
     finally:
         for part in headers:
@@ -221,16 +254,27 @@ def _expert_matrices(geometry: ModelGeometry) -> list[ExpertMatrix]:
     return [*used, *geometry.unused]
 
 
-def _copy_trunk_tensors(
-    part: GgufHeader, out: int, offsets: dict[str, int], holes: Set[str]
+def _filled_tensors(
+    headers: Sequence[GgufHeader], holes: Set[str]
+) -> Iterator[tuple[GgufHeader, TensorInfo]]:
+    """The tensors that are no holes, in the order in which the trunk holds them."""
+    for part in headers:
+        for tensor in part.tensors:
+            if tensor.name not in holes:
+                yield part, tensor
+
+
+def _copy_tensor(
+    source: Path, tensor: TensorInfo, place: tuple[int, int], seal: SealWriter
 ) -> Iterator[int]:
-    """Copy the tensors of one part that are no holes; yields the bytes of each step."""
-    for tensor in part.tensors:
-        if tensor.name not in holes:
-            position = offsets[tensor.name]
-            for data in _pieces(part.path, tensor):
-                position += _write_all(out, data, position)
-                yield len(data)
+    """Copy a tensor to its `place`, an open file and a position in it; yields the bytes of each
+    step."""
+    out, position = place
+    for data in _pieces(source, tensor):
+        position += _write_all(out, data, position)
+        seal.add(data)
+        yield len(data)
+    seal.end_tensor()
 
 
 def _pieces(path: Path, tensor: TensorInfo) -> Iterator[bytes]:
@@ -255,11 +299,11 @@ def _write_all(out: int, data: bytes, position: int) -> int:
     return len(data)
 
 
-def _extend_over_last_hole(geometry: ModelGeometry, out: int, offsets: dict[str, int]) -> None:
-    """A file that ends in a hole would look truncated: give it its full length."""
+def _end_of_tensors(geometry: ModelGeometry, out: int, offsets: dict[str, int]) -> int:
+    """Where the last tensor ends, also where that is a hole, on a boundary of tensors."""
     end = os.fstat(out).st_size
     for matrix in _expert_matrices(geometry):
         row_bytes = smallest_type(matrix.row_elements).row_bytes(matrix.row_elements)
         size_bytes = row_bytes * matrix.num_rows * matrix.num_experts
         end = max(end, offsets[matrix.name] + size_bytes)
-    os.ftruncate(out, -(-end // 32) * 32)
+    return -(-end // 32) * 32

@@ -323,6 +323,11 @@ llama_model_init_from_user = prototype(
 # the names that C++ gives them, which other compilers may spell in another way
 MEMORY_BREAKDOWN = "_Z26llama_get_memory_breakdownPK13llama_context"
 GRAPH_MAX_NODES = "_ZNK13llama_context15graph_max_nodesEj"
+# llama_internal_get_tensor_map, see native/tensors.cpp; GCC's library tags strings in names
+TENSOR_MAP = (
+    "_Z29llama_internal_get_tensor_mapB5cxx11PK11llama_model",
+    "_Z29llama_internal_get_tensor_mapPK11llama_model",
+)
 # void llama_model_save_to_file(const struct llama_model * model, const char * path_model)
 llama_model_save_to_file = prototype(_llama, "llama_model_save_to_file", None, _A, _S)
 
@@ -349,15 +354,17 @@ def move_bytes(target: int, source: int, num_bytes: int) -> None:
     c.memmove(target, source, num_bytes)
 
 
-def llama_function(name: str) -> int:
-    """The address of a function of libllama by its exported name. Raises BindingError without."""
-    function = getattr(_llama, name, None)
-    if function is None:
-        raise BindingError(
-            f"libllama of llama-cpp-python {KNOWN_LLAMA_CPP_PYTHON} exports no {name} here: models"
-            " cannot be planned; build it with GCC or Clang on Linux or macOS"
-        )
-    return address_of_function(function)
+def llama_function(*names: str) -> int:
+    """The address of a function of libllama by the first of its names that is exported. Raises
+    BindingError without."""
+    for name in names:
+        function = getattr(_llama, name, None)
+        if function is not None:
+            return address_of_function(function)
+    raise BindingError(
+        f"libllama of llama-cpp-python {KNOWN_LLAMA_CPP_PYTHON} exports no {names[0]} here: models"
+        " cannot be planned and loaded; build it with GCC or Clang on Linux or macOS"
+    )
 
 
 def address_of_function(function: Any) -> int:

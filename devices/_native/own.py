@@ -53,6 +53,16 @@ class ContextSizes(c.Structure):
     _fields_ = tuple((name, c.c_int64) for name in ("context_bytes", "compute_bytes", "max_nodes"))
 
 
+class Checksum(c.Structure):
+    """struct Checksum (native/checksum.hpp)"""
+
+    _fields_ = (
+        ("lanes", c.c_uint64 * 8),
+        ("rest", c.c_uint8 * 64),
+        ("num_rest", c.c_uint64),
+    )
+
+
 class TableArrays(c.Structure):
     """struct Table (native/table.hpp)"""
 
@@ -214,3 +224,11 @@ if (_own := _own_library()) is not None:
     team_rest = _own_prototype("team_rest", None, library=_brief)
     team_delayed_s = _own_prototype("team_delayed_s", c.c_double, library=_brief)
     token_path_on_node = int(c.cast(_own.haversack_token_path_on_node, Address).value or 0)
+    _Checksum = c.POINTER(Checksum)
+    checksum_add = _own_prototype("checksum_add", None, _Checksum, _A, c.c_size_t)
+    checksum_pad = _own_prototype("checksum_pad", None, _Checksum)
+    checksum_add_file = _own_prototype("checksum_add_file", _L, _Checksum, _I, c.c_int64, c.c_int64)
+    checksum_digest = _own_prototype("checksum_digest", c.c_uint64, _Checksum)
+    model_tensors = _own_prototype(
+        "model_tensors", c.c_size_t, _A, _A, c.POINTER(Address), c.c_size_t
+    )

@@ -1,6 +1,7 @@
 // What devices/_native/own.py calls.
 #include "openmp.hpp"
 #include "team.hpp"
+#include "checksum.hpp"
 #include "token_path.hpp"
 
 using namespace haversack;
@@ -78,3 +79,13 @@ API void haversack_team_set(int num_threads, double spin_s) {
 }
 API void haversack_team_rest() { Team::own().rest(); }
 API double haversack_team_delayed_s() { return Team::own().delayed_s(); }
+
+API void haversack_checksum_add(Checksum *checksum, const uint8_t *bytes, size_t count) {
+    checksum->add(bytes, count);
+}
+API void haversack_checksum_pad(Checksum *checksum) { checksum->pad(); }
+API int32_t haversack_checksum_add_file(Checksum *checksum, int descriptor, int64_t offset,
+                                        int64_t count) {
+    return checksum->add_file(descriptor, offset, count);
+}
+API uint64_t haversack_checksum_digest(Checksum *checksum) { return checksum->digest(); }

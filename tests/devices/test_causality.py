@@ -13,7 +13,7 @@ from haversack.tools.architectures import ARCHITECTURES, TinyShape
 from haversack.tools.synth import random_values
 
 SHAPE = ContextShape(ctx_tokens=128, batch_tokens=64, threads=1)
-KEYS = {
+KEYS: dict[str, int | float | bool] = {
     "context_length": 128,
     "embedding_length": 64,
     "block_count": 2,
@@ -23,7 +23,11 @@ KEYS = {
     "attention.head_count_kv": 2,
     "attention.layer_norm_rms_epsilon": 1e-5,
 }
-EXPERTS = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 64}
+EXPERTS: dict[str, int | float | bool] = {
+    "expert_count": 4,
+    "expert_used_count": 2,
+    "expert_feed_forward_length": 64,
+}
 OTHER_KINDS: dict[str, tuple[dict[str, int | float | bool], str]] = {
     "llada": ({}, "a diffusion model"),
     "llada-moe": (EXPERTS, "a diffusion model"),

@@ -364,6 +364,8 @@ def test_a_drive_is_measured_once(drive_file: Path, tmp_path: Path) -> None:
         SPEED % "-1",
         SPEED % '"fast"',
         SPEED % "null",
+        "[" * 100_000,
+        (SPEED % "1e9").replace('"enough_readers": 2', '"enough_readers": 2000000'),
     ],
 )
 def test_a_damaged_cache_is_measured_anew(drive_file: Path, tmp_path: Path, damage: str) -> None:

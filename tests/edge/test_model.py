@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from haversack import edge
+from haversack.devices.ggml import GgufHeader
 from haversack.devices.memory import anonymous_bytes
 from haversack.devices.storage import Buffer, DirectFile
 from haversack.edge.planner import streamed
@@ -321,6 +322,47 @@ def test_a_file_cut_short_fails_the_call_only(tmp_path: Path, tiny_model: Any) -
         with path.open("r+b") as file:
             file.write(content)
         assert (model.logits(range(1, 30), prefill=20) == expected).all()
+
+
+def test_a_damaged_trunk_is_noticed_and_written_anew(
+    tmp_path: Path, tiny_model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bit in the middle of a norm: without the check the text would be another one."""
+    planned = streamed(edge.plan(tiny_model(), ram="1GiB", ctx=64, threads=1), 0.25)
+    options = edge.LoadOptions(cache_dir=tmp_path, warm_start=False)
+
+    def logits() -> Any:
+        caplog.clear()
+        with edge.load(planned, options=options) as model:
+            return model.logits([1, 2, 3], prefill=2)
+
+    expected = logits()
+    (trunk,) = tmp_path.glob("*.gguf")
+    with GgufHeader(trunk) as header:
+        norm = next(t for t in header.tensors if t.name == "blk.1.attn_norm.weight")
+    for place, damage in ((norm.offset + 3, b"\x3e"), (40, b"\xff" * 9), (0, b"")):
+        with trunk.open("r+b") as file:
+            file.seek(place)
+            file.write(damage or bytes(norm.offset))
+        assert (logits() == expected).all()
+        (warning,) = [r for r in caplog.records if r.name == "haversack.model"]
+        assert f"the trunk file {trunk} is damaged" in warning.getMessage()
+        assert "written anew" in warning.getMessage()
+        assert (logits() == expected).all()
+        assert not [r for r in caplog.records if r.name == "haversack.model"]
+
+
+def test_a_trunk_that_is_damaged_again_at_once(
+    tmp_path: Path, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = streamed(edge.plan(tiny_model(), ram="1GiB", ctx=64, threads=1), 0.25)
+    options = edge.LoadOptions(cache_dir=tmp_path, warm_start=False)
+    edge.load(planned, options=options).close()
+    (trunk,) = tmp_path.glob("*.gguf")
+    trunk.write_bytes(trunk.read_bytes()[:-1])
+    monkeypatch.setattr("haversack.edge.model.rewrite_trunk", lambda *_: trunk)  # a drive that lies
+    with pytest.raises(edge.StorageError, match=r"is damaged: .*right after .*--cache-dir"):
+        edge.load(planned, options=options)
 
 
 def test_a_removed_file_is_still_readable(tmp_path: Path, tiny_model: Any) -> None:

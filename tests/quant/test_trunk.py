@@ -22,7 +22,15 @@ from haversack.devices.ggml import GgufHeader
 from haversack.devices.llama import LlamaModel
 from haversack.quant import trunk as trunk_module
 from haversack.quant.gguf import EXPERT_PATTERN, ModelGeometry, read_geometry
-from haversack.quant.trunk import ensure_trunk, list_trunks, remove_trunks, resident_path
+from haversack.quant.seal import is_whole
+from haversack.quant.trunk import (
+    ensure_trunk,
+    hole_names,
+    list_trunks,
+    remove_trunks,
+    resident_path,
+    rewrite_trunk,
+)
 from haversack.tools.synth import TinyLayout, TinyShape, write_tiny
 
 SMALL = TinyShape(num_hidden_layers=3, num_experts=4, vocab_size=64)
@@ -249,6 +257,48 @@ def test_a_change_in_any_part_counts(tmp_path: Path, folder: Path) -> None:
     assert ensure_trunk(read_geometry(parts[0]), folder) != first
 
 
+# ---------------------------------------------------------------- damaged ones
+def spoil(trunk: Path) -> None:
+    """Zero the last third of a trunk."""
+    size = trunk.stat().st_size
+    with trunk.open("r+b") as file:
+        os.pwrite(file.fileno(), bytes(size // 3), size - size // 3)
+
+
+def test_a_damaged_trunk_is_written_anew(model: Path, folder: Path) -> None:
+    geometry = read_geometry(model)
+    trunk = ensure_trunk(geometry, folder)
+    for damage in (spoil, Path.unlink):
+        damage(trunk)
+        assert rewrite_trunk(geometry, folder) == trunk
+        assert is_whole(trunk, hole_names(geometry))
+        assert trunk_tensors(trunk) == trunk_tensors(model)
+    assert names(folder) == {trunk.name, trunk.stem + ".json"}
+
+
+def test_a_trunk_that_another_process_wrote_anew_is_kept(model: Path, folder: Path) -> None:
+    trunk = ensure_trunk(read_geometry(model), folder)
+    before = trunk.stat()
+    assert rewrite_trunk(read_geometry(model), folder) == trunk
+    assert trunk.stat().st_ino == before.st_ino
+
+
+def test_the_room_of_a_damaged_trunk_is_used(model: Path, disk: Path) -> None:
+    geometry = read_geometry(model)
+    trunk = ensure_trunk(geometry, disk)
+    fill(disk, free_bytes=4096)
+    spoil(trunk)
+    assert is_whole(rewrite_trunk(geometry, disk), hole_names(geometry))
+
+
+def test_a_damaged_trunk_where_nothing_can_be_written(model: Path, disk: Path) -> None:
+    geometry = read_geometry(model)
+    spoil(ensure_trunk(geometry, disk))
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with pytest.raises(StorageError, match=r"Read-only file system.*; choose another folder with"):
+        rewrite_trunk(geometry, disk)
+
+
 # ---------------------------------------------------------- listing, removing
 def test_listing_and_removing(model: Path, folder: Path) -> None:
     assert list_trunks(folder) == []
@@ -287,8 +337,9 @@ def test_a_description_is_only_for_people(model: Path, folder: Path) -> None:
     trunk = ensure_trunk(read_geometry(model), folder)
     description = trunk.with_suffix(".json")
     assert json.loads(description.read_text())["model"] == str(model)
-    description.write_text("{")
-    assert list_trunks(folder)[0].model == "unfinished or unknown"
+    for damaged in (b"{", b"[]", b"7", b'{"model', b"\xff\xfe", b"[" * 100_000, b"{}"):
+        description.write_bytes(damaged)
+        assert list_trunks(folder)[0].model == "unfinished or unknown"
     description.unlink()
     assert list_trunks(folder)[0].model == "unfinished or unknown"
     assert remove_trunks(folder) > 0
