@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from haversack.devices.cgroup import why_not
+from haversack.devices.cgroup import cpu_quota, why_not
 from haversack.devices.cores import count_cores
 from haversack.devices.llama import ggml_version, system_info
 from haversack.devices.memory import HUGE_PAGE_BYTES, Arena, probe_ram
@@ -88,6 +88,7 @@ def _memory() -> list[Finding]:
 
 def _processor() -> list[Finding]:
     physical, usable = psutil.cpu_count(logical=False), count_cores()
+    quota = cpu_quota()
     built = re.findall(r"(\w+) = 1", system_info())
     able = _cpu_sets()
     missing = [name for cpu, name in _FAST_SETS.items() if cpu in able and name not in built]
@@ -98,6 +99,12 @@ def _processor() -> list[Finding]:
     )
     return [
         Finding("cores", physical, str(physical or "unknown"), "psutil, physical cores"),
+        Finding(
+            "cpu_quota_cores",
+            None if quota is None else quota.num_cores,
+            "none" if quota is None else f"{quota.num_cores:.3g} cores",
+            "control groups from ours to the root" if quota is None else quota.source,
+        ),
         Finding("usable_cores", usable.num_cores, str(usable.num_cores), usable.source),
         _adapting_threads(),
         Finding(

@@ -119,7 +119,7 @@ class ModelOptions:
     ] = None
     threads: Annotated[
         int | None,
-        _memory("--threads", "-t", metavar="N", help="Threads; the physical cores unless given."),
+        _memory("--threads", "-t", metavar="N", help="Threads; the usable cores unless given."),
     ] = None
     batch: Annotated[int, _memory(metavar="N", help="Prompt tokens computed at once.")] = (
         DEFAULT_BATCH_TOKENS

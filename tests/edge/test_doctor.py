@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from haversack.devices.cgroup import CpuQuota
 from haversack.devices.errors import StorageError
 from haversack.edge import doctor
 from haversack.edge.doctor import Finding, examine
@@ -26,6 +27,14 @@ def test_a_folder_that_does_not_exist_yet_is_no_problem(tmp_path: Path) -> None:
     free = named(findings, "cache_free_bytes")
     assert free.source == f"the drive of {tmp_path}"
     assert free.advice == ""
+
+
+def test_a_cpu_quota_is_told_with_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert named(examine(tmp_path, None), "cpu_quota_cores").source
+    monkeypatch.setattr(doctor, "cpu_quota", lambda: CpuQuota(1.5, "/sys/fs/cgroup/cpu.max"))
+    finding = named(examine(tmp_path, None), "cpu_quota_cores")
+    assert (finding.value, finding.shown) == (1.5, "1.5 cores")
+    assert finding.source == "/sys/fs/cgroup/cpu.max"
 
 
 def test_an_unmeasured_drive_says_how_to_measure_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,6 +150,34 @@ def test_an_open_model_is_not_in_the_next_ones_plan(
         assert edge.plan(path, ram="1GiB", ctx=256, threads=1) == alone
     assert edge.plan(path, ram="1GiB", ctx=256, threads=1) == alone
     assert application.all()
+
+
+def test_a_model_is_loaded_while_another_one_generates(
+    tiny_model: TinyModel, options: edge.LoadOptions
+) -> None:
+    path, other = tiny_model("qwen3moe", shape=SHAPE), tiny_model("olmoe", shape=SHAPE)
+    planned = streamed(edge.plan(path, ram="1GiB", ctx=512, threads=1), 0.3)
+    started, enough = threading.Event(), threading.Event()
+    with edge.load(planned, options=options) as model:
+
+        def generate() -> None:
+            while not enough.is_set():
+                assert model.generate([1, 2, 3], max_tokens=20, temperature=0).text
+                started.set()
+
+        expected = model.generate([1, 2, 3], max_tokens=20, temperature=0).text
+        thread = threading.Thread(target=generate)
+        thread.start()
+        assert started.wait(timeout=60)
+        budget = edge.Budget("1GiB")
+        for _ in range(3):
+            with edge.load(other, ram=budget, ctx=256, threads=1) as second:
+                assert second.generate([1, 2], max_tokens=3).text
+        enough.set()
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+        assert budget.room_bytes == budget.limit_bytes
+        assert model.generate([1, 2, 3], max_tokens=20, temperature=0).text == expected
 
 
 # Opens two models with tight budgets of their own, uses them, closes the first, and uses the
