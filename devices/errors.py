@@ -5,6 +5,7 @@
     ├── BindingError        a llama.cpp build whose layout this version does not know
     ├── BudgetError         the bytes given do not suffice; carries need_bytes and have_bytes
     ├── ModelFileError      not a GGUF, truncated, a part missing, an architecture llama.cpp refuses
+    │   └── NotFiniteError  the model computed numbers that are not finite
     ├── StorageError        a read, a write or the disk space failed
     │   └── DamagedTrunkError  a trunk file is not as it was written; loading writes it anew
     ├── PromptError         a prompt, template, grammar or sampling value that cannot be used
@@ -43,6 +44,10 @@ class BudgetError(HaversackError):
 
 class ModelFileError(HaversackError, ValueError):
     """The model file is not one that can be run."""
+
+
+class NotFiniteError(ModelFileError):
+    """The model computed numbers that are not finite."""
 
 
 class StorageError(HaversackError, OSError):

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.devices._native import llama, pointer_to
-from haversack.devices.errors import ModelFileError, PromptError
+from haversack.devices.errors import NotFiniteError, PromptError
 from haversack.devices.grammar import GrammarMatcher
 from haversack.devices.llama import LlamaContext, Vocabulary
 
@@ -115,7 +115,7 @@ class SamplerChain:
     def sample(self, context: LlamaContext) -> int:
         """The next token after the context's last, which counts as taken.
 
-        Raises PromptError if the grammar leaves no token or is too complex, ModelFileError if the
+        Raises PromptError if the grammar leaves no token or is too complex, NotFiniteError if the
         logits are no numbers.
         """
         logits = context.borrow_logits()
@@ -188,7 +188,7 @@ def _apply_once(sampler: Any, candidates: Any) -> None:
 def _refuse_not_finite(logits: npt.NDArray[np.float32]) -> None:
     highest = logits.max()  # NaN if any of them is
     if not np.isfinite(highest):
-        raise ModelFileError(
+        raise NotFiniteError(
             f"the model computed logits that are not finite ({highest}): its file is damaged"
             " (check its hash, or get it again), or its arithmetic overflowed (try another"
             " quantization of the model)"

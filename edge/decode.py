@@ -14,6 +14,7 @@ from haversack.devices.memory import PeakMeter
 from haversack.edge.planner import Plan
 from haversack.edge.stats import Stats
 from haversack.offload.engine import Engine
+from haversack.quant.gguf import ModelGeometry
 
 
 class Decoder:
@@ -44,6 +45,11 @@ class Decoder:
     def tokens(self) -> Sequence[int]:
         """What the context holds."""
         return self._tokens
+
+    @property
+    def geometry(self) -> ModelGeometry:
+        """What the model's files hold."""
+        return self._plan.geometry
 
     @property
     def is_full(self) -> bool:

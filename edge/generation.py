@@ -7,7 +7,12 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from haversack.devices.errors import CancelledError, ClosedError
+from haversack.devices.errors import (
+    CancelledError,
+    ClosedError,
+    HaversackError,
+    NotFiniteError,
+)
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.llama import LlamaContext, Vocabulary
 from haversack.devices.sampler import SamplerChain
@@ -15,6 +20,7 @@ from haversack.edge.decode import Decoder
 from haversack.edge.sampling import Sampling
 from haversack.edge.stats import Stats
 from haversack.edge.text import TextStream
+from haversack.quant.gguf import hole_in
 
 _LOOK_S = 0.1  # how often a call that waits for its turn looks whether it is cancelled
 
@@ -251,7 +257,7 @@ class Request:
         chain.follow(self.prompt)
         while len(self.tokens) < self._max_tokens:
             self._raise_if_cancelled()
-            token = chain.sample(decoder.engine.context)
+            token = self._sampled(chain)
             if vocabulary.ends(token):
                 self.finish_reason = "stop"
                 return
@@ -268,6 +274,18 @@ class Request:
                     return
                 decoder.step(token)
         self.finish_reason = "length"
+
+    def _sampled(self, chain: SamplerChain) -> int:
+        """The next token. Raises NotFiniteError, which names a hole in the file if it has one."""
+        try:
+            return chain.sample(self._decoder.engine.context)
+        except NotFiniteError as error:
+            hole = None
+            with contextlib.suppress(HaversackError):  # the file may be gone by now
+                hole = hole_in(self._decoder.geometry)
+            if hole is None:
+                raise
+            raise NotFiniteError(f"{hole}, and {error}") from error
 
     def _token_text(self, vocabulary: Vocabulary, token: int) -> tuple[bytes, str]:
         """What the latest token adds to the text, and the name of a special token, which adds

@@ -45,7 +45,7 @@ from haversack.offload.engine import Engine, LoadHooks, open_resident, open_stre
 from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes
 from haversack.offload.seam import Forecast, Watcher
 from haversack.offload.streamer import NUM_READERS, OpenFile
-from haversack.quant.gguf import read_geometry
+from haversack.quant.gguf import hole_in, read_geometry
 from haversack.quant.trunk import ensure_trunk, rewrite_trunk
 
 _log = logging.getLogger("haversack.model")
@@ -187,6 +187,9 @@ def _open(planned: Plan, options: LoadOptions, stop: StopFlag, lease: Lease) -> 
         raise HaversackError("experts cannot be streamed on Windows: raise --ram until all fits")
     if read_geometry(planned.path) != planned.geometry:
         raise ModelFileError(f"{planned.path} has changed since it was planned: plan again")
+    hole = hole_in(planned.geometry)
+    if hole is not None:
+        _log.warning("%s: unless zeros are meant there, get the file again", hole)
     if planned.mode != STREAMED:
         return open_resident(planned.path, planned.shape, report("loading"))
     cache_dir, write = options.cache_dir or default_cache_dir(), report("writing the trunk")

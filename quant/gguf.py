@@ -6,13 +6,15 @@ Axis letters: K elements of a row, M rows of a matrix, E experts, L layers with 
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from haversack.devices.errors import ModelFileError
 from haversack.devices.ggml import GgufHeader, TensorInfo
 from haversack.devices.units import format_bytes
+from haversack.quant.holes import Hole, largest_hole, refuse_holes
 from haversack.quant.kinds import refuse_other_kinds
 
 # llama.cpp's names of the routed experts' weights. Not just "_exps": arctic has a norm called
@@ -91,17 +93,30 @@ class ModelGeometry:
 def read_geometry(path: Path) -> ModelGeometry:
     """The geometry of the GGUF at `path`; of a split model, any part names it.
 
-    Raises ModelFileError: no such file, no GGUF, no causal text model, truncated, a part missing
-    or a wrong one.
+    Raises ModelFileError: no such file, no GGUF, no causal text model, truncated, a large hole in
+    it, a part missing or a wrong one.
     """
     paths = part_paths(path)
-    headers = open_headers(paths)
-    try:
+    with _opened(paths) as headers:
         refuse_other_kinds(headers)
         for header in headers:
             _refuse_truncated(header)
         _refuse_wrong_parts(headers)
+        refuse_holes(headers)
         return _geometry(paths, headers)
+
+
+def hole_in(geometry: ModelGeometry) -> Hole | None:
+    """The largest hole in the model's files, if they have one: see `quant.holes`."""
+    with _opened(geometry.paths) as headers:
+        return largest_hole(headers)
+
+
+@contextmanager
+def _opened(paths: Sequence[Path]) -> Iterator[list[GgufHeader]]:
+    headers = open_headers(paths)
+    try:
+        yield headers
     finally:
         for header in headers:
             header.close()

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import json
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -363,6 +364,26 @@ def test_a_trunk_that_is_damaged_again_at_once(
     monkeypatch.setattr("haversack.edge.model.rewrite_trunk", lambda *_: trunk)  # a drive that lies
     with pytest.raises(edge.StorageError, match=r"is damaged: .*right after .*--cache-dir"):
         edge.load(planned, options=options)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells holes")
+def test_numbers_that_are_not_finite_are_named_with_a_hole(
+    tmp_path: Path, tiny_model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "model.gguf"
+    data = bytearray(tiny_model("qwen3moe", expert_type="F32").read_bytes())
+    with GgufHeader(tiny_model("qwen3moe", expert_type="F32")) as header:
+        places = {tensor.name: tensor.offset for tensor in header.tensors}
+    norm, hole = places["output_norm.weight"], places["blk.1.ffn_up_exps.weight"] // 4096 * 4096
+    data[norm : norm + 4] = b"\xff\xff\xff\x7f"  # NaN
+    with path.open("wb") as file:
+        os.truncate(file.fileno(), len(data))
+        os.pwrite(file.fileno(), data[:hole], 0)
+        os.pwrite(file.fileno(), data[hole + 200_704 :], hole + 200_704)
+    with edge.load(path, ram="1GiB", ctx=64, threads=1) as model:
+        with pytest.raises(edge.ModelFileError, match=r"a hole of 19.* KiB, .*not finite"):
+            _ = model.generate([1, 2], max_tokens=2, temperature=0).text
+    assert any("has a hole" in record.getMessage() for record in caplog.records)
 
 
 def test_a_removed_file_is_still_readable(tmp_path: Path, tiny_model: Any) -> None:
