@@ -8,16 +8,19 @@ from typing import Any
 from haversack.devices.budget import MemoryBudget
 from haversack.devices.cores import usable_cores
 from haversack.devices.errors import BudgetError, PromptError
+from haversack.devices.grammar import trie_bytes
 from haversack.devices.heap import give_back_freed_memory
 from haversack.devices.ledger import ledger
 from haversack.devices.llama import (
     ContextShape,
     LlamaModel,
     MemoryNeeds,
+    Vocabulary,
     cell_bytes,
     memory_needs,
 )
 from haversack.devices.memory import probe_ram
+from haversack.devices.sampler import chain_bytes
 from haversack.devices.units import format_bytes, parse_bytes
 from haversack.edge.ram_budget import Budget
 from haversack.offload.executor import scratch_bytes
@@ -185,10 +188,11 @@ def plan(
         shape = _context_shape(ctx, threads, batch, model.trained_ctx_tokens)
         _refuse_boundless(shape, ram_bytes)
         needs = memory_needs(model, shape)
+        sampling_bytes = _sampling_bytes(model.vocabulary)
     finally:
         model.close()
         give_back_freed_memory()
-    costs = _costs(geometry, shape, needs, process_bytes)
+    costs = _costs(geometry, shape, needs, process_bytes, sampling_bytes)
     planned = _spend(geometry, shape, costs, ram_bytes)
     return replace(planned, shared=ram) if isinstance(ram, Budget) else planned
 
@@ -243,10 +247,22 @@ def _refuse_boundless(shape: ContextShape, ram_bytes: int) -> None:
         )
 
 
+def _sampling_bytes(vocabulary: Vocabulary) -> int:
+    """What choosing tokens takes, with a grammar too: it may be asked for at any time."""
+    num_tokens = vocabulary.num_tokens
+    if not vocabulary.has_text:
+        return chain_bytes(num_tokens)
+    return chain_bytes(num_tokens) + trie_bytes(num_tokens, vocabulary.text_bytes())
+
+
 def _costs(
-    geometry: ModelGeometry, shape: ContextShape, needs: MemoryNeeds, process_bytes: int
+    geometry: ModelGeometry,
+    shape: ContextShape,
+    needs: MemoryNeeds,
+    process_bytes: int,
+    sampling_bytes: int,
 ) -> _Costs:
-    resident = streamed = needs.compute_bytes
+    resident = streamed = needs.compute_bytes + sampling_bytes
     if geometry.layers:
         num_experts = max(layer.num_experts for layer in geometry.layers)
         all_slots = sum(layer.num_experts for layer in geometry.layers)

@@ -138,3 +138,20 @@ def test_what_a_trie_takes_grows_with_its_tokens() -> None:
 def test_nothing_is_imported_without_a_grammar() -> None:
     code = "import sys, haversack.edge; assert 'llguidance' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+def test_a_trie_takes_no_more_than_is_said() -> None:
+    """In a process of its own, whose allocator has nothing to reuse."""
+    code = """
+import itertools
+from haversack.devices.grammar import HEADER, TokenTrie, trie_bytes
+from haversack.devices.memory import anonymous_bytes
+texts = [b" " * n + w for n in (0, 1) for r in range(1, 8)
+         for w in map(bytes, itertools.islice(itertools.product(b"etaoinsr", repeat=r), 4000))]
+TokenTrie(texts[:9], []).matcher(HEADER + 'start: "e"')  # what importing takes
+before = anonymous_bytes()
+trie = TokenTrie(texts, [])
+assert anonymous_bytes() - before <= trie_bytes(len(texts), sum(map(len, texts)))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

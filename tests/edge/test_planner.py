@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 
 from haversack import edge
+from haversack.devices.grammar import trie_bytes
+from haversack.devices.llama import LlamaModel
+from haversack.devices.sampler import chain_bytes
+from haversack.edge.model import builtin_model
 from haversack.edge.planner import streamed
 from haversack.tools.architectures import TinyShape
 
@@ -134,3 +138,20 @@ def test_two_threads_plan_the_same(tiny_model: Any) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(figures, range(40))) == {expected}
+
+
+def test_what_choosing_tokens_takes_is_planned(tiny_model: Any) -> None:
+    small, large = (
+        edge.plan(tiny_model(shape=TinyShape(vocab_size=size)), ram="1GiB", ctx=64).compute_bytes
+        for size in (512, 65_536)
+    )
+    assert large - small >= chain_bytes(65_536 - 512) > 2 * MIB
+
+
+def test_a_grammar_is_planned_because_one_may_be_asked_for_at_any_time() -> None:
+    model = LlamaModel(builtin_model(), dry=True)
+    vocabulary = model.vocabulary
+    text_bytes = sum(len(vocabulary.piece(token)) for token in range(vocabulary.num_tokens))
+    taken = trie_bytes(vocabulary.num_tokens, text_bytes) + chain_bytes(vocabulary.num_tokens)
+    model.close()
+    assert edge.plan(builtin_model(), ram="1GiB", ctx=64).compute_bytes > 0.9 * taken > MIB // 2
