@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 LONG_SPIN_S = 200e-6  # as long as the steps between two regions of a token take
 SHORT_SPIN_S = 10e-6
-_TRIAL_S, _TRIAL_PASSES = 0.04, 3  # a setting is tried for at least so long
+_TRIAL_S, _TRIAL_PASSES = 0.04, 3  # a setting is tried for at least so long,
+_LONG_TRIAL_S = 0.15  # or for so long in however few passes
 _HOPELESS = 2.0  # so many times the best one's time: two passes are trial enough, of twice it one
 _BETTER = 0.95  # of the time of the setting in use: less than that is noise
 _WINDOW_S = 0.03  # over which the share of delays is taken
@@ -38,20 +39,22 @@ def settings_for(num_ranks: int) -> list[Setting]:
 
 
 class _Trial:
-    """The passes of one setting in a round."""
+    """The passes of one setting in a round. A short first pass, in which the threads wake, does not
+    count."""
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self._first_s: float | None = None  # it also wakes the threads: a pass apart
+        self._first_s: float | None = None
         self._num_passes = 0
         self._elapsed_s = 0.0
 
     def note(self, pass_s: float) -> None:
         if self._first_s is None:
             self._first_s = pass_s
-        else:
-            self._num_passes += 1
-            self._elapsed_s += pass_s
+            if pass_s < _TRIAL_S:
+                return
+        self._num_passes += 1
+        self._elapsed_s += pass_s
 
     @property
     def pass_s(self) -> float:
@@ -63,7 +66,33 @@ class _Trial:
         hopeless = _HOPELESS * best_pass_s * (1 if self._num_passes >= 2 else 2)
         if self._num_passes != 1 and self.pass_s > hopeless:
             return True
-        return self._num_passes >= _TRIAL_PASSES and self._elapsed_s >= _TRIAL_S
+        enough = self._num_passes >= _TRIAL_PASSES and self._elapsed_s >= _TRIAL_S
+        return enough or self._elapsed_s >= _LONG_TRIAL_S
+
+
+class _Window:
+    """The latest passes of the setting in use, until there is enough of them to judge."""
+
+    def __init__(self) -> None:
+        self._num_passes = 0
+        self._elapsed_s = self._delayed_s = 0.0
+
+    def note(self, pass_s: float, delayed_s: float) -> None:
+        self._num_passes += 1
+        self._elapsed_s += pass_s
+        self._delayed_s += max(0.0, delayed_s)
+
+    @property
+    def is_full(self) -> bool:
+        return self._elapsed_s >= _WINDOW_S
+
+    @property
+    def pass_s(self) -> float:
+        return self._elapsed_s / self._num_passes
+
+    def delayed_share(self, num_threads: int) -> float:
+        """Of the time of so many threads."""
+        return self._delayed_s / (self._elapsed_s * num_threads)
 
 
 class Crowd:
@@ -77,12 +106,12 @@ class Crowd:
     def __init__(self, num_ranks: int) -> None:
         self._settings = settings_for(num_ranks)
         self._best = 0
+        self._window = _Window()
+        self._crowded = False
         self._trial: _Trial | None = None
         self._to_try: list[int] = []
         self._round: dict[int, float] = {}  # by setting: seconds a pass took in this round
-        self._crowded = False
-        self._window_s = self._window_delayed_s = 0.0
-        self._rested_s, self._rest_s = 0.0, _WINDOW_S
+        self._rested_s = self._rest_s = 0.0  # the first window ends in a round
 
     def setting(self, num_rows: int) -> Setting:
         """For the next pass. One of many rows has long nodes: all threads compute it."""
@@ -99,29 +128,27 @@ class Crowd:
             self._go_on(self._trial, pass_s)
             return
         self._rested_s += pass_s
-        if self._others_came_or_went(pass_s, delayed_s):
-            self._rest_s = _FIRST_REST_S
-            self._begin_round()
-        elif self._rested_s >= self._rest_s:
-            self._begin_round()
+        self._window.note(pass_s, delayed_s)
+        if self._window.is_full:
+            window, self._window = self._window, _Window()
+            self._judge(window)
 
-    def _others_came_or_went(self, pass_s: float, delayed_s: float) -> bool:
-        self._window_s += pass_s * self._settings[self._best].num_threads
-        self._window_delayed_s += max(0.0, delayed_s)
-        if self._window_s < _WINDOW_S:
-            return False
-        share = self._window_delayed_s / self._window_s
-        self._window_s = self._window_delayed_s = 0.0
+    def _judge(self, window: _Window) -> None:
+        share = window.delayed_share(self._settings[self._best].num_threads)
         before = self._crowded
         self._crowded = share > (_FREE_SHARE if before else _CROWDED_SHARE)
-        return self._crowded != before
+        if self._crowded != before:  # others came or went: the next window is wholly after that
+            self._rest_s = 0.0
+        elif self._rested_s >= self._rest_s:
+            self._begin_round(window.pass_s)
 
     # ------------------------------------------------------------------- rounds
-    def _begin_round(self) -> None:
+    def _begin_round(self, pass_s: float) -> None:
+        """The setting in use takes `pass_s` a pass; try the others."""
         first = 1 if self._crowded and self._best else 0  # long spins cannot pay beside others
         others = [index for index in range(first, len(self._settings)) if index != self._best]
-        self._to_try = [*reversed(others), self._best]
-        self._round = {}
+        self._to_try = others[::-1]
+        self._round = {self._best: pass_s}
         self._next_trial()
 
     def _next_trial(self) -> None:
@@ -131,17 +158,16 @@ class Crowd:
 
     def _go_on(self, trial: _Trial, pass_s: float) -> None:
         trial.note(pass_s)
-        if trial.is_enough(min(self._round.values(), default=float("inf"))):
+        if trial.is_enough(min(self._round.values())):
             self._round[trial.index] = trial.pass_s
             self._next_trial()
 
     def _end_round(self) -> None:
         fastest = min(self._round, key=self._round.__getitem__)
-        changed = self._round[fastest] < _BETTER * self._round[self._best]
-        if changed:
-            self._best = fastest
-        slowest_s = max(self._round.values())
-        cost_s = _TRIAL_PASSES * slowest_s + _TRIAL_S * len(self._settings)
-        rest_s = _FIRST_REST_S if changed else min(2 * self._rest_s, _LONGEST_REST_S)
-        self._rest_s = max(rest_s, _REST_FACTOR * cost_s if not changed else 0.0)
-        self._rested_s = self._window_s = self._window_delayed_s = 0.0
+        if self._round[fastest] < _BETTER * self._round[self._best]:
+            self._best, self._rest_s = fastest, _FIRST_REST_S
+        else:
+            cost_s = sum(_TRIAL_S + _TRIAL_PASSES * pass_s for pass_s in self._round.values())
+            longer_s = min(max(2 * self._rest_s, _FIRST_REST_S), _LONGEST_REST_S)
+            self._rest_s = max(longer_s, _REST_FACTOR * cost_s)
+        self._rested_s = 0.0

@@ -7,16 +7,16 @@ class Machine:
     """Passes take as long as the setting needs; `busy` other programs want a processor each."""
 
     def __init__(self, crowd: Crowd) -> None:
-        self.crowd, self.busy = crowd, 0
+        self.crowd, self.busy, self.slowness = crowd, 0, 1
         self.elapsed_s = 0.0
         self.used: list[Setting] = []
 
     def pass_s(self, setting: Setting) -> float:
         """2 ms of work, shared; a thread that waits for one that does not run loses its time."""
         if self.busy == 0:
-            return 0.0012 if setting.num_threads == 2 else 0.002
+            return self.slowness * (0.0012 if setting.num_threads == 2 else 0.002)
         spins = setting.spin_s > 1e-4
-        return {1: 0.003, 2: 0.020 if spins else 0.006}[setting.num_threads]
+        return self.slowness * {1: 0.003, 2: 0.020 if spins else 0.006}[setting.num_threads]
 
     def delayed_s(self, setting: Setting) -> float:
         """One thread beside one other program has a processor of its own."""
@@ -63,6 +63,13 @@ def test_beside_others_fewer_threads_compute() -> None:
         crowded.run(1.0)
         assert crowded.crowd.setting(1).num_threads == 1
         assert crowded.speed_of(60.0) > 0.95 / 0.003
+
+
+def test_few_long_passes_are_enough() -> None:
+    crowded = machine()
+    crowded.slowness, crowded.busy = 200, 2  # a pass of 0.6 s with one thread, of 4 s with two
+    crowded.run(6.0)
+    assert crowded.crowd.setting(1).num_threads == 1 and len(crowded.used) <= 6
 
 
 def test_when_the_others_are_gone_all_threads_compute_again() -> None:
