@@ -11,7 +11,9 @@
     ├── PromptError         a prompt, template, grammar or sampling value that cannot be used
     │   └── ContextError    more tokens than the context holds
     ├── CancelledError      the call was cancelled by its owner
-    └── ClosedError         the model is closed, or busy with another call of the same thread
+    ├── AbortedError        llama.cpp gave up in the middle of a call
+    └── ClosedError         the model is closed, broken, of another process, or busy with another
+                            call of the same thread
 
 Every message says what was found, what was needed and which knob to turn.
 """
@@ -70,5 +72,10 @@ class CancelledError(HaversackError):
     """The call was cancelled before it finished."""
 
 
+class AbortedError(HaversackError):
+    """llama.cpp gave up: an assertion of its own failed, or an exception escaped from it."""
+
+
 class ClosedError(HaversackError, RuntimeError):
-    """The model is closed, or in use by an unfinished call of the same thread."""
+    """The model is closed, broken, of another process, or in use by an unfinished call of the same
+    thread."""

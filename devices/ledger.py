@@ -1,6 +1,7 @@
 """Whose memory it is: what the models that are open hold of this process's anonymous memory, and
 what everything else in the process holds."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,6 +93,10 @@ class Ledger:
         with self._lock:
             self._holdings.remove(holding)
 
+    def forget_threads(self) -> None:
+        """Release what other threads held: in a process that was forked they do not exist."""
+        self._loading, self._lock = threading.RLock(), threading.Lock()
+
     def _outside_bytes(self) -> int:
         with self._lock:
             held_bytes = sum(holding.num_bytes for holding in self._holdings)
@@ -109,3 +114,5 @@ def steady_figure(measured_bytes: int, last_bytes: int) -> int:
 
 
 ledger = Ledger()  # the process has one memory, so it has one ledger
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=ledger.forget_threads)

@@ -11,21 +11,26 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.devices import _native as native
+from haversack.devices import guard
 from haversack.devices._native import KNOWN_GGML, llama, own
 from haversack.devices.causality import refuse_wrong_kind
 from haversack.devices.errors import (
+    AbortedError,
     CancelledError,
+    ClosedError,
     ContextError,
     HaversackError,
     ModelFileError,
     PromptError,
 )
 from haversack.devices.expert_buffer import ExpertBuffer
+from haversack.devices.forks import Birthplace
 from haversack.devices.ggml import GraphNode
 from haversack.devices.grammar import TokenTrie
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.logs import LogCapture, captured_logs
-from haversack.devices.team import Team
+from haversack.devices.team import Team, why_fixed
+from haversack.devices.tokenizing import LEAST_STACK_BYTES, Tokenizer
 
 _LOAD_NONE = 0  # enum llama_load_mode: read into memory, never map
 _NO_VOCABULARY = 0  # enum llama_vocab_type
@@ -117,9 +122,10 @@ class LlamaModel:
         if experts is not None:
             params.tensor_buft_overrides = experts.overrides_address
         self._model: Any = None
+        self._vocabulary: Vocabulary | None = None
         try:
             with captured_logs() as log, stop.listening():
-                self._model = llama.llama_model_load_from_file(os.fsencode(path), params)
+                self._model = guard.load_model(os.fsencode(path), params)
         except KeyboardInterrupt:  # it may have been loaded by then
             self.close()
             raise
@@ -133,7 +139,13 @@ class LlamaModel:
             raise ModelFileError(f"llama.cpp cannot load {path}: {log.reason()}")
         if experts is not None:
             experts.finish_loading()
-        self.vocabulary = Vocabulary(self._model)
+        self._vocabulary = Vocabulary(self._model)
+
+    @property
+    def vocabulary(self) -> "Vocabulary":
+        """The model's tokenizer."""
+        assert self._vocabulary is not None, "the model was not loaded"
+        return self._vocabulary
 
     @property
     def address(self) -> Any:
@@ -161,7 +173,8 @@ class LlamaModel:
     def close(self) -> None:
         """Free the model; its contexts must be closed first. May be called twice."""
         if self._model:
-            self.vocabulary.close()
+            if self._vocabulary is not None:
+                self._vocabulary.close()
             llama.llama_model_free(self._model)
             self._model = None
 
@@ -186,6 +199,7 @@ class Vocabulary:
 
     def __init__(self, model: Any) -> None:
         self._vocab = llama.llama_model_get_vocab(model)
+        self.tokenizer = Tokenizer(self._vocab)
         self.num_tokens = int(llama.llama_vocab_n_tokens(self._vocab))
         self.has_text = llama.llama_vocab_type(self._vocab) != _NO_VOCABULARY
 
@@ -193,24 +207,18 @@ class Vocabulary:
     def address(self) -> Any:
         return self._vocab
 
-    def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
+    def tokenize(
+        self, text: str, *, add_special: bool = True, most_stack_bytes: int = LEAST_STACK_BYTES
+    ) -> list[int]:
         """Token ids of `text`; special tokens written out in it count as such.
 
         `add_special` puts the start token first where the model wants one and the text does not
         begin with it. What some models add at the end is left out: text would be generated after
-        its end. Raises PromptError without a vocabulary.
+        its end. Raises PromptError without a vocabulary, and see `Tokenizer.tokens`.
         """
         if not self.has_text:
             raise PromptError("the model has no vocabulary: give token ids, not text")
-        data = text.encode()
-        room = len(data) + 16
-        while True:
-            tokens = (llama.llama_token * room)()
-            count = llama.llama_tokenize(self._vocab, data, len(data), tokens, room, False, True)
-            if count >= 0:
-                break
-            room = -count
-        found = list(tokens[:count])
+        found = self.tokenizer.tokens(text.encode(), most_stack_bytes)
         start = int(llama.llama_vocab_bos(self._vocab))
         if add_special and llama.llama_vocab_get_add_bos(self._vocab) and found[:1] != [start]:
             found.insert(0, start)
@@ -222,7 +230,8 @@ class Vocabulary:
         room = 64
         while True:
             buffer = bytes(room)
-            count = llama.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
+            count = guard.token_to_piece(self._vocab, token, buffer, special)
+            guard.check_failure()
             if count >= 0:
                 return buffer[:count]
             room = -count
@@ -272,7 +281,9 @@ class Vocabulary:
         return step * sum(len(self.piece(token)) for token in range(0, self.num_tokens, step))
 
     def close(self) -> None:
-        """Free what was built beside the model's own vocabulary; may be called twice."""
+        """Free what was built beside the model's own vocabulary, and wait until nothing uses that
+        any more; may be called twice."""
+        self.tokenizer.settle()
         self.__dict__.pop("trie", None)
 
 
@@ -292,6 +303,22 @@ class _Texts(Sequence[bytes]):
 
 
 # -------------------------------------------------------------------- context
+_openmp_process: Birthplace | None = None  # whose threads OpenMP has made for a context
+
+
+def _refuse_dead_threads(num_threads: int) -> None:
+    """OpenMP waits for its threads, which do not outlive a fork: a child could only hang."""
+    global _openmp_process
+    if num_threads == 1 or not why_fixed():
+        return
+    _openmp_process = _openmp_process or Birthplace()
+    if not _openmp_process.is_here:
+        raise HaversackError(
+            "this process was forked from one whose model ran on OpenMP's threads, which it lacks:"
+            f" start it anew (spawn) or give --threads 1; our own threads could, but {why_fixed()}"
+        )
+
+
 def _context_params(shape: ContextShape) -> Any:
     params = llama.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch = (
@@ -330,9 +357,12 @@ class LlamaContext:
         self._on_abort = llama.ggml_abort_callback(lambda _: self.stop.requested)
         self._never = llama.ggml_abort_callback()
         self._context: Any = None
+        self._broken: str | None = None  # why llama.cpp gave up: who knows what it left
+        self._birthplace = Birthplace()
+        _refuse_dead_threads(shape.threads)
         try:
             with captured_logs() as log, self.stop.listening():
-                self._context = llama.llama_init_from_model(model.address, params)
+                self._context = guard.init_context(model.address, params)
         except KeyboardInterrupt:
             self.close()
             raise
@@ -348,6 +378,8 @@ class LlamaContext:
     def num_tokens(self) -> int:
         """How many tokens the sequence has, as llama.cpp's own memory tells it: an interrupt
         cannot leave it wrong."""
+        if self._broken is not None:
+            return 0
         return int(llama.llama_memory_seq_pos_max(self._memory, _SEQUENCE)) + 1
 
     @property
@@ -362,12 +394,22 @@ class LlamaContext:
         tokens are not part of the sequence (see `forget`, which is called).
         """
         assert 0 < len(tokens) <= self._batch_tokens, f"{len(tokens)} tokens are no batch"
+        self._check_usable()
         start = self.num_tokens
         try:
             self._decode(tokens)
         except BaseException:
-            self.forget(start)
+            if self._broken is None:
+                self.forget(start)
             raise
+
+    def _check_usable(self) -> None:
+        self._birthplace.check()
+        if self._broken is not None:
+            raise ClosedError(
+                f"llama.cpp gave up in an earlier call ({self._broken}): close the model and load"
+                " it again"
+            )
 
     def _decode(self, tokens: Sequence[int]) -> None:
         # A Python callback for each node is dear: where a hook or a short graph sees the flag
@@ -381,10 +423,13 @@ class LlamaContext:
         # error of this call for the next one.
         with captured_logs() as log, self.stop.listening():
             with self._team.computing(len(tokens)):
-                status = llama.llama_decode(
-                    self._context, llama.llama_batch_get_one(batch, len(tokens))
-                )
+                status = guard.decode(self._context, llama.llama_batch_get_one(batch, len(tokens)))
+                self._broken = guard.failure()
             error = self._hook.end_graph(status == 0) if self._hook is not None else None
+        if self._broken is not None:
+            raise AbortedError(
+                f"llama.cpp gave up: {self._broken}; close the model and load it again"
+            )
         if error is not None:
             raise error
         if status == _STATUS_ABORTED or self.stop.requested:
@@ -398,12 +443,14 @@ class LlamaContext:
 
     def borrow_logits(self) -> npt.NDArray[np.float32]:
         """The logits after the last token, (vocabulary,) float32, valid until the next `decode`."""
+        self._check_usable()
         address = llama.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(address, (self._vocab.num_tokens,))
 
     def forget(self, position: int) -> None:
         """Drop the tokens from `position` on. A recurrent model cannot drop a part of its
         sequence: then all of it goes, and `num_tokens` is 0."""
+        self._check_usable()
         if not llama.llama_memory_seq_rm(self._memory, _SEQUENCE, position, -1):
             llama.llama_memory_clear(self._memory, True)
 
@@ -435,7 +482,7 @@ def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
     the model is no causal text model.
     """
     with captured_logs() as log, StopFlag().listening():
-        context = llama.llama_init_from_model(model.address, _context_params(shape))
+        context = guard.init_context(model.address, _context_params(shape))
     if not context:
         raise ModelFileError(
             f"llama.cpp cannot plan a context of {shape.ctx_tokens} tokens for"

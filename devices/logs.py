@@ -1,20 +1,16 @@
 """What llama.cpp says: sent to `logging.getLogger("haversack")`, and kept where a call asks."""
 
 import logging
-import os
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from haversack.devices import _native as native
 from haversack.devices._native import llama
 
 logging.getLogger("haversack").addHandler(logging.NullHandler())
 _logger = logging.getLogger("haversack.llama")
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 _ERROR_LEVEL = 4
-_ABORTED_EXIT_CODE = 2
 _captures: list["LogCapture"] = []
 
 
@@ -43,22 +39,6 @@ def _receive(level: int, text: bytes, _: object) -> None:
         capture.lines.append(line)
         if level == _ERROR_LEVEL:
             capture.errors.append(line)
-
-
-def _end_process(reason: bytes) -> None:
-    told = reason.decode(errors="replace").splitlines()[0]
-    line = f"haversack: llama.cpp gave up on this model: {told}; it is damaged, get it again"
-    print(line, file=sys.stderr, flush=True)
-    os._exit(_ABORTED_EXIT_CODE)
-
-
-_abort_callback = native.AbortCallback(_end_process)
-
-
-def end_process_on_abort() -> None:
-    """For programs: where llama.cpp would abort the process with a dump, as it does on metadata
-    that make no sense, end it with one line and exit code 2."""
-    native.ggml_set_abort_callback(_abort_callback)
 
 
 _callback = llama.llama_log_callback(_receive)  # kept alive for as long as the process

@@ -8,6 +8,7 @@ import numpy as np
 
 from haversack.devices import _native as native
 from haversack.devices._native import own
+from haversack.devices.forks import Birthplace
 from haversack.devices.pace import PacedFile
 from haversack.devices.storage import DirectFile
 
@@ -90,6 +91,7 @@ class Readers:
         self._read_into = own.ReadInto(self._read_foreign)
         # reads out of the page cache are copies: threads make those beside the caller
         with_ring = ring and all(_is_plain(file) and file.direct for file in files)
+        self._birthplace = Birthplace()
         self.address = own.readers_new(num_readers, num_ahead, self._read_into, with_ring)
         for file in files:
             descriptor = file.fileno() if _is_plain(file) else -1
@@ -156,7 +158,8 @@ class Readers:
         own.readers_close(self.address)
 
     def __del__(self) -> None:
-        own.readers_delete(self.address)
+        if self._birthplace.is_here:  # a child of it has none of its threads to wait for
+            own.readers_delete(self.address)
 
 
 def _is_plain(file: DirectFile) -> bool:

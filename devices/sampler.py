@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from haversack.devices import guard
 from haversack.devices._native import llama, pointer_to
 from haversack.devices.errors import NotFiniteError, PromptError
 from haversack.devices.grammar import GrammarMatcher
@@ -110,7 +111,7 @@ class SamplerChain:
         """Have penalties count the tokens of the prompt, which stand before the text."""
         if self._penalty_tokens:
             for token in list(prompt)[-self._penalty_tokens :]:
-                llama.llama_sampler_accept(self._penalties, token)
+                guard.sampler_accept(self._penalties, token)
 
     def sample(self, context: LlamaContext) -> int:
         """The next token after the context's last, which counts as taken.
@@ -123,11 +124,11 @@ class SamplerChain:
         candidates = self._among(self._ids, logits)
         if self._matcher is not None:
             candidates = self._shown(self._matcher, candidates) or self._masked(logits)
-        llama.llama_sampler_apply(self._chain, pointer_to(candidates))
+        guard.sampler_apply(self._chain, pointer_to(candidates))
         # Samplers may have put another array in place of ours.
         token = int(candidates.data[candidates.selected].id)
-        llama.llama_sampler_accept(self._penalties, token)
-        llama.llama_sampler_accept(self._chain, token)
+        guard.sampler_accept(self._penalties, token)
+        guard.sampler_accept(self._chain, token)
         if self._matcher is not None:
             self._matcher.accept(token)
         return token
@@ -137,7 +138,7 @@ class SamplerChain:
         candidates = self._candidates[: len(ids)]
         candidates["id"], candidates["logit"] = ids, logits
         array = llama.llama_token_data_array(self._data, len(ids), -1, False)
-        llama.llama_sampler_apply(self._penalties, pointer_to(array))
+        guard.sampler_apply(self._penalties, pointer_to(array))
         return array
 
     def _shown(self, matcher: GrammarMatcher, candidates: Any) -> Any | None:
@@ -181,7 +182,7 @@ def _new_chain() -> Any:
 
 
 def _apply_once(sampler: Any, candidates: Any) -> None:
-    llama.llama_sampler_apply(sampler, pointer_to(candidates))
+    guard.sampler_apply(sampler, pointer_to(candidates))
     llama.llama_sampler_free(sampler)
 
 

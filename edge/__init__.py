@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from haversack.devices.errors import (
+        AbortedError,
         BindingError,
         BudgetError,
         CancelledError,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from haversack.edge.stats import Stats
 
 __all__ = [
+    "AbortedError",
     "BindingError",
     "Budget",
     "BudgetError",

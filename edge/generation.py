@@ -13,6 +13,7 @@ from haversack.devices.errors import (
     HaversackError,
     NotFiniteError,
 )
+from haversack.devices.forks import Birthplace
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.llama import LlamaContext, Vocabulary
 from haversack.devices.sampler import SamplerChain
@@ -71,6 +72,7 @@ class CallGate:
     """Lets one call after the other use a model; calls of other threads wait their turn."""
 
     def __init__(self) -> None:
+        self.birthplace = Birthplace()
         self._lock = threading.Lock()  # held by the call that runs
         self._life = threading.Lock()  # held while the model is used beside it, and freed
         self._closed = False
@@ -78,7 +80,8 @@ class CallGate:
         self._call: Callable[[], Closable | None] | None = None
 
     def check_open(self) -> None:
-        """Raises ClosedError if the model is closed."""
+        """Raises ClosedError if the model is closed, or was loaded in a parent of this process."""
+        self.birthplace.check()
         if self._closed:
             raise ClosedError("the model is closed: load it again")
 
@@ -86,6 +89,7 @@ class CallGate:
     def beside(self) -> Iterator[None]:
         """Use what needs no turn (the vocabulary) without the model being freed meanwhile.
         Raises ClosedError."""
+        self.birthplace.check()  # in a child, whoever holds the lock is not there
         with self._life:
             self.check_open()
             yield
@@ -97,6 +101,7 @@ class CallGate:
         """Hold the model; `call` is a weak reference to what holds it in steps. Raises
         ClosedError if the model is closed, or held by this same thread; CancelledError if `stop`
         is set while it waits for its turn."""
+        self.check_open()
         if self._owner == threading.get_ident():
             raise ClosedError(
                 "this thread has a generation that is not finished: read it to its end, or"
@@ -175,6 +180,7 @@ class Generation:
         return self
 
     def __next__(self) -> str:
+        self._request.gate.birthplace.check()
         try:
             with self._request.stop.listening():
                 piece = next(self._pieces)
@@ -221,7 +227,7 @@ class Request:
         self.finish_reason: str | None = None
         self.stats: Stats | None = None
         self.generation: weakref.ref[Generation] | None = None
-        self._decoder, self._gate = decoder, gate
+        self._decoder, self.gate = decoder, gate
         self._max_tokens, self._sampling, self._seed = max_tokens, sampling, seed
         self._stream = TextStream(sampling.stop)
         self.stop = StopFlag()  # this call's own: a late request cannot reach the next one
@@ -229,7 +235,7 @@ class Request:
     def pieces(self) -> Generator[str, None, None]:
         """The text in pieces, as they are generated."""
         try:
-            with self._gate.entered(self.stop, self.generation), self._counted():
+            with self.gate.entered(self.stop, self.generation), self._counted():
                 yield from self._run()
         except CancelledError:
             self.finish_reason = "cancelled"
@@ -240,7 +246,7 @@ class Request:
     def _run(self) -> Iterator[str]:
         engine, stop_texts = self._decoder.engine, self._sampling.stop
         engine.stop.clear(self.stop)
-        self._gate.check_open()  # after it: close() asks to stop once the gate is closed
+        self.gate.check_open()  # after it: close() asks to stop once the gate is closed
         vocabulary = engine.model.vocabulary
         specials = set[str]().union(*map(vocabulary.special_texts, stop_texts))
         self._stream = TextStream(stop_texts, specials)

@@ -32,6 +32,7 @@ from haversack.devices.interrupts import StopFlag
 from haversack.devices.ledger import ledger
 from haversack.devices.memory import PeakMeter
 from haversack.devices.storage import DirectFile, known_speed
+from haversack.devices.tokenizing import LEAST_STACK_BYTES
 from haversack.devices.units import format_bytes
 from haversack.edge.decode import Decoder
 from haversack.edge.generation import CallGate, Closable, Generation, Request
@@ -312,7 +313,11 @@ class Model:
         with self._in_use() as engine:
             vocabulary = engine.model.vocabulary
             if isinstance(prompt, str) and vocabulary.has_text:
-                return vocabulary.tokenize(_encodable(prompt), add_special=add_special)
+                return vocabulary.tokenize(
+                    _encodable(prompt),
+                    add_special=add_special,
+                    most_stack_bytes=max(LEAST_STACK_BYTES, self.plan.headroom_bytes),
+                )
         try:
             ids = map(int, prompt.split()) if isinstance(prompt, str) else map(index, prompt)
             tokens = list(ids)
@@ -395,7 +400,9 @@ class Model:
             return engine.model.vocabulary.num_tokens
 
     def stats(self) -> Stats:
-        """Totals since loading; those of its whole life once the model is closed."""
+        """Totals since loading; those of its whole life once the model is closed. Raises
+        ClosedError in a process forked from the one that loaded it."""
+        self._gate.birthplace.check()
         with self._state:
             return self._last_stats or self._decoder.stats()
 
@@ -430,17 +437,30 @@ class Model:
 
     def close(self) -> None:
         """Stop a call that runs and give all memory back to the system; may be called twice.
-        Raises ClosedError if called from inside a call of this thread that runs."""
+        Raises ClosedError if called from inside a call of this thread that runs.
+
+        After Ctrl-C in a long text's tokenization that has not ended yet, a thread waits for it and
+        frees the memory then. In a process forked from the one that loaded the model nothing
+        happens.
+        """
+        if not self._gate.birthplace.is_here:
+            return
         self._gate.refuse()
         self._decoder.engine.stop.request()
         with StopFlag().listening(), self._gate.closing(), self._state:
             if self._engine is None:
                 return
             self._last_stats = self._last_stats or self._decoder.stats()  # else it was interrupted
-            self._engine.close()
-            give_back_freed_memory()
-            self._lease.close()
+            if self._engine.model.vocabulary.tokenizer.is_busy:
+                threading.Thread(target=self._free, args=[self._engine], daemon=True).start()
+            else:
+                self._free(self._engine)
             self._engine = None
+
+    def _free(self, engine: Engine) -> None:
+        engine.close()
+        give_back_freed_memory()
+        self._lease.close()
 
     def __enter__(self) -> "Model":
         return self

@@ -6,7 +6,7 @@ import sys
 import typer
 
 from haversack.devices.errors import HaversackError
-from haversack.devices.logs import end_process_on_abort
+from haversack.devices.guard import end_process_on_abort
 from haversack.edge.cli import app
 from haversack.edge.console import notice, prepare_streams
 

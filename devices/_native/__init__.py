@@ -372,6 +372,12 @@ def address_of_function(function: Any) -> int:
     return int(c.cast(function, Address).value or 0)
 
 
+def int32_buffer(count: int) -> Any:
+    """Room for so many numbers of 32 bits, which C may fill."""
+    return (c.c_int32 * count)()
+
+
 addressof = c.addressof
+size_of = c.sizeof
 text_buffer = c.create_string_buffer
 pointer_to = c.pointer

@@ -173,8 +173,11 @@ class TokenState(c.Structure):
     )
 
 
+NUM_PASSED = 3  # structures of llama.cpp that are passed by value
+NUM_RUNS = 3  # kinds of runs that longest_runs counts
+
 # ----------------------------------------------------------------- prototypes
-# In native/api.cpp and native/sizes.cpp.
+# In native/api.cpp, native/sizes.cpp and where it is said.
 if (_own := _own_library()) is not None:
     ReadPointer = c.POINTER(Read)
     _A, _Reads = Address, c.POINTER(ReadPointer)
@@ -200,6 +203,35 @@ if (_own := _own_library()) is not None:
     readers_delete = _own_prototype("readers_delete", None, _A)
     context_sizes = _own_prototype(
         "context_sizes", None, _A, _A, _A, c.c_uint32, c.POINTER(ContextSizes)
+    )
+    # In native/guard.cpp. The functions of llama.cpp are given by their addresses.
+    guard_install = _own_prototype("guard_install", None, _A)
+    guard_end_process = _own_prototype("guard_end_process", None, _I)
+    guard_failure = _own_prototype("guard_failure", c.c_char_p)
+    guard_sizes = _own_prototype("guard_sizes", None, c.POINTER(c.c_int64 * NUM_PASSED))
+    guard_load_model = _own_prototype("guard_load_model", _A, _A, c.c_char_p, _A)
+    guard_init_context = _own_prototype("guard_init_context", _A, _A, _A, _A)
+    guard_decode = _own_prototype("guard_decode", _L, _A, _A, _A)
+    guard_piece = _own_prototype("guard_piece", _L, _A, _A, _L, c.c_char_p, _L, _B)
+    guard_apply = _own_prototype("guard_apply", None, _A, _A, _A)
+    guard_accept = _own_prototype("guard_accept", None, _A, _A, _L)
+    # In native/tokenizing.cpp.
+    tokenizing_start = _own_prototype(
+        "tokenizing_start", _A, _A, _A, c.c_char_p, c.c_int64, c.c_int64, c.POINTER(_L)
+    )
+    tokenizing_wait = _own_prototype("tokenizing_wait", _B, _A, c.c_double)
+    tokenizing_tokens = _own_prototype(
+        "tokenizing_tokens",
+        c.c_int64,
+        _A,
+        c.POINTER(_A),
+        c.POINTER(c.c_char_p),
+        c.POINTER(c.c_int64),
+    )
+    tokenizing_let_go = _own_prototype("tokenizing_let_go", None, _A)
+    tokenize_here = _own_prototype("tokenize_here", _L, _A, _A, c.c_char_p, _L, _A, _L)
+    longest_runs = _own_prototype(
+        "longest_runs", None, c.c_char_p, c.c_int64, c.POINTER(c.c_int64 * NUM_RUNS)
     )
     _Ggml, _Python, _Table = map(c.POINTER, (TokenGgml, TokenPython, TableArrays))
     _Odds = c.POINTER(TokenOdds)
@@ -232,3 +264,37 @@ if (_own := _own_library()) is not None:
     model_tensors = _own_prototype(
         "model_tensors", c.c_size_t, _A, _A, c.POINTER(Address), c.c_size_t
     )
+
+
+# -------------------------------------------------------------------- helpers
+def sizes_passed_by_value() -> list[int]:
+    """The bytes of llama_model_params, llama_context_params and llama_batch as compiled in."""
+    sizes = (c.c_int64 * NUM_PASSED)()
+    guard_sizes(c.byref(sizes))
+    return list(sizes)
+
+
+def longest_runs_of(text: bytes) -> list[int]:
+    """See native/tokenizing.cpp."""
+    longest = (c.c_int64 * NUM_RUNS)()
+    longest_runs(text, len(text), c.byref(longest))
+    return list(longest)
+
+
+def start_tokenizing(
+    tokenize: int, vocab: Any, text: bytes, stack_bytes: int
+) -> tuple[int | None, int]:
+    """The work that was begun, or None and errno."""
+    error = c.c_int32(0)
+    work = tokenizing_start(tokenize, vocab, text, len(text), stack_bytes, c.byref(error))
+    return work, error.value
+
+
+def tokenizing_result(work: int) -> tuple[list[int] | None, str, int]:
+    """The tokens, or None and why there are none; and the bytes of stack that were used."""
+    tokens, failure, stack_bytes = Address(), c.c_char_p(), c.c_int64()
+    count = tokenizing_tokens(work, c.byref(tokens), c.byref(failure), c.byref(stack_bytes))
+    if count < 0:
+        return None, (failure.value or b"").decode(errors="replace"), stack_bytes.value
+    found = (c.c_int32 * count).from_address(tokens.value or 0) if count else ()
+    return list(found), "", stack_bytes.value

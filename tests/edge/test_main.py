@@ -11,6 +11,8 @@ from typing import IO
 
 import pytest
 
+from haversack import edge
+
 PROGRAM = [sys.executable, "-m", "haversack.edge"]
 # Python tells each import on stderr, and -v each step that follows, so that a test can choose an
 # instant by what has happened and not by a clock.
@@ -107,6 +109,15 @@ def test_the_library_leaves_the_handler_of_ctrl_c_alone_and_loads_nothing_before
         " assert signal.getsignal(signal.SIGINT) is before"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_every_public_name_is_there_when_it_is_asked_for() -> None:
+    assert {name for name in edge.__all__ if getattr(edge, name).__name__ == name} == {
+        *edge.__all__
+    }
+    assert set(edge.__all__) <= set(dir(edge))
+    with pytest.raises(AttributeError, match="no attribute 'train'"):
+        edge.train  # type: ignore[attr-defined]  # noqa: B018
 
 
 # ---------------------------------------------------------------------- streams

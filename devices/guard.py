@@ -1,0 +1,86 @@
+"""Calls of llama.cpp that survive its giving up: a failed assertion or an exception of C++, either
+of which would end the process of whoever uses this library.
+
+Such a call is made by our own library, which throws the one and catches both; see
+devices/native/guard.cpp. It cannot where other code lies between, such as a team of threads or
+Python itself: then a line on stderr says what failed, and the process ends.
+"""
+
+from typing import Any
+
+from haversack.devices import _native as native
+from haversack.devices._native import llama, own
+from haversack.devices.errors import AbortedError, BindingError
+
+_ABORTED_EXIT_CODE = 2
+
+
+def _refuse_other_layouts() -> None:
+    passed = (llama.llama_model_params, llama.llama_context_params, llama.llama_batch)
+    expected = [native.size_of(structure) for structure in passed]
+    if own.sizes_passed_by_value() != expected:
+        raise BindingError(
+            f"llama.cpp's parameters have {expected} bytes, haversack was built for"
+            f" {own.sizes_passed_by_value()}: install haversack again"
+        )
+
+
+_refuse_other_layouts()
+own.guard_install(native.address_of_function(native.ggml_set_abort_callback))
+_LOAD = native.llama_function("llama_model_load_from_file")
+_INIT = native.llama_function("llama_init_from_model")
+_DECODE = native.llama_function("llama_decode")
+_PIECE = native.llama_function("llama_token_to_piece")
+_APPLY = native.llama_function("llama_sampler_apply")
+_ACCEPT = native.llama_function("llama_sampler_accept")
+
+
+def end_process_on_abort() -> None:
+    """For programs: where llama.cpp gives up and nothing can be raised, end the process with one
+    line and exit code 2 and not with a dump of its memory."""
+    own.guard_end_process(_ABORTED_EXIT_CODE)
+
+
+def failure() -> str | None:
+    """Why llama.cpp gave up in the latest guarded call of this thread, or None if it did not."""
+    told = own.guard_failure()
+    return None if told is None else str(told.decode(errors="replace"))
+
+
+def check_failure() -> None:
+    """Raise AbortedError if llama.cpp gave up in the latest guarded call of this thread."""
+    if (told := failure()) is not None:
+        raise AbortedError(f"llama.cpp gave up: {told}")
+
+
+# What these return is llama.cpp's own result; `check_failure` tells whether there is one.
+def load_model(path: bytes, params: Any) -> Any:
+    """llama_model_load_from_file; None where it cannot be loaded."""
+    return own.guard_load_model(_LOAD, path, native.addressof(params))
+
+
+def init_context(model: Any, params: Any) -> Any:
+    """llama_init_from_model; None where it cannot be made."""
+    return own.guard_init_context(_INIT, model, native.addressof(params))
+
+
+def decode(context: Any, batch: Any) -> int:
+    """llama_decode."""
+    return int(own.guard_decode(_DECODE, context, native.addressof(batch)))
+
+
+def token_to_piece(vocab: Any, token: int, buffer: bytes, special: bool) -> int:
+    """llama_token_to_piece."""
+    return int(own.guard_piece(_PIECE, vocab, token, buffer, len(buffer), special))
+
+
+def sampler_apply(sampler: Any, candidates: Any) -> None:
+    """llama_sampler_apply. Raises AbortedError."""
+    own.guard_apply(_APPLY, sampler, candidates)
+    check_failure()
+
+
+def sampler_accept(sampler: Any, token: int) -> None:
+    """llama_sampler_accept. Raises AbortedError."""
+    own.guard_accept(_ACCEPT, sampler, token)
+    check_failure()

@@ -1,0 +1,170 @@
+// Calls of llama.cpp that survive its giving up, and what happens where one cannot.
+#include "guard.hpp"
+
+#include "team.hpp"
+
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include <dlfcn.h>
+#include <unistd.h>
+#include <unwind.h>
+
+#define API extern "C" __attribute__((visibility("default")))
+
+namespace haversack {
+namespace {
+
+using AbortCallback = void (*)(const char *message);
+
+thread_local void *innermost = nullptr;  // stack address of this thread's innermost guard
+thread_local std::string failure;
+thread_local bool has_failed = false;
+int abort_exit_code = -1;  // of a program that ends with a line; else the process is aborted
+
+class GaveUp : public std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// The first line of an abort's message, its source file without the folders of another computer.
+std::string first_line(const char *message) {
+    std::string line(message, std::strcspn(message, "\n"));
+    const size_t end = line.find(':');
+    const size_t slash = end == std::string::npos ? end : line.rfind('/', end);
+    return slash == std::string::npos ? line : line.substr(slash + 1);
+}
+
+bool names(const char *path, const char *library) { return std::strstr(path, library) != nullptr; }
+
+struct Walk {
+    void *guard;
+    bool reached, crosses_others;
+};
+
+// An exception may only pass through code that expects one, or that has nothing to put in order:
+// an interpreter or a team of threads on its way would be left in the middle of a step.
+_Unwind_Reason_Code step(_Unwind_Context *context, void *data) {
+    auto *walk = static_cast<Walk *>(data);
+    if (reinterpret_cast<void *>(_Unwind_GetCFA(context)) > walk->guard) {
+        walk->reached = true;
+        return _URC_END_OF_STACK;
+    }
+    Dl_info found;
+    const bool known = dladdr(reinterpret_cast<void *>(_Unwind_GetIP(context)), &found) != 0;
+    const char *path = known && found.dli_fname != nullptr ? found.dli_fname : "";
+    if (!names(path, "libggml") && !names(path, "libllama") && !names(path, "libhaversack") &&
+        !names(path, "libstdc++") && !names(path, "libc++")) {
+        walk->crosses_others = true;
+        return _URC_END_OF_STACK;
+    }
+    return _URC_NO_REASON;
+}
+
+bool may_throw() {
+    if (innermost == nullptr || current_rank != nullptr) {  // the other ranks would wait for ever
+        return false;
+    }
+    Walk walk{innermost, false, false};
+    _Unwind_Backtrace(step, &walk);
+    return walk.reached && !walk.crosses_others;
+}
+
+void write_line(const std::string &reason) {
+    const std::string line = "haversack: llama.cpp gave up: " + reason + "\n";
+    const ssize_t written = write(STDERR_FILENO, line.data(), line.size());
+    static_cast<void>(written);  // there is nowhere else to say it
+}
+
+// ggml_abort calls this, and aborts the process where it returns.
+void on_abort(const char *message) {
+    const std::string reason = first_line(message);
+    if (may_throw()) {
+        throw GaveUp(reason);
+    }
+    write_line(reason);
+    if (abort_exit_code >= 0) {
+        _exit(abort_exit_code);
+    }
+}
+
+[[noreturn]] void on_terminate() {
+    try {
+        if (const std::exception_ptr error = std::current_exception()) {
+            std::rethrow_exception(error);
+        }
+        write_line("an exception could not be handled");
+    } catch (const std::exception &error) {
+        write_line(error.what());
+    } catch (...) {
+        write_line("an exception of an unknown kind");
+    }
+    _exit(abort_exit_code);
+}
+
+}  // namespace
+
+Guard::Guard() : outer_(innermost) {
+    innermost = this;  // above all that is called while it stands
+    has_failed = false;
+}
+Guard::~Guard() { innermost = outer_; }
+
+void keep_failure(const char *message) {
+    failure = message;
+    has_failed = true;
+}
+
+const char *last_failure() { return failure.c_str(); }
+
+}  // namespace haversack
+
+using namespace haversack;
+
+// Structures that llama.h passes by value: more than two words go by their bytes alone.
+template <int num_words> struct ByValue {
+    int64_t words[num_words];
+};
+using ModelParams = ByValue<10>;    // struct llama_model_params
+using ContextParams = ByValue<20>;  // struct llama_context_params
+using Batch = ByValue<7>;           // struct llama_batch
+
+// ggml_abort_callback_t ggml_set_abort_callback(ggml_abort_callback_t callback)
+API void haversack_guard_install(AbortCallback (*set_abort_callback)(AbortCallback)) {
+    set_abort_callback(on_abort);
+}
+API void haversack_guard_end_process(int exit_code) {
+    abort_exit_code = exit_code;
+    std::set_terminate(on_terminate);
+}
+// Why the latest guarded call of this thread failed; null if it did not.
+API const char *haversack_guard_failure() { return has_failed ? failure.c_str() : nullptr; }
+API void haversack_guard_sizes(int64_t *sizes) {
+    sizes[0] = sizeof(ModelParams), sizes[1] = sizeof(ContextParams), sizes[2] = sizeof(Batch);
+}
+
+API void *haversack_guard_load_model(void *(*load)(const char *, ModelParams), const char *path,
+                                     const ModelParams *params) {
+    return guarded<void *>(nullptr, [&] { return load(path, *params); });
+}
+API void *haversack_guard_init_context(void *(*init)(void *, ContextParams), void *model,
+                                       const ContextParams *params) {
+    return guarded<void *>(nullptr, [&] { return init(model, *params); });
+}
+API int32_t haversack_guard_decode(int32_t (*decode)(void *, Batch), void *context,
+                                   const Batch *batch) {
+    return guarded<int32_t>(-1, [&] { return decode(context, *batch); });
+}
+API int32_t haversack_guard_piece(int32_t (*piece)(const void *, int32_t, char *, int32_t, int32_t,
+                                                   bool),
+                                  const void *vocab, int32_t token, char *buffer, int32_t length,
+                                  bool special) {
+    return guarded<int32_t>(0, [&] { return piece(vocab, token, buffer, length, 0, special); });
+}
+API void haversack_guard_apply(void (*apply)(void *, void *), void *sampler, void *candidates) {
+    guarded<int>(0, [&] { return apply(sampler, candidates), 0; });
+}
+API void haversack_guard_accept(void (*accept)(void *, int32_t), void *sampler, int32_t token) {
+    guarded<int>(0, [&] { return accept(sampler, token), 0; });
+}

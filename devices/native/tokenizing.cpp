@@ -1,0 +1,206 @@
+// Tokenizing on a thread with a stack of its own size: the regular expressions of some vocabularies
+// take some hundred bytes of stack for each character of a match, and a match may be a whole text.
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <new>
+#include <string>
+#include <vector>
+
+#include <pthread.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "guard.hpp"
+
+#define API extern "C" __attribute__((visibility("default")))
+
+namespace haversack {
+namespace {
+
+constexpr int64_t SMALL_TOKENS = 16;
+
+// int32_t llama_tokenize(vocab, text, text_len, tokens, n_tokens_max, add_special, parse_special)
+using Tokenize = int32_t (*)(const void *vocab, const char *text, int32_t length, int32_t *tokens,
+                             int32_t room, bool add_special, bool parse_special);
+
+// The tokens of `text`, or what llama.cpp gave up on in `failure`.
+void tokenize(Tokenize function, const void *vocab, const std::string &text,
+              std::vector<int32_t> &tokens, std::string &failure) {
+    try {
+        tokens.resize(text.size() + SMALL_TOKENS);
+    } catch (const std::bad_alloc &) {
+        failure = "there is no memory for its tokens";
+        return;
+    }
+    const auto call = [&] {
+        return function(vocab, text.data(), static_cast<int32_t>(text.size()), tokens.data(),
+                        static_cast<int32_t>(tokens.size()), false, true);
+    };
+    const int32_t count = guarded<int32_t>(-1, [&] {
+        int32_t found = call();
+        if (found < 0) {  // a character may become more tokens than it has bytes
+            tokens.resize(static_cast<size_t>(-static_cast<int64_t>(found)));
+            found = call();
+        }
+        return found;
+    });
+    tokens.resize(count < 0 ? 0 : static_cast<size_t>(count));
+    if (count < 0) {
+        failure = last_failure();
+    }
+}
+
+// How much of this thread's stack was used so far; 0 where that cannot be told.
+int64_t used_stack_bytes() {
+#ifdef __linux__
+    pthread_attr_t attributes;
+    void *lowest = nullptr;
+    size_t size = 0;
+    if (pthread_getattr_np(pthread_self(), &attributes) != 0) {
+        return 0;
+    }
+    pthread_attr_getstack(&attributes, &lowest, &size);
+    pthread_attr_destroy(&attributes);
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    std::vector<unsigned char> resident(size / page);
+    if (mincore(lowest, resident.size() * page, resident.data()) != 0) {
+        return 0;
+    }
+    size_t first = 0;
+    while (first < resident.size() && (resident[first] & 1) == 0) {
+        ++first;
+    }
+    return static_cast<int64_t>((resident.size() - first) * page);
+#else
+    return 0;
+#endif
+}
+
+// So that `used_stack_bytes` counts what was used and not the 2 MiB around it.
+void refuse_huge_pages() {
+#ifdef __linux__
+    pthread_attr_t attributes;
+    void *lowest = nullptr;
+    size_t size = 0;
+    if (pthread_getattr_np(pthread_self(), &attributes) == 0) {
+        pthread_attr_getstack(&attributes, &lowest, &size);
+        pthread_attr_destroy(&attributes);
+        madvise(lowest, size, MADV_NOHUGEPAGE);
+    }
+#endif
+}
+
+}  // namespace
+
+// One text on its way through the tokenizer. Two hold it, its thread and its caller; the last one
+// to let go deletes it.
+struct Tokenizing {
+    Tokenize function;
+    const void *vocab;
+    std::string text, failure;
+    std::vector<int32_t> tokens;
+    int64_t stack_bytes_used = 0;
+    std::mutex mutex;
+    std::condition_variable ended;
+    bool has_ended = false;
+    std::atomic<int> holders{2};
+
+    void let_go() {
+        if (--holders == 0) {
+            delete this;
+        }
+    }
+    void run() {
+        refuse_huge_pages();
+        tokenize(function, vocab, text, tokens, failure);
+        stack_bytes_used = used_stack_bytes();
+        {
+            std::lock_guard<std::mutex> lock(mutex);
+            has_ended = true;
+        }
+        ended.notify_all();
+        let_go();
+    }
+};
+
+}  // namespace haversack
+
+using namespace haversack;
+
+// llama_tokenize on this thread, guarded.
+API int32_t haversack_tokenize_here(Tokenize function, const void *vocab, const char *text,
+                                    int32_t length, int32_t *tokens, int32_t room) {
+    return guarded<int32_t>(
+        -1, [&] { return function(vocab, text, length, tokens, room, false, true); });
+}
+// Null, and `error` is set, where no such thread can be had.
+API Tokenizing *haversack_tokenizing_start(Tokenize function, const void *vocab, const char *text,
+                                           int64_t length, int64_t stack_bytes, int32_t *error) {
+    auto *work = new Tokenizing{function, vocab, {}, {}, {}};
+    work->text.assign(text, static_cast<size_t>(length));
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    *error = pthread_attr_setstacksize(&attributes, static_cast<size_t>(stack_bytes));
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_t thread;
+    if (*error == 0) {
+        *error = pthread_create(
+            &thread, &attributes,
+            [](void *data) -> void * {
+                static_cast<Tokenizing *>(data)->run();
+                return nullptr;
+            },
+            work);
+    }
+    pthread_attr_destroy(&attributes);
+    if (*error != 0) {
+        delete work;
+        return nullptr;
+    }
+    return work;
+}
+// Whether it has ended, after `timeout_s` at the latest.
+API bool haversack_tokenizing_wait(Tokenizing *work, double timeout_s) {
+    std::unique_lock<std::mutex> lock(work->mutex);
+    return work->ended.wait_for(lock, std::chrono::duration<double>(timeout_s),
+                                [work] { return work->has_ended; });
+}
+// Once it has ended: how many tokens there are, and where; -1 if llama.cpp gave up.
+API int64_t haversack_tokenizing_tokens(Tokenizing *work, int32_t **tokens, const char **failure,
+                                        int64_t *stack_bytes) {
+    *tokens = work->tokens.data(), *failure = work->failure.c_str();
+    *stack_bytes = work->stack_bytes_used;
+    return work->failure.empty() ? static_cast<int64_t>(work->tokens.size()) : -1;
+}
+API void haversack_tokenizing_let_go(Tokenizing *work) { work->let_go(); }
+
+// The lengths in characters of the longest pieces that a regular expression of llama.cpp's may match
+// at once, each a set of characters of its own: words with the blanks between them; words, numbers
+// and symbols without blanks; and what is neither a letter nor a digit. Characters beyond ASCII may
+// be anything: they are in all sets.
+API void haversack_longest_runs(const char *text, int64_t length, int64_t *longest) {
+    enum { PHRASE, WORD, OTHER, NUM_SETS };
+    int64_t run[NUM_SETS] = {0, 0, 0};
+    longest[PHRASE] = longest[WORD] = longest[OTHER] = 0;
+    for (int64_t i = 0; i < length; ++i) {
+        const auto byte = static_cast<unsigned char>(text[i]);
+        if ((byte & 0xC0) == 0x80) {
+            continue;  // the rest of a character
+        }
+        const bool ascii = byte < 0x80;
+        const bool ends_sentence = byte == '.' || byte == ',' || byte == '!' || byte == '?';
+        const bool breaks_line = byte == '\n' || byte == '\r';
+        const bool blank = breaks_line || byte == ' ' || (byte >= '\t' && byte <= '\f');
+        const bool alphanumeric = (byte >= '0' && byte <= '9') || (byte >= 'A' && byte <= 'Z') ||
+                                  (byte >= 'a' && byte <= 'z');
+        const bool belongs[NUM_SETS] = {!ends_sentence && !breaks_line, !ends_sentence && !blank,
+                                        !ascii || !alphanumeric};
+        for (int set = 0; set < NUM_SETS; ++set) {
+            run[set] = belongs[set] ? run[set] + 1 : 0;
+            longest[set] = run[set] > longest[set] ? run[set] : longest[set];
+        }
+    }
+}
