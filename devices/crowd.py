@@ -107,7 +107,7 @@ class Crowd:
         self._settings = settings_for(num_ranks)
         self._best = 0
         self._window = _Window()
-        self._crowded = False
+        self._crowded: bool | None = None  # unknown before the first window
         self._trial: _Trial | None = None
         self._to_try: list[int] = []
         self._round: dict[int, float] = {}  # by setting: seconds a pass took in this round
@@ -137,8 +137,8 @@ class Crowd:
         share = window.delayed_share(self._settings[self._best].num_threads)
         before = self._crowded
         self._crowded = share > (_FREE_SHARE if before else _CROWDED_SHARE)
-        if self._crowded != before:  # others came or went: the next window is wholly after that
-            self._rest_s = 0.0
+        if before is not None and self._crowded != before:  # others came or went
+            self._rest_s = 0.0  # the next window, wholly after that, ends in a round
         elif self._rested_s >= self._rest_s:
             self._begin_round(window.pass_s)
 
