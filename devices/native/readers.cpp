@@ -11,7 +11,7 @@ namespace haversack {
 namespace {
 
 constexpr int64_t PAGE_BYTES = 4096;
-constexpr std::chrono::duration<double> LOOK_UP(0.1);  // how long a wait may be deaf
+constexpr std::chrono::duration<double> LOOK_UP(0.1);  // longest wait without asking `poll`
 
 // A direct read can only go on from a page's start, so its page is read again.
 int64_t go_on_from(const Read *read, bool direct) {
@@ -25,9 +25,11 @@ void note(Read *read, int64_t start, int64_t count) {
     else read->got = start + count;
 }
 
-// The wanted bytes go where they are to lie.
-void shift(Read *read) {
-    if (read->error == 0 && read->from != read->to)
+bool has_to_move(const Read *read) { return read->error == 0 && read->from != read->to; }
+
+// Put the wanted bytes where they are to lie.
+void move(Read *read) {
+    if (has_to_move(read))
         std::memmove(read->room + read->to, read->room + read->from, read->num_bytes);
 }
 
@@ -135,13 +137,13 @@ void Readers::drain() {
         queue->clear();
     }
     progress_.notify_all();
-    progress_.wait(lock, [this] { return reading_ == 0; });
+    progress_.wait(lock, [this] { return reading_ == 0 && moving_ == 0; });
 }
 
 Counts Readers::counts() {
     std::lock_guard<std::mutex> lock(mutex_);
     counts_.num_ahead = ahead_.size();
-    counts_.num_reading = reading_;
+    counts_.num_reading = reading_ + moving_;
     return counts_;
 }
 
@@ -164,10 +166,17 @@ void Readers::begin(Read *read) {
     read->due_s = pace ? pace->admit(read->length) : 0;
 }
 
-void Readers::end(Read *read) {
+// The drive has done its part, so another read may begin. This one is not done yet.
+void Readers::leave_drive(Read *read) {
     reading_ahead_ -= read->ahead != 0;
-    counts_.bytes_read += read->num_bytes;
     if (--reading_ == 0) counts_.busy_s += now_s() - busy_since_;
+    moving_++;
+}
+
+// The read is done. The caller may free it now.
+void Readers::finish(Read *read) {
+    moving_--;
+    counts_.bytes_read += read->num_bytes;
     read->state.store(read->error ? FAILED : CAME, std::memory_order_release);
     progress_.notify_all();
 }
@@ -187,7 +196,8 @@ void Readers::serve() {
         lock.unlock();
         perform(read);
         lock.lock();
-        end(read);
+        leave_drive(read);
+        finish(read);
     }
 }
 
@@ -198,7 +208,7 @@ void Readers::perform(Read *read) {
     } else if (!fill(file, read)) {
         return;
     }
-    shift(read);
+    move(read);
     double early_s = read->due_s - now_s();
     if (early_s > 0) std::this_thread::sleep_for(std::chrono::duration<double>(early_s));
 }
@@ -230,19 +240,45 @@ void Readers::feed() {
     ring_->flush();
 }
 
-// The one thread: takes what comes.
+// The one thread. It moves bytes without the lock, so that others hand over reads meanwhile, and
+// looks after each move for what else came, so that the drive does not rest.
 void Readers::reap() {
     std::unique_lock<std::mutex> lock(mutex_);
-    while (!closing_ || reading_ > 0) {
-        double most_s = end_those_due();
+    while (!closing_ || reading_ > 0 || moving_ > 0) {
+        take_those_that_came();
+        double most_s = finish_those_due();
         feed();
+        if (!arrived_.empty()) {
+            settle_one(lock);
+            continue;
+        }
         lock.unlock();
         ring_->sleep(most_s);
         lock.lock();
-        ssize_t result;
-        while (Read *read = ring_->pop(&result))
-            if (take(read, result)) early_.push_back(read);
     }
+}
+
+void Readers::take_those_that_came() {
+    ssize_t result;
+    while (Read *read = ring_->pop(&result)) {
+        if (!take(read, result)) continue;
+        if (read->due_s == 0) leave_drive(read);  // one of a paced file leaves when it is due
+        arrived_.push_back(read);
+    }
+}
+
+// Have the bytes of the first that arrived lie in place. Nobody else uses a read that is not done,
+// nor its room, so the lock is not needed for that.
+void Readers::settle_one(std::unique_lock<std::mutex> &lock) {
+    Read *read = arrived_.front();
+    arrived_.pop_front();
+    if (has_to_move(read)) {
+        lock.unlock();
+        move(read);
+        lock.lock();
+    }
+    if (read->due_s == 0) finish(read);
+    else early_.push_back(read);
 }
 
 // What came of a read: whether that was all; the rest is asked for.
@@ -255,16 +291,16 @@ bool Readers::take(Read *read, int64_t result) {
     return false;
 }
 
-// End the reads whose time has come: how long it is until that of the next.
-double Readers::end_those_due() {
+// Finish the reads of paced files whose time has come: how long it is until that of the next.
+double Readers::finish_those_due() {
     double now = now_s(), next_s = now + LOOK_UP.count();
     auto is_due = [&](Read *read) {
         if (read->due_s > now && !read->error) {
             next_s = std::min(next_s, read->due_s);
             return false;
         }
-        shift(read);
-        end(read);
+        leave_drive(read);
+        finish(read);
         return true;
     };
     early_.erase(std::remove_if(early_.begin(), early_.end(), is_due), early_.end());

@@ -94,7 +94,8 @@ class Readers {
     };
     Read *next();
     void begin(Read *read);
-    void end(Read *read);
+    void leave_drive(Read *read);
+    void finish(Read *read);
     void cancel_locked(Read *read);
     // by threads
     void serve();
@@ -104,7 +105,9 @@ class Readers {
     void feed();
     void reap();
     bool take(Read *read, int64_t result);
-    double end_those_due();
+    void take_those_that_came();
+    void settle_one(std::unique_lock<std::mutex> &lock);
+    double finish_those_due();
 
     const int num_readers_, num_ahead_;
     const ReadInto read_into_;
@@ -114,8 +117,11 @@ class Readers {
     std::mutex mutex_;
     std::condition_variable work_, progress_;
     std::deque<Read *> demanded_, ahead_;
-    std::vector<Read *> early_;  // of paced files: all bytes came, but it is not time yet
-    int idle_ = 0, reading_ = 0, reading_ahead_ = 0;
+    // By a ring, a read whose bytes came goes through these; its state is READING until it is done.
+    std::deque<Read *> arrived_;  // its bytes may have to be moved
+    std::vector<Read *> early_;   // of a paced file: all bytes lie in place, but it is not time yet
+    // Reads under way on the drive, those of them ahead, and those that left it and are not done.
+    int idle_ = 0, reading_ = 0, reading_ahead_ = 0, moving_ = 0;
     bool closing_ = false;
     double busy_since_ = 0;
     Counts counts_{};

@@ -188,3 +188,46 @@ def test_a_file_of_another_class_is_read_by_its_own_method(path: Path) -> None:
         assert bench.held(0, 5000) == bench.data[4321:9321]
     finally:
         bench.close()
+
+
+@pytest.mark.parametrize("pace", [None, Pace(2e9, 1e-4)], ids=["plain", "paced"])
+def test_moved_reads_of_many_threads_are_whole_when_they_are_done(
+    pace: Pace | None, path: Path
+) -> None:
+    """Their bytes land where pages begin and are moved to the start of their room. Threads that
+    wait, settle, demand and cancel must see either all bytes in place or a read that never came."""
+    num_bytes, num_rounds = 5 * PAGE_BYTES + 77, 40
+    file = DirectFile(path) if pace is None else PacedFile(path, pace, direct=None)
+    bench = Bench(file, path.read_bytes(), ring=True)
+
+    def work(thread: int) -> int:
+        rng, num_came = np.random.default_rng(thread), 0
+        for _ in range(num_rounds):
+            offsets = rng.integers(1, FILE_BYTES - num_bytes, 8).tolist()
+            rooms = range(8 * thread, 8 * thread + 8)
+            reads = [bench.request(r, at, num_bytes) for r, at in zip(rooms, offsets, strict=True)]
+            bench.readers.submit(reads)
+            match rng.integers(4):
+                case 0:
+                    bench.readers.settle(reads)
+                case 1:
+                    bench.readers.cancel(reads)
+                    bench.readers.settle(reads)
+                case 2:
+                    bench.readers.wait(reads, False, never)
+                    bench.readers.settle(reads)
+                case _:
+                    bench.readers.demand(reads)
+                    bench.readers.wait(reads, True, never)
+            for room, at, read in zip(rooms, offsets, reads, strict=True):
+                assert read.done
+                if read.came:
+                    num_came += 1
+                    assert bench.held(room, num_bytes) == bench.data[at : at + num_bytes]
+        return num_came
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(work, range(4))) > num_rounds
+    bench.readers.drain()
+    assert bench.readers.counts().num_reading == 0
+    bench.close()
