@@ -149,10 +149,11 @@ def _lease(planned: Plan) -> Lease:
     fixed_bytes = planned.own_bytes - slots_bytes
     if planned.own_bytes > room_bytes:
         if planned.mode != STREAMED:
-            raise _overtaken(planned.own_bytes, process_bytes, budget)
+            raise _overtaken(planned.own_bytes, process_bytes, budget, budget.room_bytes)
         slots_bytes = pools_bytes(_smaller_pools(planned, room_bytes - fixed_bytes))
         if fixed_bytes + slots_bytes > room_bytes:
-            raise _overtaken(fixed_bytes + slots_bytes, process_bytes, budget)
+            need_bytes = fixed_bytes + slots_bytes
+            raise _overtaken(need_bytes, process_bytes, budget, budget.room_bytes)
     return budget.reserve(fixed_bytes + slots_bytes, fixed_bytes)
 
 
@@ -162,8 +163,9 @@ def _smaller_pools(planned: Plan, room_bytes: int) -> Sequence[PoolPlan]:
     return plan_pools(geometry.layers, geometry.num_experts_per_tok, max(0, room_bytes))
 
 
-def _overtaken(need_bytes: int, process_bytes: int, budget: Budget) -> BudgetError:
-    others_bytes = budget.limit_bytes - budget.room_bytes
+def _overtaken(need_bytes: int, process_bytes: int, budget: Budget, room_bytes: int) -> BudgetError:
+    """`room_bytes` is what other models leave of the budget."""
+    others_bytes = budget.limit_bytes - room_bytes
     beside = f" and {format_bytes(others_bytes)} for other models" if others_bytes else ""
     return BudgetError(
         f"the process holds {format_bytes(process_bytes)} already, so the budget of"
@@ -234,7 +236,7 @@ def _measured(planned: Plan, lease: Lease) -> Sequence[PoolPlan]:
         return planned.pools
     pools = _smaller_pools(planned, left_bytes)
     if pools_bytes(pools) > left_bytes:
-        raise _overtaken(pools_bytes(pools), taken_bytes, budget)
+        raise _overtaken(pools_bytes(pools), taken_bytes, budget, room_bytes)
     return pools
 
 
