@@ -20,7 +20,6 @@ import numpy.typing as npt
 import platformdirs
 
 from haversack.devices.errors import (
-    BudgetError,
     DamagedTrunkError,
     HaversackError,
     ModelFileError,
@@ -33,9 +32,9 @@ from haversack.devices.ledger import ledger
 from haversack.devices.memory import PeakMeter
 from haversack.devices.storage import DirectFile, known_speed
 from haversack.devices.tokenizing import LEAST_STACK_BYTES
-from haversack.devices.units import format_bytes
 from haversack.edge.decode import Decoder
 from haversack.edge.generation import CallGate, Closable, Generation, Request
+from haversack.edge.lease import lease_for, pools_left
 from haversack.edge.planner import DEFAULT_BATCH_TOKENS, STREAMED, Plan, plan
 from haversack.edge.ram_budget import Budget, Lease
 from haversack.edge.sampling import MAX_SEED, Sampling
@@ -43,7 +42,6 @@ from haversack.edge.stats import Stats
 from haversack.edge.templates import ChatTemplate
 from haversack.edge.text import without_mark
 from haversack.offload.engine import Engine, LoadHooks, open_resident, open_streamed
-from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes
 from haversack.offload.seam import Forecast, Watcher
 from haversack.offload.streamer import NUM_READERS, OpenFile
 from haversack.quant.gguf import hole_in, read_geometry
@@ -127,7 +125,7 @@ def load(
 
 
 def _loaded(planned: Plan, options: LoadOptions, stop: StopFlag, seed: int | None) -> "Model":
-    lease = _lease(planned)
+    lease = lease_for(planned)
     try:
         with ledger.measured(lease.holding):
             peak = PeakMeter()
@@ -137,43 +135,6 @@ def _loaded(planned: Plan, options: LoadOptions, stop: StopFlag, seed: int | Non
         give_back_freed_memory()
         lease.close()
         raise
-
-
-def _lease(planned: Plan) -> Lease:
-    """The model's part of its budget. Raises BudgetError where the process or other models have
-    taken more since it was planned than the least part leaves."""
-    budget = planned.shared or Budget(planned.ram_bytes)
-    process_bytes = max(planned.process_bytes, ledger.others_bytes())
-    room_bytes = budget.room_bytes - process_bytes
-    slots_bytes = planned.slot_bytes if planned.mode == STREAMED else 0
-    fixed_bytes = planned.own_bytes - slots_bytes
-    if planned.own_bytes > room_bytes:
-        if planned.mode != STREAMED:
-            raise _overtaken(planned.own_bytes, process_bytes, budget, budget.room_bytes)
-        slots_bytes = pools_bytes(_smaller_pools(planned, room_bytes - fixed_bytes))
-        if fixed_bytes + slots_bytes > room_bytes:
-            need_bytes = fixed_bytes + slots_bytes
-            raise _overtaken(need_bytes, process_bytes, budget, budget.room_bytes)
-    return budget.reserve(fixed_bytes + slots_bytes, fixed_bytes)
-
-
-def _smaller_pools(planned: Plan, room_bytes: int) -> Sequence[PoolPlan]:
-    """Pools of at most `room_bytes`, but never less than the floor."""
-    geometry = planned.geometry
-    return plan_pools(geometry.layers, geometry.num_experts_per_tok, max(0, room_bytes))
-
-
-def _overtaken(need_bytes: int, process_bytes: int, budget: Budget, room_bytes: int) -> BudgetError:
-    """`room_bytes` is what other models leave of the budget."""
-    others_bytes = budget.limit_bytes - room_bytes
-    beside = f" and {format_bytes(others_bytes)} for other models" if others_bytes else ""
-    return BudgetError(
-        f"the process holds {format_bytes(process_bytes)} already, so the budget of"
-        f" {format_bytes(budget.limit_bytes)} with it{beside} does not hold the"
-        f" {format_bytes(need_bytes)} that this model needs: close what is open, or raise --ram",
-        need_bytes=need_bytes + process_bytes + others_bytes,
-        have_bytes=budget.limit_bytes,
-    )
 
 
 def _open(planned: Plan, options: LoadOptions, stop: StopFlag, lease: Lease) -> Engine:
@@ -205,7 +166,7 @@ def _open(planned: Plan, options: LoadOptions, stop: StopFlag, lease: Lease) -> 
         options.native,
         options.warm_start,
     )
-    pools = partial(_measured, planned, lease)
+    pools = partial(pools_left, planned, lease)
 
     def opened() -> Engine:
         return open_streamed(planned.geometry, trunk, planned.shape, pools, hooks)
@@ -222,22 +183,6 @@ def _open(planned: Plan, options: LoadOptions, stop: StopFlag, lease: Lease) -> 
             f"{damage}, right after it was written: the drive or the memory may fail, choose"
             " another folder with --cache-dir or try another computer"
         ) from damage
-
-
-def _measured(planned: Plan, lease: Lease) -> Sequence[PoolPlan]:
-    """The planned pools, or smaller ones where less is left than was planned: the trunk is loaded
-    now, so that what it took is known. Raises BudgetError if not even the floor is left."""
-    budget, holding = lease.budget, lease.holding
-    taken_bytes = ledger.others_bytes() + planned.kv_bytes + planned.compute_bytes
-    room_bytes = budget.room_bytes + holding.reserved_bytes
-    reserved_bytes = holding.reserved_bytes - holding.most_bytes
-    left_bytes = min(room_bytes - taken_bytes, reserved_bytes)
-    if pools_bytes(planned.pools) <= left_bytes:
-        return planned.pools
-    pools = _smaller_pools(planned, left_bytes)
-    if pools_bytes(pools) > left_bytes:
-        raise _overtaken(pools_bytes(pools), taken_bytes, budget, room_bytes)
-    return pools
 
 
 class Model:
