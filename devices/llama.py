@@ -1,4 +1,4 @@
-"""libllama as Python objects: a model, its vocabulary, a context, what memory they take."""
+"""libllama as Python objects: a model, its vocabulary, a context."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -13,7 +13,6 @@ import numpy.typing as npt
 from haversack.devices import _native as native
 from haversack.devices import guard
 from haversack.devices._native import KNOWN_GGML, llama, own
-from haversack.devices.causality import refuse_wrong_kind
 from haversack.devices.errors import (
     AbortedError,
     CancelledError,
@@ -37,14 +36,6 @@ _NO_VOCABULARY = 0  # enum llama_vocab_type
 _SAMPLED_TOKENS = 1024  # of a vocabulary, to estimate how long its texts are
 _STATUS_NO_ROOM, _STATUS_ABORTED = 1, 2  # of llama_decode
 _SEQUENCE = 0  # the one sequence of a context
-_LOGIT_BYTES = 4
-# llama.cpp's tables hold 48 bytes for each cell, and two nodes of 48 bytes for each one in use.
-_CELL_BYTES = 152
-_INDEX_KEYS = (b".attention.indexer.", b".attention.compress_ratios")
-_KEY_BYTES = 256
-# Tiled products take 512 KiB for each thread, in llama.cpp's own scratch and in that of the
-# expert products; flash attention takes the rest.
-THREAD_SCRATCH_BYTES = 1280 * 1024
 
 Progress = Callable[[float], None]
 
@@ -73,14 +64,6 @@ class ContextShape:
     ctx_tokens: int
     batch_tokens: int
     threads: int
-
-
-@dataclass(frozen=True)
-class MemoryNeeds:
-    """Bytes a context allocates beside the weights."""
-
-    kv_bytes: int
-    compute_bytes: int
 
 
 # ---------------------------------------------------------------------- build
@@ -319,7 +302,8 @@ def _refuse_dead_threads(num_threads: int) -> None:
         )
 
 
-def _context_params(shape: ContextShape) -> Any:
+def context_params(shape: ContextShape) -> Any:
+    """struct llama_context_params of a context of that shape."""
     params = llama.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch = (
         shape.ctx_tokens,
@@ -349,7 +333,7 @@ class LlamaContext:
         self.ctx_tokens = shape.ctx_tokens
         self._hook, self._vocab = hook, model.vocabulary
         self._team = Team(shape.threads)
-        params = _context_params(shape)
+        params = context_params(shape)
         if hook is not None:
             function, given = hook.callback or (hook.on_node, None)
             self._on_node = llama.ggml_backend_sched_eval_callback(function)
@@ -471,70 +455,3 @@ def _decode_error(status: int, num_tokens: int, log: LogCapture) -> Exception:
     return HaversackError(
         f"llama.cpp failed with status {status}: {log.reason()}; lower --batch or --ctx"
     )
-
-
-# --------------------------------------------------------------------- memory
-def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
-    """What a context over a `dry` model would allocate, asked of llama.cpp's own dry run.
-
-    llama.cpp does not count the row of logits, the tables of cells and what describes its graphs:
-    these are added here. Raises ModelFileError where llama.cpp makes no such context, and where
-    the model is no causal text model.
-    """
-    with captured_logs() as log, StopFlag().listening():
-        context = guard.init_context(model.address, _context_params(shape))
-    if not context:
-        raise ModelFileError(
-            f"llama.cpp cannot plan a context of {shape.ctx_tokens} tokens for"
-            f" {model.path}: {log.reason()}"
-        )
-    try:
-        refuse_wrong_kind(model.path, model.address, context)
-        sizes = _context_sizes(context, shape.batch_tokens)
-    finally:
-        llama.llama_free(context)
-    tables_bytes = _num_cell_tables(model) * cell_bytes(shape.ctx_tokens)
-    logits_bytes = _LOGIT_BYTES * model.vocabulary.num_tokens
-    graph_bytes = _graph_bytes(sizes.max_nodes)
-    thread_bytes = shape.threads * THREAD_SCRATCH_BYTES
-    return MemoryNeeds(
-        sizes.context_bytes + tables_bytes,
-        sizes.compute_bytes + logits_bytes + graph_bytes + thread_bytes,
-    )
-
-
-def _context_sizes(context: Any, batch_tokens: int) -> own.ContextSizes:
-    sizes = own.ContextSizes()
-    own.context_sizes(
-        native.llama_function(native.MEMORY_BREAKDOWN),
-        native.llama_function(native.GRAPH_MAX_NODES),
-        context,
-        batch_tokens,
-        native.pointer_to(sizes),
-    )
-    return sizes
-
-
-def cell_bytes(ctx_tokens: int) -> int:
-    """What a cache's table of its cells takes when all of them are in use, beside the cache."""
-    return _CELL_BYTES * ctx_tokens
-
-
-def _num_cell_tables(model: LlamaModel) -> int:
-    """At most so many caches of the context's length: one, one more for layers that see a window,
-    and those of an indexer or of compressed keys."""
-    num_keys = llama.llama_model_meta_count(model.address)
-    buffer = native.text_buffer(_KEY_BYTES)
-    tables = 1 + int(llama.llama_model_n_swa(model.address) > 0)
-    for number in range(num_keys):
-        llama.llama_model_meta_key_by_index(model.address, number, buffer, _KEY_BYTES)
-        if any(word in buffer.value for word in _INDEX_KEYS):
-            return tables + 2
-    return tables
-
-
-def _graph_bytes(max_nodes: int) -> int:
-    """llama.cpp keeps two graphs, the largest and the latest, and tables to schedule one; little
-    for most models, but hybrid ones get 40 nodes for each token of a batch."""
-    tensors_bytes = int(native.ggml_tensor_overhead()) * max_nodes
-    return 2 * tensors_bytes + 3 * int(native.ggml_graph_overhead_custom(max_nodes, False))

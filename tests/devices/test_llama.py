@@ -1,26 +1,18 @@
 """Models and contexts of llama.cpp: loading, decoding, stopping, forgetting, and their memory."""
 
 import os
-import re
-import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from haversack.devices import _native as native
-from haversack.devices import llama as devices_llama
 from haversack.devices._native import llama
 from haversack.devices.errors import (
-    BindingError,
     CancelledError,
     ContextError,
     HaversackError,
@@ -30,14 +22,10 @@ from haversack.devices.errors import (
 from haversack.devices.ggml import GraphNode
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.llama import (
-    THREAD_SCRATCH_BYTES,
     ContextShape,
     LlamaContext,
     LlamaModel,
-    cell_bytes,
-    memory_needs,
 )
-from haversack.devices.logs import LogCapture
 from haversack.devices.memory import anonymous_bytes
 from haversack.tools.synth import TinyShape
 
@@ -439,137 +427,3 @@ def test_a_recurrent_model_starts_again_after_a_failure(
     assert (context.logits() == fresh_logits(model, [1, 2, 3], [4, 5])).all()
     context.close()
     model.close()
-
-
-# --------------------------------------------------------------------- memory
-ROOMY = ContextShape(ctx_tokens=4096, batch_tokens=256, threads=1)
-# Prints the anonymous memory that a full context takes, in a process where nothing else does.
-MEASURE = f"""
-import sys
-from pathlib import Path
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
-from haversack.devices.memory import anonymous_bytes
-
-model = LlamaModel(Path(sys.argv[1]))
-before = anonymous_bytes()
-context = LlamaContext(model, {ROOMY})
-for token in range({ROOMY.ctx_tokens // ROOMY.batch_tokens - 1}):
-    context.decode([token] * {ROOMY.batch_tokens})
-context.decode([1])
-print(anonymous_bytes() - before)
-"""
-
-
-def needs_of(path: Path, shape: ContextShape) -> tuple[int, int]:
-    dry = LlamaModel(path, dry=True)
-    needs = memory_needs(dry, shape)
-    dry.close()
-    return needs.kv_bytes, needs.compute_bytes
-
-
-def test_bytes_of_the_cache_by_hand(tiny_model: Callable[..., Path]) -> None:
-    layers, key_value_heads, head_dim, f16_bytes = 2, 2, 64, 2
-    path = tiny_model("qwen3moe", shape=SMALL)
-    for ctx_tokens in (256, 8192):
-        by_hand = 2 * layers * key_value_heads * head_dim * f16_bytes * ctx_tokens
-        by_hand += cell_bytes(ctx_tokens)
-        kv_bytes, _ = needs_of(path, ContextShape(ctx_tokens, 64, 1))
-        assert kv_bytes == by_hand
-
-
-# Prints what is needed after the process was given the locale of its first argument.
-NEEDS_IN_LOCALE = f"""
-import locale
-import sys
-from pathlib import Path
-from haversack.devices.llama import ContextShape, LlamaModel, memory_needs
-
-if sys.argv[1]:
-    locale.setlocale(locale.LC_ALL, sys.argv[1])
-    assert locale.localeconv()["decimal_point"] == ","
-print(memory_needs(LlamaModel(Path(sys.argv[2]), dry=True), {ROOMY}))
-"""
-
-
-@pytest.mark.skipif(shutil.which("localedef") is None, reason="localedef makes the locale")
-def test_a_locale_with_decimal_commas_changes_nothing(
-    tiny_model: Callable[..., Path], tmp_path: Path
-) -> None:
-    made = subprocess.run(
-        ["localedef", "-i", "de_DE", "-f", "UTF-8", str(tmp_path / "de_DE.UTF-8")],
-        capture_output=True,
-        text=True,
-    )
-    if not (tmp_path / "de_DE.UTF-8").is_dir():
-        pytest.skip(f"this system has no sources of locales: {made.stderr}")
-    path = tiny_model("qwen3moe", shape=SMALL)
-    environment = {**os.environ, "LOCPATH": str(tmp_path)}
-
-    def needed(name: str) -> str:
-        command = [sys.executable, "-c", NEEDS_IN_LOCALE, name, str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert needed("de_DE.UTF-8") == needed("")
-
-
-def test_what_is_needed_is_known_without_any_log(
-    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another library may have taken llama.cpp's log for itself."""
-    path = tiny_model("gemma4", shape=SMALL)
-    expected = needs_of(path, ROOMY)
-
-    @contextmanager
-    def silent_logs() -> Iterator[LogCapture]:
-        yield LogCapture()
-
-    monkeypatch.setattr(devices_llama, "captured_logs", silent_logs)
-    assert needs_of(path, ROOMY) == expected
-
-
-def test_a_build_without_the_functions_is_named(
-    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(native, "MEMORY_BREAKDOWN", "llama_of_another_compiler")
-    with pytest.raises(BindingError, match=r"exports no llama_of_another_compiler here: models"):
-        needs_of(tiny_model("qwen3moe", shape=SMALL), ROOMY)
-
-
-def test_larger_batches_need_more(tiny_model: Callable[..., Path]) -> None:
-    path = tiny_model("qwen3moe", shape=SMALL)
-    small, large = (needs_of(path, ContextShape(8192, batch, 1)) for batch in (16, 512))
-    assert small[0] == large[0]
-    assert small[1] < large[1] / 4
-
-
-def test_there_is_room_for_the_logits_of_one_token_only(tiny_model: Callable[..., Path]) -> None:
-    sizes = [TinyShape(2, num_experts=4, vocab_size=vocab_size) for vocab_size in (64, 8192)]
-    shape = ContextShape(ctx_tokens=1024, batch_tokens=1024, threads=1)
-    few, many = (needs_of(tiny_model("qwen3moe", shape=size), shape)[1] for size in sizes)
-    assert many - few < 8192 * 4 * 8  # and not times 1024 tokens
-
-
-@pytest.mark.parametrize(
-    "architecture", ["qwen3moe", "deepseek2", "gpt-oss", "lfm2moe", "qwen3next", "gemma4"]
-)
-def test_a_context_takes_no_more_than_it_was_said_to_need(
-    architecture: str, tiny_model: Callable[..., Path]
-) -> None:
-    path = tiny_model(architecture, shape=SMALL)
-    needed_bytes = sum(needs_of(path, ROOMY))
-    command = [sys.executable, "-c", MEASURE, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    fixed_bytes = needed_bytes - ROOMY.threads * THREAD_SCRATCH_BYTES  # which few products take
-    assert 0.6 * fixed_bytes < int(done.stdout) <= needed_bytes
-
-
-def test_a_context_that_cannot_be(tiny_model: Callable[..., Path]) -> None:
-    dry = LlamaModel(tiny_model("qwen3moe", shape=SMALL), dry=True)
-    impossible = ContextShape(ctx_tokens=0, batch_tokens=0, threads=1)
-    with pytest.raises(ModelFileError, match=re.escape("cannot plan a context of 0 tokens")):
-        memory_needs(dry, impossible)
-    with pytest.raises(ModelFileError, match=r"cannot make a context of 0 tokens .*lower --ctx"):
-        LlamaContext(dry, impossible)
-    dry.close()

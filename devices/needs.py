@@ -1,0 +1,96 @@
+"""What memory a context of llama.cpp takes, before there is one."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from haversack.devices import _native as native
+from haversack.devices import guard
+from haversack.devices._native import llama, own
+from haversack.devices.causality import refuse_wrong_kind
+from haversack.devices.errors import ModelFileError
+from haversack.devices.interrupts import StopFlag
+from haversack.devices.llama import ContextShape, LlamaModel, context_params
+from haversack.devices.logs import captured_logs
+
+# Tiled products take 512 KiB for each thread, in llama.cpp's own scratch and in that of the
+# expert products; flash attention takes the rest.
+THREAD_SCRATCH_BYTES = 1280 * 1024
+_LOGIT_BYTES = 4
+# llama.cpp's tables hold 48 bytes for each cell, and two nodes of 48 bytes for each one in use.
+_CELL_BYTES = 152
+_INDEX_KEYS = (b".attention.indexer.", b".attention.compress_ratios")
+_KEY_BYTES = 256
+
+
+@dataclass(frozen=True)
+class MemoryNeeds:
+    """Bytes a context allocates beside the weights."""
+
+    kv_bytes: int
+    compute_bytes: int
+
+
+def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
+    """What a context over a `dry` model would allocate, asked of llama.cpp's own dry run.
+
+    llama.cpp does not count the row of logits, the tables of cells and what describes its graphs:
+    these are added here. Raises ModelFileError where llama.cpp makes no such context, and where
+    the model is no causal text model.
+    """
+    with captured_logs() as log, StopFlag().listening():
+        context = guard.init_context(model.address, context_params(shape))
+    if not context:
+        raise ModelFileError(
+            f"llama.cpp cannot plan a context of {shape.ctx_tokens} tokens for"
+            f" {model.path}: {log.reason()}"
+        )
+    try:
+        refuse_wrong_kind(model.path, model.address, context)
+        sizes = _context_sizes(context, shape.batch_tokens)
+    finally:
+        llama.llama_free(context)
+    tables_bytes = _num_cell_tables(model) * cell_bytes(shape.ctx_tokens)
+    logits_bytes = _LOGIT_BYTES * model.vocabulary.num_tokens
+    graph_bytes = _graph_bytes(sizes.max_nodes)
+    thread_bytes = shape.threads * THREAD_SCRATCH_BYTES
+    return MemoryNeeds(
+        sizes.context_bytes + tables_bytes,
+        sizes.compute_bytes + logits_bytes + graph_bytes + thread_bytes,
+    )
+
+
+def _context_sizes(context: Any, batch_tokens: int) -> own.ContextSizes:
+    sizes = own.ContextSizes()
+    own.context_sizes(
+        native.llama_function(native.MEMORY_BREAKDOWN),
+        native.llama_function(native.GRAPH_MAX_NODES),
+        context,
+        batch_tokens,
+        native.pointer_to(sizes),
+    )
+    return sizes
+
+
+def cell_bytes(ctx_tokens: int) -> int:
+    """What a cache's table of its cells takes when all of them are in use, beside the cache."""
+    return _CELL_BYTES * ctx_tokens
+
+
+def _num_cell_tables(model: LlamaModel) -> int:
+    """At most so many caches of the context's length: one, one more for layers that see a window,
+    and those of an indexer or of compressed keys."""
+    num_keys = llama.llama_model_meta_count(model.address)
+    buffer = native.text_buffer(_KEY_BYTES)
+    tables = 1 + int(llama.llama_model_n_swa(model.address) > 0)
+    for number in range(num_keys):
+        llama.llama_model_meta_key_by_index(model.address, number, buffer, _KEY_BYTES)
+        if any(word in buffer.value for word in _INDEX_KEYS):
+            return tables + 2
+    return tables
+
+
+def _graph_bytes(max_nodes: int) -> int:
+    """llama.cpp keeps two graphs, the largest and the latest, and tables to schedule one; little
+    for most models, but hybrid ones get 40 nodes for each token of a batch."""
+    tensors_bytes = int(native.ggml_tensor_overhead()) * max_nodes
+    return 2 * tensors_bytes + 3 * int(native.ggml_graph_overhead_custom(max_nodes, False))
