@@ -26,6 +26,7 @@ _GGUF_DTYPES: dict[int, Any] = {
     6: np.float32, 7: np.bool_, 10: np.uint64, 11: np.int64, 12: np.float64,
 }  # fmt: skip
 _GGUF_STRING, _GGUF_ARRAY = 8, 9
+_MAGIC = b"GGUF"
 
 Value = str | int | float | bool | list[int | float | bool]
 
@@ -85,8 +86,7 @@ class GgufHeader:
             self._gguf = native.gguf_init_from_file(os.fsencode(path), params)
         if not self._gguf:
             raise ModelFileError(
-                f"{path} is not a readable GGUF file: {log.reason()}; download it again or give"
-                " another"
+                f"{path} is not a readable GGUF file: {log.reason()}; {_advice(path)}"
             )
         data = native.gguf_get_data_offset(self._gguf)
         count = native.gguf_get_n_tensors(self._gguf)
@@ -96,7 +96,8 @@ class GgufHeader:
         except UnicodeDecodeError as error:
             self.close()
             raise ModelFileError(
-                f"{path} holds a tensor named {error.object!r}, which is no text: download it again"
+                f"{path} holds a tensor named {error.object!r}, which is no text: the file may be"
+                " damaged (get it again), or was written so (give another)"
             ) from error
 
     def _tensor(self, index: int, data_offset: int) -> TensorInfo:
@@ -158,6 +159,21 @@ class GgufHeader:
         at: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _advice(path: Path) -> str:
+    """What to do about a file that llama.cpp does not read as a GGUF."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(_MAGIC))
+    except OSError:
+        return "give a file that can be opened"
+    if not _MAGIC.startswith(begin):
+        return "give a GGUF file"
+    return (
+        "it may be unfinished or damaged (get it again), or of a version that this llama.cpp does"
+        " not read (give another)"
+    )
 
 
 def merged_header(
@@ -421,7 +437,8 @@ class ProductRunner:
         status = native.ggml_backend_graph_compute(self._backend, graph)
         if status != 0:
             raise HaversackError(
-                f"llama.cpp could not compute the experts (status {status}): lower --batch"
+                f"llama.cpp could not compute the experts (status {status}): if memory is short,"
+                " lower --batch or --threads"
             )
 
     def _node(self, type_id: int, shape: tuple[int, int], product: Product) -> int:

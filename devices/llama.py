@@ -353,7 +353,7 @@ class LlamaContext:
         if not self._context:
             raise ModelFileError(
                 f"llama.cpp cannot make a context of {shape.ctx_tokens} tokens for {model.path}:"
-                f" {log.reason()}; lower --ctx"
+                f" {log.reason()}; if memory is short, lower --ctx"
             )
         self._memory = llama.llama_get_memory(self._context)
         self._batch_tokens = int(llama.llama_n_batch(self._context))
@@ -453,5 +453,6 @@ def _decode_error(status: int, num_tokens: int, log: LogCapture) -> Exception:
     if status == _STATUS_NO_ROOM:
         return ContextError(f"no room for {num_tokens} more tokens in the context: raise --ctx")
     return HaversackError(
-        f"llama.cpp failed with status {status}: {log.reason()}; lower --batch or --ctx"
+        f"llama.cpp failed with status {status}: {log.reason()}; if memory is short, lower --batch"
+        " or --ctx"
     )

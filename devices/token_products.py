@@ -78,7 +78,8 @@ class TokenProducts:
         status = native.ggml_backend_graph_compute(self.backend, graph.address)
         if status != 0:
             raise HaversackError(
-                f"llama.cpp could not compute the experts (status {status}): lower --threads"
+                f"llama.cpp could not compute the experts (status {status}): if memory is short,"
+                " lower --threads"
             )
 
     def _graph(self, kind: MatrixKind, num_products: int) -> _Graph:

@@ -153,7 +153,9 @@ class NativeSeam(Seam):
             case Failed.OTHER_CHOICE:
                 return other_choice(name)
             case Failed.PRODUCT:
-                return HaversackError("llama.cpp could not compute the experts: lower --threads")
+                return HaversackError(
+                    "llama.cpp could not compute the experts: if memory is short, lower --threads"
+                )
             case _:
                 return AssertionError(f"the slots' books were wrong at {name}")
 

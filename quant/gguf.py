@@ -182,8 +182,8 @@ def _refuse_wrong_parts(headers: Sequence[GgufHeader]) -> None:
         names = {tensor.name for tensor in header.tensors}
         if seen & names:
             raise ModelFileError(
-                f"{header.path} holds {min(seen & names)}, as another part does: it is of another"
-                " model, copy or download the parts again"
+                f"{header.path} holds {min(seen & names)}, as another part does: they may be of"
+                " different models, or one may be a copy; get all parts again, from one place"
             )
         seen |= names
 
@@ -192,7 +192,8 @@ def _geometry(paths: tuple[Path, ...], headers: Sequence[GgufHeader]) -> ModelGe
     architecture = headers[0].value("general.architecture")
     if not isinstance(architecture, str):
         raise ModelFileError(
-            f"{paths[0]} has no key general.architecture: it is no language model, give another"
+            f"{paths[0]} has no key general.architecture, so nothing tells what model it is: give"
+            " another file"
         )
     num_layers = _num_layers(headers[0], architecture)
     matrices = defaultdict[int, list[ExpertMatrix]](list)
