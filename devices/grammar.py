@@ -1,11 +1,12 @@
 """Grammars: which tokens may come next, as llguidance works it out.
 
 llguidance is imported with the first grammar, so that a chat without one starts as fast as before.
-A grammar is a text in its dialect of Lark: `edge.schema` and `edge.gbnf` write it.
+`edge.schema` and `edge.lark` write the grammars.
 """
 
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -18,10 +19,10 @@ from haversack.devices.errors import PromptError
 _NO_TEXT = b"\xff"
 _DEAD_END = "NoExtensionBias"  # llguidance's error where no token may come next
 # Without `no_forcing`, llguidance allows only one way to cut text that the grammar forces.
-HEADER = '%llguidance {"no_forcing": true}\n'
+_HEADER = '%llguidance {"no_forcing": true}\n'
 
-# What one step may cost: each of these is reached within a tenth of a second, so that a call can be
-# cancelled in time. `max_lexer_states` bounds the memory, at 1 to 2 KiB a state.
+# What one step may cost, so that a call can be cancelled within a second. `max_lexer_states` bounds
+# the memory, at 1 to 2 KiB a state.
 _LIMITS = {
     "step_lexer_fuel": 1_000_000,
     "step_max_items": 1_000_000,
@@ -38,11 +39,23 @@ def trie_bytes(num_tokens: int, text_bytes: int) -> int:
     return _TOKEN_BYTES * num_tokens + _TEXT_FACTOR * text_bytes
 
 
-def check_grammar(grammar: str) -> list[str]:
+@dataclass(frozen=True)
+class Grammar:
+    """A grammar in llguidance's dialect of Lark. At one place of a text, at most `max_readings`
+    readings of what may follow are looked at: a step's time grows with their square."""
+
+    lark: str
+    max_readings: int = 1000
+
+    def parts(self) -> dict[str, Any]:
+        """The arguments that llguidance takes."""
+        limits = _llguidance().LLParserLimits(max_items_in_row=self.max_readings, **_LIMITS)
+        return {"grammar": _HEADER + self.lark, "limits": limits}
+
+
+def check_grammar(grammar: Grammar) -> list[str]:
     """Warnings about what of `grammar` is not enforced. Raises PromptError if it is wrong."""
-    failed, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(
-        grammar, limits=_limits()
-    )
+    failed, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(**grammar.parts())
     if failed:
         raise PromptError(_reason(messages[0]))
     return list(messages)
@@ -61,7 +74,7 @@ class TokenTrie:
         wrapper = _Tokens(texts, self.ends)
         self._tokenizer: Any = _llguidance().LLTokenizer(wrapper, slices=[])
 
-    def matcher(self, grammar: str) -> "GrammarMatcher":
+    def matcher(self, grammar: Grammar) -> "GrammarMatcher":
         """A reader of one text. Raises PromptError if the grammar is wrong."""
         return GrammarMatcher(self, self._tokenizer, grammar)
 
@@ -90,18 +103,17 @@ class _Tokens(Sequence[bytes]):
         return b"" if token in self._ends or text.startswith(_NO_TEXT) else text
 
     def __call__(self, text: bytes) -> list[int]:
-        """The ids of `text`: needed where a grammar forces tokens, which `HEADER` turns off."""
+        """The ids of `text`: needed where a grammar forces tokens, which `_HEADER` turns off."""
         return []
 
 
 class GrammarMatcher:
     """Follows one text token by token, and says which tokens may come next."""
 
-    def __init__(self, trie: TokenTrie, tokenizer: Any, grammar: str) -> None:
+    def __init__(self, trie: TokenTrie, tokenizer: Any, grammar: Grammar) -> None:
         self._trie = trie
-        self._matcher: Any = _llguidance().LLMatcher(
-            tokenizer, grammar, log_level=0, limits=_limits()
-        )
+        matcher_of = _llguidance().LLMatcher
+        self._matcher: Any = matcher_of(tokenizer, log_level=0, **grammar.parts())
         self._refuse_errors()
 
     @property
@@ -153,10 +165,6 @@ def _reason(message: str) -> str:
     told = re.sub(r"^at \d+\(\d+\): ", "", " ".join(line.strip() for line in lines if line.strip()))
     told = told.removeprefix("failed to compile JSON schema: ")
     return f"the grammar cannot be followed: {told}; simplify it"
-
-
-def _limits() -> Any:
-    return _llguidance().LLParserLimits(**_LIMITS)
 
 
 def _llguidance() -> ModuleType:

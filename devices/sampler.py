@@ -9,7 +9,7 @@ import numpy.typing as npt
 from haversack.devices import guard
 from haversack.devices._native import llama, pointer_to
 from haversack.devices.errors import NotFiniteError, PromptError
-from haversack.devices.grammar import GrammarMatcher
+from haversack.devices.grammar import Grammar, GrammarMatcher
 from haversack.devices.llama import LlamaContext, Vocabulary
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -54,8 +54,8 @@ class SamplerChain:
     def _add(self, sampler: Any) -> None:
         llama.llama_sampler_chain_add(self._chain, sampler)
 
-    def add_grammar(self, grammar: str) -> None:
-        """Only tokens that the grammar allows next (see `devices.grammar`). Raises PromptError."""
+    def add_grammar(self, grammar: Grammar) -> None:
+        """Only tokens that the grammar allows next. Raises PromptError."""
         self._matcher = self._vocabulary.trie.matcher(grammar)
 
     def add_penalties(self, last_n: int, repeat: float, frequency: float, presence: float) -> None:

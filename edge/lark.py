@@ -8,7 +8,7 @@ one terminal, which matches the same texts. `edge.lexemes` decides what the lexe
 import functools
 
 from haversack.devices.errors import PromptError
-from haversack.devices.grammar import HEADER, check_grammar
+from haversack.devices.grammar import Grammar, check_grammar
 from haversack.edge.gbnf import (
     LAST_CHAR,
     Alt,
@@ -28,15 +28,15 @@ _MAX_CHAIN = 500  # of rules that refer to each other: llguidance follows them o
 
 
 @functools.lru_cache(maxsize=16)
-def gbnf_to_grammar(gbnf: str) -> str:
-    """A grammar, as `devices.grammar` takes it, for the texts that the rule `root` of `gbnf`
-    matches. Raises PromptError."""
+def gbnf_to_grammar(gbnf: str) -> Grammar:
+    """A grammar for the texts that the rule `root` of `gbnf` matches. Raises PromptError."""
     rules = parse_gbnf(gbnf)
     order, recursive = _used(rules)
     used = {name: rules[name] for name in order}
     lark = _written(with_lexemes(used), "r") if recursive else "start: R0\n" + _written(used, "R")
-    check_grammar(HEADER + lark)
-    return HEADER + lark
+    grammar = Grammar(lark)
+    check_grammar(grammar)
+    return grammar
 
 
 def _used(rules: Rules) -> tuple[list[str], bool]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from haversack.devices.errors import PromptError
+from haversack.devices.grammar import Grammar
 from haversack.edge.lark import gbnf_to_grammar
 from haversack.edge.schema import schema_to_grammar
 
@@ -66,8 +67,8 @@ class Sampling:
         """Whether the likeliest token is taken every time."""
         return self.temperature == 0
 
-    def constraint(self) -> str | None:
-        """The grammar that the text must follow, as `devices.grammar` takes it, or None."""
+    def constraint(self) -> Grammar | None:
+        """The grammar that the text must follow, or None."""
         if self.grammar is not None:
             return gbnf_to_grammar(self.grammar)
         return None if self.json_schema is None else schema_to_grammar(self.json_schema)

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from haversack.devices.errors import PromptError
-from haversack.devices.grammar import HEADER, check_grammar
+from haversack.devices.grammar import Grammar, check_grammar
 from haversack.edge.text import without_mark
 
 MAX_SCHEMA_CHARS = 1 << 18
 MAX_DEPTH = 2000  # of all definitions together: llguidance follows references on the stack
+_READINGS = 4000  # enough for an object of a thousand optional properties
 _OPTIONS = {
     "whitespace_pattern": r"[ ]|\n[ \t]{0,20}",  # at most one of these in one place
     "lenient": True,  # warn about what is not enforced
@@ -41,8 +42,8 @@ _DATA = frozenset(["const", "enum", "default", "examples"])  # what they hold is
 _log = logging.getLogger("haversack")
 
 
-def schema_to_grammar(schema: str | dict[str, Any]) -> str:
-    """A grammar, as `devices.grammar` takes it, for JSON that follows `schema`.
+def schema_to_grammar(schema: str | dict[str, Any]) -> Grammar:
+    """A grammar for JSON that follows `schema`.
 
     Keywords that cannot be enforced, such as `not`, are logged as a warning. Raises `PromptError`
     for a schema that is wrong or cannot be satisfied.
@@ -61,14 +62,15 @@ def schema_to_grammar(schema: str | dict[str, Any]) -> str:
 
 
 @functools.lru_cache(maxsize=16)
-def _converted(text: str) -> str:
+def _converted(text: str) -> Grammar:
     schema: dict[str, Any] = json.loads(text)
     depth = _depth(schema) + sum(_depth(target) for target in _definitions(schema))
     if depth > MAX_DEPTH:
         raise PromptError(f"the JSON schema nests {depth} levels: at most {MAX_DEPTH}")
     _close_objects(schema)
     schema["x-guidance"] = _OPTIONS
-    grammar = f"{HEADER}start: %json {json.dumps(schema, ensure_ascii=False)}"
+    lark = f"start: %json {json.dumps(schema, ensure_ascii=False)}"
+    grammar = Grammar(lark, max_readings=_READINGS)
     try:
         warnings = check_grammar(grammar)
     except PromptError as error:

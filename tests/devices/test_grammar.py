@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from haversack.devices.errors import PromptError
-from haversack.devices.grammar import HEADER, TokenTrie, check_grammar, trie_bytes
+from haversack.devices.grammar import Grammar, TokenTrie, check_grammar, trie_bytes
 
 TEXTS = [
     b"",
@@ -36,7 +36,7 @@ def trie() -> TokenTrie:
 
 def allowed(trie: TokenTrie, grammar: str, *tokens: int) -> list[int]:
     """The ids that may come after `tokens`."""
-    matcher = trie.matcher(HEADER + grammar)
+    matcher = trie.matcher(Grammar(grammar))
     for token in tokens:
         matcher.accept(token)
     found = np.flatnonzero(matcher.allowed()).tolist()
@@ -56,7 +56,7 @@ def test_a_text_ends_where_the_grammar_may_end(trie: TokenTrie) -> None:
 
 
 def test_a_complete_text_is_told(trie: TokenTrie) -> None:
-    matcher = trie.matcher(HEADER + 'start: "h" "l"?')
+    matcher = trie.matcher(Grammar('start: "h" "l"?'))
     assert not matcher.may_end
     matcher.accept(2)
     assert matcher.may_end and not matcher.must_end
@@ -80,7 +80,7 @@ def test_a_dead_end_allows_nothing(trie: TokenTrie) -> None:
 
 
 def test_a_vocabulary_without_an_end() -> None:
-    matcher = TokenTrie(TEXTS, ends=[]).matcher(HEADER + 'start: "h" "l"?')
+    matcher = TokenTrie(TEXTS, ends=[]).matcher(Grammar('start: "h" "l"?'))
     matcher.accept(2)
     assert np.flatnonzero(matcher.allowed()).tolist() == [6]
 
@@ -96,7 +96,7 @@ def test_a_vocabulary_without_an_end() -> None:
 def test_a_wrong_grammar_is_one_line(grammar: str, message: str, trie: TokenTrie) -> None:
     for refuses in (check_grammar, trie.matcher):
         with pytest.raises(PromptError, match=message) as caught:
-            refuses(HEADER + grammar)
+            refuses(Grammar(grammar))
         assert "\n" not in str(caught.value)
 
 
@@ -118,7 +118,7 @@ def test_an_exploding_grammar_goes_on_or_is_given_up(grammar: str) -> None:
     given_up = threading.Timer(60, lambda: sys.exit("a step has no end"))
     given_up.start()
     try:
-        matcher = letters.matcher(HEADER + grammar)
+        matcher = letters.matcher(Grammar(grammar))
         for _ in range(40):
             matcher.allowed()
             if not matcher.allows(0):
@@ -145,11 +145,11 @@ def test_a_trie_takes_no_more_than_is_said() -> None:
     """In a process of its own, whose allocator has nothing to reuse."""
     code = """
 import itertools
-from haversack.devices.grammar import HEADER, TokenTrie, trie_bytes
+from haversack.devices.grammar import Grammar, TokenTrie, trie_bytes
 from haversack.devices.memory import anonymous_bytes
 texts = [b" " * n + w for n in (0, 1) for r in range(1, 8)
          for w in map(bytes, itertools.islice(itertools.product(b"etaoinsr", repeat=r), 4000))]
-TokenTrie(texts[:9], []).matcher(HEADER + 'start: "e"')  # what importing takes
+TokenTrie(texts[:9], []).matcher(Grammar('start: "e"'))  # what importing takes
 before = anonymous_bytes()
 trie = TokenTrie(texts, [])
 assert anonymous_bytes() - before <= trie_bytes(len(texts), sum(map(len, texts)))

@@ -11,7 +11,7 @@ import pytest
 
 from haversack.devices import sampler
 from haversack.devices.errors import ModelFileError, PromptError
-from haversack.devices.grammar import HEADER
+from haversack.devices.grammar import Grammar
 from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
 from haversack.devices.sampler import SamplerChain, chain_bytes
 from haversack.edge.lark import gbnf_to_grammar
@@ -259,14 +259,14 @@ def test_a_left_recursive_grammar(chain: SamplerChain, model: LlamaModel) -> Non
 
 def test_a_bad_grammar(chain: SamplerChain) -> None:
     with pytest.raises(PromptError, match="unknown name"):
-        chain.add_grammar("start: other")
+        chain.add_grammar(Grammar("start: other"))
 
 
 def drawn_counts(chain: SamplerChain, model: LlamaModel, context: LlamaContext) -> Counter[int]:
     """How often tokens are drawn as the first of a text; the grammar is at its start each time."""
     counts = Counter[int]()
     for _ in range(1500):
-        chain.add_grammar(HEADER + "start: /[ a-m]+/")
+        chain.add_grammar(Grammar("start: /[ a-m]+/"))
         counts[chain.sample(context)] += 1
     return counts
 

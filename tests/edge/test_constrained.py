@@ -125,7 +125,7 @@ def test_penalties_look_at_the_whole_context(model: edge.Model) -> None:
 def test_penalties_count_the_prompt(penalty: str, model: edge.Model) -> None:
     prompt = model.tokenize("one two three one two three one two")
     free = done(model.generate(prompt, 1, temperature=0)).tokens
-    again = done(model.generate([*free, *prompt], 8, temperature=0, **{penalty: 99.0})).tokens
+    again = done(model.generate([*free, *prompt], 8, None, temperature=0, **{penalty: 99.0})).tokens
     assert again and not set(again) & {*free, *prompt}
 
 

@@ -75,7 +75,7 @@ def test_grammar_and_schema_exclude_each_other() -> None:
 
 def test_a_grammar_or_a_schema_constrains() -> None:
     by_grammar = Sampling(grammar='root ::= "a"').constraint()
-    assert by_grammar is not None and by_grammar.endswith("R0: /a/\n")
+    assert by_grammar is not None and by_grammar.lark.endswith("R0: /a/\n")
     as_dict = Sampling(json_schema={"type": "boolean"}).constraint()
     assert (
         as_dict is not None and as_dict == Sampling(json_schema='{"type": "boolean"}').constraint()

@@ -67,7 +67,7 @@ def test_what_a_schema_takes(schema: dict[str, Any], right: Any, wrong: Any) -> 
         assert not takes_value(schema, wrong)
 
 
-@pytest.mark.parametrize("count", [100, 110, 500])
+@pytest.mark.parametrize("count", [100, 110, 900])
 def test_many_properties(count: int) -> None:
     schema = {"type": "object", "properties": numbered(count), "required": [f"p{count - 1}"]}
     assert takes_value(schema, {f"p{i}": i for i in range(count)})
