@@ -207,7 +207,7 @@ def test_moved_reads_of_many_threads_are_whole_when_they_are_done(
             rooms = range(8 * thread, 8 * thread + 8)
             reads = [bench.request(r, at, num_bytes) for r, at in zip(rooms, offsets, strict=True)]
             bench.readers.submit(reads)
-            match rng.integers(4):
+            match int(rng.integers(4)):
                 case 0:
                     bench.readers.settle(reads)
                 case 1:
