@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,16 @@ def test_a_grammar_that_is_too_complex_says_so(model: edge.Model) -> None:
     with pytest.raises(edge.PromptError, match=r"cannot be followed: .*; simplify it"):
         done(answer)
     assert done(model.generate("Once", 3, temperature=0)).finish_reason == "length"
+
+
+def test_what_a_grammar_took_goes_with_the_model() -> None:
+    with edge.load(builtin_model(), ram="1GiB", ctx=64, threads=1) as loaded:
+        vocabulary = loaded._engine.model.vocabulary
+        done(loaded.generate("Once", 2, grammar="root ::= [a-z ]+"))
+        trie = weakref.ref(vocabulary.trie)
+        done(loaded.generate("Once", 2, json_schema={"type": "string"}))
+        assert trie() is vocabulary.trie  # built once for a model
+    assert trie() is None
 
 
 def test_without_a_vocabulary_there_is_no_grammar(tiny_model: Any) -> None:

@@ -160,6 +160,16 @@ def test_a_byte_order_mark_is_no_content(mark: str) -> None:
 
 
 # --------------------------------------------------------------------- refusals
+def test_too_many_optional_properties_are_one_line() -> None:
+    """Each step would take seconds."""
+    matcher = BYTES.matcher(schema_to_grammar({"properties": numbered(1500)}))
+    with pytest.raises(PromptError, match=r"max is 4000; .*simplify it") as caught:
+        for byte in b'{"p':
+            matcher.allowed()
+            matcher.accept(byte)
+    assert "\n" not in str(caught.value)
+
+
 def chained(count: int) -> dict[str, Any]:
     definitions = {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}]} for i in range(count)}
     return {"$ref": "#/$defs/d0", "$defs": definitions | {f"d{count}": {}}}
