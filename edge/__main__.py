@@ -1,21 +1,25 @@
 """The program `haversack`: what must stand before the rest of it is imported, and how it ends.
 
 The imports take a quarter of a second. So that Ctrl-C ends the program without a traceback
-meanwhile, this module imports almost nothing, and `main` sets a handler first.
+meanwhile, this module imports almost nothing, and `main` sets a handler first. Before that only
+Python itself starts.
 """
 
 import os
 import signal
 import sys
-from contextlib import suppress
-from types import FrameType
-from typing import NoReturn
+
+TYPE_CHECKING = False  # type checkers take it for true; importing `typing` takes 5 ms
+
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import NoReturn
 
 _INTERRUPTED_EXIT_CODE = 130  # what a shell reports for a program that Ctrl-C ended
 _STANDARD_DESCRIPTORS = (0, 1, 2)
 
 
-def main() -> NoReturn:
+def main() -> "NoReturn":
     """Run the command line, and end the process with its exit code."""
     # Under nohup, and in the background of a shell, Ctrl-C is for others.
     heeds_ctrl_c = signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -36,20 +40,24 @@ def main() -> NoReturn:
     _end(code)
 
 
-def _leave(_: int = signal.SIGINT, __: FrameType | None = None) -> NoReturn:
+def _leave(_: int = signal.SIGINT, __: "FrameType | None" = None) -> "NoReturn":
     """End at once, as Ctrl-C does; on a terminal the shell's prompt begins a line of its own."""
-    with suppress(OSError):
+    try:
         if os.isatty(2):
             os.write(2, b"\n")
+    except OSError:
+        pass  # it was only for looks
     _end(_INTERRUPTED_EXIT_CODE)
 
 
-def _end(code: int) -> NoReturn:
+def _end(code: int) -> "NoReturn":
     """End the process without Python's own shutdown, in which Ctrl-C would print a traceback and
     threads of ours that still run would be waited for."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, OSError, RuntimeError):  # closed, full, or in use right now
+        try:
             stream.flush()
+        except (AttributeError, OSError, RuntimeError):
+            pass  # it is closed, full, or in use right now
     os._exit(code)
 
 
