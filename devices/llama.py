@@ -1,9 +1,8 @@
-"""libllama as Python objects: a model, its vocabulary, a context."""
+"""libllama as Python objects: a model and a context."""
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,20 +19,16 @@ from haversack.devices.errors import (
     ContextError,
     HaversackError,
     ModelFileError,
-    PromptError,
 )
 from haversack.devices.expert_buffer import ExpertBuffer
 from haversack.devices.forks import Birthplace
 from haversack.devices.ggml import GraphNode
-from haversack.devices.grammar import TokenTrie
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.logs import LogCapture, captured_logs
 from haversack.devices.team import Team, why_fixed
-from haversack.devices.tokenizing import LEAST_STACK_BYTES, Tokenizer
+from haversack.devices.vocabulary import Vocabulary
 
 _LOAD_NONE = 0  # enum llama_load_mode: read into memory, never map
-_NO_VOCABULARY = 0  # enum llama_vocab_type
-_SAMPLED_TOKENS = 1024  # of a vocabulary, to estimate how long its texts are
 _STATUS_NO_ROOM, _STATUS_ABORTED = 1, 2  # of llama_decode
 _SEQUENCE = 0  # the one sequence of a context
 
@@ -174,115 +169,6 @@ def _progress_callback(
         return not (failures or stop.requested)
 
     return llama.llama_progress_callback(receive)
-
-
-# ----------------------------------------------------------------- vocabulary
-class Vocabulary:
-    """A model's tokenizer."""
-
-    def __init__(self, model: Any) -> None:
-        self._vocab = llama.llama_model_get_vocab(model)
-        self.tokenizer = Tokenizer(self._vocab)
-        self.num_tokens = int(llama.llama_vocab_n_tokens(self._vocab))
-        self.has_text = llama.llama_vocab_type(self._vocab) != _NO_VOCABULARY
-
-    @property
-    def address(self) -> Any:
-        return self._vocab
-
-    def tokenize(
-        self, text: str, *, add_special: bool = True, most_stack_bytes: int = LEAST_STACK_BYTES
-    ) -> list[int]:
-        """Token ids of `text`; special tokens written out in it count as such.
-
-        `add_special` puts the start token first where the model wants one and the text does not
-        begin with it. What some models add at the end is left out: text would be generated after
-        its end. Raises PromptError without a vocabulary, and see `Tokenizer.tokens`.
-        """
-        if not self.has_text:
-            raise PromptError("the model has no vocabulary: give token ids, not text")
-        found = self.tokenizer.tokens(text.encode(), most_stack_bytes)
-        start = int(llama.llama_vocab_bos(self._vocab))
-        if add_special and llama.llama_vocab_get_add_bos(self._vocab) and found[:1] != [start]:
-            found.insert(0, start)
-        return found
-
-    def piece(self, token: int, *, special: bool = False) -> bytes:
-        """The bytes of one token; a special token's are empty unless asked for."""
-        assert self.has_text and 0 <= token < self.num_tokens, f"no token {token} has text"
-        room = 64
-        while True:
-            buffer = bytes(room)
-            count = guard.token_to_piece(self._vocab, token, buffer, special)
-            guard.check_failure()
-            if count >= 0:
-                return buffer[:count]
-            room = -count
-
-    def special_texts(self, text: str) -> set[str]:
-        """The special tokens that are written out in `text`."""
-        tokens = self.tokenize(text, add_special=False) if self.has_text else []
-        special = (self.piece(token, special=True) for token in tokens if not self.piece(token))
-        return {piece.decode(errors="replace") for piece in special if piece}
-
-    def ends(self, token: int) -> bool:
-        """Whether `token` ends a generation."""
-        return bool(llama.llama_vocab_is_eog(self._vocab, token))
-
-    @cached_property
-    def adds_space(self) -> bool:
-        """Whether the vocabulary puts a space before every text, as SentencePiece ones do."""
-        pieces = map(self.piece, self.tokenize("a", add_special=False))
-        return b"".join(pieces).startswith(b" ")
-
-    @property
-    def bos(self) -> str:
-        """The text of the start token, or ''."""
-        return self._special(llama.llama_vocab_bos(self._vocab))
-
-    @property
-    def eos(self) -> str:
-        """The text of the end token, or ''."""
-        return self._special(llama.llama_vocab_eos(self._vocab))
-
-    def _special(self, token: int) -> str:
-        return "" if token < 0 else self.piece(token, special=True).decode(errors="replace")
-
-    @cached_property
-    def trie(self) -> TokenTrie:
-        """The vocabulary ordered for grammars; built at first use, freed with the model. Raises
-        PromptError without a vocabulary."""
-        if not self.has_text:
-            raise PromptError("the model has no vocabulary: it cannot follow a grammar")
-        return TokenTrie(_Texts(self), list(filter(self.ends, range(self.num_tokens))))
-
-    def text_bytes(self) -> int:
-        """About how many bytes the texts of all tokens have, from a sample of them."""
-        if not self.has_text:
-            return 0
-        step = max(1, self.num_tokens // _SAMPLED_TOKENS)
-        return step * sum(len(self.piece(token)) for token in range(0, self.num_tokens, step))
-
-    def close(self) -> None:
-        """Free what was built beside the model's own vocabulary, and wait until nothing uses that
-        any more; may be called twice."""
-        self.tokenizer.settle()
-        self.__dict__.pop("trie", None)
-
-
-class _Texts(Sequence[bytes]):
-    """What each token adds to the text."""
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
-
-    def __len__(self) -> int:
-        return self._vocabulary.num_tokens
-
-    def __getitem__(self, token: Any) -> Any:
-        if not 0 <= token < len(self):
-            raise IndexError(token)
-        return self._vocabulary.piece(token)
 
 
 # -------------------------------------------------------------------- context

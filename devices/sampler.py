@@ -10,7 +10,8 @@ from haversack.devices import guard
 from haversack.devices._native import llama, pointer_to
 from haversack.devices.errors import NotFiniteError, PromptError
 from haversack.devices.grammar import Grammar, GrammarMatcher
-from haversack.devices.llama import LlamaContext, Vocabulary
+from haversack.devices.llama import LlamaContext
+from haversack.devices.vocabulary import Vocabulary
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 # A chain's tables take 12 bytes a token for the candidates and 4 for the ids, a mask and what it

@@ -15,8 +15,9 @@ from haversack.devices.errors import (
 )
 from haversack.devices.forks import Birthplace
 from haversack.devices.interrupts import StopFlag
-from haversack.devices.llama import LlamaContext, Vocabulary
+from haversack.devices.llama import LlamaContext
 from haversack.devices.sampler import SamplerChain
+from haversack.devices.vocabulary import Vocabulary
 from haversack.edge.decode import Decoder
 from haversack.edge.sampling import Sampling
 from haversack.edge.stats import Stats

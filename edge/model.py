@@ -20,6 +20,7 @@ import numpy.typing as npt
 import platformdirs
 
 from haversack.devices.errors import (
+    ContextError,
     DamagedTrunkError,
     HaversackError,
     ModelFileError,
@@ -48,6 +49,8 @@ from haversack.quant.gguf import hole_in, read_geometry
 from haversack.quant.trunk import ensure_trunk, rewrite_trunk
 
 _log = logging.getLogger("haversack.model")
+
+_SURELY_CHARS = 16  # of a token: fewer than these for each of the context may well fit
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -221,7 +224,7 @@ class Model:
         """
         self._gate.check_open()
         chosen = _chosen(sampling, settings)
-        tokens = self.tokenize(without_mark(prompt) if isinstance(prompt, str) else prompt)
+        tokens = self._prompt_tokens(prompt)
         limit = self.plan.shape.ctx_tokens if max_tokens is None else max_tokens
         if limit < 0:
             raise PromptError(f"max_tokens is {max_tokens}: give 0 or more")
@@ -243,7 +246,21 @@ class Model:
         none or refuses the messages.
         """
         prompt = self.chat_template().render(messages)
-        return self.generate(self.tokenize(prompt), max_tokens, sampling, **settings)
+        return self.generate(self._prompt_tokens(prompt), max_tokens, sampling, **settings)
+
+    def _prompt_tokens(self, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str):
+            return self.tokenize(prompt)
+        prompt, ctx_tokens = without_mark(_encodable(prompt)), self.plan.shape.ctx_tokens
+        if len(prompt) > ctx_tokens * _SURELY_CHARS:  # a text of that length takes long to tokenize
+            with self._in_use() as engine:
+                least_tokens = engine.model.vocabulary.least_tokens(prompt)
+            if least_tokens > ctx_tokens:
+                raise ContextError(
+                    f"the prompt has at least {least_tokens} tokens, the context holds"
+                    f" {ctx_tokens}: shorten it or raise --ctx"
+                )
+        return self.tokenize(prompt)
 
     def chat_template(self) -> ChatTemplate:
         """The model file's chat template. Raises PromptError if it has none."""

@@ -11,11 +11,12 @@ from haversack.devices.errors import BudgetError, PromptError
 from haversack.devices.grammar import trie_bytes
 from haversack.devices.heap import give_back_freed_memory
 from haversack.devices.ledger import ledger
-from haversack.devices.llama import ContextShape, LlamaModel, Vocabulary
+from haversack.devices.llama import ContextShape, LlamaModel
 from haversack.devices.memory import probe_ram
 from haversack.devices.needs import MemoryNeeds, cell_bytes, memory_needs
 from haversack.devices.sampler import chain_bytes
 from haversack.devices.units import format_bytes, parse_bytes
+from haversack.devices.vocabulary import Vocabulary
 from haversack.edge.ram_budget import Budget
 from haversack.offload.executor import scratch_bytes
 from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes, slot_bytes

@@ -230,6 +230,7 @@ if (_own := _own_library()) is not None:
     )
     tokenizing_let_go = _own_prototype("tokenizing_let_go", None, _A)
     tokenize_here = _own_prototype("tokenize_here", _L, _A, _A, c.c_char_p, _L, _A, _L)
+    longest_piece = _own_prototype("longest_piece", _L, _A, _A, _L)
     longest_runs = _own_prototype(
         "longest_runs", None, c.c_char_p, c.c_int64, c.POINTER(c.c_int64 * NUM_RUNS)
     )

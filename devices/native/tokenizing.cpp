@@ -177,6 +177,20 @@ API int64_t haversack_tokenizing_tokens(Tokenizing *work, int32_t **tokens, cons
 }
 API void haversack_tokenizing_let_go(Tokenizing *work) { work->let_go(); }
 
+// The bytes of the longest token's text, special ones written out.
+API int32_t haversack_longest_piece(int32_t (*piece)(const void *, int32_t, char *, int32_t,
+                                                     int32_t, bool),
+                                    const void *vocab, int32_t num_tokens) {
+    char none[1];
+    int32_t longest = 0;
+    for (int32_t token = 0; token < num_tokens; ++token) {
+        const int32_t length = guarded<int32_t>(  // negative where there is no room for it
+            0, [&] { return piece(vocab, token, none, 0, 0, true); });
+        longest = -length > longest ? -length : longest;
+    }
+    return longest;
+}
+
 // The lengths in characters of the longest pieces that a regular expression of llama.cpp's may match
 // at once, each a set of characters of its own: words with the blanks between them; words, numbers
 // and symbols without blanks; and what is neither a letter nor a digit. Characters beyond ASCII may

@@ -4,6 +4,7 @@ import gc
 import itertools
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -92,6 +93,17 @@ def test_a_prompt_that_begins_with_the_start_token_gets_no_second(storyteller: e
     assert written.prompt_tokens == plain.prompt_tokens
     said = [{"role": "user", "content": "<s>One day"}]
     assert storyteller.chat(said, 5).prompt_tokens == plain.prompt_tokens
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(storyteller: edge.Model) -> None:
+    text = "Once upon a time" * 200_000
+    words = r"the prompt has at least (\d+) tokens, the context holds 512"
+    with pytest.raises(edge.ContextError, match=words) as refused:
+        storyteller.generate(text)
+    found = re.search(words, str(refused.value))
+    assert found is not None and 512 < int(found[1]) <= len(storyteller.tokenize(text))
+    with pytest.raises(edge.ContextError, match=r"the prompt has \d+ tokens"):
+        _ = storyteller.generate("a " * 3000).text
 
 
 def test_it_ends_before_a_stop_string(storyteller: edge.Model) -> None:
