@@ -13,7 +13,8 @@ class Stats:
     ahead of them and at a warm start,
     `disk_bytes_s` the rate while at least one read was under way, `wait_s` the time the model
     waited for reads, `own_s` what our hook in llama.cpp's graph took besides waiting and
-    multiplying. `ram_peak_bytes` is the most anonymous memory seen, of the whole process.
+    multiplying. `ram_peak_bytes` is the most anonymous memory of the whole process
+    since loading began, also what came and went inside a pass (see `PeakMeter`).
 
     `prefetched` counts experts read ahead of their layer's choice, `prefetched_right` those of
     them that were then chosen. `prefetchable` counts what reading ahead could have brought: of
