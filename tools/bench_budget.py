@@ -3,9 +3,9 @@
     python -m haversack.tools.bench_budget MODEL --ram 2.5GiB --ram 4GiB --ram 6GiB
 
 Each run is a process of its own in a memory control group whose limit, swap included, is the budget
-plus 64 MiB: what it does not have, it cannot take. Bounds: it finishes, and its peak of anonymous memory is at
-most the budget. With `--plain-tokens N`, decoding random tokens is timed beside plain llama.cpp
-under the same limit.
+plus 64 MiB: what it does not have, it cannot take. Bounds: it finishes, and its peak of anonymous
+memory is at most the budget. With `--plain-tokens N`, decoding random tokens is timed beside plain
+llama.cpp under the same limit.
 """
 
 import argparse
