@@ -17,16 +17,17 @@ from haversack.devices.errors import PromptError
 
 # A token of this first byte is none of the text for llguidance. UTF-8 has no such byte.
 _NO_TEXT = b"\xff"
+_TOO_MANY_STATES = "too many states"  # its error where `max_lexer_states` is reached
 _DEAD_END = "NoExtensionBias"  # llguidance's error where no token may come next
 # Without `no_forcing`, llguidance allows only one way to cut text that the grammar forces.
 _HEADER = '%llguidance {"no_forcing": true}\n'
 
 # What one step may cost, so that a call can be cancelled within a second. `max_lexer_states` bounds
-# the memory, at 1 to 2 KiB a state.
+# the memory of a matcher, at half a KiB a state; see `GrammarMatcher._renewed`.
 _LIMITS = {
     "step_lexer_fuel": 1_000_000,
     "step_max_items": 1_000_000,
-    "max_lexer_states": 8_192,
+    "max_lexer_states": 32_768,
     "verbose_errors": False,
 }
 # Measured while a trie is built: 49,152 tokens with 0.3 MiB of text take 7.6 MiB, 262,144 tokens
@@ -111,10 +112,10 @@ class GrammarMatcher:
     """Follows one text token by token, and says which tokens may come next."""
 
     def __init__(self, trie: TokenTrie, tokenizer: Any, grammar: Grammar) -> None:
-        self._trie = trie
-        matcher_of = _llguidance().LLMatcher
-        self._matcher: Any = matcher_of(tokenizer, log_level=0, **grammar.parts())
-        self._refuse_errors()
+        self._trie, self._tokenizer, self._grammar = trie, tokenizer, grammar
+        self._tokens: list[int] = []
+        self._matcher: Any = None
+        self._begin()
 
     @property
     def may_end(self) -> bool:
@@ -130,19 +131,19 @@ class GrammarMatcher:
         """Whether `token` may come next; takes some microseconds."""
         if token in self._trie.ends:
             return self.may_end
-        return bool(self._matcher.validate_tokens([token]) == 1)
+        matches = self._matcher.validate_tokens([token])
+        if self._renewed():
+            matches = self._matcher.validate_tokens([token])
+        return bool(matches == 1)
 
     def allowed(self) -> npt.NDArray[np.bool_]:
         """Which tokens may come next, (vocabulary,); none if the grammar has a dead end here.
 
         Takes up to some milliseconds. Raises PromptError if the grammar is too complex here.
         """
-        num_tokens = self._trie.num_tokens
-        if self._matcher.is_stopped():
-            allowed = np.zeros(num_tokens, np.bool_)
-        else:
-            bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-            allowed = np.unpackbits(bits, count=num_tokens, bitorder="little").view(np.bool_)
+        allowed = self._mask()
+        if self._renewed():
+            allowed = self._mask()
         self._refuse_errors()
         allowed[list(self._trie.ends)] = self.may_end
         return allowed
@@ -151,7 +152,31 @@ class GrammarMatcher:
         """Add `token`, which must be an allowed one, to the text."""
         if token not in self._trie.ends:
             self._matcher.consume_token(token)
+            if self._renewed():
+                self._matcher.consume_token(token)
             self._refuse_errors()
+            self._tokens.append(token)
+
+    def _mask(self) -> npt.NDArray[np.bool_]:
+        num_tokens = self._trie.num_tokens
+        if self._matcher.is_stopped():
+            return np.zeros(num_tokens, np.bool_)
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        return np.unpackbits(bits, count=num_tokens, bitorder="little").view(np.bool_)
+
+    def _begin(self) -> None:
+        matcher_of = _llguidance().LLMatcher
+        self._matcher = matcher_of(self._tokenizer, log_level=0, **self._grammar.parts())
+        self._refuse_errors()
+
+    def _renewed(self) -> bool:
+        """Begin anew where the states are used up, and read the text so far again: llguidance keeps
+        those of all the ways that were only looked at. Whether that was done."""
+        if _TOO_MANY_STATES not in self._matcher.get_error():
+            return False
+        self._begin()
+        self._matcher.consume_tokens(self._tokens)
+        return True
 
     def _refuse_errors(self) -> None:
         error = self._matcher.get_error()

@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 
+from haversack.devices import grammar as grammar_module
 from haversack.devices.errors import PromptError
 from haversack.devices.grammar import Grammar, TokenTrie, check_grammar, trie_bytes
 
@@ -98,6 +99,17 @@ def test_a_wrong_grammar_is_one_line(grammar: str, message: str, trie: TokenTrie
         with pytest.raises(PromptError, match=message) as caught:
             refuses(Grammar(grammar))
         assert "\n" not in str(caught.value)
+
+
+def test_a_long_text_of_a_counted_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each count is a state of its own; those that were only looked at are forgotten in time."""
+    monkeypatch.setitem(grammar_module._LIMITS, "max_lexer_states", 2_000)
+    letters = TokenTrie([bytes([byte]) for byte in range(256)], ends=[])
+    matcher = letters.matcher(Grammar("start: /[a-z]{1,1200}/"))
+    for _ in range(1200):
+        assert matcher.allowed()[ord("q")] and matcher.allows(ord("b"))
+        matcher.accept(ord("q"))
+    assert matcher.must_end and not matcher.allows(ord("q"))
 
 
 # Nested repetitions, and rules that can be read in very many ways.

@@ -91,7 +91,9 @@ def test_a_grammar_that_is_too_complex_says_so(model: edge.Model) -> None:
 
 def test_what_a_grammar_took_goes_with_the_model() -> None:
     with edge.load(builtin_model(), ram="1GiB", ctx=64, threads=1) as loaded:
-        vocabulary = loaded._engine.model.vocabulary
+        engine = loaded._engine
+        assert engine is not None
+        vocabulary = engine.model.vocabulary
         done(loaded.generate("Once", 2, grammar="root ::= [a-z ]+"))
         trie = weakref.ref(vocabulary.trie)
         done(loaded.generate("Once", 2, json_schema={"type": "string"}))
