@@ -66,15 +66,23 @@ def measure_start(model: Path, ram: str | int, options: edge.LoadOptions) -> Sta
 
 @dataclass(frozen=True)
 class CheckCost:
-    """Median seconds of a load with the trunk compared with its seal, and without."""
+    """The fewest seconds of a load with the trunk compared with its seal, and without: other
+    programs only add to them. And the median processor seconds of both."""
 
     checked_s: float
     unchecked_s: float
+    checked_cpu_s: float
+    unchecked_cpu_s: float
 
     @property
     def share(self) -> float:
         """The comparison's share of the load."""
         return 1 - self.unchecked_s / self.checked_s
+
+    @property
+    def cpu_share(self) -> float:
+        """The same of the processor's time, which is all there is on a single core."""
+        return 1 - self.unchecked_cpu_s / self.checked_cpu_s
 
 
 def measure_check(
@@ -84,14 +92,17 @@ def measure_check(
     options = replace(options, warm_start=False)
     planned = edge.plan(model, ram=ram, ctx=512)
     times_s: dict[bool, list[float]] = {True: [], False: []}
+    cpu_s: dict[bool, list[float]] = {True: [], False: []}
     for number in range(2 * num_rounds):
         checked = number % 2 == number // 2 % 2  # neither is always the first of a pair
         with nullcontext() if checked else patch("haversack.offload.engine.TrunkCheck"):
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), time.process_time()
             loaded = edge.load(planned, options=options)
             times_s[checked].append(time.perf_counter() - started)
+            cpu_s[checked].append(time.process_time() - cpu_started)
             loaded.close()
-    return CheckCost(statistics.median(times_s[True]), statistics.median(times_s[False]))
+    medians_s = (statistics.median(cpu_s[checked]) for checked in (True, False))
+    return CheckCost(min(times_s[True]), min(times_s[False]), *medians_s)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,8 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     print(
         f"loaded in {cost.checked_s:.3f} s with the trunk compared with its seal,"
-        f" {cost.unchecked_s:.3f} s without: {cost.share:.1%} of the load"
-        f" (bound {MOST_CHECK_SHARE:.0%}): {_verdict(cost.share <= MOST_CHECK_SHARE)}"
+        f" {cost.unchecked_s:.3f} s without: {cost.share:.1%} of the load, {cost.cpu_share:.1%} of"
+        f" its processor time (bound {MOST_CHECK_SHARE:.0%}):"
+        f" {_verdict(cost.share <= MOST_CHECK_SHARE)}"
     )
     return 0 if held and cost.share <= MOST_CHECK_SHARE else 1
 
