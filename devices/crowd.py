@@ -6,16 +6,19 @@ and come out: the caller runs the passes.
 
 from typing import NamedTuple
 
-LONG_SPIN_S = 200e-6  # as long as the steps between two regions of a token take
+LONG_SPIN_S = 200e-6  # as long as the steps between two regions of a token take; more gains nothing
 SHORT_SPIN_S = 10e-6
-_TRIAL_S, _TRIAL_PASSES = 0.04, 3  # a setting is tried for at least so long,
-_LONG_TRIAL_S = 0.15  # or for so long in however few passes
+_WINDOW_S = 0.03  # passes are judged in windows of so long
+_WINDOW_WEIGHT = 0.3  # of the latest window in the running averages
+_CROWDED_SHARE, _FREE_SHARE = 0.2, 0.1  # reads alone delay threads for 0.05 of their time
+_CROWDED_TRIAL_S, _FREE_TRIAL_S = 0.04, 0.12  # a setting is tried for at least so long,
+_TRIAL_PASSES = 3  # and so many passes,
+_LONG_TRIAL_S = 0.15  # or for so long in however few
 _HOPELESS = 2.0  # so many times the best one's time: two passes are trial enough, of twice it one
-_BETTER = 0.95  # of the time of the setting in use: less than that is noise
-_WINDOW_S = 0.03  # over which the share of delays is taken
-_CROWDED_SHARE, _FREE_SHARE = 0.10, 0.02
-_FIRST_REST_S, _LONGEST_REST_S = 1.0, 16.0
-_REST_FACTOR = 50  # a round of trials may cost a fiftieth of the time
+_CROWDED_GAIN, _FREE_GAIN = 1.05, 1.1  # another setting must be faster by this factor
+_SHORTEST_REST_S, _LONGEST_REST_S = 1.0, 16.0  # from one round to the next
+_CHANGE_REST_S = 0.25  # the same where others seem to have come or gone
+_REST_FACTOR = 50  # a round may cost a fiftieth of the time
 
 
 class Setting(NamedTuple):
@@ -38,12 +41,16 @@ def settings_for(num_ranks: int) -> list[Setting]:
     return [Setting(num_ranks, LONG_SPIN_S), *brief]
 
 
+_FREE, _ALL_BRIEFLY = 0, 1  # positions in the list
+
+
 class _Trial:
     """The passes of one setting in a round. A short first pass, in which the threads wake, does not
     count."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, least_s: float) -> None:
         self.index = index
+        self._least_s = least_s
         self._first_s: float | None = None
         self._num_passes = 0
         self._elapsed_s = 0.0
@@ -51,7 +58,7 @@ class _Trial:
     def note(self, pass_s: float) -> None:
         if self._first_s is None:
             self._first_s = pass_s
-            if pass_s < _TRIAL_S:
+            if pass_s < self._least_s:
                 return
         self._num_passes += 1
         self._elapsed_s += pass_s
@@ -66,33 +73,38 @@ class _Trial:
         hopeless = _HOPELESS * best_pass_s * (1 if self._num_passes >= 2 else 2)
         if self._num_passes != 1 and self.pass_s > hopeless:
             return True
-        enough = self._num_passes >= _TRIAL_PASSES and self._elapsed_s >= _TRIAL_S
+        enough = self._num_passes >= _TRIAL_PASSES and self._elapsed_s >= self._least_s
         return enough or self._elapsed_s >= _LONG_TRIAL_S
 
 
-class _Window:
-    """The latest passes of the setting in use, until there is enough of them to judge."""
+class _Windows:
+    """Running averages of the setting in use: seconds a pass, and the share of its threads' time in
+    which they were ready and did not run."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_threads: int) -> None:
+        self._num_threads = num_threads
+        self.pass_s = self.delayed_share = 0.0
+        self._num_windows = 0
+        self._begin()
+
+    def _begin(self) -> None:
         self._num_passes = 0
         self._elapsed_s = self._delayed_s = 0.0
 
-    def note(self, pass_s: float, delayed_s: float) -> None:
+    def note(self, pass_s: float, delayed_s: float) -> bool:
+        """Whether this pass completes a window, and so changes the averages."""
         self._num_passes += 1
         self._elapsed_s += pass_s
         self._delayed_s += max(0.0, delayed_s)
-
-    @property
-    def is_full(self) -> bool:
-        return self._elapsed_s >= _WINDOW_S
-
-    @property
-    def pass_s(self) -> float:
-        return self._elapsed_s / self._num_passes
-
-    def delayed_share(self, num_threads: int) -> float:
-        """Of the time of so many threads."""
-        return self._delayed_s / (self._elapsed_s * num_threads)
+        if self._elapsed_s < _WINDOW_S:
+            return False
+        weight = _WINDOW_WEIGHT if self._num_windows else 1.0
+        share = self._delayed_s / (self._elapsed_s * self._num_threads)
+        self.pass_s += weight * (self._elapsed_s / self._num_passes - self.pass_s)
+        self.delayed_share += weight * (share - self.delayed_share)
+        self._num_windows += 1
+        self._begin()
+        return True
 
 
 class Crowd:
@@ -105,18 +117,19 @@ class Crowd:
 
     def __init__(self, num_ranks: int) -> None:
         self._settings = settings_for(num_ranks)
-        self._best = 0
-        self._window = _Window()
+        self._best = _FREE
+        self._windows = _Windows(num_ranks)
         self._crowded: bool | None = None  # unknown before the first window
         self._trial: _Trial | None = None
         self._to_try: list[int] = []
         self._round: dict[int, float] = {}  # by setting: seconds a pass took in this round
         self._rested_s = self._rest_s = 0.0  # the first window ends in a round
+        self._change_rest_s = _CHANGE_REST_S
 
     def setting(self, num_rows: int) -> Setting:
         """For the next pass. One of many rows has long nodes: all threads compute it."""
         if num_rows > 1:
-            return self._settings[min(self._best, 1)]
+            return self._settings[min(self._best, _ALL_BRIEFLY)]
         return self._settings[self._best if self._trial is None else self._trial.index]
 
     def note(self, pass_s: float, delayed_s: float) -> None:
@@ -128,31 +141,32 @@ class Crowd:
             self._go_on(self._trial, pass_s)
             return
         self._rested_s += pass_s
-        self._window.note(pass_s, delayed_s)
-        if self._window.is_full:
-            window, self._window = self._window, _Window()
-            self._judge(window)
+        if self._windows.note(pass_s, delayed_s) and self._is_time():
+            self._begin_round()
 
-    def _judge(self, window: _Window) -> None:
-        share = window.delayed_share(self._settings[self._best].num_threads)
-        before = self._crowded
+    def _is_time(self) -> bool:
+        """Whether to try all settings again."""
+        before, share = self._crowded, self._windows.delayed_share
         self._crowded = share > (_FREE_SHARE if before else _CROWDED_SHARE)
-        if before is not None and self._crowded != before:  # others came or went
-            self._rest_s = 0.0  # the next window, wholly after that, ends in a round
-        elif self._rested_s >= self._rest_s:
-            self._begin_round(window.pass_s)
+        if before is None or self._crowded == before:
+            return self._rested_s >= self._rest_s
+        # Others came or went: try again soon, once the averages are wholly of the time after that.
+        self._rest_s = min(self._rest_s, self._change_rest_s)
+        self._windows = _Windows(self._settings[self._best].num_threads)
+        return False
 
     # ------------------------------------------------------------------- rounds
-    def _begin_round(self, pass_s: float) -> None:
-        """The setting in use takes `pass_s` a pass; try the others."""
-        first = 1 if self._crowded and self._best else 0  # long spins cannot pay beside others
-        others = [index for index in range(first, len(self._settings)) if index != self._best]
+    def _begin_round(self) -> None:
+        others = [index for index in range(len(self._settings)) if index != self._best]
+        if not self._crowded:  # then to sleep soon gains nothing
+            others = [index for index in others if index != _ALL_BRIEFLY]
         self._to_try = others[::-1]
-        self._round = {self._best: pass_s}
+        self._round = {self._best: self._windows.pass_s}
         self._next_trial()
 
     def _next_trial(self) -> None:
-        self._trial = _Trial(self._to_try.pop()) if self._to_try else None
+        least_s = _CROWDED_TRIAL_S if self._crowded else _FREE_TRIAL_S
+        self._trial = _Trial(self._to_try.pop(), least_s) if self._to_try else None
         if self._trial is None:
             self._end_round()
 
@@ -164,10 +178,15 @@ class Crowd:
 
     def _end_round(self) -> None:
         fastest = min(self._round, key=self._round.__getitem__)
-        if self._round[fastest] < _BETTER * self._round[self._best]:
-            self._best, self._rest_s = fastest, _FIRST_REST_S
+        gain = self._round[self._best] / self._round[fastest]
+        least_gain = _CROWDED_GAIN if self._crowded or fastest == _FREE else _FREE_GAIN
+        if gain > least_gain:
+            self._best = fastest
+            self._rest_s, self._change_rest_s = _SHORTEST_REST_S, _CHANGE_REST_S
         else:
-            cost_s = sum(_TRIAL_S + _TRIAL_PASSES * pass_s for pass_s in self._round.values())
-            longer_s = min(max(2 * self._rest_s, _FIRST_REST_S), _LONGEST_REST_S)
+            cost_s = sum(_CROWDED_TRIAL_S + 2 * pass_s for pass_s in self._round.values())
+            longer_s = min(max(2 * self._rest_s, _SHORTEST_REST_S), _LONGEST_REST_S)
             self._rest_s = max(longer_s, _REST_FACTOR * cost_s)
+            self._change_rest_s = min(2 * self._change_rest_s, _LONGEST_REST_S)
         self._rested_s = 0.0
+        self._windows = _Windows(self._settings[self._best].num_threads)

@@ -21,7 +21,7 @@ class Machine:
     def delayed_s(self, setting: Setting) -> float:
         """One thread beside one other program has a processor of its own."""
         crowded = self.busy + setting.num_threads > 2
-        return 0.4 * self.pass_s(setting) if crowded and self.busy else 0.0
+        return 0.4 * self.pass_s(setting) * setting.num_threads if crowded and self.busy else 0.0
 
     def run(self, seconds: float) -> None:
         end_s = self.elapsed_s + seconds
