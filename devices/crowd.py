@@ -11,14 +11,14 @@ SHORT_SPIN_S = 10e-6
 _WINDOW_S = 0.03  # passes are judged in windows of so long
 _WINDOW_WEIGHT = 0.3  # of the latest window in the running averages
 _CROWDED_SHARE, _FREE_SHARE = 0.2, 0.1  # reads alone delay threads for 0.05 of their time
-_CROWDED_TRIAL_S, _FREE_TRIAL_S = 0.04, 0.12  # a setting is tried for at least so long,
-_TRIAL_PASSES = 3  # and so many passes,
-_LONG_TRIAL_S = 0.15  # or for so long in however few
+_TRIAL_S, _TRIAL_PASSES = 0.12, 3  # a setting is tried for at least so long and so many passes,
+_LONG_TRIAL_S = 0.2  # or for so long in however few
 _HOPELESS = 2.0  # so many times the best one's time: two passes are trial enough, of twice it one
 _CROWDED_GAIN, _FREE_GAIN = 1.05, 1.1  # another setting must be faster by this factor
 _SHORTEST_REST_S, _LONGEST_REST_S = 1.0, 16.0  # from one round to the next
 _CHANGE_REST_S = 0.25  # the same where others seem to have come or gone
-_REST_FACTOR = 50  # a round may cost a fiftieth of the time
+_REST_FACTOR = 100  # a round may lose a hundredth of the time
+_NOISE = 1.5  # rounds that find no more than this factor apart are averaged
 
 
 class Setting(NamedTuple):
@@ -48,9 +48,8 @@ class _Trial:
     """The passes of one setting in a round. A short first pass, in which the threads wake, does not
     count."""
 
-    def __init__(self, index: int, least_s: float) -> None:
+    def __init__(self, index: int) -> None:
         self.index = index
-        self._least_s = least_s
         self._first_s: float | None = None
         self._num_passes = 0
         self._elapsed_s = 0.0
@@ -58,7 +57,7 @@ class _Trial:
     def note(self, pass_s: float) -> None:
         if self._first_s is None:
             self._first_s = pass_s
-            if pass_s < self._least_s:
+            if pass_s < _TRIAL_S:
                 return
         self._num_passes += 1
         self._elapsed_s += pass_s
@@ -68,12 +67,17 @@ class _Trial:
         """Seconds a pass takes."""
         return self._elapsed_s / self._num_passes if self._num_passes else self._first_s or 0.0
 
+    def lost_s(self, best_pass_s: float) -> float:
+        """What it took more than as many passes of the best setting."""
+        spent_s = self._elapsed_s if self._num_passes else self._first_s or 0.0
+        return max(0.0, spent_s - max(1, self._num_passes) * best_pass_s)
+
     def is_enough(self, best_pass_s: float) -> bool:
         """Whether its speed is known, or known to be far from the best."""
         hopeless = _HOPELESS * best_pass_s * (1 if self._num_passes >= 2 else 2)
         if self._num_passes != 1 and self.pass_s > hopeless:
             return True
-        enough = self._num_passes >= _TRIAL_PASSES and self._elapsed_s >= self._least_s
+        enough = self._num_passes >= _TRIAL_PASSES and self._elapsed_s >= _TRIAL_S
         return enough or self._elapsed_s >= _LONG_TRIAL_S
 
 
@@ -122,7 +126,8 @@ class Crowd:
         self._crowded: bool | None = None  # unknown before the first window
         self._trial: _Trial | None = None
         self._to_try: list[int] = []
-        self._round: dict[int, float] = {}  # by setting: seconds a pass took in this round
+        self._pass_s: dict[int, float] = {}  # by setting: seconds a pass takes, as rounds found it
+        self._lost_s = 0.0  # in this round
         self._rested_s = self._rest_s = 0.0  # the first window ends in a round
         self._change_rest_s = _CHANGE_REST_S
 
@@ -152,41 +157,46 @@ class Crowd:
             return self._rested_s >= self._rest_s
         # Others came or went: try again soon, once the averages are wholly of the time after that.
         self._rest_s = min(self._rest_s, self._change_rest_s)
+        self._pass_s.clear()
         self._windows = _Windows(self._settings[self._best].num_threads)
         return False
 
     # ------------------------------------------------------------------- rounds
     def _begin_round(self) -> None:
-        others = [index for index in range(len(self._settings)) if index != self._best]
-        if not self._crowded:  # then to sleep soon gains nothing
-            others = [index for index in others if index != _ALL_BRIEFLY]
+        """Try the other settings that may be faster."""
+        # To spin for long never pays beside others, and on a free machine to sleep soon does not.
+        hopeless = _FREE if self._crowded else _ALL_BRIEFLY
+        others = [i for i in range(len(self._settings)) if i not in (self._best, hopeless)]
         self._to_try = others[::-1]
-        self._round = {self._best: self._windows.pass_s}
+        self._lost_s = 0.0
+        self._pass_s = {i: pass_s for i, pass_s in self._pass_s.items() if i in others}
+        self._pass_s[self._best] = self._windows.pass_s
         self._next_trial()
 
     def _next_trial(self) -> None:
-        least_s = _CROWDED_TRIAL_S if self._crowded else _FREE_TRIAL_S
-        self._trial = _Trial(self._to_try.pop(), least_s) if self._to_try else None
+        self._trial = _Trial(self._to_try.pop()) if self._to_try else None
         if self._trial is None:
             self._end_round()
 
     def _go_on(self, trial: _Trial, pass_s: float) -> None:
         trial.note(pass_s)
-        if trial.is_enough(min(self._round.values())):
-            self._round[trial.index] = trial.pass_s
+        best_s = self._pass_s[self._best]
+        if trial.is_enough(best_s):
+            before_s = self._pass_s.get(trial.index, trial.pass_s)
+            alike = 1 / _NOISE < trial.pass_s / before_s < _NOISE
+            self._pass_s[trial.index] = (trial.pass_s + before_s) / 2 if alike else trial.pass_s
+            self._lost_s += trial.lost_s(best_s)
             self._next_trial()
 
     def _end_round(self) -> None:
-        fastest = min(self._round, key=self._round.__getitem__)
-        gain = self._round[self._best] / self._round[fastest]
-        least_gain = _CROWDED_GAIN if self._crowded or fastest == _FREE else _FREE_GAIN
-        if gain > least_gain:
+        fastest = min(self._pass_s, key=self._pass_s.__getitem__)
+        gain = self._pass_s[self._best] / self._pass_s[fastest]
+        if gain > (_CROWDED_GAIN if self._crowded or fastest == _FREE else _FREE_GAIN):
             self._best = fastest
             self._rest_s, self._change_rest_s = _SHORTEST_REST_S, _CHANGE_REST_S
+            self._windows = _Windows(self._settings[self._best].num_threads)
         else:
-            cost_s = sum(_CROWDED_TRIAL_S + 2 * pass_s for pass_s in self._round.values())
             longer_s = min(max(2 * self._rest_s, _SHORTEST_REST_S), _LONGEST_REST_S)
-            self._rest_s = max(longer_s, _REST_FACTOR * cost_s)
+            self._rest_s = max(longer_s, _REST_FACTOR * self._lost_s)
             self._change_rest_s = min(2 * self._change_rest_s, _LONGEST_REST_S)
         self._rested_s = 0.0
-        self._windows = _Windows(self._settings[self._best].num_threads)
