@@ -227,7 +227,9 @@ class LlamaContext:
         self._on_abort = llama.ggml_abort_callback(lambda _: self.stop.requested)
         self._never = llama.ggml_abort_callback()
         self._context: Any = None
-        self._broken: str | None = None  # why llama.cpp gave up: who knows what it left
+        self._broken: str | None = (
+            None  # why llama.cpp gave up in a pass: its state is unknown since
+        )
         self._birthplace = Birthplace()
         _refuse_dead_threads(shape.threads)
         try:

@@ -55,6 +55,15 @@ def format_bytes(num_bytes: int) -> str:
     return f"{sign}{rest / UNIT_BYTES['tib']:.1f} TiB"
 
 
+def format_need(num_bytes: int) -> str:
+    """The same, rounded up: a budget that people give as they read it suffices."""
+    shown = format_bytes(num_bytes)
+    number, unit = shown.split()
+    if int(Decimal(number) * UNIT_BYTES[unit.lower()]) >= num_bytes:
+        return shown
+    return f"{Decimal(number) + Decimal('0.1')} {unit}"
+
+
 def _unknown_unit(text: str, number: str, unit: str) -> str:
     letter = unit[0].upper()
     if letter in "KMGT" and unit.lower() in (letter.lower(), letter.lower() + "i"):

@@ -101,9 +101,10 @@ def load(
     `model` is the path of a GGUF (any part of a split one) or a plan; with a plan, `ram`, `ctx`
     and `threads` must not be given. `ram` is a size ("6GiB"), bytes, or a `Budget` that several
     models share, see `plan`: the process never takes more than what its open models were given
-    together. One model is loaded at a time; loads of other threads wait. `seed` makes
-    all sampling repeatable. The first load of a model writes its trunk file into the cache; one
-    that turns out to be damaged is written anew, which is logged as a warning.
+    together. A model that is dropped without `close` keeps its memory and its part of the budget.
+    One model is loaded at a time; loads of other threads wait. `seed` makes all sampling
+    repeatable. The first load of a model writes its trunk file into the cache; one that turns out
+    to be damaged is written anew, which is logged as a warning.
 
     Raises BudgetError, ModelFileError, StorageError, UnitError, KeyboardInterrupt; nothing is
     left behind then.

@@ -15,7 +15,7 @@ from haversack.devices.llama import ContextShape, LlamaModel
 from haversack.devices.memory import probe_ram
 from haversack.devices.needs import MemoryNeeds, cell_bytes, memory_needs
 from haversack.devices.sampler import chain_bytes
-from haversack.devices.units import format_bytes, parse_bytes
+from haversack.devices.units import format_bytes, format_need, parse_bytes
 from haversack.devices.vocabulary import Vocabulary
 from haversack.edge.ram_budget import Budget
 from haversack.offload.executor import scratch_bytes
@@ -29,6 +29,7 @@ DEFAULT_BATCH_TOKENS = 512
 _MAX_CTX_TOKENS = 2**31 - 1  # positions are int32
 _MAX_THREADS = 512  # GGML_MAX_N_THREADS
 _MIB = 1024 * 1024
+_USUAL_PROCESS_BYTES = 96 * _MIB  # more than the interpreter and the libraries take
 _VOCABULARY_FACTOR = 10  # measured: a vocabulary takes 9 to 10 times its bytes in the header
 _RESERVE_RAM_BYTES = 2048 * _MIB  # left to the rest of the system where no budget is given
 _ROW_ID_BYTES = 8  # of a (row, expert) pair in llama.cpp's scratch for MUL_MAT_ID
@@ -139,7 +140,7 @@ class Plan:
         share = self.slot_bytes / self.expert_bytes
         return (
             f"slots for {min(share, 1):.0%} of the experts; least --ram"
-            f" {format_bytes(self.floor_bytes)}, all in memory from {format_bytes(self.full_bytes)}"
+            f" {format_need(self.floor_bytes)}, all in memory from {format_need(self.full_bytes)}"
         )
 
 
@@ -323,10 +324,14 @@ def _below_floor(
     geometry: ModelGeometry, costs: _Costs, floor_bytes: int, ram_bytes: int
 ) -> BudgetError:
     knobs = "lower --ctx or --batch, or raise --ram"
+    if costs.process_bytes > _USUAL_PROCESS_BYTES:
+        knobs = f"free what else the process holds, {knobs}"
+    rest_bytes = floor_bytes - costs.trunk_bytes - costs.kv_bytes - costs.process_bytes
     return BudgetError(
-        f"{geometry.path.name} needs at least {format_bytes(floor_bytes)} ({floor_bytes} bytes;"
+        f"{geometry.path.name} needs at least {format_need(floor_bytes)} ({floor_bytes} bytes:"
         f" trunk {format_bytes(costs.trunk_bytes)}, KV cache {format_bytes(costs.kv_bytes)},"
-        f" the process itself {format_bytes(costs.process_bytes)}),"
+        f" the process itself {format_bytes(costs.process_bytes)},"
+        f" computing and the fewest experts {format_bytes(rest_bytes)}),"
         f" the budget is {format_bytes(ram_bytes)}: {knobs}",
         need_bytes=floor_bytes,
         have_bytes=ram_bytes,

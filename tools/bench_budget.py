@@ -21,6 +21,7 @@ from haversack.devices.cores import usable_cores
 from haversack.devices.units import format_bytes, parse_bytes
 from haversack.edge.plain_llama import PlainLlama, drop_pages
 from haversack.tools.counts import positive
+from haversack.tools.program import run
 
 SLACK_BYTES = 64 * 1024 * 1024
 PROMPT = " ".join(str(7 * i % 500) for i in range(32))
@@ -105,4 +106,4 @@ def _report(model: Path, ram: str, tokens: int, plain_tokens: int) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

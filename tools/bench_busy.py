@@ -27,6 +27,7 @@ import numpy as np
 from haversack import edge
 from haversack.devices.cores import usable_cores
 from haversack.tools.counts import positive
+from haversack.tools.program import run
 from haversack.tools.rows import write_rows
 
 QUIET_BOUND, BUSY_BOUND = 0.98, 0.8
@@ -174,4 +175,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

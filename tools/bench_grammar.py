@@ -8,7 +8,6 @@ a model; its time is shown beside.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
 from haversack.devices.sampler import SamplerChain
 from haversack.edge.generation import sampler_chain
 from haversack.tools.counts import positive
+from haversack.tools.program import run
 
 BOUND = 0.10
 PROMPT = "A person, described in JSON:\n"
@@ -123,4 +123,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

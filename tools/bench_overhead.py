@@ -9,7 +9,6 @@ the rounds; both engines take turns in one process, so the machine's mood is the
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from haversack import edge
 from haversack.edge.plain_llama import PlainLlama
 from haversack.edge.planner import Plan, streamed
 from haversack.tools.counts import positive
+from haversack.tools.program import run
 
 MOST_OWN = 0.05
 BOUNDS = {"hook on, all experts in slots": 0.90, "all in memory, no hook": 0.98}
@@ -88,4 +88,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

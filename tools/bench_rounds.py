@@ -10,7 +10,6 @@ after the last round is at most 2 MiB above that after the fifth.
 
 import argparse
 import gc
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from haversack.devices.memory import anonymous_bytes
 from haversack.devices.units import format_bytes
 from haversack.edge.planner import streamed
 from haversack.tools.counts import positive
+from haversack.tools.program import run
 from haversack.tools.synth import write_tiny
 
 WARM_ROUNDS = 5
@@ -87,4 +87,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

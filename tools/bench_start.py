@@ -9,7 +9,6 @@ most a tenth of that. Linux only: it counts in /proc/self/io.
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -20,6 +19,7 @@ from unittest.mock import patch
 from haversack import edge
 from haversack.devices.units import format_bytes
 from haversack.tools.counts import positive
+from haversack.tools.program import run
 
 BOUND_S = 3.0
 MOST_CHECK_SHARE = 0.1
@@ -135,4 +135,4 @@ def _verdict(held: bool) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

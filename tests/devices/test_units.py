@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from haversack.devices.errors import UnitError
-from haversack.devices.units import UNIT_BYTES, format_bytes, parse_bytes
+from haversack.devices.units import UNIT_BYTES, format_bytes, format_need, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,12 @@ def test_what_is_shown_reads_back(num_bytes: int) -> None:
     shown = format_bytes(num_bytes)
     half_digit = 0.05 * UNIT_BYTES[shown.split()[1].lower()]
     assert abs(parse_bytes(shown) - num_bytes) <= half_digit + 1
+
+
+@given(st.integers(1, 2**50))
+def test_what_is_needed_suffices_as_it_is_read(num_bytes: int) -> None:
+    shown = format_need(num_bytes)
+    assert num_bytes <= parse_bytes(shown) <= parse_bytes(format_bytes(num_bytes)) * 1.1 + 1
 
 
 @given(st.text())
