@@ -13,13 +13,15 @@ from haversack.devices.errors import ContextError, HaversackError, PromptError, 
 from haversack.edge.console import notice, summary, tell, write_text
 from haversack.edge.generation import Generation
 from haversack.edge.model import Model
-from haversack.edge.options import parsed_number
+from haversack.edge.options import longest_text_bytes, parsed_number
 from haversack.edge.sampling import Sampling
 from haversack.edge.text import without_mark
 
 Turn = tuple[str, str]  # what the user said, what the model replied
 
 _QUOTES = '"""'
+_PIECE_BYTES = 1 << 16  # of a line that is skipped
+_END_BYTES = 64  # of a line that is skipped, kept for the quotes that may stand there
 _SWITCH = {"on": True, "off": False}
 _PROMPT_SHARE = 0.75  # of the context, where a window leaves turns out: the rest is for the reply
 _SHORT_NAMES = {"temp": "temperature", "n": "max_tokens"}
@@ -34,47 +36,62 @@ _WHY = {
 @dataclass(frozen=True)
 class ChatSettings:
     """How replies are made. `max_tokens` None: until the model ends or the context is full.
-    `window` leaves out the oldest turns once the context is full."""
+    `window` leaves out the oldest turns once the context is full. `chat_seed` is the model's: the
+    seeds of the replies come from it, unless `sampling` has a seed for each of them."""
 
     sampling: Sampling
     system: str | None = None
     max_tokens: int | None = None
     window: bool = False
+    chat_seed: int | None = None
 
     def changed(self, name: str, value: str) -> "ChatSettings":
         """The same with one setting changed, named as its option is. Raises PromptError."""
         field = name.lstrip("-").replace("-", "_")
         field = _SHORT_NAMES.get(field, field)
         if field == "max_tokens":
-            return replace(self, max_tokens=parsed_number(name, value, int))
+            return replace(self, max_tokens=_parsed_limit(name, value))
         if field == "window":
             if value not in _SWITCH:
                 raise PromptError(f"window is {value!r}: give on or off")
             return replace(self, window=_SWITCH[value])
         if field not in _NUMBERS:
-            known = ", ".join([*_SHORT_NAMES, *_NUMBERS, "window"])
+            known = ", ".join([*_SHORT_NAMES, *_NUMBERS, "max_tokens", "window"])
             raise PromptError(f'no setting is called "{name}": give one of {known}')
         kind = int if _NUMBERS[field] is int else float
         setting: dict[str, Any] = {field: parsed_number(name, value, kind)}
         return replace(self, sampling=replace(self.sampling, **setting))
 
     def __str__(self) -> str:
-        values = [f"{name} {getattr(self.sampling, name)}" for name in _NUMBERS]
+        numbers = {name: getattr(self.sampling, name) for name in _NUMBERS}
+        if self.sampling.seed < 0 and self.chat_seed is not None:
+            numbers["seed"] = f"{self.chat_seed} (of the whole chat)"
+        values = [f"{name} {value}" for name, value in numbers.items()]
         limit = "none" if self.max_tokens is None else self.max_tokens
         window = "on" if self.window else "off"
         return ", ".join([*values, f"max_tokens {limit}", f"window {window}"])
 
 
+def _parsed_limit(name: str, value: str) -> int | None:
+    """The tokens of a reply at most; None where `value` is "none". Raises PromptError."""
+    limit = None if value == "none" else parsed_number(name, value, int)
+    if limit is not None and limit < 0:
+        raise PromptError(f"{name} is {limit}: give 0 or more, or none")
+    return limit
+
+
 class Lines:
     """Messages as they are typed or piped in: a line each, or several between triple quotes.
 
-    Raises PromptError where stdin is closed.
+    A message that is too long for the context is read to its end and left out; memory does not
+    grow with it. Raises PromptError where stdin is closed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ctx_tokens: int) -> None:
         if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
             raise PromptError("stdin is closed: a chat reads its messages there; see haversack run")
-        self._begun = False
+        self._ctx_tokens, self._most_bytes = ctx_tokens, longest_text_bytes(ctx_tokens)
+        self._begun = self._overlong = False
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
         if self.interactive:
             with suppress(ImportError):  # gives input() a history and editing keys
@@ -91,6 +108,8 @@ class Lines:
                 return None
             except UnicodeDecodeError as error:
                 notice(f"haversack: this line is not UTF-8 text ({error.reason}): it is left out")
+            except PromptError as error:
+                notice(f"haversack: {error}")
             except OSError as error:
                 raise StorageError(f"cannot read the chat from stdin: {error.strerror}") from error
             except KeyboardInterrupt:
@@ -103,12 +122,24 @@ class Lines:
                 notice("Ctrl-C again or Ctrl-D leaves the chat")
 
     def _message(self) -> str:
-        line = self._line("> ").strip()
-        if not line.startswith(_QUOTES):
-            return line
-        text = line.removeprefix(_QUOTES)
-        with suppress(EOFError):  # the end of the input ends the message too
+        """One message. Raises PromptError where it is too long, and what `_line` raises."""
+        self._overlong = False
+        message = self._line("> ").strip()
+        if message.startswith(_QUOTES):
+            message = self._quoted(message.removeprefix(_QUOTES))
+        if self._overlong:
+            raise PromptError(
+                f"this message is longer than {self._most_bytes} bytes, more than a context of"
+                f" {self._ctx_tokens} tokens can hold: shorten it, or start with a larger --ctx"
+            )
+        return message
+
+    def _quoted(self, text: str) -> str:
+        """The message that begins with `text` and ends with quotes, or with the input."""
+        with suppress(EOFError):
             while not text.endswith(_QUOTES):
+                if len(text) > self._most_bytes:
+                    self._overlong, text = True, ""
                 text += "\n" + self._line(". ")
         return text.removesuffix(_QUOTES).strip("\n")
 
@@ -116,12 +147,24 @@ class Lines:
         """One line without its end. Raises EOFError, OSError, UnicodeDecodeError."""
         if self.interactive:
             return input(prompt)
-        data = sys.stdin.buffer.readline()
+        data = sys.stdin.buffer.readline(self._most_bytes + 1)
         if not data:
             raise EOFError
-        line = data.decode().rstrip("\r\n")
+        if len(data) > self._most_bytes and not data.endswith(b"\n"):
+            line = self._ends_of_line(data)
+        else:
+            line = data.decode().rstrip("\r\n")
         first, self._begun = not self._begun, True
         return without_mark(line) if first else line  # else the first command would be a message
+
+    def _ends_of_line(self, begin: bytes) -> str:
+        """The two ends of a line that begins so and is too long; there the quotes would stand."""
+        self._overlong = True
+        end = piece = begin
+        while piece and not piece.endswith(b"\n"):
+            piece = sys.stdin.buffer.readline(_PIECE_BYTES)
+            end = (end + piece)[-_END_BYTES:]
+        return (begin[:_END_BYTES] + end).decode(errors="ignore").rstrip("\r\n")
 
 
 class ChatLoop:
@@ -195,8 +238,9 @@ class ChatLoop:
             if fits or not turns or not self._settings.window:
                 break
             turns = turns[1:]
-        if len(turns) < num_turns:
-            notice(f"(the context is full: the oldest {num_turns - len(turns)} turns are left out)")
+        if (num_out := num_turns - len(turns)) > 0:
+            oldest = "oldest turn is" if num_out == 1 else f"oldest {num_out} turns are"
+            notice(f"(the context is full: the {oldest} left out)")
         if generation.prompt_tokens > ctx_tokens:
             raise _too_long(generation.prompt_tokens, ctx_tokens, alone=not turns)
         return generation, turns

@@ -92,7 +92,8 @@ def run_model(
     log_to_stderr(log.verbose)
     sampling = replace(choice.sampling(), seed=choice.chosen_seed())
     planned = model.plan()
-    prompt = request.text()  # the last that can be wrong: it may wait for a pipe
+    # the text is read after all else that can be wrong: it may wait for a pipe
+    prompt = request.text(planned.shape.ctx_tokens)
     with opened(planned, cache, log) as loaded:
         generation = loaded.generate(prompt, request.max_tokens, sampling)
         _log.info("prefill of %d tokens begins", generation.prompt_tokens)
@@ -146,9 +147,11 @@ def chat_with_model(
     # the seed goes to the model: replies differ, and the whole chat repeats
     sampling = replace(choice.sampling(), seed=-1)
     system = None if chat.system is None else checked_text("--system", chat.system)
-    settings = ChatSettings(sampling, system, chat.max_tokens, chat.window)
-    lines = Lines()
-    with opened(model.plan(), cache, log, choice.chosen_seed()) as loaded:
+    seed = choice.chosen_seed()
+    settings = ChatSettings(sampling, system, chat.max_tokens, chat.window, seed)
+    planned = model.plan()
+    lines = Lines(planned.shape.ctx_tokens)
+    with opened(planned, cache, log, seed) as loaded:
         loaded.chat_template()  # without one no turn can work
         ChatLoop(loaded, settings, lines, log.verbose).run()
 

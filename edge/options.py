@@ -11,17 +11,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, BinaryIO, TypeVar, get_args, get_type_hints
 
 import typer
 
 from haversack.devices.errors import PromptError
+from haversack.edge.gbnf import MAX_GRAMMAR_CHARS
 from haversack.edge.model import builtin_model, default_cache_dir
 from haversack.edge.planner import DEFAULT_BATCH_TOKENS, Plan, plan
 from haversack.edge.sampling import MAX_SEED, Sampling
+from haversack.edge.schema import MAX_SCHEMA_CHARS
 from haversack.edge.text import without_mark
 
 LLAMA_CPP = "llama.cpp"  # whom a benchmark can compare with
+
+_MOST_TOKEN_BYTES = 1024  # of text: the longest tokens of vocabularies have far fewer
+_MOST_CHAR_BYTES = 4  # in UTF-8
+_PIECE_BYTES = 1 << 20  # read at once
 
 _Number = TypeVar("_Number", int, float)
 
@@ -195,14 +201,19 @@ class SamplingOptions:
             repeat_penalty=self.repeat_penalty,
             seed=self.seed,
             stop=tuple(checked_text("--stop", text) for text in self.stop or ()),
-            grammar=None if self.grammar is None else _file_text("--grammar", self.grammar),
+            grammar=self._gbnf(),
             json_schema=self._schema(),
         )
+
+    def _gbnf(self) -> str | None:
+        if self.grammar is None:
+            return None
+        return _file_text("--grammar", self.grammar, MAX_GRAMMAR_CHARS)
 
     def _schema(self) -> str | None:
         if self.json_schema is None or without_mark(self.json_schema).lstrip().startswith("{"):
             return self.json_schema
-        return _file_text("--json-schema", Path(self.json_schema))
+        return _file_text("--json-schema", Path(self.json_schema), MAX_SCHEMA_CHARS)
 
     def chosen_seed(self) -> int:
         """The seed given, or a random one."""
@@ -229,20 +240,27 @@ class RunOptions:
         ),
     ] = None
 
-    def text(self) -> str:
-        """The prompt, read from stdin if it comes from there. Raises PromptError."""
+    def text(self, ctx_tokens: int) -> str:
+        """The prompt, read from stdin if it comes from there; of a prompt that is too long for
+        the context, no more is read than tells so. Raises PromptError."""
         if self.prompt is not None and self.prompt != "-":
             return checked_text("--prompt", self.prompt)
         if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
             raise PromptError("no prompt: stdin is closed; give -p TEXT")
         if self.prompt is None and sys.stdin.isatty():
             raise PromptError("no prompt: give -p TEXT, or pipe the text in")
+        most_bytes = longest_text_bytes(ctx_tokens)
         try:
-            data = sys.stdin.buffer.read()
+            data = read_at_most(sys.stdin.buffer, most_bytes + 1)
         except OSError as error:
             raise PromptError(
                 f"cannot read the prompt from stdin: {error.strerror}; give -p TEXT"
             ) from error
+        if len(data) > most_bytes:
+            raise PromptError(
+                f"the prompt on stdin is longer than {most_bytes} bytes, more than a context of"
+                f" {ctx_tokens} tokens can hold: shorten it or raise --ctx"
+            )
         return decoded("stdin", data).removesuffix("\n")
 
 
@@ -383,7 +401,21 @@ def checked_text(flag: str, text: str) -> str:
     return text
 
 
-def decoded(source: str, data: bytes) -> str:
+def longest_text_bytes(ctx_tokens: int) -> int:
+    """More bytes than any text has that fits into a context."""
+    return (ctx_tokens + 1) * _MOST_TOKEN_BYTES
+
+
+def read_at_most(stream: BinaryIO, most_bytes: int) -> bytearray:
+    """What is left of a stream, up to `most_bytes`. Memory grows with what came, not with what may
+    come. Raises OSError."""
+    data = bytearray()
+    while piece := stream.read(min(_PIECE_BYTES, most_bytes - len(data))):
+        data += piece
+    return data
+
+
+def decoded(source: str, data: bytes | bytearray) -> str:
     """The text that `data` is in UTF-8. Raises PromptError."""
     try:
         return data.decode()
@@ -393,9 +425,12 @@ def decoded(source: str, data: bytes) -> str:
         ) from None
 
 
-def _file_text(flag: str, path: Path) -> str:
+def _file_text(flag: str, path: Path, most_chars: int) -> str:
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = read_at_most(file, most_chars * _MOST_CHAR_BYTES + 1)
     except OSError as error:
         raise PromptError(f"cannot read {flag} {path}: {error.strerror or error}") from error
+    if len(data) > most_chars * _MOST_CHAR_BYTES:
+        raise PromptError(f"{flag} {path} has over {most_chars} characters: shorten it")
     return decoded(f"{flag} {path}", data)

@@ -15,6 +15,7 @@ import pytest
 
 from haversack.devices.errors import PromptError
 from haversack.edge.chat_loop import ChatSettings
+from haversack.edge.options import longest_text_bytes
 from haversack.edge.sampling import Sampling
 
 if sys.platform != "win32":
@@ -47,8 +48,17 @@ def test_settings_change_by_the_names_of_their_options() -> None:
     assert settings.changed("temp", "0.25").sampling.temperature == 0.25
     assert settings.changed("--top-k", "7").sampling.top_k == 7
     assert settings.changed("n", "12").max_tokens == 12
+    assert settings.changed("n", "12").changed("max-tokens", "none").max_tokens is None
+    assert settings.changed("n", "0").max_tokens == 0
     assert settings.changed("window", "on").window
     assert "top_k 40" in str(settings) and "window off" in str(settings)
+
+
+def test_the_seed_shown_is_the_one_in_effect() -> None:
+    settings = ChatSettings(Sampling(), chat_seed=5)
+    assert "seed 5 (of the whole chat)," in str(settings)
+    assert "seed 7," in str(settings.changed("seed", "7"))
+    assert "seed 5 (" in str(settings.changed("seed", "7").changed("seed", "-1"))
 
 
 @pytest.mark.parametrize(
@@ -59,6 +69,10 @@ def test_settings_change_by_the_names_of_their_options() -> None:
         ("top-k", "1.5", "top-k is '1.5': give a whole number"),
         ("top-p", "7", "top_p is 7.0"),
         ("stop", "x", 'no setting is called "stop"'),
+        ("volume", "11", "give one of .*, n, .*, max_tokens, "),
+        ("n", "-1", "n is -1: give 0 or more, or none"),
+        ("--max-tokens", "-20", "max-tokens is -20: give 0 or more, or none"),
+        ("n", "few", "n is 'few': give a whole number"),
         ("window", "open", "window is 'open': give on or off"),
     ],
 )
@@ -125,8 +139,10 @@ def test_a_window_leaves_out_the_oldest_turns(chat: Chat) -> None:
     result = chat(text, *options, "--window")
     assert result.returncode == 0
     assert result.stdout.count("\n") == 5  # each was answered
-    assert "the context is full: the oldest 1 turns are left out" in result.stderr
+    assert "the context is full: the oldest turn is left out)" in result.stderr
     assert chat("/set window on\n" + text, *options).stdout == result.stdout
+    two_out = chat(text + "word " * 6 + "\n", *options, "--window").stderr
+    assert "the context is full: the oldest 2 turns are left out)" in two_out
     assert "the oldest" not in chat("Once\n", *options, "--window").stderr
 
 
@@ -135,6 +151,41 @@ def test_a_message_that_alone_is_too_long_says_so(chat: Chat) -> None:
         result = chat("Once\n" + "word " * 99 + "\n", "-n", "4", "--ctx", "64", *window)
         assert result.returncode == 0
         assert "the context holds 64" in result.stderr and "--ctx" in result.stderr
+
+
+def long_text(kind: str) -> str:
+    """A message that no context of 64 tokens can hold."""
+    num_bytes = 3 * longest_text_bytes(ctx_tokens=64)
+    return {
+        "a line": "x" * num_bytes + "\n",
+        "characters of two bytes": "x" + "é" * num_bytes + "\n",
+        "a quoted line": '"""' + "x" * num_bytes + '"""\n',
+        "quoted, of many lines": '"""' + "word\n" * (num_bytes // 4) + '"""\n',
+        "quoted, with a long line": '"""Once\n' + "x" * num_bytes + '\nThen\n"""\n',
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "a line",
+        "characters of two bytes",
+        "a quoted line",
+        "quoted, of many lines",
+        "quoted, with a long line",
+    ],
+)
+def test_of_a_message_that_no_context_holds_nothing_is_kept(chat: Chat, kind: str) -> None:
+    options = ("-n", "4", "--temp", "0", "--ctx", "64")
+    most_bytes = longest_text_bytes(ctx_tokens=64)
+    result = chat("Once\n" + long_text(kind) + "/clear\nOnce\n", *options)
+    first, again = result.stdout.splitlines()
+    assert (result.returncode, first) == (0, again)
+    told = [line for line in result.stderr.splitlines() if line.startswith("haversack: ")]
+    assert len(told) == 1
+    assert f"this message is longer than {most_bytes} bytes, more than a context of 64" in told[0]
+    without_end = chat("Once\n" + long_text(kind).rstrip('\n"'), *options)
+    assert (without_end.returncode, without_end.stdout) == (0, first + "\n")
 
 
 def test_a_byte_order_mark_is_no_content(chat: Chat) -> None:

@@ -18,6 +18,7 @@ from haversack.edge.options import (
     SamplingOptions,
     checked_text,
     decoded,
+    longest_text_bytes,
     parsed_number,
     takes,
 )
@@ -99,8 +100,33 @@ def test_a_piped_prompt_loses_the_line_break_that_echo_adds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"two\nlines\n")))
-    assert RunOptions().text() == "two\nlines"
-    assert RunOptions(prompt="as it is\n").text() == "as it is\n"
+    assert RunOptions().text(64) == "two\nlines"
+    assert RunOptions(prompt="as it is\n").text(64) == "as it is\n"
+
+
+@pytest.mark.parametrize("prompt", [None, "-"])
+def test_of_a_piped_prompt_no_more_is_read_than_a_context_could_hold(
+    monkeypatch: pytest.MonkeyPatch, prompt: str | None
+) -> None:
+    most_bytes = longest_text_bytes(ctx_tokens=64)
+    pipe = io.BytesIO(b"x" * (most_bytes << 4))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(pipe))
+    words = f"stdin is longer than {most_bytes} bytes, more than a context of 64 tokens can hold"
+    with pytest.raises(PromptError, match=words):
+        RunOptions(prompt=prompt).text(ctx_tokens=64)
+    assert pipe.tell() == most_bytes + 1
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"x" * most_bytes)))
+    assert len(RunOptions(prompt=prompt).text(ctx_tokens=64)) == most_bytes
+
+
+def test_of_a_grammar_or_schema_no_more_is_read_than_one_may_have(tmp_path: Path) -> None:
+    file = tmp_path / "huge"
+    with file.open("wb") as huge:
+        huge.truncate(16 << 20)
+    with pytest.raises(PromptError, match=r"--grammar .*huge has over \d+ characters: shorten it"):
+        SamplingOptions(grammar=file).sampling()
+    with pytest.raises(PromptError, match=r"--json-schema .*huge has over \d+ characters"):
+        SamplingOptions(json_schema=str(file)).sampling()
 
 
 def test_a_benchmark_of_nothing_is_refused() -> None:
