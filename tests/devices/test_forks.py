@@ -11,7 +11,10 @@ import pytest
 from haversack.devices.errors import ClosedError
 from haversack.devices.forks import Birthplace
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork there")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork there"),
+    pytest.mark.slow,
+]
 
 
 def test_a_place_is_known_again_in_its_process_only(monkeypatch: pytest.MonkeyPatch) -> None:

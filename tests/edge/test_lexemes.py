@@ -90,6 +90,7 @@ def accepts(grammar: Grammar, text: str) -> bool:
     return matcher.may_end
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(root=bodies, other=bodies)
 @example(root='[a]* "ab" | "b" root', other='"a"')  # a run must not take what a string needs
