@@ -21,7 +21,7 @@ from haversack.devices import _native as native
 from haversack.devices._native import own
 from haversack.devices.crowd import Crowd
 
-# A user who has said how OpenMP's threads wait keeps OpenMP.
+# OpenMP stays where the user has set how its threads wait.
 _USERS_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
@@ -64,6 +64,6 @@ class Team:
         finally:
             pass_s = time.perf_counter() - began_s
             own.team_rest()
-        if num_rows == 1:
-            before_s, self._delayed_s = self._delayed_s, float(own.team_delayed_s())
+        before_s, self._delayed_s = self._delayed_s, float(own.team_delayed_s())
+        if num_rows == 1:  # the delays of a batch are not the next token's
             self._crowd.note(pass_s, self._delayed_s - before_s)
