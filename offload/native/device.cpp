@@ -1,0 +1,180 @@
+#include "device.hpp"
+
+#include <cstring>
+#include <new>
+#include <sys/mman.h>
+
+#include "engine.hpp"
+#include "rows.hpp"
+
+namespace haversack {
+
+thread_local ContextDevice *active_device = nullptr;
+
+namespace {
+
+constexpr char NAME[] = "Experts";
+constexpr size_t ALIGNMENT_BYTES = 64;
+constexpr int MOST_STEPS = 12;  // from an operation between two products back to the first
+
+// ------------------------------------------------------------------ interface
+const char *backend_name(Backend *) { return NAME; }
+void free_backend(Backend *backend) { delete backend; }
+
+Status compute(Backend *backend, Graph *graph) {
+    try {
+        return ((ContextDevice *)backend->context)->compute(graph);
+    } catch (const std::bad_alloc &) {  // no exception may cross llama.cpp's frames
+        return ALLOC_FAILED;
+    }
+}
+
+const char *device_name(Device *) { return NAME; }
+void memory(Device *, size_t *free, size_t *total) { *free = *total = 0; }
+int32_t device_type(Device *) { return DEVICE_TYPE_ACCEL; }
+
+void properties(Device *, DeviceProperties *wanted) {
+    *wanted = {};
+    wanted->name = wanted->description = NAME;
+    wanted->type = DEVICE_TYPE_ACCEL;
+}
+
+Backend *make_backend(Device *device, const char *) {
+    static const uint8_t guid[16] = {'h', 'a', 'v', 'e', 'r', 's', 'a', 'c', 'k', 1};
+    auto *backend = new Backend{};
+    backend->guid = guid;
+    backend->get_name = backend_name;
+    backend->free = free_backend;
+    backend->graph_compute = compute;
+    backend->device = device;
+    backend->context = active_device;
+    return backend;
+}
+
+// Weights are never placed in a buffer of this type, as it is the CPU's.
+BufferType *buffer_type(Device *) { return ggml().backend_cpu_buffer_type(); }
+bool supports_op(Device *, const Tensor *op) { return active_device && active_device->claims(op); }
+bool supports_buffer(Device *, BufferType *type) { return ggml().backend_buft_is_host(type); }
+
+const char *registry_name(Registry *) { return NAME; }
+size_t device_count(Registry *) { return 1; }
+Device *get_device(Registry *, size_t);
+void *get_proc_address(Registry *, const char *) { return nullptr; }
+
+Registry registry = {2, registry_name, device_count, get_device, get_proc_address, nullptr};
+Device device = {device_name, device_name, memory, device_type, properties, make_backend,
+                 buffer_type, {}, supports_op, supports_buffer, nullptr, {}, &registry, nullptr};
+
+Device *get_device(Registry *, size_t) { return &device; }
+
+const std::string &register_once(const void *llama_function) {
+    static const std::string wrong = [llama_function] {
+        std::string found = load_ggml(llama_function);
+        if (found.empty()) ggml().backend_register(&registry);
+        return found;
+    }();
+    return wrong;
+}
+
+}  // namespace
+
+const char *register_device(const void *llama_function) {
+    return register_once(llama_function).c_str();
+}
+
+// ---------------------------------------------------------------- one context
+void ContextDevice::add_weight(const Tensor *weight, int layer, int index, bool is_last) {
+    weights_[weight] = {layer, index, is_last};
+}
+
+const ContextDevice::Weight *ContextDevice::weight_of(const Tensor *product) const {
+    auto found = weights_.find(product->src[0]);
+    return found == weights_.end() ? nullptr : &found->second;
+}
+
+// The experts' product that `op` was made from, if no other kind of product lies between.
+const ContextDevice::Weight *ContextDevice::nearest_product(const Tensor *op, int depth) const {
+    for (; op && depth < MOST_STEPS; depth++) {
+        if (op->op == ggml().op_mul_mat_id) return weight_of(op);
+        bool is_view = op->op == ggml().op_view || op->op == ggml().op_reshape;
+        if (!is_view && !claims_between(op)) return nullptr;
+        op = op->src[0];
+    }
+    return nullptr;
+}
+
+// Whether an operation of this kind may stand between the products of a layer.
+bool ContextDevice::claims_between(const Tensor *op) const {
+    const Ggml &g = ggml();
+    for (int32_t kind : {g.op_glu, g.op_add_id, g.op_unary, g.op_sqr, g.op_scale, g.op_clamp,
+                         g.op_mul, g.op_add})
+        if (op->op == kind) return true;
+    return false;
+}
+
+bool ContextDevice::claims(const Tensor *op) const {
+    if (op->op == ggml().op_mul_mat_id) return weight_of(op) != nullptr;
+    if (depends_on_rows(op)) return true;
+    if (weights_.empty() || !claims_between(op)) return false;
+    const Weight *product = nearest_product(op->src[0], 0);
+    return product && (!product->is_last || op->op == ggml().op_add_id);
+}
+
+// llama.cpp's scheduler hands over a run of claimed operations: a layer's experts, or operations that
+// depend on the number of rows, or both.
+Status ContextDevice::compute(Graph *graph) {
+    std::vector<Tensor *> nodes(ggml().graph_n_nodes(graph));
+    for (size_t i = 0; i < nodes.size(); i++) nodes[i] = ggml().graph_node(graph, i);
+    std::vector<Product> products;
+    int layer = -1;
+    for (size_t i = 0; i < nodes.size(); i++) {
+        const Weight *weight = nodes[i]->op == ggml().op_mul_mat_id ? weight_of(nodes[i]) : nullptr;
+        if (!weight) continue;
+        layer = weight->layer;
+        products.push_back({i, weight->index});
+    }
+    if (products.empty()) return compute_nodes(nodes.data(), nodes.size(), cpu_);
+    num_calls++;
+    return engine_->compute(layer, nodes, products, cpu_);
+}
+
+// --------------------------------------------------------------- expert buffer
+namespace {
+
+const char *buffer_name(BufferType *) { return NAME; }
+size_t alignment(BufferType *) { return ALIGNMENT_BYTES; }
+bool is_host(BufferType *type) { return !((ExpertBuffer *)type->context)->loading; }
+void free_nothing(Buffer *) {}
+void *get_base(Buffer *buffer) { return buffer->context; }
+void set_nothing(Buffer *, Tensor *, const void *, size_t, size_t) {}
+
+}  // namespace
+
+ExpertBuffer::ExpertBuffer()
+    : type{buffer_name, allocate, alignment, nullptr, nullptr, is_host, nullptr, this} {}
+
+ExpertBuffer::~ExpertBuffer() {
+    for (auto &[address, num_bytes] : spaces_) munmap(address, num_bytes);
+}
+
+Buffer *ExpertBuffer::allocate(BufferType *type, size_t num_bytes) {
+    auto *self = (ExpertBuffer *)type->context;
+    void *address = mmap(nullptr, num_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                         -1, 0);
+    if (address == MAP_FAILED) {
+        self->failed = true;
+        return nullptr;
+    }
+    self->spaces_.emplace_back(address, num_bytes);
+    BufferInterface iface{free_nothing, get_base, keep, nullptr, set_nothing, {}};
+    return ggml().backend_buffer_init(type, iface, address, num_bytes);
+}
+
+// The tensor's rows lie on top of each other: it has no bytes, or one element.
+Status ExpertBuffer::keep(Buffer *buffer, Tensor *tensor) {
+    std::memset(tensor->nb, 0, sizeof tensor->nb);
+    ((ExpertBuffer *)buffer->type->context)->weights.push_back(tensor);
+    return SUCCESS;
+}
+
+}  // namespace haversack

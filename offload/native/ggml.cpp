@@ -1,0 +1,100 @@
+#include "ggml.hpp"
+
+#include <cstring>
+#include <dlfcn.h>
+
+namespace haversack {
+
+namespace {
+
+constexpr int32_t KNOWN_API_VERSION = 2;  // GGML_BACKEND_API_VERSION
+constexpr int32_t MAX_OPS = 128;
+
+Ggml found;
+
+// A handle to the library that `function` lies in; symbols of the libraries it needs are found too.
+void *library_of(const void *function) {
+    Dl_info info;
+    if (dladdr(function, &info) == 0) return nullptr;
+    return dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+}
+
+std::string load_functions(void *library) {
+    std::string missing;
+    auto load = [&](auto &function, const char *name) {
+        void *address = dlsym(library, name);
+        if (!address) missing = name;
+        std::memcpy(&function, &address, sizeof address);
+    };
+    load(found.init, "ggml_init");
+    load(found.free, "ggml_free");
+    load(found.new_graph_custom, "ggml_new_graph_custom");
+    load(found.graph_overhead_custom, "ggml_graph_overhead_custom");
+    load(found.graph_clear, "ggml_graph_clear");
+    load(found.graph_add_node, "ggml_graph_add_node");
+    load(found.graph_n_nodes, "ggml_graph_n_nodes");
+    load(found.graph_node, "ggml_graph_node");
+    load(found.type_size, "ggml_type_size");
+    load(found.blck_size, "ggml_blck_size");
+    load(found.op_name, "ggml_op_name");
+    load(found.backend_buffer_init, "ggml_backend_buffer_init");
+    load(found.backend_buft_is_host, "ggml_backend_buft_is_host");
+    load(found.backend_cpu_buffer_type, "ggml_backend_cpu_buffer_type");
+    load(found.backend_graph_compute, "ggml_backend_graph_compute");
+    load(found.backend_free, "ggml_backend_free");
+    load(found.backend_register, "ggml_backend_register");
+    load(found.backend_reg_get, "ggml_backend_reg_get");
+    load(found.backend_cpu_init, "ggml_backend_cpu_init");
+    load(found.backend_cpu_set_n_threads, "ggml_backend_cpu_set_n_threads");
+    load(found.get_type_traits_cpu, "ggml_get_type_traits_cpu");
+    return missing;
+}
+
+std::string load_ops() {
+    std::string missing;
+    auto load = [&](int32_t &op, const char *name) {
+        for (op = 0; op < MAX_OPS && std::strcmp(found.op_name(op), name) != 0; op++) {}
+        if (op == MAX_OPS) missing = name;
+    };
+    load(found.op_none, "NONE");
+    load(found.op_mul_mat, "MUL_MAT");
+    load(found.op_mul_mat_id, "MUL_MAT_ID");
+    load(found.op_glu, "GLU");
+    load(found.op_add_id, "ADD_ID");
+    load(found.op_unary, "UNARY");
+    load(found.op_sqr, "SQR");
+    load(found.op_scale, "SCALE");
+    load(found.op_clamp, "CLAMP");
+    load(found.op_mul, "MUL");
+    load(found.op_add, "ADD");
+    load(found.op_view, "VIEW");
+    load(found.op_reshape, "RESHAPE");
+    load(found.op_permute, "PERMUTE");
+    load(found.op_flash_attn_ext, "FLASH_ATTN_EXT");
+    return missing;
+}
+
+std::string load_all(const void *llama_function) {
+    void *library = library_of(llama_function);
+    if (!library) return "libllama cannot be opened again";
+    std::string missing = load_functions(library);
+    if (!missing.empty()) return "libggml has no function " + missing;
+    missing = load_ops();
+    if (!missing.empty()) return "libggml has no operation " + missing;
+    int32_t version = found.backend_reg_get(0)->api_version;
+    if (version != KNOWN_API_VERSION)
+        return "libggml's backend interface has version " + std::to_string(version) + ", need " +
+               std::to_string(KNOWN_API_VERSION);
+    return "";
+}
+
+}  // namespace
+
+const std::string &load_ggml(const void *llama_function) {
+    static const std::string wrong = load_all(llama_function);
+    return wrong;
+}
+
+const Ggml &ggml() { return found; }
+
+}  // namespace haversack

@@ -1,0 +1,180 @@
+// What haversack uses of ggml: the structures of its backend interface, which the headers of
+// llama-cpp-python lack, and its functions, found in the libraries that libllama has loaded. The
+// layouts are those of the one known build; `load_ggml` refuses another interface version.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace haversack {
+
+// struct ggml_tensor
+struct Tensor {
+    int32_t type;
+    struct Buffer *buffer;
+    int64_t ne[4];
+    size_t nb[4];
+    int32_t op;
+    int32_t op_params[16];
+    int32_t flags;
+    Tensor *src[10];
+    Tensor *view_src;
+    size_t view_offs;
+    void *data;
+    char name[64];
+    void *extra;
+    char padding[8];
+
+    char *row(int64_t i1, int64_t i2 = 0) const { return (char *)data + i1 * nb[1] + i2 * nb[2]; }
+};
+static_assert(sizeof(Tensor) == 336, "another layout than llama.cpp's");
+
+constexpr int32_t TYPE_F32 = 0, TYPE_F16 = 1, TYPE_I32 = 26, TYPE_BF16 = 30;  // enum ggml_type
+constexpr int32_t FLAG_COMPUTE = 16;  // a graph skips nodes without it
+enum Status : int32_t { ALLOC_FAILED = -2, FAILED = -1, SUCCESS = 0, ABORTED = 1 };
+constexpr int DEVICE_TYPE_ACCEL = 3;  // enum ggml_backend_dev_type
+
+struct Graph;  // struct ggml_cgraph
+struct Device;
+struct Backend;
+struct Registry;
+
+// struct ggml_backend_buffer_type
+struct BufferType {
+    const char *(*get_name)(BufferType *);
+    Buffer *(*alloc_buffer)(BufferType *, size_t num_bytes);
+    size_t (*get_alignment)(BufferType *);
+    size_t (*get_max_size)(BufferType *);
+    size_t (*get_alloc_size)(BufferType *, const Tensor *);
+    bool (*is_host)(BufferType *);
+    Device *device;
+    void *context;
+};
+
+// struct ggml_backend_buffer_i
+struct BufferInterface {
+    void (*free_buffer)(Buffer *);
+    void *(*get_base)(Buffer *);
+    Status (*init_tensor)(Buffer *, Tensor *);
+    void (*memset_tensor)(Buffer *, Tensor *, uint8_t, size_t, size_t);
+    void (*set_tensor)(Buffer *, Tensor *, const void *, size_t, size_t);
+    void *unused[6];
+};
+
+// struct ggml_backend_buffer
+struct Buffer {
+    BufferInterface iface;
+    BufferType *type;
+    void *context;
+    size_t num_bytes;
+    int32_t usage;
+};
+
+// struct ggml_backend
+struct Backend {
+    const void *guid;
+    const char *(*get_name)(Backend *);
+    void (*free)(Backend *);
+    void *transfers[4];
+    bool (*cpy_tensor_async)(Backend *from, Backend *to, const Tensor *, Tensor *);
+    void (*synchronize)(Backend *);
+    void *plans[4];
+    Status (*graph_compute)(Backend *, Graph *);
+    void *events[3];
+    Device *device;
+    void *context;
+};
+
+// struct ggml_backend_dev_props
+struct DeviceProperties {
+    const char *name, *description;
+    size_t memory_free, memory_total;
+    int32_t type;
+    const char *device_id;
+    bool capabilities[5];
+};
+
+// struct ggml_backend_device
+struct Device {
+    const char *(*get_name)(Device *);
+    const char *(*get_description)(Device *);
+    void (*get_memory)(Device *, size_t *free, size_t *total);
+    int32_t (*get_type)(Device *);
+    void (*get_props)(Device *, DeviceProperties *);
+    Backend *(*init_backend)(Device *, const char *params);
+    BufferType *(*get_buffer_type)(Device *);
+    void *host_buffers[2];
+    bool (*supports_op)(Device *, const Tensor *);
+    bool (*supports_buft)(Device *, BufferType *);
+    void *offload_op;
+    void *events[3];
+    Registry *registry;
+    void *context;
+};
+
+// struct ggml_backend_reg
+struct Registry {
+    int32_t api_version;
+    const char *(*get_name)(Registry *);
+    size_t (*get_device_count)(Registry *);
+    Device *(*get_device)(Registry *, size_t index);
+    void *(*get_proc_address)(Registry *, const char *name);
+    void *context;
+};
+
+// struct ggml_type_traits_cpu
+struct TypeTraits {
+    void (*from_float)(const float *from, void *to, int64_t count);
+    void (*vec_dot)(int count, float *sum, size_t, const void *a, size_t, const void *b, size_t,
+                    int num_rows);
+    int32_t vec_dot_type;
+    int64_t num_rows;
+};
+
+// struct ggml_init_params
+struct InitParams {
+    size_t num_bytes;
+    void *memory;
+    bool no_alloc;
+};
+
+// ggml's functions and the codes of its operations.
+struct Ggml {
+    void *(*init)(InitParams);
+    void (*free)(void *context);
+    Graph *(*new_graph_custom)(void *context, size_t num_nodes, bool grads);
+    size_t (*graph_overhead_custom)(size_t num_nodes, bool grads);
+    void (*graph_clear)(Graph *);
+    void (*graph_add_node)(Graph *, Tensor *);
+    int (*graph_n_nodes)(Graph *);
+    Tensor *(*graph_node)(Graph *, int index);
+    size_t (*type_size)(int32_t type);
+    int64_t (*blck_size)(int32_t type);
+    const char *(*op_name)(int32_t op);
+    Buffer *(*backend_buffer_init)(BufferType *, BufferInterface, void *context, size_t num_bytes);
+    bool (*backend_buft_is_host)(BufferType *);
+    BufferType *(*backend_cpu_buffer_type)();
+    Status (*backend_graph_compute)(Backend *, Graph *);
+    void (*backend_free)(Backend *);
+    void (*backend_register)(Registry *);
+    Registry *(*backend_reg_get)(size_t index);
+    Backend *(*backend_cpu_init)();
+    void (*backend_cpu_set_n_threads)(Backend *, int num_threads);
+    const TypeTraits *(*get_type_traits_cpu)(int32_t type);
+
+    int32_t op_none, op_mul_mat, op_mul_mat_id, op_glu, op_add_id, op_unary, op_sqr, op_scale,
+        op_clamp, op_mul, op_add, op_view, op_reshape, op_permute, op_flash_attn_ext;
+
+    int64_t row_bytes(int32_t type, int64_t count) const {
+        return count / blck_size(type) * (int64_t)type_size(type);
+    }
+};
+
+// Find all of it in the libraries around `llama_function`, a function of libllama's. Returns what is
+// wrong, or nothing. It does so once; later calls return the same.
+const std::string &load_ggml(const void *llama_function);
+// What was loaded.
+const Ggml &ggml();
+
+}  // namespace haversack
