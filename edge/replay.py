@@ -52,7 +52,7 @@ class Trace:
         except _UNREADABLE as error:
             raise PromptError(
                 f"{path} is no recorded routing ({error}): record some with"
-                " python -m haversack.tools.trace"
+                " python -m haversack.tools.routing.trace"
             ) from error
         of_layers = [events[:, 1] == layer for layer in range(events[:, 1].max() + 1)]
         return cls(

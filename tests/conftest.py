@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from haversack.tools.known_answer import write_known_answer
-from haversack.tools.synth import write_tiny
+from haversack.tools.models.known_answer import write_known_answer
+from haversack.tools.models.synth import write_tiny
 
 TinyModel = Callable[..., Path]
 
@@ -23,7 +23,7 @@ def the_users_cache_is_left_alone(tmp_path_factory: pytest.TempPathFactory) -> I
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """A function that gives the path of a tiny random model of an architecture, made as
-    `tools.synth.write_tiny` is told."""
+    `tools.models.synth.write_tiny` is told."""
     folder = tmp_path_factory.mktemp("models")
     made: dict[str, Path] = {}
 

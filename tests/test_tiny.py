@@ -5,7 +5,7 @@ from typing import Any
 
 from haversack import edge
 from haversack.edge.planner import streamed
-from haversack.tools.architectures import TinyShape
+from haversack.tools.models.architectures import TinyShape
 
 
 def test_eight_tokens_are_the_same_with_any_cache(tiny_model: Any, tmp_path: Path) -> None:

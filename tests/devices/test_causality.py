@@ -10,8 +10,8 @@ from haversack.devices.authoring import random_model
 from haversack.devices.errors import ModelFileError
 from haversack.devices.llama import ContextShape, LlamaModel
 from haversack.devices.needs import memory_needs
-from haversack.tools.architectures import ARCHITECTURES, TinyShape
-from haversack.tools.synth import random_values
+from haversack.tools.models.architectures import ARCHITECTURES, TinyShape
+from haversack.tools.models.synth import random_values
 
 SHAPE = ContextShape(ctx_tokens=128, batch_tokens=64, threads=1)
 KEYS: dict[str, int | float | bool] = {

@@ -13,7 +13,7 @@ from haversack.devices.expert_buffer import ExpertBuffer
 from haversack.devices.ggml import GgufHeader
 from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
 from haversack.devices.memory import address_of, anonymous_bytes
-from haversack.tools.synth import TinyShape
+from haversack.tools.models.synth import TinyShape
 
 PATTERN = r"ffn_(gate|up|down|gate_up)_exps\.weight$"
 SMALL = TinyShape(num_hidden_layers=2, num_experts=6, vocab_size=64)

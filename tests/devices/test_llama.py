@@ -27,7 +27,7 @@ from haversack.devices.llama import (
     LlamaModel,
 )
 from haversack.devices.memory import anonymous_bytes
-from haversack.tools.synth import TinyShape
+from haversack.tools.models.synth import TinyShape
 
 SMALL = TinyShape(num_hidden_layers=2, num_experts=4, vocab_size=64)
 SHAPE = ContextShape(ctx_tokens=256, batch_tokens=128, threads=1)

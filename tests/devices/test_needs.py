@@ -17,7 +17,7 @@ from haversack.devices.errors import BindingError, ModelFileError
 from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
 from haversack.devices.logs import LogCapture
 from haversack.devices.needs import THREAD_SCRATCH_BYTES, cell_bytes, memory_needs
-from haversack.tools.synth import TinyShape
+from haversack.tools.models.synth import TinyShape
 
 SMALL = TinyShape(num_hidden_layers=2, num_experts=4, vocab_size=64)
 

@@ -17,8 +17,8 @@ import pytest
 
 from haversack import edge
 from haversack.devices.authoring import random_model
-from haversack.tools.architectures import TinyShape, tiny_metadata
-from haversack.tools.trace import main as record_trace
+from haversack.tools.models.architectures import TinyShape, tiny_metadata
+from haversack.tools.routing.trace import main as record_trace
 
 PROGRAM = [sys.executable, "-m", "haversack.edge"]
 EXPECTED = Path(__file__).parents[2] / "tools" / "stories260k" / "expected_greedy.txt"

@@ -13,7 +13,7 @@ from haversack.edge.decode import Decoder
 from haversack.edge.planner import streamed
 from haversack.edge.templates import ChatTemplate
 from haversack.offload.engine import Engine, open_resident
-from haversack.tools.architectures import TinyShape
+from haversack.tools.models.architectures import TinyShape
 
 TinyModel = Callable[..., Path]
 Logits = npt.NDArray[np.float32]

@@ -13,7 +13,7 @@ import pytest
 from haversack import edge
 from haversack.devices.storage import Buffer, DirectFile
 from haversack.edge.planner import streamed
-from haversack.tools.architectures import TinyShape
+from haversack.tools.models.architectures import TinyShape
 
 TOKENS = [1 + 7 * i % 200 for i in range(110)]
 PREFILL = 30

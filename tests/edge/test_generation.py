@@ -14,7 +14,7 @@ import pytest
 
 from haversack import edge
 from haversack.edge.planner import streamed
-from haversack.tools.architectures import TinyShape
+from haversack.tools.models.architectures import TinyShape
 
 TinyModel = Callable[..., Path]
 OURS = ("/edge/", "/offload/", "/devices/")
@@ -86,7 +86,7 @@ PROGRAM = """
 import signal, sys
 from pathlib import Path
 from haversack import edge
-from haversack.tools.synth import write_tiny
+from haversack.tools.models.synth import write_tiny
 
 path = write_tiny("qwen3moe", Path(sys.argv[1]) / "m.gguf")[0]
 with edge.load(path, ram="1GiB", ctx=64, threads=1) as model:

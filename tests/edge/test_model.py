@@ -20,8 +20,8 @@ from haversack.devices.ggml import GgufHeader
 from haversack.devices.memory import anonymous_bytes
 from haversack.devices.storage import Buffer, DirectFile
 from haversack.edge.planner import streamed
-from haversack.tools.architectures import TinyShape
-from haversack.tools.known_answer import SOURCES
+from haversack.tools.models.architectures import TinyShape
+from haversack.tools.models.known_answer import SOURCES
 
 EXPECTED = (SOURCES / "expected_greedy.txt").read_text()
 EXPECTED_IDS = json.loads((SOURCES / "expected_greedy_ids.json").read_text())

@@ -14,7 +14,7 @@ from haversack.devices.llama import LlamaModel
 from haversack.devices.sampler import chain_bytes
 from haversack.edge.model import builtin_model
 from haversack.edge.planner import streamed
-from haversack.tools.architectures import TinyShape
+from haversack.tools.models.architectures import TinyShape
 
 MIB = 1024 * 1024
 

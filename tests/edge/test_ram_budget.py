@@ -12,7 +12,7 @@ import pytest
 from haversack import edge
 from haversack.devices.ledger import ledger
 from haversack.edge.planner import streamed
-from haversack.tools.architectures import TinyShape
+from haversack.tools.models.architectures import TinyShape
 
 TinyModel = Callable[..., Path]
 MIB = 2**20

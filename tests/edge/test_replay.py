@@ -10,7 +10,7 @@ from haversack import edge
 from haversack.edge.planner import streamed
 from haversack.edge.replay import FADING, Replay, Trace
 from haversack.quant.gguf import read_geometry
-from haversack.tools.architectures import TinyShape
+from haversack.tools.models.architectures import TinyShape
 
 LAYERS, EXPERTS, USED, STEPS = 3, 8, 2, 5
 

@@ -12,7 +12,7 @@ import pytest
 from haversack import edge
 from haversack.devices.storage import Buffer, DirectFile
 from haversack.edge.planner import streamed
-from haversack.tools.architectures import TinyShape
+from haversack.tools.models.architectures import TinyShape
 
 TOKENS = [1 + 7 * i % 200 for i in range(30)]
 SHAPE = TinyShape(num_hidden_layers=4, num_experts=16)

@@ -10,8 +10,8 @@ import pytest
 from haversack import edge
 from haversack.edge.plain_llama import PlainLlama
 from haversack.edge.planner import streamed
-from haversack.tools.architectures import ARCHITECTURES, TinyShape
-from haversack.tools.synth import TinyLayout
+from haversack.tools.models.architectures import ARCHITECTURES, TinyShape
+from haversack.tools.models.synth import TinyLayout
 
 PREFILL, DECODED, CTX, THREADS = 100, 64, 256, 2
 SHAPE = TinyShape(num_experts=16, num_experts_per_tok=4)

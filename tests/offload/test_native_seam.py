@@ -16,7 +16,7 @@ from haversack.devices.storage import Buffer, DirectFile
 from haversack.edge.planner import streamed
 from haversack.offload.native_seam import NativeSeam
 from haversack.offload.seam import Seam, Watcher
-from haversack.tools.architectures import TinyShape
+from haversack.tools.models.architectures import TinyShape
 
 TOKENS = [1 + 7 * i % 200 for i in range(60)]
 

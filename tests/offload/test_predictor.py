@@ -13,7 +13,7 @@ from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
 from haversack.edge.planner import streamed
 from haversack.offload.predictor import Router, _ancestors, _router, chosen_probabilities
 from haversack.offload.seam import Seam
-from haversack.tools.architectures import ARCHITECTURES
+from haversack.tools.models.architectures import ARCHITECTURES
 
 EYE = np.eye(8, dtype=np.float32)
 INPUTS = np.array([0, 8, 7, 6, 5, 4, 3, 2], np.float32)

@@ -13,7 +13,7 @@ from haversack.devices.ggml import GraphNode
 from haversack.edge.planner import streamed
 from haversack.offload.seam import Seam
 from haversack.offload.store import ExpertStore
-from haversack.tools.architectures import TinyShape
+from haversack.tools.models.architectures import TinyShape
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from haversack.offload.pool import plan_pools
 from haversack.offload.store import ExpertStore, Group, Lease
 from haversack.offload.streamer import Streamer
 from haversack.quant.gguf import ExpertMatrix, ModelGeometry, read_geometry
-from haversack.tools.architectures import TinyShape
+from haversack.tools.models.architectures import TinyShape
 
 NUM_EXPERTS, NUM_LAYERS = 16, 3
 

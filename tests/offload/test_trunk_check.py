@@ -15,8 +15,8 @@ from haversack.devices.llama import LlamaModel
 from haversack.offload.trunk_check import TrunkCheck
 from haversack.quant.gguf import EXPERT_PATTERN, read_geometry
 from haversack.quant.trunk import ensure_trunk, hole_names
-from haversack.tools.architectures import ARCHITECTURES, TinyShape
-from haversack.tools.synth import TinyLayout
+from haversack.tools.models.architectures import ARCHITECTURES, TinyShape
+from haversack.tools.models.synth import TinyLayout
 
 SHAPE = TinyShape(num_hidden_layers=2, num_experts=4, vocab_size=64)
 

@@ -18,7 +18,7 @@ from haversack.offload.store import ExpertStore, Lease
 from haversack.offload.streamer import AHEAD_READERS, Streamer
 from haversack.offload.warm_start import PORTION
 from haversack.quant.gguf import ModelGeometry, read_geometry
-from haversack.tools.architectures import TinyShape
+from haversack.tools.models.architectures import TinyShape
 
 NUM_EXPERTS, PER_TOKEN, SLOTS = 16, 2, 24
 LAYERS = (0, 1, 2)

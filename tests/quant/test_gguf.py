@@ -13,8 +13,8 @@ from gguf import GGUFReader, GGUFWriter
 from haversack.devices.errors import ModelFileError
 from haversack.quant.blocks import block_type
 from haversack.quant.gguf import ExpertMatrix, ModelGeometry, part_paths, read_geometry
-from haversack.tools.architectures import ARCHITECTURES
-from haversack.tools.synth import TinyLayout, TinyShape, write_tiny
+from haversack.tools.models.architectures import ARCHITECTURES
+from haversack.tools.models.synth import TinyLayout, TinyShape, write_tiny
 
 SMALL = TinyShape(num_hidden_layers=3, num_experts=4, vocab_size=64)
 ODD = TinyShape(2, num_experts=5, num_experts_per_tok=3, hidden_size=128, moe_intermediate_size=96)

@@ -9,8 +9,8 @@ from gguf import GGUFWriter
 
 from haversack.devices.errors import ModelFileError
 from haversack.quant.gguf import read_geometry
-from haversack.tools.architectures import ARCHITECTURES
-from haversack.tools.synth import TinyShape, write_tiny
+from haversack.tools.models.architectures import ARCHITECTURES
+from haversack.tools.models.synth import TinyShape, write_tiny
 
 SMALL = TinyShape(num_hidden_layers=2, num_experts=4, vocab_size=64)
 KIND_OF_ARCHITECTURE = {

@@ -12,7 +12,7 @@ from haversack.devices.ggml import GgufHeader
 from haversack.quant.gguf import ModelGeometry, read_geometry
 from haversack.quant.seal import compare_file, is_whole
 from haversack.quant.trunk import ensure_trunk, hole_names
-from haversack.tools.synth import TinyShape, write_tiny
+from haversack.tools.models.synth import TinyShape, write_tiny
 
 SHAPE = TinyShape(num_hidden_layers=2, num_experts=4, hidden_size=128, vocab_size=64)
 END_BYTES = 40

@@ -31,7 +31,7 @@ from haversack.quant.trunk import (
     resident_path,
     rewrite_trunk,
 )
-from haversack.tools.synth import TinyLayout, TinyShape, write_tiny
+from haversack.tools.models.synth import TinyLayout, TinyShape, write_tiny
 
 SMALL = TinyShape(num_hidden_layers=3, num_experts=4, vocab_size=64)
 ODD = TinyShape(2, num_experts=5, num_experts_per_tok=3, hidden_size=128, moe_intermediate_size=96)

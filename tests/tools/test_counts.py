@@ -2,7 +2,7 @@
 
 import pytest
 
-from haversack.tools import bench_drive
+from haversack.tools.bench import drive as bench_drive
 from haversack.tools.counts import positive
 
 

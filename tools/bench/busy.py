@@ -1,0 +1,178 @@
+"""Does it stay fast beside other busy programs? Decode against every fixed setting of threads.
+
+    python -m haversack.tools.bench.busy [MODEL] [--ram 96MiB] [--rounds 3] [--tokens 100]
+
+The default settings compete with each number of threads and each way of waiting that OpenMP has,
+beside no busy loop, as many as there are cores, and twice as many. Each run is a process of its
+own; they take turns. Bounds: at least 0.98 of the best fixed setting on a quiet machine, 0.8 on a
+busy one, and the same text everywhere.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from haversack import edge
+from haversack.devices.cores import usable_cores
+from haversack.tools.counts import positive
+from haversack.tools.program import run
+from haversack.tools.rows import write_rows
+
+QUIET_BOUND, BUSY_BOUND = 0.98, 0.8
+WAITS: dict[str, dict[str, str]] = {
+    "spinning": {"OMP_WAIT_POLICY": "active"},
+    "spinning briefly": {"GOMP_SPINCOUNT": "10000"},
+    "sleeping": {"OMP_WAIT_POLICY": "passive"},
+}
+PROMPT = 16  # tokens computed at once, before those that are timed
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """One way to run: the command's `threads` and what the environment says of waiting."""
+
+    name: str
+    threads: int | None
+    environment: Mapping[str, str]
+
+
+OURS = Competitor("haversack", None, {})
+
+
+def fixed_settings(num_cores: int) -> list[Competitor]:
+    """Every number of threads, and for more than one every way of waiting."""
+    alone = Competitor("1 thread", 1, WAITS["sleeping"])
+    teams = [
+        Competitor(f"{num} threads {wait}", num, environment)
+        for num in range(2, num_cores + 1)
+        for wait, environment in WAITS.items()
+    ]
+    return [alone, *teams]
+
+
+@contextmanager
+def busy_loops(count: int) -> Iterator[None]:
+    """So many other processes want a core each inside the block."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def decode_here(given: argparse.Namespace) -> dict[str, Any]:
+    """Tokens a second of decoding the same random tokens again and again for so many seconds,
+    after as many that are not timed, and a hash of the likeliest next tokens and their logits."""
+    with edge.load(given.model, ram=given.ram, ctx=256, threads=given.threads) as loaded:
+        chosen = np.random.default_rng(0).integers(0, loaded.vocab_size, PROMPT + given.tokens)
+        tokens = chosen.tolist()
+        likeliest(loaded, tokens)
+        before, end_s = loaded.stats(), time.perf_counter() + given.seconds
+        found = set[str]()
+        while time.perf_counter() < end_s:
+            found.add(likeliest(loaded, tokens))
+        return {"tok_s": loaded.stats().since(before).decode_tok_s, "texts": sorted(found)}
+
+
+def likeliest(loaded: edge.Model, tokens: list[int]) -> str:
+    """A hash of what is likeliest after each token, and how likely."""
+    digest = hashlib.sha256()
+    for row in loaded.iter_logits(tokens, prefill=PROMPT):
+        best = int(row.argmax())
+        digest.update(repr((best, row[best])).encode())
+    return digest.hexdigest()[:12]
+
+
+def run_once(competitor: Competitor, given: argparse.Namespace) -> dict[str, Any]:
+    """The same in a process of its own. Raises RuntimeError if it fails."""
+    command = [sys.executable, "-m", "haversack.tools.bench.busy", str(given.model), "--here"]
+    command += ["--seconds", str(given.seconds), "--tokens", str(given.tokens)]
+    command += [] if given.ram is None else ["--ram", given.ram]
+    command += [] if competitor.threads is None else ["--threads", str(competitor.threads)]
+    kept = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    done = subprocess.run(
+        command, env={**kept, **competitor.environment}, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def compare(num_loops: int, given: argparse.Namespace) -> tuple[list[dict[str, Any]], set[str]]:
+    """A row for each competitor, medians of the rounds, and the texts that ours has written."""
+    competitors = [OURS, *fixed_settings(usable_cores())]
+    speeds: dict[str, list[float]] = {competitor.name: [] for competitor in competitors}
+    texts = set[str]()
+    with busy_loops(num_loops):
+        for _ in range(given.rounds):
+            for competitor in competitors:
+                result = run_once(competitor, given)
+                speeds[competitor.name].append(result["tok_s"])
+                texts |= set(result["texts"]) if competitor is OURS else set()
+    rows = [
+        {"busy_loops": num_loops, "setting": name, "tok_s": round(statistics.median(found), 1)}
+        for name, found in speeds.items()
+    ]
+    return rows, texts
+
+
+def verdict(rows: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
+    """A line about ours (the first row) beside the best of the others, and whether it holds."""
+    ours, *fixed = rows
+    best = max(fixed, key=lambda row: float(row["tok_s"]))
+    bound = BUSY_BOUND if ours["busy_loops"] else QUIET_BOUND
+    ratio = ours["tok_s"] / best["tok_s"]
+    line = (
+        f"{ours['busy_loops']} busy loops: {ours['tok_s']} tok/s, {ratio:.2f} of the best fixed"
+        f" setting ({best['setting']}, {best['tok_s']}), bound {bound}:"
+        f" {'holds' if ratio >= bound else 'FAILS'}"
+    )
+    return line, ratio >= bound
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 0 if all bounds hold."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path, nargs="?", default=edge.builtin_model())
+    parser.add_argument("--ram", help="as of haversack run; all in memory unless given")
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--seconds", type=positive, default=5, help="each run is timed for")
+    parser.add_argument("--tokens", type=positive, default=100, help="of a text")
+    parser.add_argument("--csv", type=Path, help="write the table to this file")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=positive, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.here:
+        print(json.dumps(decode_here(given)))
+        return 0
+    held, texts, table = True, set[str](), list[dict[str, Any]]()
+    for num_loops in (0, usable_cores(), 2 * usable_cores()):
+        rows, written = compare(num_loops, given)
+        line, holds = verdict(rows)
+        table, texts, held = table + rows, texts | written, held and holds
+        for row in rows:
+            print(f"  {row['setting']:<28}{row['tok_s']:>8} tok/s")
+        print(line, flush=True)
+    print(f"the text is {'the same in all: holds' if len(texts) == 1 else 'not the same: FAILS'}")
+    if given.csv is not None:
+        write_rows(given.csv, table)
+    return 0 if held and len(texts) == 1 else 1
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,152 @@
+"""Draw what the benchmarks wrote.
+
+    python -m haversack.tools.bench.plot stream tools/results/*_stream.csv stream.png
+    python -m haversack.tools.bench.plot policies tools/results/policies.csv policies.png
+    python -m haversack.tools.bench.plot timeline OUT.csv timeline.png
+
+`stream`: tokens a second against the share of the experts in slots, by the speed of the drive,
+beside the bound. `policies`: hit rates against that share by eviction rule, beside the oracle. Both
+have a panel for each recorded model. `timeline`: one token, layer by layer, as
+`tools.bench.timeline` saw it. Needs the extra `train` (matplotlib).
+"""
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, str]
+
+_ORACLE = "belady"
+
+# Of a timeline: how each kind is called and coloured, and its place in the layer's lane.
+_LANES = {
+    "compute": ("llama.cpp computes", "tab:green", 0.0, 0.4),
+    "late": ("late experts: multiplied as they come", "tab:olive", 0.0, 0.4),
+    "demand": ("read on demand", "tab:red", 0.4, 0.2),
+    "ahead": ("read ahead", "tab:blue", 0.6, 0.2),
+}
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a CSV file. Raises ValueError if there are none."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise ValueError(f"{path} has no rows: have a benchmark write it with --csv")
+    return rows
+
+
+def draw_stream(rows: Sequence[Row], path: Path) -> None:
+    """Speed and bound against the share of the experts in slots, for each drive, without and with
+    reading ahead: a panel for each recorded model."""
+    traces = sorted({row["trace"] for row in rows})
+    figure, panels = _figure(len(traces))
+    for axes, trace in zip(panels, traces, strict=True):
+        _draw_speeds([row for row in rows if row["trace"] == trace], axes)
+        axes.set(xlabel="experts in slots, %", ylabel="tokens a second", title=trace.split("_")[0])
+        axes.set_ylim(bottom=0)
+    _finish(figure, panels, path)
+
+
+def _draw_speeds(rows: Sequence[Row], axes: Any) -> None:
+    for rate, recall in sorted({(float(r["rate_bytes_s"]), float(r["recall"])) for r in rows}):
+        chosen = sorted(
+            (r for r in rows if (float(r["rate_bytes_s"]), float(r["recall"])) == (rate, recall)),
+            key=lambda row: float(row["share"]),
+        )
+        shares = [100 * float(row["share"]) for row in chosen]
+        label = f"{rate / 1e9:g} GB/s" + (", read ahead" if recall else "")
+        (line,) = axes.plot(
+            shares, [1 / float(r["s_per_token"]) for r in chosen], "o-", label=label
+        )
+        bounds = [1 / float(row["bound_s"]) for row in chosen]
+        if not recall:
+            axes.plot(shares, bounds, ":", color=line.get_color(), label=f"bound, {label}")
+
+
+def draw_policies(rows: Sequence[Row], path: Path) -> None:
+    """Hit rates of each rule against the share in the cache, a panel for each recorded model."""
+    traces = sorted({row["trace"] for row in rows})
+    rules = [name for name in rows[0] if name not in ("trace", "cache")]
+    figure, panels = _figure(len(traces))
+    for axes, trace in zip(panels, traces, strict=True):
+        chosen = [row for row in rows if row["trace"] == trace]
+        shares = [float(row["cache"].rstrip("%")) for row in chosen]
+        for rule in rules:
+            style = "k:" if rule == _ORACLE else "o-"
+            axes.plot(shares, [float(row[rule]) for row in chosen], style, label=rule, markersize=3)
+        axes.set(xlabel="experts in the cache, %", ylabel="hits, %", title=trace.split("_")[0])
+    _finish(figure, panels[:1], path)
+
+
+def draw_timeline(rows: Sequence[Row], path: Path) -> None:
+    """A token's intervals in a lane for each layer, the first at the top."""
+    figure, (axes,) = _figure(1)
+    for kind, (label, color, top, height) in _LANES.items():
+        chosen = [row for row in rows if row["kind"] == kind]
+        begins = [1e3 * float(row["begin_s"]) for row in chosen]
+        widths = [1e3 * float(row["end_s"]) - b for row, b in zip(chosen, begins, strict=True)]
+        lanes = [int(row["layer"]) + top for row in chosen]
+        # reads overlap: the darker, the more at once
+        alpha = 0.4 if kind in ("demand", "ahead") else 1.0
+        style = {"align": "edge", "color": color, "alpha": alpha, "label": label}
+        axes.barh(lanes, widths, height, begins, **style)
+    routers = [row for row in rows if row["kind"] == "router"]
+    axes.vlines(
+        [1e3 * float(row["begin_s"]) for row in routers],
+        [int(row["layer"]) - 0.1 for row in routers],
+        [int(row["layer"]) + 0.9 for row in routers],
+        colors="black",
+        label="router has chosen",
+    )
+    layers = sorted({int(row["layer"]) for row in rows})
+    axes.set_yticks([layer + 0.4 for layer in layers], [str(layer) for layer in layers])
+    axes.set(xlabel="milliseconds since the token began", ylabel="layer")
+    axes.invert_yaxis()
+    _finish(figure, [axes], path)
+
+
+def _figure(num_panels: int) -> tuple[Any, list[Any]]:
+    import_module("matplotlib").use("agg")
+    subplots = import_module("matplotlib.pyplot").subplots
+    width = 8 if num_panels == 1 else 4.5 * num_panels
+    figure, panels = subplots(1, num_panels, figsize=(width, 4.5), squeeze=False)
+    return figure, list(panels[0])
+
+
+def _finish(figure: Any, with_legend: Sequence[Any], path: Path) -> None:
+    for axes in with_legend:
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=100, bbox_inches="tight")
+
+
+DRAWN = {"stream": draw_stream, "policies": draw_policies, "timeline": draw_timeline}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw what the command line asks for; the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=tuple(DRAWN))
+    parser.add_argument("results", type=Path, nargs="+", help="CSV files of a benchmark")
+    parser.add_argument("picture", type=Path, help="where the picture is written (.png, .svg)")
+    given = parser.parse_args(arguments)
+    try:
+        DRAWN[given.what]([r for path in given.results for r in read_rows(path)], given.picture)
+    except KeyError as error:
+        names = ", ".join(map(str, given.results))
+        print(f"error: {names} has no column {error}: not {given.what}", file=sys.stderr)
+        return 2
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

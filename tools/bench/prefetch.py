@@ -1,0 +1,199 @@
+"""Does reading ahead pay? Tokens with it beside tokens without it, on recorded routing.
+
+    python -m haversack.tools.bench.prefetch FOLDER [--trace T.npz ...] [--share 0.25 ...]
+
+For each trace a random model that it fits is written to FOLDER, and away again, and run with some
+shares of its experts in slots on a drive held to `--rate`. In turn a stretch of the trace is
+decoded without guesses and with them, as they are by default: guesses of `--recall` (the recorded
+routers of a random model cannot foresee a forced choice; 0.59 to 0.72 is what recorded models have
+for the next layer), those worth it by their odds, and all given up while they do not pay.
+
+Bounds: never slower by more than 2 %; at least 8 % faster where the drive idles 30 % of the time
+without guesses, but reads something. A token's time is the median of its times in all rounds, the
+same token of the trace in the same place: machines stall for longer than a few percent. Where
+nothing is read either way, both make the same steps but for foreseeing, and that is what is
+compared: the time in the engine's own code, of a token's.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack import edge
+from haversack.devices.errors import HaversackError
+from haversack.devices.units import parse_bytes
+from haversack.edge.planner import streamed
+from haversack.edge.replay import Replay, Trace
+from haversack.tools.bench.steady import SteadyDrive
+from haversack.tools.bench.stream import write_model
+from haversack.tools.counts import positive
+from haversack.tools.routing.measures import recorded_traces
+from haversack.tools.rows import write_rows
+
+MOST_LOSS, LEAST_GAIN, IDLE_SHARE = 0.02, 0.08, 0.3
+_SETTLE_TOKENS = 64  # slots fill, and the first trial of whether it pays is over
+_WARM_TOKENS = 8  # of a stretch, not timed
+
+
+@dataclass(frozen=True)
+class PrefetchResult:
+    """One cell: `gain` is the share by which guesses made a stretch shorter; `idle` is the share of
+    the time without guesses in which the drive did nothing."""
+
+    trace: str
+    share: float
+    off_s_per_token: float
+    on_s_per_token: float
+    gain: float
+    idle: float
+    prefetch_recall: float
+    prefetching: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether the bounds hold. A drive that idles all the time has nothing to read ahead."""
+        return self.gain >= (LEAST_GAIN if IDLE_SHARE <= self.idle < 1 else -MOST_LOSS)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a cell is measured."""
+
+    rate_bytes_s: float
+    recall: float
+    tokens: int
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What the engine counted, and the seconds of each token."""
+
+    stats: edge.Stats
+    tokens_s: npt.NDArray[np.float64]
+
+
+def decode(model: edge.Model, replay: Replay, tokens: int, ahead: bool) -> Stretch:
+    """`tokens` tokens from the trace's start, after a few more."""
+    replay.rewind()
+    model.watch_routing(replay, replay.foresee if ahead else None)
+    rows = model.iter_logits([7 * i % 500 for i in range(_WARM_TOKENS + tokens)], 1)
+    for _ in range(_WARM_TOKENS):
+        next(rows)
+    stats = [model.stats(), *(model.stats() for _ in rows)]
+    tokens_s = np.diff([moment.decode_s for moment in stats])
+    return Stretch(stats[-1].since(stats[0]), tokens_s)
+
+
+def measure(path: Path, trace: Trace, share: float, settings: Settings) -> PrefetchResult:
+    """One cell. Raises HaversackError."""
+    planned = streamed(edge.plan(path, ram="1TiB", ctx=512), share)
+    drive = SteadyDrive(settings.rate_bytes_s, from_drive=True)
+    options = edge.LoadOptions(open_file=drive.open, warm_start=False)
+    replay = Replay(trace, planned.geometry, settings.recall)
+    found: dict[bool, list[Stretch]] = {True: [], False: []}
+    with edge.load(planned, options=options) as model:
+        decode(model, replay, _SETTLE_TOKENS, ahead=True)
+        for number in range(settings.rounds):
+            for ahead in (number % 2 == 1, number % 2 == 0):  # the first of a round in turn
+                found[ahead].append(decode(model, replay, settings.tokens, ahead))
+    off_s, on_s = (_usual_s(found[ahead]) for ahead in (False, True))
+    own_off_s, own_on_s = (_own_s(found[ahead]) for ahead in (False, True))
+    latest = found[True][-1].stats
+    return PrefetchResult(
+        trace=trace.name,
+        share=share,
+        off_s_per_token=off_s,
+        on_s_per_token=on_s,
+        gain=1 - on_s / off_s if _reads(found) else (own_off_s - own_on_s) / off_s,
+        idle=statistics.median(_idle(stretch.stats) for stretch in found[False]),
+        prefetch_recall=latest.prefetch_recall,
+        prefetching=latest.prefetching,
+    )
+
+
+def _usual_s(stretches: Sequence[Stretch]) -> float:
+    """Seconds a token: the mean of every token's median."""
+    return float(np.median([stretch.tokens_s for stretch in stretches], axis=0).mean())
+
+
+def _own_s(stretches: Sequence[Stretch]) -> float:
+    """Seconds a token in the engine's own code."""
+    return statistics.median(one.stats.own_s / one.stats.tokens for one in stretches)
+
+
+def _reads(found: Mapping[bool, Sequence[Stretch]]) -> bool:
+    return any(one.stats.bytes_read for stretches in found.values() for one in stretches)
+
+
+def _idle(spent: edge.Stats) -> float:
+    busy_s = spent.bytes_read / spent.disk_bytes_s if spent.bytes_read else 0.0
+    return 1 - busy_s / spent.decode_s
+
+
+def measure_all(
+    folder: Path, traces: Sequence[Trace], layers: int, shares: Sequence[float], settings: Settings
+) -> Iterator[PrefetchResult]:
+    """A result for each trace and share, as they come; each model is removed after its last."""
+    for trace in traces:
+        path = folder / f"{trace.name}.gguf"
+        try:
+            write_model(path, trace, min(layers, len(trace.layers)))
+            for share in shares:
+                yield measure(path, trace, share, settings)
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _line(result: PrefetchResult) -> str:
+    return (
+        f"{result.trace}, {100 * result.share:g} %: off {1e3 * result.off_s_per_token:.1f} ms a"
+        f" token (drive idle {100 * result.idle:.0f} %), on {1e3 * result.on_s_per_token:.1f}"
+        f" (recall {result.prefetch_recall:.2f}, {'' if result.prefetching else 'not '}reading"
+        f" ahead at the end): {100 * result.gain:+.1f} %: {'holds' if result.holds else 'FAILS'}"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 0 if the bounds hold in every cell."""
+    given = _parser().parse_args(arguments)
+    shares = given.share or [0.125, 0.25, 0.5]
+    results = []
+    try:
+        settings = Settings(parse_bytes(given.rate), given.recall, given.tokens, given.rounds)
+        traces = [Trace.load(path) for path in given.trace or ()] or recorded_traces()
+        for result in measure_all(given.folder, traces, given.layers, shares, settings):
+            results.append(result)
+            print(_line(result), flush=True)
+        if given.csv:
+            write_rows(given.csv, [asdict(result) for result in results])
+    except (HaversackError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0 if all(result.holds for result in results) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="for models of up to 3 GB")
+    parser.add_argument("--trace", type=Path, action="append", help="all recorded ones by default")
+    parser.add_argument("--share", type=float, action="append", help="of the expert bytes")
+    parser.add_argument("--layers", type=positive, default=8)
+    parser.add_argument("--rate", default="1GB", help="of the drive, a second")
+    parser.add_argument("--recall", type=float, default=0.72, help="of guesses one layer ahead")
+    parser.add_argument("--tokens", type=positive, default=48, help="of a stretch")
+    parser.add_argument("--rounds", type=positive, default=8)
+    parser.add_argument("--csv", type=Path, help="write the results there as well")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""How near to its bounds does a prompt come? One batch, a share of the experts, a steady drive.
+
+    python -m haversack.tools.bench.prefill MODEL [--share 0.25] [--rate 1GB] [--tokens 512]
+
+A prompt of random tokens is computed with everything in memory and streamed, in turn, each round
+another. Bounds: every expert that a layer needs and finds in no slot is read once, and at most a
+fiftieth of the bytes besides, ahead of layers that then chose others; and the time is at most 1.25
+of the larger of computing it in memory (before and after, the mean) and reading what was read.
+Memory for the model and the share is needed. Bytes come from MODEL's own drive, held back to the
+rate, where it is faster by a third, and else out of the page cache.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from haversack import edge
+from haversack.devices.errors import HaversackError
+from haversack.devices.units import parse_bytes
+from haversack.edge.bench import random_tokens
+from haversack.edge.planner import Plan, streamed
+from haversack.tools.bench.drive import drive_bytes_s
+from haversack.tools.bench.steady import SteadyDrive, is_faster, warm
+from haversack.tools.counts import positive
+
+BOUND, MOST_WRONG = 1.25, 0.02
+
+
+@dataclass(frozen=True)
+class PrefillResult:
+    """One prompt: what it took streamed and in memory, what was read, what had to be, and what was
+    guessed wrongly."""
+
+    prefill_s: float
+    resident_s: float
+    rate_bytes_s: float
+    read_bytes: int
+    needed_bytes: int
+    wrong_bytes: int
+
+    @property
+    def disk_s(self) -> float:
+        """What reading takes at the drive's rate."""
+        return self.read_bytes / self.rate_bytes_s
+
+    @property
+    def ratio(self) -> float:
+        """The time over the larger of its bounds."""
+        return self.prefill_s / max(self.resident_s, self.disk_s)
+
+    @property
+    def read_once(self) -> bool:
+        """Whether nothing was read twice, and little needlessly."""
+        return (
+            self.read_bytes <= self.needed_bytes + self.wrong_bytes
+            and self.wrong_bytes <= MOST_WRONG * self.needed_bytes
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{1e3 * self.prefill_s:.0f} ms, in memory {1e3 * self.resident_s:.0f},"
+            f" disk {1e3 * self.disk_s:.0f}: {self.ratio:.2f} of the bound;"
+            f" read {self.read_bytes / 1e6:.0f} MB where {self.needed_bytes / 1e6:.0f} were needed,"
+            f" {self.wrong_bytes / 1e6:.0f} guessed wrongly"
+        )
+
+
+def prefill(model: edge.Model, prompt: Sequence[int]) -> edge.Stats:
+    """What computing `prompt` took."""
+    before = model.stats()
+    model.logits(prompt, prefill=len(prompt))
+    return model.stats().since(before)
+
+
+def measure(planned: Plan, share: float, bytes_s: float, rounds: int) -> list[PrefillResult]:
+    """A result for each round; a prompt fills the plan's batch. One round goes before them, to fill
+    slots and to touch their memory. Raises HaversackError."""
+    from_drive = is_faster(drive_bytes_s(planned.path), bytes_s)
+    drive = SteadyDrive(bytes_s, from_drive=from_drive)
+    options = edge.LoadOptions(open_file=drive.open, warm_start=False)
+    results: list[PrefillResult] = []
+    with (
+        edge.load(planned) as resident,
+        edge.load(streamed(planned, share), options=options) as cramped,
+    ):
+        for number in range(rounds + 1):
+            prompt = random_tokens(resident.vocab_size, planned.shape.batch_tokens, number)
+            before = prefill(resident, prompt)
+            spent = prefill(cramped, prompt)
+            after = prefill(resident, prompt)
+            if number > 0:
+                results.append(_result(planned, before, spent, after, bytes_s))
+                print(results[-1], flush=True)
+    return results
+
+
+def _result(
+    planned: Plan, before: edge.Stats, spent: edge.Stats, after: edge.Stats, bytes_s: float
+) -> PrefillResult:
+    expert_bytes = max(layer.expert_bytes for layer in planned.geometry.layers)
+    return PrefillResult(
+        prefill_s=spent.prefill_s,
+        resident_s=(before.prefill_s + after.prefill_s) / 2,
+        rate_bytes_s=bytes_s,
+        read_bytes=spent.bytes_read,
+        needed_bytes=spent.needed * expert_bytes,
+        wrong_bytes=(spent.prefetched - spent.prefetched_right) * expert_bytes,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 0 if both bounds hold."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--share", type=float, default=0.25, help="of the expert bytes")
+    parser.add_argument("--rate", default="1GB", help="of the steady drive, a second")
+    parser.add_argument("--tokens", type=positive, default=512)
+    parser.add_argument("--rounds", type=positive, default=3)
+    given = parser.parse_args(arguments)
+    try:
+        planned = edge.plan(given.model, ram="1TiB", ctx=given.tokens, batch=given.tokens)
+        for path in planned.geometry.paths:
+            warm(path)
+        rate_bytes_s = float(parse_bytes(given.rate))
+        results = measure(planned, given.share, rate_bytes_s, given.rounds)
+    except (HaversackError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    once = all(result.read_once for result in results)
+    ratio = statistics.median(result.ratio for result in results)
+    print(f"read once what was in no slot, little else: {'holds' if once else 'FAILS'}")
+    print(f"{ratio:.2f} <= {BOUND} of the bound (median): {'holds' if ratio <= BOUND else 'FAILS'}")
+    return 0 if once and ratio <= BOUND else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,267 @@
+"""How near to its bounds does streaming come? Decode of recorded routing, side by side.
+
+    python -m haversack.tools.bench.stream MODEL --trace TRACE.npz [--share 0.25 --rate 1GB ...]
+
+For each share of the expert bytes in slots, at a steady rate of the drive: seconds a token over the
+larger of its bounds, computing it with everything resident and reading what it misses. MODEL needs
+the trace's experts: `--make 24` writes one of Qwen3-30B-A3B's layers. Where it has more layers than
+were recorded, these are replayed over again, at other moments of the recording.
+
+Each is timed with nothing foreseen, and with guesses of `--recall`: a random model's routers
+cannot foresee a forced choice, so the replay says what a predictor that knows that share of the
+next layer's experts would (and less of layers further on). Recorded models: 0.59 to 0.72 for the
+next layer's router on this layer's input.
+
+Bytes come from MODEL's own drive, held back to the steady rate, where it is faster by a third, and
+else out of the page cache: copies from there take twice the processor's time. Memory for twice the
+model is needed then, and a share of it besides.
+
+With --limit, as root on Linux: also beside plain llama.cpp, which maps the model, each share on the
+model's own drive and in a memory control group of its own, both with the routing forced upon them;
+`--csv FILE.csv` writes that to `FILE_limited.csv`.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack import edge
+from haversack.cache.policies import ExpectedUse
+from haversack.devices.cgroup import why_not
+from haversack.devices.errors import HaversackError
+from haversack.devices.units import parse_bytes
+from haversack.edge.planner import Plan, streamed
+from haversack.edge.replay import Replay, Trace
+from haversack.offload.pool import spare_slots
+from haversack.offload.seam import Forecast
+from haversack.tools.bench.drive import drive_bytes_s
+from haversack.tools.bench.limited import LimitedResult, measure_limited
+from haversack.tools.bench.steady import SteadyDrive, is_faster, warm
+from haversack.tools.counts import positive
+from haversack.tools.models.synth_large import LargeOptions, write_large
+from haversack.tools.routing.simulate import missed
+from haversack.tools.rows import write_rows
+
+# Before the clock starts: slots fill, and their memory is touched for the first time.
+_WARM_TOKENS = 64
+
+SHARES = [0.125, 0.25, 0.5, 1.0]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is measured: a share of the experts in slots, and a drive of a steady rate, whose bytes
+    come from the model's own drive or out of the page cache."""
+
+    share: float
+    rate_bytes_s: float
+    from_drive: bool
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """One measurement, of a recorded routing. `recall` is of the guesses, 0 for none; `bound_s` is
+    the larger of computing a token (`compute_s`) and reading what it misses without any guess
+    (`disk_s`), both on average. `floor_s` is the average of every token's own bound: some miss five
+    times as much as others, and below it one token's experts must be read while the one before it
+    is computed."""
+
+    trace: str
+    share: float
+    rate_bytes_s: float
+    from_drive: bool
+    recall: float
+    s_per_token: float
+    compute_s: float
+    disk_s: float
+    bound_s: float
+    floor_s: float
+    ratio: float
+    wait_s: float
+    own_s: float
+    hit_rate: float
+    bytes_per_token: float
+    prefetching: bool
+
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.share:g} % at {self.rate_bytes_s / 1e9:g} GB/s"
+            f" ({'drive' if self.from_drive else 'page cache'}), recall {self.recall:g}:"
+            f" {1e3 * self.s_per_token:.1f} ms a token, compute {1e3 * self.compute_s:.1f},"
+            f" disk {1e3 * self.disk_s:.1f}: {self.ratio:.2f} of the bound"
+            f" (every token's own: {self.floor_s / self.bound_s:.2f})"
+            f" (waited {1e3 * self.wait_s:.1f} ms, own code {1e3 * self.own_s:.1f},"
+            f" read {self.bytes_per_token / 1e6:.0f} MB, hits {100 * self.hit_rate:.1f} %,"
+            f" {'' if self.prefetching else 'not '}reading ahead at the end)"
+        )
+
+
+def write_model(path: Path, trace: Trace, layers: int) -> None:
+    """A large random model that `trace` can be replayed on."""
+    options = LargeOptions(
+        num_experts=trace.num_experts, num_experts_per_tok=trace.num_experts_per_tok
+    )
+    write_large(path, layers=layers, options=options)
+
+
+def suited(trace: Trace, planned: Plan) -> Trace:
+    """`trace` with at least as many layers as the planned model."""
+    num_layers = 1 + max((layer.layer for layer in planned.geometry.layers), default=0)
+    return trace if num_layers <= len(trace.layers) else trace.deepened(num_layers)
+
+
+def decode_s(
+    model: edge.Model, replay: Replay, tokens: int, forecast: Forecast | None = None
+) -> tuple[float, edge.Stats]:
+    """The mean seconds a token, and the stats of all of them, after a warm-up."""
+    replay.rewind()
+    model.watch_routing(replay, forecast)
+    ids = [7 * i % 500 for i in range(_WARM_TOKENS + tokens)]
+    spent: list[float] = []
+    rows = model.iter_logits(ids, 1)
+    for _ in range(_WARM_TOKENS):
+        next(rows)
+    start = before = model.stats()
+    for _ in rows:
+        after = model.stats()
+        spent.append(after.since(before).decode_s)
+        before = after
+    return statistics.mean(spent), before.since(start)
+
+
+def missed_bytes(planned: Plan, trace: Trace, tokens: int) -> npt.NDArray[np.float64]:
+    """What each token after the warm-up misses in the plan's slots, without any reading ahead."""
+    layers = len(planned.geometry.layers)
+    steps = np.arange(_WARM_TOKENS + tokens) % trace.num_steps
+    cut = Trace(trace.name, trace.num_experts, [choice[steps] for choice in trace.layers[:layers]])
+    (pool,) = planned.pools
+    policy = ExpectedUse(layers, trace.num_experts)
+    misses = missed(cut, pool.num_slots, policy, spare_slots(pool.num_slots))
+    expert_bytes = planned.geometry.layers[0].expert_bytes
+    return (misses[_WARM_TOKENS:] * expert_bytes).astype(np.float64)
+
+
+class StreamBench:
+    """Measures cells. Computing alone is timed before and after each, because machines change their
+    speed within minutes."""
+
+    def __init__(self, model: Path, trace: Trace, tokens: int) -> None:
+        self._planned = edge.plan(model, ram="1TiB", ctx=512)
+        self._trace, self._tokens = suited(trace, self._planned), tokens
+
+    def measure(self, cells: Sequence[Cell], recalls: Sequence[float]) -> Iterator[StreamResult]:
+        """A result for each cell and recall, as they come."""
+        replay = Replay(self._trace, self._planned.geometry)
+        cold = edge.LoadOptions(warm_start=False)
+        with edge.load(streamed(self._planned), options=cold) as resident:
+            decode_s(resident, replay, self._tokens)
+            for cell, recall in product(cells, recalls):
+                before_s, _ = decode_s(resident, replay, self._tokens)
+                s_per_token, spent = self._streamed_s(cell, recall)
+                after_s, _ = decode_s(resident, replay, self._tokens)
+                yield self._result(cell, recall, (before_s + after_s) / 2, s_per_token, spent)
+
+    def measure_limited(self, shares: Sequence[float], tokens: int) -> Iterator[LimitedResult]:
+        """A result for each share beside plain llama.cpp (see `tools/bench/limited.py`)."""
+        return measure_limited(self._planned, self._trace, shares, tokens)
+
+    def _streamed_s(self, cell: Cell, recall: float) -> tuple[float, edge.Stats]:
+        if not cell.from_drive:
+            warm(self._planned.path)
+        drive = SteadyDrive(cell.rate_bytes_s, from_drive=cell.from_drive)
+        options = edge.LoadOptions(open_file=drive.open, warm_start=False)
+        replay = Replay(self._trace, self._planned.geometry, recall)
+        with edge.load(streamed(self._planned, cell.share), options=options) as model:
+            return decode_s(model, replay, self._tokens, replay.foresee if recall else None)
+
+    def _result(
+        self, cell: Cell, recall: float, compute_s: float, s_per_token: float, spent: edge.Stats
+    ) -> StreamResult:
+        plan = streamed(self._planned, cell.share)
+        disk_s = missed_bytes(plan, self._trace, self._tokens) / cell.rate_bytes_s
+        bound_s = max(compute_s, float(disk_s.mean()))
+        return StreamResult(
+            trace=self._trace.name,
+            share=cell.share,
+            rate_bytes_s=cell.rate_bytes_s,
+            from_drive=cell.from_drive,
+            recall=recall,
+            s_per_token=s_per_token,
+            compute_s=compute_s,
+            disk_s=float(disk_s.mean()),
+            bound_s=bound_s,
+            floor_s=float(np.maximum(disk_s, compute_s).mean()),
+            ratio=s_per_token / bound_s,
+            wait_s=spent.wait_s / spent.tokens,
+            own_s=spent.own_s / spent.tokens,
+            hit_rate=spent.hit_rate,
+            bytes_per_token=spent.bytes_read / spent.tokens,
+            prefetching=spent.prefetching,
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what the command line asks for; the exit status."""
+    given = _parser().parse_args(arguments)
+    if given.limit and why_not():
+        print(why_not(), file=sys.stderr)
+        return 2
+    try:
+        trace = Trace.load(given.trace)
+        if given.make:
+            write_model(given.model, trace, given.make)
+        bench, shares = StreamBench(given.model, trace, given.tokens), given.share or SHARES
+        cells = _cells(given.model, shares, given.rate or ["1GB", "3GB"])
+        recalls = [0.0, given.recall] if given.recall else [0.0]
+        _keep(bench.measure(cells, recalls), given.csv)
+        if given.limit:
+            beside = given.csv and given.csv.with_stem(f"{given.csv.stem}_limited")
+            _keep(bench.measure_limited(shares, given.plain_tokens), beside)
+    except (HaversackError, OSError, RuntimeError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _keep(results: Iterable[StreamResult | LimitedResult], path: Path | None) -> None:
+    """Print each as it comes, and write them all to `path`."""
+    rows = []
+    for result in results:
+        print(result, flush=True)
+        rows.append(asdict(result))
+    if path:
+        write_rows(path, rows)
+
+
+def _cells(model: Path, shares: Sequence[float], rates: Sequence[str]) -> list[Cell]:
+    drive = drive_bytes_s(model)
+    steady = [float(parse_bytes(rate)) for rate in rates]
+    return [Cell(share, rate, is_faster(drive, rate)) for share, rate in product(shares, steady)]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--trace", type=Path, required=True, help="recorded routing (.npz)")
+    parser.add_argument("--share", type=float, action="append", help="of the expert bytes")
+    parser.add_argument("--rate", action="append", help="of the steady drive: 1GB, say")
+    parser.add_argument("--recall", type=float, default=0.72, help="of guesses; 0: none")
+    parser.add_argument("--tokens", type=positive, default=64)
+    parser.add_argument("--make", type=positive, help="write MODEL first, with so many layers")
+    parser.add_argument("--csv", type=Path, help="write the results there as well")
+    parser.add_argument("--limit", action="store_true", help="also beside plain llama.cpp")
+    parser.add_argument("--plain-tokens", type=positive, default=8, help="timed with --limit")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

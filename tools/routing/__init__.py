@@ -1,0 +1,1 @@
+"""What routers choose: recorded, measured, and replayed on eviction rules."""

@@ -1,0 +1,138 @@
+"""How many of a layer's experts do earlier layers foretell? By layer, and by how far ahead.
+
+    python -m haversack.tools.routing.recall MODEL --ram 6GiB [-p "Once"] [-n 128] [--csv FILE]
+
+While the model answers with its own routing, every layer's router input is given to the routers of
+the next three layers with experts (Fate, arXiv 2502.12224), as the engine does to read ahead. A
+cell is the share, in percent, of the experts which the layer that many layers ahead then chose for
+the token that were among that router's likeliest: as many as it chooses, or with "+2" two more. A
+prompt's batches do not count: nothing is read ahead for them.
+"""
+
+import argparse
+import sys
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack import edge
+from haversack.devices.errors import HaversackError
+from haversack.devices.ggml import GraphNode
+from haversack.edge.planner import STREAMED, Plan, streamed
+from haversack.offload.predictor import Predictor, Vector
+from haversack.tools.counts import positive
+from haversack.tools.rows import write_rows
+
+DEPTHS = (1, 2, 3)  # layers ahead
+EXTRAS = (0, 2)  # experts guessed beyond as many as a token uses
+
+
+class Recall:
+    """Counts, for `layers` (numbers of those with experts), what single tokens' router inputs
+    foretell; a watcher. Axes: L layers whose input it was, D depths, A extras."""
+
+    def __init__(self, layers: Sequence[int]) -> None:
+        self.layers = layers
+        self.num_chosen = np.zeros((len(layers), len(DEPTHS)), np.int64)  # (L, D)
+        self.num_foretold = np.zeros((len(layers), len(DEPTHS), len(EXTRAS)), np.int64)
+        self._predictor = Predictor()
+        self._single = False  # the pass under way is of one token
+        self._inputs: deque[Vector | None] = deque(maxlen=len(DEPTHS))  # its latest layers' first
+
+    def __call__(self, layer: int, ids: npt.NDArray[np.int32], choice: GraphNode) -> None:
+        """Compare `ids` (T, K), the choice of `layer`, with what was foretold, if T is 1."""
+        router_input = self._predictor.learn(layer, choice)
+        if layer == self.layers[0]:  # a prompt's last layer may choose for one token
+            self._single = len(ids) == 1
+            self._inputs.clear()
+        if not self._single:
+            return
+        for depth, inputs in zip(DEPTHS, self._inputs, strict=False):
+            if inputs is not None:
+                self._compare(layer, depth, inputs, ids[0])
+        inputs = None if router_input is None else router_input.array(np.float32)[0, 0].copy()
+        self._inputs.appendleft(inputs)
+
+    def _compare(
+        self, layer: int, depth: int, inputs: Vector, chosen: npt.NDArray[np.int32]
+    ) -> None:
+        likeliest = self._predictor.likeliest(layer, inputs, max(EXTRAS))
+        if likeliest is None:
+            return
+        cell = self.layers.index(layer) - depth, DEPTHS.index(depth)
+        self.num_chosen[cell] += len(chosen)
+        for index, extra in enumerate(EXTRAS):
+            foretold = np.isin(chosen, likeliest[: len(chosen) + extra])
+            self.num_foretold[(*cell, index)] += np.count_nonzero(foretold)
+
+    def rows(self) -> list[dict[str, str]]:
+        """A row for each layer but the last, then one for all: recall in percent by depth and
+        extra, nothing where no layer is that far ahead. Raises ValueError if none was foretold."""
+        if not self.num_chosen.any():
+            raise ValueError(
+                "no router's choice could be foretold: raise -n, or its weights are not float32"
+            )
+        rows = [
+            _row(str(layer), *counts)
+            for layer, *counts in zip(self.layers, self.num_foretold, self.num_chosen, strict=True)
+            if counts[1].any()
+        ]
+        return [*rows, _row("all", self.num_foretold.sum(axis=0), self.num_chosen.sum(axis=0))]
+
+
+def _row(
+    layer: str, num_foretold: npt.NDArray[np.int64], num_chosen: npt.NDArray[np.int64]
+) -> dict[str, str]:
+    row = {"layer": layer}
+    for depth, foretold, chosen in zip(DEPTHS, num_foretold, num_chosen, strict=True):
+        for extra, count in zip(EXTRAS, foretold, strict=True):
+            column = f"{depth} ahead" + (f" +{extra}" if extra else "")
+            row[column] = f"{100 * count / chosen:.1f}" if chosen else ""
+    return row
+
+
+def measure(planned: Plan, prompt: str, max_tokens: int, seed: int = 0) -> Recall:
+    """What is foretold while the `planned` model (streamed) answers `prompt` with at most
+    `max_tokens` tokens. Raises HaversackError."""
+    recall = Recall([layer.layer for layer in planned.geometry.layers])
+    with edge.load(planned) as model:
+        model.watch_routing(recall)
+        for _ in model.generate(prompt, max_tokens=max_tokens, seed=seed):
+            pass
+    return recall
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what the command line asks for; the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("-p", "--prompt", default="Once upon a time")
+    parser.add_argument("-n", "--tokens", type=positive, default=128)
+    parser.add_argument("--ram", help="the memory to run in; what is free by default")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--csv", type=Path, help="write the table there as well")
+    given = parser.parse_args(arguments)
+    try:
+        planned = edge.plan(given.model, ram=given.ram)
+        if planned.mode != STREAMED:  # routers are watched where experts are streamed
+            planned = streamed(planned)
+        table = measure(planned, given.prompt, given.tokens, given.seed).rows()
+        if given.csv:
+            write_rows(given.csv, table)
+    except (HaversackError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("| " + " | ".join(table[0]) + " |")
+    print("|" + "---|" * len(table[0]))
+    for row in table:
+        print("| " + " | ".join(row.values()) + " |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Hit rates of eviction rules on recorded routing, by the table that the engine keeps.
+
+    python -m haversack.tools.routing.simulate [TRACE.npz ...] [--csv FILE]
+
+All layers share one cache, as in the engine. Without a trace: the four that come with the project.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.cache.policies import (
+    Arc,
+    Belady,
+    ExpectedUse,
+    Keys,
+    LeastCostlyUsed,
+    LeastStale,
+    Lfu,
+    Lru,
+    Multidimensional,
+    Policy,
+    Weights,
+)
+from haversack.cache.slots import NOWHERE, SlotTable
+from haversack.edge.replay import Trace
+from haversack.tools.routing.measures import CACHE_SHARES, recorded_traces
+from haversack.tools.rows import write_rows
+
+DEFAULT = "expected use"
+_STEPS = 5  # of a weight from 0 to 1, when HOBBIT's are fitted
+
+
+def policies(trace: Trace, num_slots: int) -> dict[str, Callable[[], Policy]]:
+    """Every rule by its name, ready to be made for `trace`."""
+    size = len(trace.layers), trace.num_experts
+    return {
+        "lru": lambda: Lru(*size),
+        "lfu": lambda: Lfu(*size),
+        "arc per layer": lambda: Arc(*size, num_slots),
+        "multidimensional": lambda: Multidimensional(*size),
+        "least costly used": lambda: LeastCostlyUsed(*size),
+        "least stale": lambda: LeastStale(*size),
+        DEFAULT: lambda: ExpectedUse(*size),
+        "belady": lambda: Belady(*size, [_keys(trace, *event) for event in events(trace)]),
+    }
+
+
+def events(trace: Trace) -> Iterator[tuple[int, Keys]]:
+    """What the engine is asked for: layer after layer, step after step."""
+    for step in range(len(trace.layers[0])):
+        for layer, choice in enumerate(trace.layers):
+            yield layer, choice[step].astype(np.int32)
+
+
+def _keys(trace: Trace, layer: int, experts: Keys) -> Keys:
+    return (layer * trace.num_experts + experts).astype(np.int32)
+
+
+def missed(
+    trace: Trace, num_slots: int, policy: Policy, num_spare: int = 0
+) -> npt.NDArray[np.int64]:
+    """How many lookups of each of `trace`'s steps do not find their expert in a cache of
+    `num_slots`, cold at first, of which `num_spare` are emptied ahead of need."""
+    table = SlotTable(range(len(trace.layers)), trace.num_experts, num_slots, policy, num_spare)
+    misses = np.zeros(len(trace.layers[0]), np.int64)
+    for moment, (layer, experts) in enumerate(events(trace)):
+        slots = table.find(layer, experts)
+        held = slots[slots != NOWHERE]
+        table.pin(held)
+        table.use(layer, experts)
+        claimed = table.claim(layer, experts[slots == NOWHERE])
+        table.fill(claimed)
+        table.unpin(held)
+        table.unpin(claimed)
+        misses[moment // len(trace.layers)] += len(claimed)
+    return misses
+
+
+def hit_rate(trace: Trace, num_slots: int, policy: Policy, num_spare: int = 0) -> float:
+    """The share of `trace`'s lookups that find their expert, all else as in `missed`."""
+    lookups = sum(layer.size for layer in trace.layers)
+    return 1 - int(missed(trace, num_slots, policy, num_spare).sum()) / lookups
+
+
+def rates(trace: Trace, share: float) -> dict[str, float]:
+    """Every rule's hit rate with a cache of `share` of all experts, by name."""
+    num_slots = int(share * trace.num_experts * len(trace.layers))
+    made = policies(trace, num_slots)
+    return {name: hit_rate(trace, num_slots, make()) for name, make in made.items()}
+
+
+def fitted_weights(trace: Trace, share: float) -> Weights:
+    """HOBBIT's four weights, the best of a grid on `trace`. Without low-precision copies uses in
+    high precision are all uses, so theirs stays 0."""
+    num_slots = int(share * trace.num_experts * len(trace.layers))
+    size = len(trace.layers), trace.num_experts
+    grid = [
+        Weights(a / _STEPS, b / _STEPS, 0.0, (_STEPS - a - b) / _STEPS)
+        for a, b in product(range(_STEPS + 1), repeat=2)
+        if a + b <= _STEPS
+    ]
+    return max(grid, key=lambda w: hit_rate(trace, num_slots, Multidimensional(*size, w)))
+
+
+# -------------------------------------------------------------------- program
+def rows(traces: Sequence[Trace]) -> list[dict[str, str]]:
+    """A row for each trace and share of the experts: all hit rates in percent."""
+    return [
+        {"trace": trace.name, "cache": f"{100 * share:g}%"}
+        | {name: f"{100 * rate:.1f}" for name, rate in rates(trace, share).items()}
+        for trace in traces
+        for share in CACHE_SHARES
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Simulate what the command line asks for; the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("traces", type=Path, nargs="*", help="recorded traces (.npz)")
+    parser.add_argument("--csv", type=Path, help="write the table there as well")
+    given = parser.parse_args(arguments)
+    try:
+        table = rows([Trace.load(path) for path in given.traces] or recorded_traces())
+        if given.csv:
+            write_rows(given.csv, table)
+    except (OSError, ValueError, KeyError) as error:
+        print(f"error: {error}: give traces as tools/traces/README.md says", file=sys.stderr)
+        return 2
+    print("| " + " | ".join(table[0]) + " |")
+    print("|" + "---|" * len(table[0]))
+    for row in table:
+        print("| " + " | ".join(row.values()) + " |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

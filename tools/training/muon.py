@@ -1,0 +1,61 @@
+"""Muon: momentum whose matrices are made orthogonal (Jordan et al. 2024, "Muon: an optimizer for
+hidden layers in neural networks"), scaled as in Liu et al. 2025 ("Muon is Scalable for LLM
+Training", section 2.2) so that one learning rate serves it and AdamW alike."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from haversack.tools.training.product_type import product_type
+
+_COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the quintic that drives singular values towards 1
+_NUM_ITERATIONS = 5
+_ADAM_RMS = 0.2  # what an update of AdamW typically has, per unit of learning rate
+
+
+class Muon(torch.optim.Optimizer):
+    """For matrices (M, N) and stacks of them (E, M, N), each matrix of a stack on its own."""
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.1,
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Change every parameter that has a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step_one(parameter, group)
+
+    def _step_one(self, parameter: nn.Parameter, group: dict[str, float]) -> None:
+        gradient, state = parameter.grad, self.state[parameter]
+        assert gradient is not None
+        if "velocity" not in state:
+            state["velocity"] = torch.zeros_like(gradient)
+        velocity: Tensor = state["velocity"]
+        velocity.lerp_(gradient, 1 - group["momentum"])
+        direction = orthogonalized(gradient.lerp(velocity, group["momentum"]))
+        scale = _ADAM_RMS * max(parameter.shape[-2:]) ** 0.5
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(direction.to(parameter.dtype), alpha=-group["lr"] * scale)
+
+
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """The (nearly) orthogonal factor of each matrix of (..., M, N), in the fastest type."""
+    a, b, c = _COEFFICIENTS
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.to(product_type(matrices.device.type))
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(_NUM_ITERATIONS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    result: Tensor = x.mT if tall else x
+    return result
