@@ -6,7 +6,8 @@ from pathlib import Path
 
 import psutil
 
-from haversack.devices.cgroup import cpu_quota
+from haversack.devices.system import host
+from haversack.devices.system.cgroup import cpu_quota
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,9 @@ def count_cores(root: Path = Path("/")) -> Cores:
     them stand still until the next period. `root` is where /proc and /sys are.
     """
     found = [Cores(psutil.cpu_count(logical=False) or os.cpu_count() or 1, "physical cores")]
-    if hasattr(os, "sched_getaffinity"):
-        found.append(Cores(len(os.sched_getaffinity(0)), "cores this process may run on"))
+    allowed_cores = host.allowed_cores()
+    if allowed_cores is not None:
+        found.append(Cores(allowed_cores, "cores this process may run on"))
     quota = cpu_quota(root)
     if quota is not None:
         source = f"a CPU quota of {quota.num_cores:.3g} cores, {quota.source}"

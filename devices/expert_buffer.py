@@ -5,7 +5,7 @@ import numpy as np
 from haversack.devices import _native as native
 from haversack.devices.errors import HaversackError
 from haversack.devices.ggml import GraphNode
-from haversack.devices.memory import AddressSpace, reserve_address_space
+from haversack.devices.memory import AddressSpace
 
 _ALIGNMENT_BYTES = 64
 _STATUS_SUCCESS = 0  # enum ggml_status
@@ -57,7 +57,7 @@ class ExpertBuffer:
 
     def _allocate(self, _: int, num_bytes: int) -> int | None:
         try:
-            space = reserve_address_space(num_bytes)
+            space = AddressSpace(num_bytes)
         except HaversackError as error:  # it must not cross the C frame
             self.error = error
             return None

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from haversack.devices.heap import give_back_freed_memory
-from haversack.devices.memory import anonymous_bytes, arenas_resident_bytes
+from haversack.devices.memory import anonymous_bytes, slots_resident_bytes
+from haversack.devices.system import host
 
 _MIB = 1024 * 1024
 _LEAST_BYTES = 64 * _MIB  # measured: interpreter, libraries and threads take 36 to 53
@@ -19,7 +19,7 @@ class Holding:
     """What one open model holds outside its slots: weights, caches, scratch.
 
     llama.cpp touches its scratch only as wide as batches come, so this grows after loading. Slots
-    are not in it: they are counted where they lie (see `arenas_resident_bytes`).
+    are not in it: they are counted where they lie (see `slots_resident_bytes`).
     """
 
     def __init__(self, reserved_bytes: int, most_bytes: int) -> None:
@@ -47,7 +47,7 @@ class Ledger:
     def others_bytes(self) -> int:
         """Anonymous memory that no open model holds, now: the interpreter, libraries, and
         whatever the application made. Memory that was freed does not count."""
-        give_back_freed_memory()
+        host.give_back_freed_memory()
         return self._outside_bytes()
 
     def process_bytes(self) -> int:
@@ -66,7 +66,7 @@ class Ledger:
         """What is reserved for open models and not taken yet, such as empty slots."""
         with self._lock:
             open_bytes = sum(each.reserved_bytes - each.num_bytes for each in self._holdings)
-        return max(0, open_bytes - arenas_resident_bytes())
+        return max(0, open_bytes - slots_resident_bytes())
 
     @contextmanager
     def loading(self) -> Iterator[None]:
@@ -100,7 +100,7 @@ class Ledger:
     def _outside_bytes(self) -> int:
         with self._lock:
             held_bytes = sum(holding.num_bytes for holding in self._holdings)
-        return max(0, anonymous_bytes() - arenas_resident_bytes() - held_bytes)
+        return max(0, anonymous_bytes() - slots_resident_bytes() - held_bytes)
 
 
 def steady_figure(measured_bytes: int, last_bytes: int) -> int:

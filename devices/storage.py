@@ -1,16 +1,13 @@
 """Reading a file past the page cache, and how fast the drive under it is."""
 
 import contextlib
-import errno
 import io
 import json
 import math
-import mmap
 import os
 import random
 import stat
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Generator
@@ -24,15 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.devices.errors import ClosedError, StorageError
-from haversack.devices.memory import PAGE_BYTES, Arena
+from haversack.devices.memory import PAGE_BYTES, SlotMemory
+from haversack.devices.system import host
 from haversack.devices.units import format_bytes
 
-if sys.platform == "darwin":
-    import fcntl
-
 Buffer = memoryview | npt.NDArray[np.uint8]
-
-_REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP)  # how a file system says no to direct reads
 
 _NUM_READERS = (1, 2, 4, 8)
 _ENOUGH = 0.9  # of the best rate
@@ -143,21 +136,13 @@ class DirectFile:
             # a direct read can only go on from a page's start, so its page is read again
             start = got_bytes - got_bytes % step_bytes
             try:
-                count = self._read_once(view[start:], offset + start)
+                count = host.read_at(self._file, view[start:], offset + start)
             except OSError as error:
                 raise self.read_error(offset, need_bytes, got_bytes, str(error.strerror)) from error
             if start + count <= got_bytes:
                 break
             got_bytes = start + count
         return got_bytes
-
-    def _read_once(self, view: memoryview, offset: int) -> int:
-        """Bytes of one system call; Python itself repeats an interrupted one."""
-        if sys.platform != "win32":
-            return os.preadv(self._file.fileno(), [view], offset)
-        with self._turn:  # no positional reads there: one position, one reader
-            self._file.seek(offset)
-            return self._file.readinto(view)
 
     def read_error(self, offset: int, need_bytes: int, got_bytes: int, why: str) -> StorageError:
         """What to raise if of `need_bytes` at `offset` only `got_bytes` came."""
@@ -229,7 +214,7 @@ def _measure(file: DirectFile, sizes: list[int]) -> DiskSpeed:
             f"{file.path} has {format_bytes(file.num_bytes)}, too little to measure its drive: "
             f"give a file of {format_bytes(_READ_BYTES[-1] * _READS_PER_FILE)} or more"
         )
-    with Arena(_ROOM_BYTES) as room:
+    with SlotMemory(_ROOM_BYTES) as room:
         room.bytes[:] = 0  # pages are made before the clock runs
         cells = {
             (num_readers, read_bytes): _measure_cell(
@@ -303,47 +288,15 @@ def _open(path: Path, direct: bool | None) -> tuple[io.FileIO, bool, str]:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise StorageError(f"{path} is not a regular file: give the path of a file")
-        file, reason = (None, "plain reads were asked for") if direct is False else _direct(path)
+        file, reason = None, "plain reads were asked for"
+        if direct is not False:
+            file, reason = host.open_direct(path)
         if file is not None:
             return file, True, reason
         if direct:
             raise StorageError(f"{path}: {reason}: use another drive or allow plain reads")
-        return _plain(path), False, reason
+        return host.open_plain(path), False, reason
     except StorageError:
         raise
     except OSError as error:
         raise StorageError(f"cannot open {path}: {error.strerror}") from error
-
-
-def _plain(path: Path) -> io.FileIO:
-    file = io.FileIO(path)
-    if sys.platform == "linux":
-        # whole experts at random places: reading ahead of them halves the rate
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-    return file
-
-
-def _direct(path: Path) -> tuple[io.FileIO | None, str]:
-    """(file, why) where reads go past the page cache, (None, why not) where they cannot."""
-    if sys.platform == "linux":
-        return _direct_linux(path)
-    if sys.platform == "darwin":
-        file = io.FileIO(path)
-        fcntl.fcntl(file.fileno(), fcntl.F_NOCACHE, 1)
-        return file, "F_NOCACHE is set"
-    return None, "this system has no direct reads"
-
-
-def _direct_linux(path: Path) -> tuple[io.FileIO | None, str]:
-    """Some file systems refuse at the open, others at the first read: a page is read to know."""
-    file = None
-    try:
-        file = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_DIRECT))
-        os.preadv(file.fileno(), [mmap.mmap(-1, PAGE_BYTES)], 0)
-    except OSError as error:
-        if file is not None:
-            file.close()
-        if error.errno not in _REFUSALS:
-            raise
-        return None, f"the file system refuses direct reads ({error.strerror})"
-    return file, "O_DIRECT is set and a page was read"

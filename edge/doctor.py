@@ -11,11 +11,11 @@ from pathlib import Path
 
 import psutil
 
-from haversack.devices.cgroup import cpu_quota, why_not
 from haversack.devices.cores import count_cores
 from haversack.devices.llama import ggml_version, system_info
-from haversack.devices.memory import HUGE_PAGE_BYTES, Arena, probe_ram
+from haversack.devices.memory import HUGE_PAGE_BYTES, SlotMemory, probe_ram
 from haversack.devices.storage import DirectFile, measure_disk
+from haversack.devices.system.cgroup import cpu_quota, why_not
 from haversack.devices.team import why_fixed
 from haversack.devices.units import format_bytes
 from haversack.edge.model import builtin_model
@@ -184,7 +184,7 @@ def _direct_reads(path: Path) -> Finding:
 
 
 def _huge_pages() -> Finding:
-    with Arena(HUGE_PAGE_BYTES) as arena:
+    with SlotMemory(HUGE_PAGE_BYTES) as arena:
         granted = arena.huge_pages
     remedy = "reads are slower without: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
     if sys.platform != "linux":

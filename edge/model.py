@@ -27,11 +27,11 @@ from haversack.devices.errors import (
     PromptError,
     StorageError,
 )
-from haversack.devices.heap import give_back_freed_memory
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.ledger import ledger
 from haversack.devices.memory import PeakMeter
 from haversack.devices.storage import DirectFile, known_speed
+from haversack.devices.system import host
 from haversack.devices.tokenizing import LEAST_STACK_BYTES
 from haversack.edge.decode import Decoder
 from haversack.edge.generation import CallGate, Closable, Generation, Request
@@ -136,7 +136,7 @@ def _loaded(planned: Plan, options: LoadOptions, stop: StopFlag, seed: int | Non
             engine = _open(planned, options, stop, lease)
         return Model(planned, Decoder(engine, planned, lease.holding, peak), lease, seed)
     except BaseException:
-        give_back_freed_memory()
+        host.give_back_freed_memory()
         lease.close()
         raise
 
@@ -424,7 +424,7 @@ class Model:
 
     def _free(self, engine: Engine) -> None:
         engine.close()
-        give_back_freed_memory()
+        host.give_back_freed_memory()
         self._lease.close()
 
     def __enter__(self) -> "Model":

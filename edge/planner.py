@@ -9,12 +9,12 @@ from haversack.devices.budget import MemoryBudget
 from haversack.devices.cores import usable_cores
 from haversack.devices.errors import BudgetError, PromptError
 from haversack.devices.grammar import trie_bytes
-from haversack.devices.heap import give_back_freed_memory
 from haversack.devices.ledger import ledger
 from haversack.devices.llama import ContextShape, LlamaModel
 from haversack.devices.memory import probe_ram
 from haversack.devices.needs import MemoryNeeds, cell_bytes, memory_needs
 from haversack.devices.sampler import chain_bytes
+from haversack.devices.system import host
 from haversack.devices.units import format_bytes, format_need, parse_bytes
 from haversack.devices.vocabulary import Vocabulary
 from haversack.edge.ram_budget import Budget
@@ -187,7 +187,7 @@ def plan(
         sampling_bytes = _sampling_bytes(model.vocabulary)
     finally:
         model.close()
-        give_back_freed_memory()
+        host.give_back_freed_memory()
     costs = _costs(geometry, shape, needs, process_bytes, sampling_bytes)
     planned = _spend(geometry, shape, costs, ram_bytes)
     return replace(planned, shared=ram) if isinstance(ram, Budget) else planned

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.cache.slots import SlotTable
-from haversack.devices.memory import PAGE_BYTES, Arena
+from haversack.devices.errors import BudgetError
+from haversack.devices.memory import PAGE_BYTES, SlotMemory
 from haversack.quant.gguf import ExpertLayer, ExpertMatrix
 
 Shape = tuple[int, ...]  # bytes of each matrix of an expert, in the order they are computed
@@ -58,20 +59,46 @@ class PoolPlan:
 
 
 class ExpertPool:
-    """The slots of one shape. Each matrix of an expert has an arena of its own, so that
-    consecutive slots are a fixed stride apart and can be one tensor of llama.cpp's."""
+    """The slots of one shape. Each matrix of an expert has memory of its own, so that consecutive
+    slots are a fixed stride apart and can be one tensor of llama.cpp's. There are addresses for as
+    many slots as there are experts: the pool grows and shrinks in its place."""
 
     def __init__(self, plan: PoolPlan) -> None:
         self.plan = plan
         spare = spare_slots(plan.num_slots)
         self.table = SlotTable(plan.layers, plan.num_experts, plan.num_slots, num_spare=spare)
+        self.num_slots = 0
         self._strides = tuple(stride_bytes(num_bytes) for num_bytes in plan.shape)
-        self._arenas = [Arena(stride * plan.num_slots) for stride in self._strides]
+        most_slots = max(plan.num_slots, plan.num_experts * len(plan.layers))
+        self._memories = [SlotMemory(stride * most_slots, 0) for stride in self._strides]
+        self.resize(plan.num_slots)
+
+    def resize(self, num_slots: int) -> None:
+        """Have so many slots. The last ones go first, and their memory goes back to the system:
+        no read may be under way there, and no product may use them.
+
+        Raises BudgetError where the system refuses the memory: the number stays what it was.
+        """
+        try:
+            self._resize(num_slots)
+        except BudgetError:
+            self._resize(self.num_slots)
+            raise
+        self.num_slots = num_slots
+
+    def _resize(self, num_slots: int) -> None:
+        for stride, memory in zip(self._strides, self._memories, strict=True):
+            memory.resize(stride * num_slots)
+
+    @property
+    def resident_bytes(self) -> int:
+        """How much of the slots is in memory now: pages that were touched."""
+        return sum(memory.resident_bytes for memory in self._memories)
 
     def room(self, index: int, slot: int) -> npt.NDArray[np.uint8]:
         """The bytes of `slot` for the matrix numbered `index`, where a read lands."""
         stride = self._strides[index]
-        return self._arenas[index].bytes[slot * stride : (slot + 1) * stride]
+        return self._memories[index].bytes[slot * stride : (slot + 1) * stride]
 
     def stride(self, index: int) -> int:
         """Bytes from one slot's matrix `index` to the next slot's."""
@@ -79,12 +106,12 @@ class ExpertPool:
 
     def address(self, index: int, slot: int = 0) -> int:
         """The address of `room(index, slot)`."""
-        return self._arenas[index].address + slot * self._strides[index]
+        return self._memories[index].address + slot * self._strides[index]
 
     def close(self) -> None:
         """Give the memory back; may be called twice."""
-        for arena in self._arenas:
-            arena.close()
+        for memory in self._memories:
+            memory.close()
 
 
 def plan_pools(

@@ -72,8 +72,9 @@ class Streamer:
         if self._closed:
             raise HaversackError("the model is closed: load it again")
         pool, index, slot = place
-        num_bytes = matrix.expert_bytes
-        start, length, residue = padded_range(matrix.offset + expert * num_bytes, num_bytes)
+        (copy,) = matrix.copies
+        num_bytes = copy.num_bytes
+        start, length, residue = padded_range(copy.offset + expert * num_bytes, num_bytes)
         request = Request(
             room=pool.address(index, slot),
             offset=start,
@@ -82,7 +83,7 @@ class Streamer:
             source=residue,
             target=resting_place(matrix),
             num_bytes=num_bytes,
-            file=matrix.part,
+            file=copy.part,
         )
         while self._kept and self._kept[0].done:
             self._kept.popleft()

@@ -28,6 +28,21 @@ _TENSOR_ALIGNMENT_BYTES = 32
 
 
 @dataclass(frozen=True)
+class ExpertCopy:
+    """What a matrix of a layer's experts is in one precision: blocks of the type `type_id`, in the
+    file with the index `part`, `num_bytes` for each expert, the first one's at `offset`.
+
+    `level` 0 is the precision of the model's own file.
+    """
+
+    level: int
+    type_id: int
+    part: int
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
 class ExpertMatrix:
     """One projection of all experts of a layer: E matrices (M, K), one after the other.
 
@@ -43,6 +58,11 @@ class ExpertMatrix:
     part: int
     offset: int
     expert_bytes: int
+
+    @property
+    def copies(self) -> tuple[ExpertCopy, ...]:
+        """The matrix in every precision there is, by level: today only the model's own."""
+        return (ExpertCopy(0, self.type_id, self.part, self.offset, self.expert_bytes),)
 
 
 @dataclass(frozen=True)

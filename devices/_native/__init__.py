@@ -68,31 +68,6 @@ def _refuse_unknown_build() -> None:
         )
 
 
-def mallopt(parameter: int, value: int) -> bool:
-    """int mallopt(int param, int value); False where the C library has none."""
-    function = getattr(c.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    return function is not None and function(parameter, value) == 1
-
-
-def malloc_trim() -> bool:
-    """int malloc_trim(size_t pad); False where the C library has none or gave nothing back."""
-    function = getattr(c.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    return function is not None and function(c.c_size_t(0)) == 1
-
-
-def resident_pages(address: int, num_pages: int, page_bytes: int) -> int:
-    """int mincore(void * addr, size_t length, unsigned char * vec): how many of the pages from
-    `address` on are in memory; 0 where the C library has no mincore, or they are not mapped."""
-    function = getattr(c.CDLL(None), "mincore", None) if sys.platform != "win32" else None
-    if function is None:
-        return 0
-    found = np.zeros(num_pages, np.uint8)
-    failed = function(
-        Address(address), c.c_size_t(num_pages * page_bytes), Address(address_of(found))
-    )
-    return 0 if failed else int(np.count_nonzero(found & 1))
-
-
 # ----------------------------------------------------------------- structures
 class Tensor(c.Structure):
     """struct ggml_tensor"""

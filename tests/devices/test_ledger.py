@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from haversack.devices.ledger import Holding, Ledger, steady_figure
-from haversack.devices.memory import Arena
+from haversack.devices.memory import SlotMemory
 
 MIB = 2**20
 
@@ -91,7 +91,7 @@ def test_slots_count_as_they_are_touched() -> None:
     holding = Holding(reserved_bytes=64 * MIB, most_bytes=0)
     before = ledger.others_bytes()
     ledger.add(holding)
-    with Arena(64 * MIB) as arena:
+    with SlotMemory(64 * MIB) as arena:
         assert ledger.untouched_bytes() == 64 * MIB
         arena.bytes[: 24 * MIB] = 1
         assert ledger.untouched_bytes() == 40 * MIB

@@ -1,5 +1,7 @@
 import gc
 import mmap
+import signal
+import subprocess
 import sys
 import timeit
 from collections.abc import Mapping
@@ -14,15 +16,16 @@ from haversack.devices.errors import BudgetError, ClosedError, HaversackError
 from haversack.devices.memory import (
     HUGE_PAGE_BYTES,
     PAGE_BYTES,
-    Arena,
+    AddressSpace,
     PeakMeter,
     RamProbe,
+    SlotMemory,
     anonymous_bytes,
-    arenas_resident_bytes,
     probe_ram,
-    process_peak_rss_bytes,
-    reserve_address_space,
+    slots_resident_bytes,
 )
+from haversack.devices.system import host
+from haversack.devices.system.cgroup import run_limited, why_not
 
 MIB = 2**20
 GIB = 2**30
@@ -159,17 +162,16 @@ def test_this_machine(tmp_path: Path) -> None:
 
 def test_an_arena_counts_once_touched_and_goes_when_closed() -> None:
     before = anonymous_bytes()
-    with Arena(32 * MIB) as arena:
+    with SlotMemory(32 * MIB) as arena:
         assert anonymous_bytes() - before < MIB
         arena.bytes[:] = 7
         assert abs(anonymous_bytes() - before - 32 * MIB) < MIB
-        assert process_peak_rss_bytes() >= 32 * MIB
     assert anonymous_bytes() - before < MIB
 
 
 @pytest.mark.parametrize("num_bytes", [1, 4096, 3 * MIB, 4 * MIB + 12345])
 def test_an_arena_is_aligned_and_writable_to_its_last_byte(num_bytes: int) -> None:
-    with Arena(num_bytes) as arena:
+    with SlotMemory(num_bytes) as arena:
         assert arena.address % HUGE_PAGE_BYTES == 0
         assert arena.address == arena.bytes.__array_interface__["data"][0]
         assert arena.bytes.shape == (num_bytes,) == (arena.num_bytes,)
@@ -180,14 +182,14 @@ def test_an_arena_is_aligned_and_writable_to_its_last_byte(num_bytes: int) -> No
 
 def test_an_arena_takes_no_whole_huge_page_for_its_last_bytes() -> None:
     before = anonymous_bytes()
-    with Arena(2 * MIB + 4096) as arena:
+    with SlotMemory(2 * MIB + 4096) as arena:
         arena.bytes[:] = 1
         assert anonymous_bytes() - before < 3 * MIB
 
 
 def test_arrays_of_the_caller_outlive_the_arena() -> None:
     before = anonymous_bytes()
-    arena = Arena(8 * MIB)
+    arena = SlotMemory(8 * MIB)
     arena.bytes[:] = 3
     view = arena.bytes[MIB : 2 * MIB]
     arena.close()
@@ -202,16 +204,119 @@ def test_arrays_of_the_caller_outlive_the_arena() -> None:
 
 @linux
 def test_an_arena_tells_what_of_it_is_in_memory() -> None:
-    before = arenas_resident_bytes()
-    with Arena(16 * MIB + 5) as arena:
+    before = slots_resident_bytes()
+    with SlotMemory(16 * MIB + 5) as arena:
         assert arena.resident_bytes == 0
         arena.bytes[: 6 * MIB] = 1
         assert 6 * MIB <= arena.resident_bytes <= 8 * MIB
         arena.bytes[:] = 1
         assert arena.resident_bytes == 16 * MIB + PAGE_BYTES
-        assert arenas_resident_bytes() - before == arena.resident_bytes
+        assert slots_resident_bytes() - before == arena.resident_bytes
     assert arena.resident_bytes == 0
-    assert arenas_resident_bytes() == before
+    assert slots_resident_bytes() == before
+
+
+# ------------------------------------------------------------ growing and shrinking
+@linux
+def test_slot_memory_grows_and_shrinks_in_its_place() -> None:
+    before = anonymous_bytes()
+    with SlotMemory(1024 * GIB, 8 * MIB) as memory:
+        address = memory.address
+        memory.bytes[:] = 5
+        memory.resize(24 * MIB)
+        assert (memory.address, memory.num_bytes) == (address, 24 * MIB)
+        assert memory.bytes[: 8 * MIB].min() == 5
+        assert not memory.bytes[8 * MIB :].any()
+        memory.bytes[:] = 6
+        assert memory.resident_bytes == 24 * MIB
+        memory.resize(4 * MIB + 100)
+        assert memory.resident_bytes == 4 * MIB + PAGE_BYTES
+        assert anonymous_bytes() - before < 6 * MIB
+        assert memory.bytes.shape == (4 * MIB + 100,) and memory.bytes.min() == 6
+        memory.resize(16 * MIB)
+        assert memory.address == address
+        assert not memory.bytes[4 * MIB + PAGE_BYTES :].any()  # what was given back is gone
+        memory.resize(0)
+        assert memory.resident_bytes == 0 == len(memory.bytes)
+    with pytest.raises(ClosedError):
+        memory.resize(MIB)
+    assert anonymous_bytes() - before < MIB
+
+
+@pytest.mark.parametrize("num_bytes", [-1, 2 * MIB + 1])
+def test_slot_memory_stays_within_its_addresses(num_bytes: int) -> None:
+    with SlotMemory(2 * MIB, 0) as memory, pytest.raises(ValueError, match=str(num_bytes)):
+        memory.resize(num_bytes)
+
+
+TOUCHED_BEYOND = """
+import signal
+import subprocess
+import sys
+from haversack.devices._native import array_at
+from haversack.devices.memory import SlotMemory
+
+memory = SlotMemory(64 * 2**20, 16 * 2**20)
+memory.bytes[:] = 1
+if sys.argv[1] == "shrunk":
+    memory.resize(8 * 2**20)
+print("about to", flush=True)
+array_at(memory.address + memory.num_bytes, (1,), "uint8")[0] = 1
+print("written")
+"""
+
+
+@linux
+@pytest.mark.parametrize("case", ["never grown", "shrunk"])
+def test_memory_that_was_not_committed_cannot_be_touched(case: str) -> None:
+    command = [sys.executable, "-c", TOUCHED_BEYOND, case]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (-signal.SIGSEGV, "about to\n")
+
+
+REFUSED = """
+import resource
+from haversack.devices.errors import BudgetError
+from haversack.devices.memory import SlotMemory
+
+memory = SlotMemory(2**40, 2**20)
+memory.bytes[:] = 3
+resource.setrlimit(resource.RLIMIT_DATA, (2**30, 2**30))
+try:
+    memory.resize(2**39)
+except BudgetError as error:
+    print(error)
+memory.resize(4 * 2**20)
+print(memory.bytes[: 2**20].min(), memory.num_bytes // 2**20)
+"""
+
+
+@linux
+def test_growth_that_the_system_refuses_changes_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True)
+    told, rest = done.stdout.splitlines()
+    assert "refuses 512.0 GiB of memory for slots" in told and "lower --ram" in told
+    assert rest == "3 4"
+
+
+# Two memories take turns: together they would not fit into the group's limit.
+TURNS = """
+from haversack.devices.memory import SlotMemory
+
+memories = [SlotMemory(2**30, 0) for _ in range(2)]
+for turn in range(6):
+    one, other = memories[turn % 2], memories[1 - turn % 2]
+    other.resize(2**20)
+    one.resize(160 * 2**20)
+    one.bytes[:] = turn
+print([memory.resident_bytes // 2**20 for memory in memories])
+"""
+
+
+@pytest.mark.skipif(bool(why_not()), reason=f"{why_not()}")
+def test_what_one_memory_gives_back_another_may_take_inside_a_hard_limit() -> None:
+    done = run_limited([sys.executable, "-c", TURNS], 256 * MIB, timeout_s=120)
+    assert (done.returncode, done.stdout) == (0, "[1, 160]\n"), done.stderr
 
 
 # ------------------------------------------------------------------------- peak
@@ -220,7 +325,7 @@ SLIGHT_BYTES = 3 * MIB  # the kernel counts pages for each processor, and adds u
 
 def take_and_free(num_bytes: int) -> None:
     """Anonymous memory that is gone when the call returns."""
-    with Arena(num_bytes) as arena:
+    with SlotMemory(num_bytes) as arena:
         arena.bytes[:] = 1
 
 
@@ -269,19 +374,19 @@ def test_a_mark_that_cannot_be_lowered_hides_no_lasting_peak(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     take_and_free(300 * MIB)
-    monkeypatch.setattr(memory, "_lower_the_mark", lambda: None)
+    monkeypatch.setattr(host, "forget_peak", lambda: None)
     meter = PeakMeter()
     start = meter.look()
-    with Arena(100 * MIB) as arena:
+    with SlotMemory(100 * MIB) as arena:
         arena.bytes[:] = 1
         assert meter.look() - start == pytest.approx(100 * MIB, abs=SLIGHT_BYTES)
     assert meter.look() - start == pytest.approx(100 * MIB, abs=SLIGHT_BYTES)
 
 
 def test_without_proc_the_highest_look_is_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_read_status", lambda: b"")
+    monkeypatch.setattr(host, "memory_status", lambda: None)
     looks = iter([5, 5, 9, 7])
-    monkeypatch.setattr(memory, "anonymous_bytes", lambda: next(looks))
+    monkeypatch.setattr(memory, "_unshared_bytes", lambda: next(looks))
     monkeypatch.setattr(memory, "_meters", set())
     monkeypatch.setattr(memory, "_lower_the_mark", lambda: None)
     meter = PeakMeter()
@@ -294,24 +399,24 @@ def test_huge_pages_are_not_claimed_where_they_are_switched_off(
 ) -> None:
     mode = tmp_path / "enabled"
     mode.write_text("always madvise [never]\n")
-    monkeypatch.setattr(memory, "_HUGE_PAGE_MODE", mode)
-    with Arena(MIB) as arena:
+    monkeypatch.setattr(host, "_HUGE_PAGE_MODE", mode)
+    with SlotMemory(MIB) as arena:
         assert not arena.huge_pages
 
 
 def test_an_impossible_arena_is_a_budget_error() -> None:
     with pytest.raises(BudgetError, match=r"--ram") as caught:
-        Arena(2**60)
+        SlotMemory(2**60)
     assert caught.value.need_bytes == 2**60 > caught.value.have_bytes > 0
     with pytest.raises(ValueError, match="at least one byte"):
-        Arena(0)
+        SlotMemory(0)
 
 
 @linux
 def test_reserved_addresses_cost_no_memory() -> None:
     before = anonymous_bytes()
-    with reserve_address_space(1024 * GIB) as space:
-        assert space.num_bytes == 1024 * GIB
+    with AddressSpace(1024 * GIB) as space:
+        assert space.most_bytes == 1024 * GIB
         assert anonymous_bytes() - before < MIB
         line = next(line for line in maps() if covers(line, space.address))
         assert " ---p " in line
@@ -322,7 +427,7 @@ def test_reserved_addresses_cost_no_memory() -> None:
 @linux
 def test_addresses_the_system_does_not_have() -> None:
     with pytest.raises(HaversackError, match="ulimit -v"):
-        reserve_address_space(2**62)
+        AddressSpace(2**62)
 
 
 @linux
@@ -331,20 +436,12 @@ def test_anonymous_bytes_is_cheap_enough_for_every_token() -> None:
     assert fastest_s < 200e-6
 
 
-def test_the_peak_is_never_below_what_is_resident() -> None:
-    assert process_peak_rss_bytes() >= psutil.Process().memory_info().rss * 0.99
-
-
-def test_without_proc_the_nearest_figures_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    anonymous, peak = anonymous_bytes(), process_peak_rss_bytes()
-    resident = psutil.Process().memory_info().rss
-
-    def nothing(field: bytes) -> None:
-        return None
-
-    monkeypatch.setattr(memory, "_status_bytes", nothing)
+def test_where_the_system_does_not_tell_the_nearest_figure_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    anonymous, resident = anonymous_bytes(), psutil.Process().memory_info().rss
+    monkeypatch.setattr(host, "memory_status", lambda: None)
     assert anonymous * 0.9 < anonymous_bytes() < resident * 1.1
-    assert process_peak_rss_bytes() == pytest.approx(peak, rel=0.1)
 
 
 def maps() -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from haversack.devices.memory import PAGE_BYTES, Arena, address_of
+from haversack.devices.memory import PAGE_BYTES, SlotMemory, address_of
 from haversack.devices.pace import Pace, PacedFile
 from haversack.devices.readers import Read, Readers, Request
 from haversack.devices.storage import DirectFile
@@ -28,7 +28,7 @@ class Bench:
 
     def __init__(self, file: DirectFile, data: bytes, ring: bool) -> None:
         self.file, self.data = file, data
-        self.arena = Arena(NUM_ROOMS * ROOM_BYTES)
+        self.arena = SlotMemory(NUM_ROOMS * ROOM_BYTES)
         self.readers = Readers([file], 4, 2, ring=ring)
 
     def request(self, room: int, offset: int, num_bytes: int, target: int = 0) -> Read:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from haversack.devices import storage
 from haversack.devices.errors import ClosedError, StorageError
-from haversack.devices.memory import PAGE_BYTES, Arena
+from haversack.devices.memory import PAGE_BYTES, SlotMemory
 from haversack.devices.storage import DirectFile, DiskSpeed, known_speed, measure_disk, padded_range
 
 MIB = 2**20
@@ -46,14 +46,14 @@ def file(path: Path, request: pytest.FixtureRequest) -> Iterator[DirectFile]:
 
 @pytest.fixture
 def buffer() -> Iterator[npt.NDArray[np.uint8]]:
-    with Arena(MIB) as arena:
+    with SlotMemory(MIB) as arena:
         yield arena.bytes
 
 
 def read_padded(file: DirectFile, offset: int, num_bytes: int) -> bytes:
     """How an expert is read: whole pages, of which the wanted bytes start at the residue."""
     start, length_bytes, residue = padded_range(offset, num_bytes)
-    with Arena(length_bytes) as arena:
+    with SlotMemory(length_bytes) as arena:
         file.read_into(arena.bytes, start, residue + num_bytes)
         return arena.bytes[residue : residue + num_bytes].tobytes()
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from haversack.devices.cgroup import CpuQuota
 from haversack.devices.errors import StorageError
+from haversack.devices.system.cgroup import CpuQuota
 from haversack.edge import doctor
 from haversack.edge.doctor import Finding, examine
 

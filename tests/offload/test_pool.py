@@ -4,6 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from haversack.devices.errors import BudgetError
+from haversack.devices.memory import SlotMemory
 from haversack.offload.pool import (
     ExpertPool,
     PoolPlan,
@@ -90,4 +92,44 @@ def test_rooms_do_not_overlap() -> None:
             assert room.__array_interface__["data"][0] == pool.address(index, slot)
             assert pool.address(index, slot) % PAGE == 0
     assert pool.plan.num_bytes == 3 * (4 * PAGE + 2 * PAGE)
+    pool.close()
+
+
+def test_a_pool_grows_and_shrinks_while_its_addresses_stay() -> None:
+    pool = ExpertPool(PoolPlan((3 * PAGE, 100), layers=(0, 1), num_experts=4, num_slots=3))
+    addresses = [pool.address(index, 2) for index in range(2)]
+    for index in range(2):
+        pool.room(index, 2)[:] = 7
+    pool.resize(8)
+    assert [pool.address(index, 2) for index in range(2)] == addresses
+    assert all(pool.room(index, 2).min() == 7 for index in range(2))
+    for index in range(2):
+        pool.room(index, 7)[:] = 8
+    held_bytes = pool.resident_bytes
+    pool.resize(3)
+    assert pool.num_slots == 3
+    assert 0 < pool.resident_bytes < held_bytes
+    assert all(pool.room(index, 2).min() == 7 for index in range(2))
+    with pytest.raises(ValueError, match="addresses"):
+        pool.resize(9)  # there are eight experts
+    pool.close()
+    assert pool.resident_bytes == 0
+
+
+def test_growth_that_is_refused_leaves_all_matrices_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = ExpertPool(PoolPlan((3 * PAGE, 100), layers=(0,), num_experts=4, num_slots=2))
+    grow = SlotMemory.resize
+
+    def refuse_the_second(memory: SlotMemory, num_bytes: int) -> None:
+        if memory is pool._memories[1] and num_bytes > memory.num_bytes:
+            raise BudgetError("refused", need_bytes=1, have_bytes=0)
+        grow(memory, num_bytes)
+
+    monkeypatch.setattr(SlotMemory, "resize", refuse_the_second)
+    with pytest.raises(BudgetError):
+        pool.resize(4)
+    assert pool.num_slots == 2
+    assert [memory.num_bytes for memory in pool._memories] == [2 * pool.stride(i) for i in (0, 1)]
     pool.close()

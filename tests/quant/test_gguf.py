@@ -50,6 +50,10 @@ def check_against_the_package(geometry: ModelGeometry) -> None:
         assert (matrix.row_elements, matrix.num_rows, matrix.num_experts) == tuple(tensor.shape)
         assert (matrix.type_id, matrix.offset) == (tensor.tensor_type, tensor.data_offset)
         assert matrix.expert_bytes * matrix.num_experts == tensor.n_bytes
+        (copy,) = matrix.copies
+        place = (matrix.part, matrix.offset, matrix.expert_bytes)
+        assert (copy.level, copy.type_id) == (0, matrix.type_id)
+        assert (copy.part, copy.offset, copy.num_bytes) == place
         for expert in (0, 1, matrix.num_experts - 1):
             assert expert_bytes(geometry, matrix, expert) == tensor.data[expert].tobytes()
     trunk = [int(tensor.n_bytes) for name, tensor in tensors.items() if name not in found]

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from haversack.devices.cgroup import run_limited, why_not
 from haversack.devices.cores import usable_cores
+from haversack.devices.system.cgroup import run_limited, why_not
 from haversack.devices.units import format_bytes, parse_bytes
 from haversack.edge.plain_llama import PlainLlama, drop_pages
 from haversack.tools.counts import positive

@@ -25,9 +25,9 @@ from pathlib import Path
 from statistics import median
 
 from haversack import edge
-from haversack.devices.cgroup import why_not
 from haversack.devices.errors import HaversackError
 from haversack.devices.storage import measure_disk
+from haversack.devices.system.cgroup import why_not
 from haversack.edge.planner import Plan, streamed
 from haversack.tools.bench.budget import plain_tok_s, streamed_tok_s
 from haversack.tools.counts import positive

@@ -34,8 +34,8 @@ import numpy.typing as npt
 
 from haversack import edge
 from haversack.cache.policies import ExpectedUse
-from haversack.devices.cgroup import why_not
 from haversack.devices.errors import HaversackError
+from haversack.devices.system.cgroup import why_not
 from haversack.devices.units import parse_bytes
 from haversack.edge.planner import Plan, streamed
 from haversack.edge.replay import Replay, Trace

@@ -24,7 +24,7 @@ import torch
 from torch.nn import functional
 
 from haversack.devices.errors import HaversackError, StorageError
-from haversack.devices.heap import keep_freed_memory
+from haversack.devices.system import host
 from haversack.tools.training.balance import settle_routers
 from haversack.tools.training.batches import Batches, token_row
 from haversack.tools.training.corpus import (
@@ -192,7 +192,7 @@ class Trainer:
 
     def run(self) -> None:
         """Train until the last step, saving now and then."""
-        keep_freed_memory()
+        host.keep_freed_memory()
         saved_s = time.monotonic()
         while self.step < self.recipe.num_steps:
             start_s = time.monotonic()

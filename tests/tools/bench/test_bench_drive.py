@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from haversack import edge
-from haversack.devices.cgroup import why_not
+from haversack.devices.system.cgroup import why_not
 from haversack.edge.planner import streamed
 from haversack.tools.bench import drive as bench_drive
 from haversack.tools.bench.drive import DriveResult

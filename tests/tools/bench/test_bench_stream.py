@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from haversack.devices.cgroup import why_not
+from haversack.devices.system.cgroup import why_not
 from haversack.tools.bench import stream as bench_stream
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from haversack import edge
-from haversack.devices.cgroup import why_not
+from haversack.devices.system.cgroup import why_not
 from haversack.edge.plain_llama import PlainLlama
 from haversack.edge.planner import streamed
 from haversack.tools.bench import (

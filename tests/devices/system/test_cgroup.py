@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from haversack.devices import cgroup
-from haversack.devices.cgroup import CpuQuota, cpu_quota, limited_group, run_limited, why_not
+from haversack.devices.system import cgroup
+from haversack.devices.system.cgroup import CpuQuota, cpu_quota, limited_group, run_limited, why_not
 
 MIB = 1024 * 1024
 GREEDY = [sys.executable, "-c", "print(len(bytearray(200 * 1024 * 1024)))"]

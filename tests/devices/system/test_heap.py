@@ -8,7 +8,7 @@ import pytest
 FAULTS = """
 import resource, sys
 import numpy as np
-from haversack.devices.heap import keep_freed_memory
+from haversack.devices.system import host
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -16,14 +16,14 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 default = min(faults() for _ in range(3))
-kept = keep_freed_memory()
+kept = host.keep_freed_memory()
 faults()
 print(kept, default, min(faults() for _ in range(3)))
 """
 
 
 GIVEN_BACK = """
-from haversack.devices.heap import give_back_freed_memory
+from haversack.devices.system import host
 from haversack.devices.memory import anonymous_bytes
 
 pieces = [b"x" * 40_000 for _ in range(2000)]
@@ -31,7 +31,7 @@ kept = b"x" * 40_000  # lies above them, so that the heap cannot shrink
 held = anonymous_bytes()
 del pieces
 before = held - anonymous_bytes()
-give_back_freed_memory()
+host.give_back_freed_memory()
 print(before, held - anonymous_bytes())
 """
 

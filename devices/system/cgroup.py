@@ -8,12 +8,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+_UNLIMITED_BYTES = 1 << 60  # version 1 writes "no limit" as 2**63 less one page
+_LIMIT_FILES = (  # of control groups of version 2 and 1, each with the file of what is used
+    ("memory.max", "memory.current"),
+    ("memory.high", "memory.current"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes"),
+)
 _V1_MEMORY = Path("sys/fs/cgroup/memory")
 _V2_ROOT = Path("sys/fs/cgroup")
 _SYSTEM = Path("/")
 
 
 # --------------------------------------------------------------- groups we are in
+@dataclass(frozen=True)
+class MemoryLimit:
+    """A group's limit, what it leaves to its processes, and the file that sets it."""
+
+    limit_bytes: int
+    available_bytes: int
+    source: str
+
+
 @dataclass(frozen=True)
 class CpuQuota:
     """CPU time that a control group grants: `num_cores` cores' worth of it, set in `source`."""
@@ -22,25 +38,46 @@ class CpuQuota:
     source: str
 
 
-def group_folders(root: Path, controller: str) -> list[Path]:
-    """Folders of our control groups that `controller` ("memory", "cpu") may limit, of both
-    versions, each from our own group up to the mount point. `root` is where /proc and /sys are."""
-    folders: list[Path] = []
-    for line in read_text(root / "proc/self/cgroup").splitlines():
-        hierarchy, controllers, group = line.split(":", 2)
-        if hierarchy != "0" and controller not in controllers.split(","):
+def memory_limits(root: Path) -> list[MemoryLimit]:
+    """The memory limits of our groups and those above them. Available is limit - usage + inactive
+    file pages. `root` is where /proc and /sys are."""
+    return [limit for folder in _folders(root, "memory") for limit in _limits_of(folder)]
+
+
+def _limits_of(folder: Path) -> Iterator[MemoryLimit]:
+    """The limits of one control group; none where it sets none or has no memory files.
+
+    Version 1 may limit memory and swap together ("memsw"), which counts what was swapped out too.
+    """
+    for limit, usage in _LIMIT_FILES:
+        limit_bytes, used_bytes = _read_int(folder / limit), _read_int(folder / usage)
+        if limit_bytes is None or limit_bytes >= _UNLIMITED_BYTES:
             continue
-        kind = "cgroup2" if hierarchy == "0" else "cgroup"
-        for mount_root, mount_point in _group_mounts(root, kind, controller):
-            folders += _folders_up(group, mount_root, root / mount_point.lstrip("/"))
-    return folders
+        if used_bytes is None:
+            used_bytes = limit_bytes  # unknown use: nothing can be promised
+        available_bytes = limit_bytes - used_bytes + _reclaimable_bytes(folder)
+        available_bytes = min(max(available_bytes, 0), limit_bytes)
+        yield MemoryLimit(limit_bytes, available_bytes, str(folder / limit))
+
+
+def _reclaimable_bytes(folder: Path) -> int:
+    """File pages of the group and those below it that the kernel drops first."""
+    lines = (line.split() for line in read_text(folder / "memory.stat").splitlines())
+    stat = {words[0]: int(words[1]) for words in lines if len(words) == 2}
+    # version 1 leaves the groups below out of "inactive_file"; usage and the total have them
+    return stat.get("total_inactive_file", stat.get("inactive_file", 0))
+
+
+def _read_int(file: Path) -> int | None:
+    text = read_text(file).strip()
+    return int(text) if text.isdigit() else None
 
 
 def cpu_quota(root: Path = _SYSTEM) -> CpuQuota | None:
     """The tightest CPU quota of our groups and those above them; None where none is set."""
     quotas = [
         CpuQuota(num_cores, str(file))
-        for folder in group_folders(root, "cpu")
+        for folder in _folders(root, "cpu")
         for file, num_cores in (_quota_1(folder), _quota_2(folder))
         if num_cores is not None
     ]
@@ -65,6 +102,20 @@ def _cores(quota_us: str, period_us: str) -> float | None:
     if not (quota_us.isdigit() and period_us.isdigit() and int(quota_us) and int(period_us)):
         return None
     return int(quota_us) / int(period_us)
+
+
+def _folders(root: Path, controller: str) -> list[Path]:
+    """Folders of our control groups that `controller` ("memory", "cpu") may limit, of both
+    versions, each from our own group up to the mount point. `root` is where /proc and /sys are."""
+    folders: list[Path] = []
+    for line in read_text(root / "proc/self/cgroup").splitlines():
+        hierarchy, controllers, group = line.split(":", 2)
+        if hierarchy != "0" and controller not in controllers.split(","):
+            continue
+        kind = "cgroup2" if hierarchy == "0" else "cgroup"
+        for mount_root, mount_point in _group_mounts(root, kind, controller):
+            folders += _folders_up(group, mount_root, root / mount_point.lstrip("/"))
+    return folders
 
 
 def _group_mounts(root: Path, kind: str, controller: str) -> list[tuple[str, str]]:

@@ -1,0 +1,33 @@
+"""What Linux and macOS do alike."""
+
+import io
+import mmap
+import os
+
+from haversack.devices._native import libc
+
+
+def reserve(num_bytes: int) -> mmap.mmap:
+    """Private and not writable, so that it is not charged against the commit limit."""
+    return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0)
+
+
+def commit(address: int, num_bytes: int) -> bool:
+    """Unlike mapping the pages anew, mprotect changes nothing where it is refused."""
+    libc.mprotect(address, num_bytes, mmap.PROT_READ | mmap.PROT_WRITE)
+    return False
+
+
+def decommit(address: int, num_bytes: int) -> None:
+    """New pages over the old ones also end the charge against the commit limit."""
+    libc.map_unusable(address, num_bytes)
+
+
+def resident_bytes(address: int, num_bytes: int) -> int:
+    num_pages = num_bytes // mmap.PAGESIZE
+    return libc.resident_pages(address, num_pages, mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def read_at(file: io.FileIO, view: memoryview, offset: int) -> int:
+    """Python itself repeats an interrupted call."""
+    return os.preadv(file.fileno(), [view], offset)
