@@ -3,11 +3,16 @@ what everything else in the process holds."""
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
 
+from haversack.devices.budget import MemoryBudget
+from haversack.devices.errors import BudgetError
 from haversack.devices.memory import anonymous_bytes, slots_resident_bytes
 from haversack.devices.system import host
+from haversack.devices.units import format_bytes
 
 _MIB = 1024 * 1024
 _LEAST_BYTES = 64 * _MIB  # measured: interpreter, libraries and threads take 36 to 53
@@ -15,40 +20,110 @@ _MARGIN_BYTES = 8 * _MIB  # the least that a figure lies above what was measured
 _SLACK_BYTES = 32 * _MIB  # how far a new figure lies above it
 
 
-class Holding:
-    """What one open model holds outside its slots: weights, caches, scratch.
+@dataclass(frozen=True)
+class Entry:
+    """A named part of a device's memory: what is set aside for it, and what of that is held."""
 
-    llama.cpp touches its scratch only as wide as batches come, so this grows after loading. Slots
-    are not in it: they are counted where they lie (see `slots_resident_bytes`).
+    name: str
+    reserved_bytes: int
+    held_bytes: int
+
+
+class Lease:
+    """One holder's part of a budget, and what is held of it; made by `Ledger.lease`, it lasts until
+    `close`.
+
+    `parts` are what a model takes outside its slots, by name: weights, caches, scratch. llama.cpp
+    touches its scratch only as wide as batches come, so `held_bytes` grows after loading. Slots are
+    not in it: they are counted where they lie (see `slots_resident_bytes`).
     """
 
-    def __init__(self, reserved_bytes: int, most_bytes: int) -> None:
-        """`reserved_bytes` are set aside for the model, `most_bytes` of them for what this is."""
-        self.reserved_bytes, self.most_bytes = reserved_bytes, most_bytes
-        self.num_bytes = 0
+    def __init__(
+        self, ledger: "Ledger", budget: MemoryBudget, parts: Mapping[str, int], slots_bytes: int
+    ) -> None:
+        self.budget, self.slots_bytes = budget, slots_bytes
+        self.most_held_bytes = sum(parts.values())
+        self.reserved_bytes = self.most_held_bytes + slots_bytes
+        self.held_bytes = 0
+        self._ledger, self._parts = ledger, dict(parts)
 
     def grow(self, num_bytes: int) -> None:
         """Count so many bytes more, up to what was planned."""
-        self.num_bytes = min(self.most_bytes, self.num_bytes + max(0, num_bytes))
+        self.held_bytes = min(self.most_held_bytes, self.held_bytes + max(0, num_bytes))
+
+    def entries(self, slots_held_bytes: int = 0) -> list[Entry]:
+        """Each part by name, slots last. What is held was measured for all parts together: it is
+        taken to fill them in their order, so the first are to be those that are held in full."""
+        entries, left_bytes = list[Entry](), self.held_bytes
+        for name, num_bytes in self._parts.items():
+            entries.append(Entry(name, num_bytes, min(num_bytes, left_bytes)))
+            left_bytes -= entries[-1].held_bytes
+        return [*entries, Entry("slots", self.slots_bytes, slots_held_bytes)]
+
+    def close(self) -> None:
+        """Give the part back, after its memory was freed; a second call does nothing."""
+        self._ledger.end(self)
 
 
 class Ledger:
-    """The holdings of the models that are open; safe to use from any thread.
+    """The leases of this process's memory; safe to use from any thread.
 
     One model is loaded at a time, so that what a load takes can be measured.
     """
 
     def __init__(self) -> None:
-        self._loading = threading.RLock()
-        self._lock = threading.Lock()
-        self._holdings: list[Holding] = []
+        self.forget_threads()
+        self._names: dict[Lease, str] = {}  # in the budget of each lease
         self._figure_bytes = _LEAST_BYTES
 
+    def lease(
+        self, budget: MemoryBudget, holder: str, parts: Mapping[str, int], slots_bytes: int = 0
+    ) -> Lease:
+        """Set `parts` and `slots_bytes` aside. Raises BudgetError where they do not fit."""
+        lease = Lease(self, budget, parts, slots_bytes)
+        with self._lock:
+            taken = {name for name, _ in budget.rows()}
+            name = next(name for i in count(1) if (name := f"{holder} {i}") not in taken)
+            budget.reserve(name, lease.reserved_bytes)
+            self._names[lease] = name
+        return lease
+
+    def end(self, lease: Lease) -> None:
+        """Count the lease no more: its memory is free."""
+        with self._lock:
+            name = self._names.pop(lease, None)
+            if name is not None:
+                lease.budget.release(name)
+
+    @contextmanager
+    def borrowed(
+        self, budget: MemoryBudget, num_bytes: int, what: str, knob: str
+    ) -> Iterator[Lease]:
+        """Lease so many bytes more inside the block, for `what`, of what neither leases nor the
+        process itself take of the budget. Raises BudgetError with need, have and `knob` where they
+        are not there."""
+        with self._lock:
+            spare_bytes = max(0, budget.left_bytes - self.others_bytes())
+            if num_bytes > spare_bytes:
+                raise BudgetError(
+                    f"{what} need {format_bytes(num_bytes)}, {format_bytes(spare_bytes)} of the"
+                    f" budget of {format_bytes(budget.limit_bytes)} is free: {knob} or raise --ram",
+                    need_bytes=budget.limit_bytes + num_bytes - spare_bytes,
+                    have_bytes=budget.limit_bytes,
+                )
+            lease = self.lease(budget, what, {what: num_bytes})
+        try:
+            yield lease
+        finally:
+            lease.close()
+
     def others_bytes(self) -> int:
-        """Anonymous memory that no open model holds, now: the interpreter, libraries, and
-        whatever the application made. Memory that was freed does not count."""
+        """Anonymous memory that no lease covers, now: the interpreter, libraries, and whatever the
+        application made. Memory that was freed does not count."""
         host.give_back_freed_memory()
-        return self._outside_bytes()
+        with self._lock:
+            held_bytes = sum(lease.held_bytes for lease in self._names)
+            return max(0, anonymous_bytes() - slots_resident_bytes() - held_bytes)
 
     def process_bytes(self) -> int:
         """The same rounded up with slack, as plans are made with: equal while the process changes
@@ -63,9 +138,9 @@ class Ledger:
         return self._figure_bytes
 
     def untouched_bytes(self) -> int:
-        """What is reserved for open models and not taken yet, such as empty slots."""
+        """What is leased and not taken yet, such as empty slots."""
         with self._lock:
-            open_bytes = sum(each.reserved_bytes - each.num_bytes for each in self._holdings)
+            open_bytes = sum(lease.reserved_bytes - lease.held_bytes for lease in self._names)
         return max(0, open_bytes - slots_resident_bytes())
 
     @contextmanager
@@ -75,32 +150,17 @@ class Ledger:
             yield
 
     @contextmanager
-    def measured(self, holding: Holding) -> Iterator[None]:
-        """Count what the process takes inside the block as the holding's."""
+    def measured(self, lease: Lease) -> Iterator[None]:
+        """Count what the process takes inside the block as the lease's."""
         before_bytes = self.others_bytes()
         try:
             yield
         finally:
-            holding.grow(self.others_bytes() - before_bytes)
-
-    def add(self, holding: Holding) -> None:
-        """Count what it holds from now on."""
-        with self._lock:
-            self._holdings.append(holding)
-
-    def remove(self, holding: Holding) -> None:
-        """Count it no more: its memory is free."""
-        with self._lock:
-            self._holdings.remove(holding)
+            lease.grow(self.others_bytes() - before_bytes)
 
     def forget_threads(self) -> None:
         """Release what other threads held: in a process that was forked they do not exist."""
-        self._loading, self._lock = threading.RLock(), threading.Lock()
-
-    def _outside_bytes(self) -> int:
-        with self._lock:
-            held_bytes = sum(holding.num_bytes for holding in self._holdings)
-        return max(0, anonymous_bytes() - slots_resident_bytes() - held_bytes)
+        self._loading, self._lock = threading.RLock(), threading.RLock()
 
 
 def steady_figure(measured_bytes: int, last_bytes: int) -> int:

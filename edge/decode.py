@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.devices.errors import ContextError
-from haversack.devices.ledger import Holding, ledger
+from haversack.devices.ledger import Lease, ledger
 from haversack.devices.memory import PeakMeter
 from haversack.edge.planner import Plan
 from haversack.edge.stats import Stats
@@ -20,7 +20,7 @@ from haversack.quant.gguf import ModelGeometry
 class Decoder:
     """The tokens in an engine's context, and the clock beside it.
 
-    `holding` grows by the memory that a batch takes if it is wider than all before it. `peak`
+    `lease` grows by the memory that a batch takes if it is wider than all before it. `peak`
     looks at the process after each pass; by default it begins now.
     """
 
@@ -28,12 +28,12 @@ class Decoder:
         self,
         engine: Engine,
         plan: Plan,
-        holding: Holding | None = None,
+        lease: Lease | None = None,
         peak: PeakMeter | None = None,
     ) -> None:
         self.engine = engine
         self._plan = plan
-        self._holding, self._peak = holding or Holding(0, 0), peak or PeakMeter()
+        self._lease, self._peak = lease, peak or PeakMeter()
         self._widest_tokens = 0
         self._tokens: list[int] = []
         self._whole_tokens = 0  # of them, those computed from the start in whole batches
@@ -121,7 +121,7 @@ class Decoder:
         start = len(self._tokens)
         widest = len(tokens) > self._widest_tokens
         try:
-            with ledger.measured(self._holding) if widest else nullcontext():
+            with ledger.measured(self._lease) if widest and self._lease else nullcontext():
                 self.engine.context.decode(tokens)
             self._widest_tokens = max(self._widest_tokens, len(tokens))
             self._tokens += tokens

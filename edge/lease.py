@@ -2,30 +2,31 @@
 
 from collections.abc import Sequence
 
+from haversack.devices.budget import MemoryBudget
 from haversack.devices.errors import BudgetError
-from haversack.devices.ledger import ledger
+from haversack.devices.ledger import Lease, ledger
 from haversack.devices.units import format_bytes
 from haversack.edge.planner import STREAMED, Plan
-from haversack.edge.ram_budget import Budget, Lease
+from haversack.edge.ram_budget import Budget
 from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes
 
 
 def lease_for(planned: Plan) -> Lease:
     """The model's part of its budget. Raises BudgetError where the process or other models have
     taken more since it was planned than the least part leaves."""
-    budget = planned.shared or Budget(planned.ram_bytes)
+    budget = (planned.shared or Budget(planned.ram_bytes)).ram
     process_bytes = max(planned.process_bytes, ledger.others_bytes())
-    room_bytes = budget.room_bytes - process_bytes
-    slots_bytes = planned.slot_bytes if planned.mode == STREAMED else 0
-    fixed_bytes = planned.own_bytes - slots_bytes
+    room_bytes = budget.left_bytes - process_bytes
+    parts, slots_bytes = planned.parts(), planned.slot_bytes if planned.mode == STREAMED else 0
+    fixed_bytes = sum(parts.values())
     if planned.own_bytes > room_bytes:
         if planned.mode != STREAMED:
-            raise _overtaken(planned.own_bytes, process_bytes, budget, budget.room_bytes)
+            raise _overtaken(planned.own_bytes, process_bytes, budget, budget.left_bytes)
         slots_bytes = pools_bytes(_smaller_pools(planned, room_bytes - fixed_bytes))
         if fixed_bytes + slots_bytes > room_bytes:
             need_bytes = fixed_bytes + slots_bytes
-            raise _overtaken(need_bytes, process_bytes, budget, budget.room_bytes)
-    return budget.reserve(fixed_bytes + slots_bytes, fixed_bytes)
+            raise _overtaken(need_bytes, process_bytes, budget, budget.left_bytes)
+    return ledger.lease(budget, "model", parts, slots_bytes)
 
 
 def _smaller_pools(planned: Plan, room_bytes: int) -> Sequence[PoolPlan]:
@@ -34,7 +35,9 @@ def _smaller_pools(planned: Plan, room_bytes: int) -> Sequence[PoolPlan]:
     return plan_pools(geometry.layers, geometry.num_experts_per_tok, max(0, room_bytes))
 
 
-def _overtaken(need_bytes: int, process_bytes: int, budget: Budget, room_bytes: int) -> BudgetError:
+def _overtaken(
+    need_bytes: int, process_bytes: int, budget: MemoryBudget, room_bytes: int
+) -> BudgetError:
     """`room_bytes` is what other models leave of the budget."""
     others_bytes = budget.limit_bytes - room_bytes
     beside = f" and {format_bytes(others_bytes)} for other models" if others_bytes else ""
@@ -50,14 +53,12 @@ def _overtaken(need_bytes: int, process_bytes: int, budget: Budget, room_bytes: 
 def pools_left(planned: Plan, lease: Lease) -> Sequence[PoolPlan]:
     """The planned pools, or smaller ones where less is left than was planned: the trunk is loaded
     now, so that what it took is known. Raises BudgetError if not even the floor is left."""
-    budget, holding = lease.budget, lease.holding
     taken_bytes = ledger.others_bytes() + planned.kv_bytes + planned.compute_bytes
-    room_bytes = budget.room_bytes + holding.reserved_bytes
-    reserved_bytes = holding.reserved_bytes - holding.most_bytes
-    left_bytes = min(room_bytes - taken_bytes, reserved_bytes)
+    room_bytes = lease.budget.left_bytes + lease.reserved_bytes
+    left_bytes = min(room_bytes - taken_bytes, lease.slots_bytes)
     if pools_bytes(planned.pools) <= left_bytes:
         return planned.pools
     pools = _smaller_pools(planned, left_bytes)
     if pools_bytes(pools) > left_bytes:
-        raise _overtaken(pools_bytes(pools), taken_bytes, budget, room_bytes)
+        raise _overtaken(pools_bytes(pools), taken_bytes, lease.budget, room_bytes)
     return pools

@@ -41,7 +41,8 @@ class Plan:
     """How `ram_bytes` are spent on one model. All figures are bytes and add up to the budget.
 
     `trunk_bytes` weights but the routed experts; `kv_bytes` the context's cache; `compute_bytes`
-    scratch; `reserve_bytes` what else the model takes and, of it, `process_bytes` the process
+    scratch and, of it, `sampling_bytes` samplers and grammars and `scratch_bytes` products with
+    experts; `reserve_bytes` what else the model takes and, of it, `process_bytes` the process
     itself: everything in it but open models. `slot_bytes` room for experts (all of them in
     mode "resident"); `headroom_bytes` what stays free. `floor_bytes` is the least budget that
     works, `full_bytes` the one from which no expert is streamed. With a `shared` budget,
@@ -56,6 +57,8 @@ class Plan:
     trunk_bytes: int
     kv_bytes: int
     compute_bytes: int
+    sampling_bytes: int
+    scratch_bytes: int
     reserve_bytes: int
     process_bytes: int
     slot_bytes: int
@@ -81,11 +84,25 @@ class Plan:
     def headroom_bytes(self) -> int:
         return self.ram_bytes - self.planned_bytes
 
+    def parts(self) -> dict[str, int]:
+        """What this model will take outside slots, by name; first what is taken in full."""
+        return {
+            "trunk": self.trunk_bytes,
+            "experts": 0 if self.mode == STREAMED else self.slot_bytes,
+            "kv": self.kv_bytes,
+            "vocabulary": self.reserve_bytes - self.process_bytes,
+            "compute": self.compute_bytes - self.sampling_bytes - self.scratch_bytes,
+            "scratch": self.scratch_bytes,
+            "sampling": self.sampling_bytes,
+        }
+
     def budget(self) -> MemoryBudget:
         """The same as named reservations. Raises BudgetError if they exceed the budget."""
         budget = MemoryBudget("ram", self.ram_bytes, knob="raise --ram")
-        for name in ("trunk", "kv", "compute", "reserve", "slot"):
-            budget.reserve(name, getattr(self, f"{name}_bytes"))
+        budget.reserve("process", self.process_bytes)
+        for name, num_bytes in self.parts().items():
+            budget.reserve(name, num_bytes)
+        budget.reserve("slots", self.slot_bytes if self.mode == STREAMED else 0)
         return budget
 
     def to_json(self) -> str:
@@ -152,13 +169,19 @@ class _Costs:
     kv_bytes: int
     reserve_bytes: int
     process_bytes: int
-    resident_compute_bytes: int
-    streamed_compute_bytes: int
+    graph_bytes: int
+    sampling_bytes: int
+    resident_scratch_bytes: int
+    streamed_scratch_bytes: int
+
+    def scratch_bytes(self, mode: str) -> int:
+        return self.streamed_scratch_bytes if mode == STREAMED else self.resident_scratch_bytes
+
+    def compute_bytes(self, mode: str) -> int:
+        return self.graph_bytes + self.sampling_bytes + self.scratch_bytes(mode)
 
     def fixed_bytes(self, mode: str) -> int:
-        streamed = mode == STREAMED
-        compute = self.streamed_compute_bytes if streamed else self.resident_compute_bytes
-        return self.trunk_bytes + self.kv_bytes + self.reserve_bytes + compute
+        return self.trunk_bytes + self.kv_bytes + self.reserve_bytes + self.compute_bytes(mode)
 
 
 def plan(
@@ -207,6 +230,13 @@ def streamed(planned: Plan, share: float = 1.0) -> Plan:
 
 def _ram_bytes(ram: str | int | Budget | None) -> int:
     if isinstance(ram, Budget):
+        if ram.vram.limit_bytes:
+            raise BudgetError(
+                f"the budget has {format_bytes(ram.vram.limit_bytes)} of vram, but models use"
+                " no GPU yet: leave vram out",
+                need_bytes=0,
+                have_bytes=ram.vram.limit_bytes,
+            )
         return ram.room_bytes
     if isinstance(ram, str):
         return parse_bytes(ram)
@@ -258,7 +288,7 @@ def _costs(
     process_bytes: int,
     sampling_bytes: int,
 ) -> _Costs:
-    resident = streamed = needs.compute_bytes + sampling_bytes
+    resident = streamed = 0
     if geometry.layers:
         num_experts = max(layer.num_experts for layer in geometry.layers)
         all_slots = sum(layer.num_experts for layer in geometry.layers)
@@ -271,8 +301,10 @@ def _costs(
         kv_bytes=needs.kv_bytes,
         reserve_bytes=process_bytes + _VOCABULARY_FACTOR * geometry.header_bytes,
         process_bytes=process_bytes,
-        resident_compute_bytes=resident,
-        streamed_compute_bytes=streamed,
+        graph_bytes=needs.compute_bytes,
+        sampling_bytes=sampling_bytes,
+        resident_scratch_bytes=resident,
+        streamed_scratch_bytes=streamed,
     )
 
 
@@ -299,7 +331,6 @@ def _spend(geometry: ModelGeometry, shape: ContextShape, costs: _Costs, ram_byte
         slot_total = pools_bytes(pools)
     if ram_bytes < floor_bytes:
         raise _below_floor(geometry, costs, floor_bytes, ram_bytes)
-    streams = mode == STREAMED
     return Plan(
         path=geometry.path,
         architecture=geometry.architecture,
@@ -308,7 +339,9 @@ def _spend(geometry: ModelGeometry, shape: ContextShape, costs: _Costs, ram_byte
         ram_bytes=ram_bytes,
         trunk_bytes=costs.trunk_bytes,
         kv_bytes=costs.kv_bytes,
-        compute_bytes=costs.streamed_compute_bytes if streams else costs.resident_compute_bytes,
+        compute_bytes=costs.compute_bytes(mode),
+        sampling_bytes=costs.sampling_bytes,
+        scratch_bytes=costs.scratch_bytes(mode),
         reserve_bytes=costs.reserve_bytes,
         process_bytes=costs.process_bytes,
         slot_bytes=slot_total,

@@ -219,6 +219,41 @@ def test_two_models_stay_within_the_sum_and_the_second_within_its_own(
         assert 0.3 * given < held <= given
 
 
+# ---------------------------------------------------------------- a model's entries
+@pytest.mark.parametrize("share", [None, 0.3])
+def test_the_entries_of_a_model_add_up_to_its_budget(
+    tiny_model: TinyModel, options: edge.LoadOptions, share: float | None
+) -> None:
+    planned = edge.plan(tiny_model("qwen3moe", shape=SHAPE), ram="1GiB", ctx=256, threads=1)
+    if share is not None:
+        planned = streamed(planned, share)
+    with edge.load(planned, options=options) as model:
+        begun = {entry.name: entry for entry in model.budget()}
+        model.logits(range(1, 250), prefill=200)
+        used = {entry.name: entry for entry in model.budget()}
+        assert used["process"].held_bytes <= planned.process_bytes
+    assert list(used) == list(begun) and {"trunk", "kv", "sampling", "process", "slots"} <= {*used}
+    assert sum(entry.reserved_bytes for entry in used.values()) == planned.ram_bytes
+    for name in begun:
+        assert 0 <= used[name].held_bytes <= used[name].reserved_bytes
+    assert begun["trunk"].held_bytes == begun["trunk"].reserved_bytes == planned.trunk_bytes
+    if share is None:
+        assert used["experts"].held_bytes == planned.slot_bytes
+    else:
+        assert 0 == begun["slots"].held_bytes < used["slots"].held_bytes
+    with pytest.raises(edge.ClosedError):
+        model.budget()
+
+
+def test_memory_of_gpus_is_refused_until_something_uses_it(tiny_model: TinyModel) -> None:
+    budget = edge.Budget("1GiB", vram="4GiB")
+    assert budget.vram.limit_bytes == 4 * 2**30
+    with pytest.raises(edge.BudgetError, match=r"4.0 GiB of vram.* leave vram out"):
+        edge.load(tiny_model("qwen3moe"), ram=budget)
+    with pytest.raises(edge.UnitError):
+        edge.Budget("1GiB", vram="4")
+
+
 # ----------------------------------------------------------------- rows of logits
 def test_rows_that_do_not_fit_are_refused_before_they_are_computed(
     tiny_model: TinyModel, options: edge.LoadOptions
