@@ -3,7 +3,6 @@ random tokens, then tokens one at a time."""
 
 import hashlib
 import random
-from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -31,6 +30,17 @@ class Work:
     prompt_tokens: int
     warm_tokens: int
     trace: Path | None = None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What work took: counts of the prompt and of all timed tokens, `tokens_s` seconds of each
+    timed token, and the `logits` (vocabulary,) after the last one."""
+
+    prompt: Stats
+    timed: Stats
+    tokens_s: npt.NDArray[np.float64]
+    logits: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,11 @@ def random_tokens(vocab_size: int, num_tokens: int, seed: int) -> list[int]:
     return [generator.randrange(vocab_size) for _ in range(num_tokens)]
 
 
+def single_tokens(vocab_size: int, warm_tokens: int, tokens: int) -> Work:
+    """`tokens` random ones to time, one after the other, after `warm_tokens` and a first one."""
+    return Work(random_tokens(vocab_size, 1 + warm_tokens + tokens, seed=0), 1, warm_tokens)
+
+
 def device_bytes_s(planned: Plan, cache_dir: Path) -> float:
     """The most bytes a second that the drive under the model gives now, measured on its largest
     part in about 1.5 s. Raises StorageError."""
@@ -131,6 +146,25 @@ def replay_of(trace: Path | None, planned: Plan) -> Replay | None:
     return replay
 
 
+def decode(model: Model, work: Work) -> Decoded:
+    """Have the model do `work`, timed, with the routing that its routers or a watcher choose.
+
+    Raises what `Model.iter_logits` raises.
+    """
+    begun = model.stats()
+    with closing(model.iter_logits(work.tokens, work.prompt_tokens)) as rows:
+        logits = next(rows)
+        prefilled = model.stats()
+        for _ in range(work.warm_tokens):
+            next(rows)
+        moments = [model.stats()]
+        for row in rows:
+            moments.append(model.stats())
+            logits = row
+    tokens_s = np.diff([moment.decode_s for moment in moments])
+    return Decoded(prefilled.since(begun), moments[-1].since(moments[0]), tokens_s, logits)
+
+
 def measure(model: Model, work: Work, drive_bytes_s: float) -> BenchResult:
     """Have the model do `work`, timed; `drive_bytes_s` is what the drive under it gives.
 
@@ -140,25 +174,17 @@ def measure(model: Model, work: Work, drive_bytes_s: float) -> BenchResult:
     if replay is not None:
         model.watch_routing(replay)
     try:
-        begun = model.stats()
-        with closing(model.iter_logits(work.tokens, work.prompt_tokens)) as rows:
-            next(rows)
-            prefilled = model.stats()
-            for _ in range(work.warm_tokens):
-                next(rows)
-            warmed = model.stats()
-            logits = deque(rows, maxlen=1).pop()
-        decoded = model.stats()
+        decoded = decode(model, work)
     finally:
         if replay is not None:
             model.watch_routing(None)
     return _result(
         model.plan.mode,
         0 if replay is None else replay.num_steps,
-        warmed.tokens - prefilled.tokens,
-        _Pass(prefilled.since(begun), drive_bytes_s),
-        _Pass(decoded.since(warmed), drive_bytes_s),
-        logits_sha256(logits),
+        work.warm_tokens,
+        _Pass(decoded.prompt, drive_bytes_s),
+        _Pass(decoded.timed, drive_bytes_s),
+        logits_sha256(decoded.logits),
     )
 
 

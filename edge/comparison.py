@@ -4,8 +4,7 @@ nor its page cache is ours. `python -m haversack.edge.comparison` is that proces
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from haversack.quant.gguf import read_geometry
 
 @dataclass(frozen=True)
 class PlainResult:
-    """What the work took plain llama.cpp. `forcing_s_per_token` is what forcing a routing took,
-    a call of Python for every node of its graph; the other seconds are without it."""
+    """What the work took plain llama.cpp. `forcing_s_per_token` is what forcing a routing took
+    (see `PlainTime`); the other seconds are without it."""
 
     prefill_s: float
     decode_s_per_token: float
@@ -85,24 +84,12 @@ def _do(job: Mapping[str, Any]) -> PlainResult:
     batches = [tokens[i : min(i + batch_tokens, prompt)] for i in range(0, prompt, batch_tokens)]
     singles = [[token] for token in tokens[prompt:]]
     with PlainLlama(path, ctx_tokens, threads, batch_tokens, replay) as plain:
-        prefill_s, _ = _timed(plain, batches, replay)
-        _timed(plain, singles[:warm], replay)
-        decode_s, forcing_s = _timed(plain, singles[warm:], replay)
+        prefill_s, _ = plain.timed(batches)
+        plain.timed(singles[:warm])
+        decode_s, forcing_s = plain.timed(singles[warm:])
         digest = logits_sha256(plain.last_logits())
     num_timed = len(singles) - warm
     return PlainResult(prefill_s, decode_s / num_timed, forcing_s / num_timed, digest)
-
-
-def _timed(
-    plain: PlainLlama, batches: Sequence[Sequence[int]], replay: Replay | None
-) -> tuple[float, float]:
-    """Seconds for decoding `batches`, and for forcing their routing."""
-    forced_s, began_s = 0.0 if replay is None else replay.callback_s, time.perf_counter()
-    for batch in batches:
-        plain.decode(batch)
-    spent_s = time.perf_counter() - began_s
-    forcing_s = 0.0 if replay is None else replay.callback_s - forced_s
-    return spent_s - forcing_s, forcing_s
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,14 @@ def drop_pages(paths: Sequence[Path]) -> None:
         for path in paths:
             with path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+class PlainTime(NamedTuple):
+    """Seconds of decoding, and of forcing a routing meanwhile: a call of Python for every node of
+    llama.cpp's graph."""
+
+    decode_s: float
+    forcing_s: float
 
 
 class PlainLlama:
@@ -51,6 +59,7 @@ class PlainLlama:
         if replay is not None:
             self._on_node = llama.ggml_backend_sched_eval_callback(replay.on_node)
             shape.cb_eval = self._on_node
+        self._replay = replay
         self._context: Any = llama.llama_init_from_model(self._model, shape)
         vocabulary = llama.llama_model_get_vocab(self._model)
         self._num_tokens = int(llama.llama_vocab_n_tokens(vocabulary))
@@ -77,12 +86,17 @@ class PlainLlama:
             rows.append(self.last_logits())
         return np.stack(rows)
 
-    def decode_s_per_token(self, tokens: Sequence[int]) -> float:
-        """Seconds a token takes, fed one by one."""
-        start = time.perf_counter()
-        for token in tokens:
-            self.decode([token])
-        return (time.perf_counter() - start) / len(tokens)
+    def timed(self, batches: Sequence[Sequence[int]]) -> PlainTime:
+        """The seconds that decoding `batches` takes, one after the other."""
+        forced_s, began_s = self._forcing_s, time.perf_counter()
+        for batch in batches:
+            self.decode(batch)
+        forcing_s = self._forcing_s - forced_s
+        return PlainTime(time.perf_counter() - began_s - forcing_s, forcing_s)
+
+    @property
+    def _forcing_s(self) -> float:
+        return 0.0 if self._replay is None else self._replay.callback_s
 
     def close(self) -> None:
         """Free both; may be called twice."""

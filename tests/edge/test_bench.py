@@ -11,7 +11,7 @@ import pytest
 from haversack import edge
 from haversack.edge.bench import Work, device_bytes_s, measure, random_tokens, replay_of
 from haversack.edge.planner import streamed
-from haversack.tools.bench.steady import SteadyDrive
+from haversack.tools.bench.steady_drive import SteadyDrive
 
 TinyModel = Callable[..., Path]
 

@@ -1,109 +1,109 @@
-"""Does it stay inside its budget? Runs a model under hard limits and prints what it took.
+"""Does it stay inside its budget, and does more memory make it faster? Runs under hard limits.
 
-    python -m haversack.tools.bench.budget MODEL --ram 2.5GiB --ram 4GiB --ram 6GiB
+    sudo python -m haversack.tools.bench.budget MODEL --ram 2.5GiB --ram 4GiB --ram 6GiB
 
 Each run is a process of its own in a memory control group whose limit, swap included, is the budget
-plus 64 MiB: what it does not have, it cannot take. Bounds: it finishes, and its peak of anonymous
-memory is at most the budget. With `--plain-tokens N`, decoding random tokens is timed beside plain
-llama.cpp under the same limit.
+plus 64 MiB: it cannot take what it does not have. Bounds: each run finishes, and its peak of
+anonymous memory is at most the budget; decoding random tokens never slows down by more than 3 % as
+the budget grows (medians of `--rounds` runs, all budgets in turn). With `--plain-tokens N`, plain
+llama.cpp, which maps the model, decodes N tokens under the same limit, and takes at least 20 times
+as long a token where not all experts fit.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
+from statistics import median
+from typing import Any
 
-import numpy as np
-
-from haversack.devices.cores import usable_cores
-from haversack.devices.system.cgroup import run_limited, why_not
+from haversack.devices.system.cgroup import why_not
 from haversack.devices.units import format_bytes, parse_bytes
-from haversack.edge.plain_llama import PlainLlama, drop_pages
-from haversack.tools.counts import positive
-from haversack.tools.program import run
+from haversack.edge.planner import STREAMED
+from haversack.tools.bench.limited import compared, json_within
+from haversack.tools.command_line import USAGE_EXIT_CODE, positive, tool, verdict
 
-SLACK_BYTES = 64 * 1024 * 1024
+MOST_LOSS, LEAST_SPEEDUP = 0.03, 20.0
 PROMPT = " ".join(str(7 * i % 500) for i in range(32))
 
 
-def run_in_budget(
-    model: Path, ram: str, tokens: int, cache_dir: Path | None = None
-) -> dict[str, object]:
+def run_in_budget(model: Path, ram_bytes: int, tokens: int, *options: str) -> dict[str, Any]:
     """One `haversack run` under the limit: its JSON. Raises RuntimeError if it fails."""
-    command = [
-        *(sys.executable, "-m", "haversack.edge", "run", str(model), "-p", PROMPT),
-        *("-n", str(tokens), "--temp", "0", "--ctx", "512", "--ram", ram, "--json"),
-        *(("--cache-dir", str(cache_dir)) if cache_dir else ()),
+    text = ["-p", PROMPT, "-n", str(tokens), "--temp", "0"]
+    return json_within("run", model, ram_bytes, *text, *options)
+
+
+def decode_tok_s(model: Path, ram_bytes: int, tokens: int) -> float:
+    """Tokens a second of decoding random tokens under the limit, from the first one on."""
+    asked = ["-p", "32", "--warm-tokens", "0", "-n", str(tokens)]
+    return float(json_within("bench", model, ram_bytes, *asked)["decode_tok_s"])
+
+
+def never_slower(speeds: Mapping[int, float]) -> bool:
+    """Print the tokens a second of each budget, and whether each is as fast as any smaller one."""
+    budgets = sorted(speeds)
+    best = accumulate((speeds[ram_bytes] for ram_bytes in budgets), max)
+    held = [
+        verdict(
+            f"{format_bytes(ram_bytes)}: {speeds[ram_bytes]:.2f} tok/s,"
+            f" {speeds[ram_bytes] / best_tok_s:.3f} >= {1 - MOST_LOSS:g} of the best so far",
+            speeds[ram_bytes] >= (1 - MOST_LOSS) * best_tok_s,
+        )
+        for ram_bytes, best_tok_s in zip(budgets, best, strict=True)
     ]
-    result: dict[str, object] = json.loads(output_within(command, ram))
-    return result
+    return all(held)
 
 
-def streamed_tok_s(model: Path, ram: str, tokens: int) -> float:
-    """Tokens a second of decoding random tokens under the limit."""
-    command = [
-        *(sys.executable, "-m", "haversack.edge", "bench", str(model), "--ram", ram),
-        *("-p", "32", "--warm-tokens", "0", "-n", str(tokens), "--ctx", "512", "--json"),
-    ]
-    return float(json.loads(output_within(command, ram))["decode_tok_s"])
+def _stays_inside(model: Path, ram_bytes: int, tokens: int) -> bool:
+    result = run_in_budget(model, ram_bytes, tokens)
+    return verdict(
+        f"{result['tokens']} tokens, peak {format_bytes(result['ram_peak_bytes'])} <="
+        f" {format_bytes(ram_bytes)}",
+        result["ram_peak_bytes"] <= ram_bytes,
+    )
 
 
-def plain_tok_s(model: Path, ram: str, tokens: int) -> float:
-    """The same of plain llama.cpp, which maps the model."""
-    drop_pages([model])
-    command = [sys.executable, "-m", "haversack.tools.bench.budget", str(model)]
-    return float(output_within([*command, "--plain-here", str(tokens)], ram).split()[-1])
+def _beats_mapping(model: Path, ram_bytes: int, tokens: int) -> bool:
+    found = compared(model, ram_bytes, tokens)
+    times = found["decode_times_faster"]
+    line = (
+        f"in {format_bytes(ram_bytes)} {found['decode_tok_s']:.2f} tok/s, plain llama.cpp"
+        f" {found['compare_decode_tok_s']:.2f}"
+    )
+    if found["mode"] != STREAMED:
+        print(f"{line}: all experts are in memory, no bound")
+        return True
+    return verdict(f"{line}: {times:.1f} >= {LEAST_SPEEDUP:g} times", times >= LEAST_SPEEDUP)
 
 
-def _plain_here(model: Path, tokens: int) -> float:
-    rng = np.random.default_rng(0)
-    with PlainLlama(model, 512, usable_cores()) as plain:
-        plain.decode(rng.integers(0, 500, 32).tolist())
-        return 1 / plain.decode_s_per_token(rng.integers(0, 500, tokens).tolist())
-
-
-def output_within(command: Sequence[str], ram: str) -> str:
-    """What `command` prints under the limit. Raises RuntimeError if it fails."""
-    done = run_limited(command, parse_bytes(ram) + SLACK_BYTES, timeout_s=900)
-    if done.returncode != 0:
-        raise RuntimeError(f"exit {done.returncode} under {ram}: {done.stderr.strip()[-500:]}")
-    return done.stdout
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
+@tool
+def main(arguments: Sequence[str] | None) -> int:
     """Returns 0 if every bound holds."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path)
-    parser.add_argument("--ram", action="append", default=[], help="a budget; repeat for more")
+    parser.add_argument("--ram", action="append", required=True, help="a budget; repeat for more")
     parser.add_argument("--tokens", type=positive, default=64)
-    parser.add_argument("--plain-tokens", type=int, default=0, help="time plain llama.cpp, too")
-    parser.add_argument("--plain-here", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=positive, default=3, help="of timing each budget")
+    parser.add_argument("--plain-tokens", type=positive, help="time plain llama.cpp, too")
     given = parser.parse_args(arguments)
-    if given.plain_here:
-        print(_plain_here(given.model, given.plain_here))
-        return 0
+    budgets = [parse_bytes(ram) for ram in given.ram]
     if why_not():
         print(why_not(), file=sys.stderr)
-        return 2
-    held = [_report(given.model, ram, given.tokens, given.plain_tokens) for ram in given.ram]
+        return USAGE_EXIT_CODE
+    held = [_stays_inside(given.model, ram_bytes, given.tokens) for ram_bytes in budgets]
+    rounds = [
+        [decode_tok_s(given.model, ram_bytes, given.tokens) for ram_bytes in budgets]
+        for _ in range(given.rounds)
+    ]
+    medians = [median(speeds) for speeds in zip(*rounds, strict=True)]
+    held.append(never_slower(dict(zip(budgets, medians, strict=True))))
+    if given.plain_tokens:
+        held += [_beats_mapping(given.model, each, given.plain_tokens) for each in budgets]
     return 0 if all(held) else 1
 
 
-def _report(model: Path, ram: str, tokens: int, plain_tokens: int) -> bool:
-    result = run_in_budget(model, ram, tokens)
-    peak_bytes, budget_bytes = int(str(result["ram_peak_bytes"])), parse_bytes(ram)
-    held = peak_bytes <= budget_bytes
-    print(
-        f"--ram {ram}: {result['tokens']} tokens, peak {format_bytes(peak_bytes)} <="
-        f" {format_bytes(budget_bytes)}: {'holds' if held else 'FAILS'}"
-    )
-    if plain_tokens:
-        ours = streamed_tok_s(model, ram, tokens)
-        plain = plain_tok_s(model, ram, plain_tokens)
-        print(f"  random tokens: {ours:.2f} tok/s, plain llama.cpp {plain:.2f} tok/s")
-    return held
-
-
 if __name__ == "__main__":
-    run(main)
+    sys.exit(main())

@@ -9,7 +9,6 @@ busy one, and the same text everywhere.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import statistics
@@ -22,13 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from haversack import edge
 from haversack.devices.cores import usable_cores
-from haversack.tools.counts import positive
-from haversack.tools.program import run
-from haversack.tools.rows import write_rows
+from haversack.edge.bench import Work, decode, logits_sha256, random_tokens
+from haversack.tools.command_line import positive, tool, verdict, write_rows
 
 QUIET_BOUND, BUSY_BOUND = 0.98, 0.8
 WAITS: dict[str, dict[str, str]] = {
@@ -76,25 +72,16 @@ def busy_loops(count: int) -> Iterator[None]:
 
 def decode_here(given: argparse.Namespace) -> dict[str, Any]:
     """Tokens a second of decoding the same random tokens again and again for so many seconds,
-    after as many that are not timed, and a hash of the likeliest next tokens and their logits."""
+    after as many that are not timed, and a digest of the logits after the last of them, which
+    depend on all."""
     with edge.load(given.model, ram=given.ram, ctx=256, threads=given.threads) as loaded:
-        chosen = np.random.default_rng(0).integers(0, loaded.vocab_size, PROMPT + given.tokens)
-        tokens = chosen.tolist()
-        likeliest(loaded, tokens)
+        work = Work(random_tokens(loaded.vocab_size, PROMPT + given.tokens, seed=0), PROMPT, 0)
+        decode(loaded, work)
         before, end_s = loaded.stats(), time.perf_counter() + given.seconds
         found = set[str]()
         while time.perf_counter() < end_s:
-            found.add(likeliest(loaded, tokens))
+            found.add(logits_sha256(decode(loaded, work).logits)[:12])
         return {"tok_s": loaded.stats().since(before).decode_tok_s, "texts": sorted(found)}
-
-
-def likeliest(loaded: edge.Model, tokens: list[int]) -> str:
-    """A hash of what is likeliest after each token, and how likely."""
-    digest = hashlib.sha256()
-    for row in loaded.iter_logits(tokens, prefill=PROMPT):
-        best = int(row.argmax())
-        digest.update(repr((best, row[best])).encode())
-    return digest.hexdigest()[:12]
 
 
 def run_once(competitor: Competitor, given: argparse.Namespace) -> dict[str, Any]:
@@ -131,21 +118,21 @@ def compare(num_loops: int, given: argparse.Namespace) -> tuple[list[dict[str, A
     return rows, texts
 
 
-def verdict(rows: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
-    """A line about ours (the first row) beside the best of the others, and whether it holds."""
+def holds(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Print ours (the first row) beside the best of the others, and whether the bound holds."""
     ours, *fixed = rows
     best = max(fixed, key=lambda row: float(row["tok_s"]))
     bound = BUSY_BOUND if ours["busy_loops"] else QUIET_BOUND
     ratio = ours["tok_s"] / best["tok_s"]
-    line = (
+    return verdict(
         f"{ours['busy_loops']} busy loops: {ours['tok_s']} tok/s, {ratio:.2f} of the best fixed"
-        f" setting ({best['setting']}, {best['tok_s']}), bound {bound}:"
-        f" {'holds' if ratio >= bound else 'FAILS'}"
+        f" setting ({best['setting']}, {best['tok_s']}), bound {bound}",
+        ratio >= bound,
     )
-    return line, ratio >= bound
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@tool
+def main(arguments: Sequence[str] | None) -> int:
     """Returns 0 if all bounds hold."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path, nargs="?", default=edge.builtin_model())
@@ -160,19 +147,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.here:
         print(json.dumps(decode_here(given)))
         return 0
-    held, texts, table = True, set[str](), list[dict[str, Any]]()
+    held, texts, table = list[bool](), set[str](), list[dict[str, Any]]()
     for num_loops in (0, usable_cores(), 2 * usable_cores()):
         rows, written = compare(num_loops, given)
-        line, holds = verdict(rows)
-        table, texts, held = table + rows, texts | written, held and holds
+        table, texts = table + rows, texts | written
         for row in rows:
             print(f"  {row['setting']:<28}{row['tok_s']:>8} tok/s")
-        print(line, flush=True)
-    print(f"the text is {'the same in all: holds' if len(texts) == 1 else 'not the same: FAILS'}")
+        held.append(holds(rows))
+    held.append(verdict("the text is the same in all", len(texts) == 1))
     if given.csv is not None:
         write_rows(given.csv, table)
-    return 0 if held and len(texts) == 1 else 1
+    return 0 if all(held) else 1
 
 
 if __name__ == "__main__":
-    run(main)
+    sys.exit(main())

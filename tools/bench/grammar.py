@@ -8,6 +8,7 @@ a model; its time is shown beside.
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,8 +18,7 @@ from haversack import edge
 from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
 from haversack.devices.sampler import SamplerChain
 from haversack.edge.generation import sampler_chain
-from haversack.tools.counts import positive
-from haversack.tools.program import run
+from haversack.tools.command_line import positive, tool, verdict
 
 BOUND = 0.10
 PROMPT = "A person, described in JSON:\n"
@@ -91,7 +91,8 @@ def share(later: Sequence[Cost]) -> float:
     return added_s / sum(cost.decode_s + cost.plain_s for cost in later)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@tool
+def main(arguments: Sequence[str] | None) -> int:
     """Returns 0 if the bound holds for every grammar."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     threads = edge.plan(given.model, ram="1TiB", ctx=512).shape.threads
     model = LlamaModel(given.model)
     context = LlamaContext(model, ContextShape(512, 512, threads))
-    held = True
+    held = list[bool]()
     for name, constraint in CONSTRAINTS.items():
         sampling = edge.Sampling(
             top_k=given.top_k, grammar=constraint.grammar, json_schema=constraint.json_schema
@@ -110,17 +111,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not later:
             continue
         found = share(later)
-        held = held and found <= BOUND
-        print(
-            f"{name}: {found:.3f} of a token's time in {len(later)} tokens, bound {BOUND}:"
-            f" {'holds' if found <= BOUND else 'FAILS'}; first token"
-            f" {1000 * first.constrained_s:.0f} ms, a token's logits"
-            f" {1000 * sum(cost.decode_s for cost in later) / len(later):.1f} ms"
+        logits_s = sum(cost.decode_s for cost in later) / len(later)
+        held.append(
+            verdict(
+                f"{name}: first token {1e3 * first.constrained_s:.0f} ms, a token's logits"
+                f" {1e3 * logits_s:.1f} ms; {found:.3f} of a token's time in {len(later)} tokens,"
+                f" bound {BOUND}",
+                found <= BOUND,
+            )
         )
     context.close()
     model.close()
-    return 0 if held else 1
+    return 0 if all(held) else 1
 
 
 if __name__ == "__main__":
-    run(main)
+    sys.exit(main())

@@ -1,5 +1,8 @@
-"""A model beside plain llama.cpp, which maps it: the same tokens and the same routing, on the same
-drive, within the same memory."""
+"""haversack's own commands in a memory control group, also beside plain llama.cpp, which maps the
+model: the same tokens and the same routing, on the same drive, within the same memory.
+
+Only as root on Linux (see `devices.system.cgroup.why_not`).
+"""
 
 import json
 import sys
@@ -7,13 +10,45 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from haversack.devices.system.cgroup import run_limited
+from haversack.devices.units import format_bytes
+from haversack.edge.options import LLAMA_CPP
 from haversack.edge.planner import Plan, streamed
 from haversack.edge.replay import Trace
-from haversack.tools.bench.budget import output_within
+
+SLACK_BYTES = 64 * 1024 * 1024  # the group's limit is the budget and this
+CTX_TOKENS = 512
 
 # Not timed, while slots and page cache fill: mapped experts take seconds a token.
-WARM_TOKENS = 16
+_WARM_TOKENS = 16
+_PROMPT_TOKENS = 32
+_TIMEOUT_S = 1800
+
+
+def json_within(command: str, model: Path, ram_bytes: int, *options: str) -> dict[str, Any]:
+    """What `haversack COMMAND MODEL --json` prints in a group whose limit, swap included, is the
+    budget and 64 MiB: it cannot take what it does not have. Raises RuntimeError if it fails."""
+    words = (command, str(model), "--ram", f"{ram_bytes}B", "--ctx", str(CTX_TOKENS), "--json")
+    line = [sys.executable, "-m", "haversack.edge", *words, *options]
+    done = run_limited(line, ram_bytes + SLACK_BYTES, _TIMEOUT_S)
+    if done.returncode != 0:
+        reason = done.stderr.strip()[-500:]
+        raise RuntimeError(f"exit {done.returncode} under {format_bytes(ram_bytes)}: {reason}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def compared(model: Path, ram_bytes: int, tokens: int, trace: Path | None = None) -> dict[str, Any]:
+    """What `haversack bench` finds in such a group, and what plain llama.cpp takes there for the
+    same tokens, with the routing recorded in `trace` if that is given. Raises RuntimeError."""
+    options = [
+        *("-p", str(_PROMPT_TOKENS), "--warm-tokens", str(_WARM_TOKENS), "-n", str(tokens)),
+        *("--compare", LLAMA_CPP),
+        *(("--trace", str(trace)) if trace else ()),
+    ]
+    return json_within("bench", model, ram_bytes, *options)
 
 
 @dataclass(frozen=True)
@@ -50,43 +85,26 @@ class LimitedResult:
 def measure_limited(
     planned: Plan, trace: Trace, shares: Sequence[float], tokens: int
 ) -> Iterator[LimitedResult]:
-    """A result for each share, as they come; only as root on Linux. Plan before anything is loaded,
-    as the engines will that run in processes of their own. Raises RuntimeError where one fails."""
+    """A result for each share, as they come. Plan before anything is loaded, as the engines do
+    that run in processes of their own. Raises RuntimeError where one fails."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "forced.npz"
         trace.save(file)
         for share in shares:
             ram_bytes = streamed(planned, share).planned_bytes
             forced = ram_bytes < planned.full_bytes
-            found = _compared(planned.path, ram_bytes, tokens, file if forced else None)
-            yield _result(trace.name, share, ram_bytes, forced, found)
-
-
-def _compared(path: Path, ram_bytes: int, tokens: int, trace: Path | None) -> dict[str, float]:
-    command = [
-        *(sys.executable, "-m", "haversack.edge", "bench", str(path), "--ram", f"{ram_bytes}B"),
-        *("-p", "32", "--warm-tokens", str(WARM_TOKENS), "-n", str(tokens), "--ctx", "512"),
-        *(("--trace", str(trace)) if trace else ()),
-        *("--compare", "llama.cpp", "--json"),
-    ]
-    found: dict[str, float] = json.loads(output_within(command, f"{ram_bytes}B"))
-    return found
-
-
-def _result(
-    trace: str, share: float, ram_bytes: int, forced: bool, found: dict[str, float]
-) -> LimitedResult:
-    return LimitedResult(
-        trace=trace,
-        share=share,
-        ram_bytes=ram_bytes,
-        forced=forced,
-        device_bytes_s=found["device_bytes_s"],
-        s_per_token=found["decode_s_per_token"],
-        plain_s_per_token=found["compare_decode_s_per_token"],
-        compute_s=found["compute_s_per_token"],
-        bound_s=found["bound_s_per_token"],
-        ratio=found["ratio_to_bound"],
-        hit_rate=found["hit_rate"],
-        bytes_per_token=found["bytes_read_per_token"],
-    )
+            found = compared(planned.path, ram_bytes, tokens, file if forced else None)
+            yield LimitedResult(
+                trace=trace.name,
+                share=share,
+                ram_bytes=ram_bytes,
+                forced=forced,
+                device_bytes_s=found["device_bytes_s"],
+                s_per_token=found["decode_s_per_token"],
+                plain_s_per_token=found["compare_decode_s_per_token"],
+                compute_s=found["compute_s_per_token"],
+                bound_s=found["bound_s_per_token"],
+                ratio=found["ratio_to_bound"],
+                hit_rate=found["hit_rate"],
+                bytes_per_token=found["bytes_read_per_token"],
+            )

@@ -18,6 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from haversack.tools.command_line import tool
+
 Row = dict[str, str]
 
 _ORACLE = "belady"
@@ -127,7 +129,8 @@ def _finish(figure: Any, with_legend: Sequence[Any], path: Path) -> None:
 DRAWN = {"stream": draw_stream, "policies": draw_policies, "timeline": draw_timeline}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@tool
+def main(arguments: Sequence[str] | None) -> int:
     """Draw what the command line asks for; the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -140,11 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         DRAWN[given.what]([r for path in given.results for r in read_rows(path)], given.picture)
     except KeyError as error:
         names = ", ".join(map(str, given.results))
-        print(f"error: {names} has no column {error}: not {given.what}", file=sys.stderr)
-        return 2
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise ValueError(f"{names} has no column {error}: not {given.what}") from error
     return 0
 
 

@@ -23,18 +23,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from haversack import edge
-from haversack.devices.errors import HaversackError
 from haversack.devices.units import parse_bytes
+from haversack.edge.bench import Decoded, single_tokens
+from haversack.edge.bench import decode as decode_timed
 from haversack.edge.planner import streamed
 from haversack.edge.replay import Replay, Trace
-from haversack.tools.bench.steady import SteadyDrive
+from haversack.tools.bench.steady_drive import SteadyDrive
 from haversack.tools.bench.stream import write_model
-from haversack.tools.counts import positive
+from haversack.tools.command_line import positive, tool, write_rows
 from haversack.tools.routing.measures import recorded_traces
-from haversack.tools.rows import write_rows
 
 MOST_LOSS, LEAST_GAIN, IDLE_SHARE = 0.02, 0.08, 0.3
 _SETTLE_TOKENS = 64  # slots fill, and the first trial of whether it pays is over
@@ -71,24 +70,11 @@ class Settings:
     rounds: int
 
 
-@dataclass(frozen=True)
-class Stretch:
-    """What the engine counted, and the seconds of each token."""
-
-    stats: edge.Stats
-    tokens_s: npt.NDArray[np.float64]
-
-
-def decode(model: edge.Model, replay: Replay, tokens: int, ahead: bool) -> Stretch:
-    """`tokens` tokens from the trace's start, after a few more."""
+def decode(model: edge.Model, replay: Replay, tokens: int, ahead: bool) -> Decoded:
+    """A stretch of `tokens` tokens from the trace's start, after a few more."""
     replay.rewind()
     model.watch_routing(replay, replay.foresee if ahead else None)
-    rows = model.iter_logits([7 * i % 500 for i in range(_WARM_TOKENS + tokens)], 1)
-    for _ in range(_WARM_TOKENS):
-        next(rows)
-    stats = [model.stats(), *(model.stats() for _ in rows)]
-    tokens_s = np.diff([moment.decode_s for moment in stats])
-    return Stretch(stats[-1].since(stats[0]), tokens_s)
+    return decode_timed(model, single_tokens(model.vocab_size, _WARM_TOKENS - 1, tokens))
 
 
 def measure(path: Path, trace: Trace, share: float, settings: Settings) -> PrefetchResult:
@@ -97,7 +83,7 @@ def measure(path: Path, trace: Trace, share: float, settings: Settings) -> Prefe
     drive = SteadyDrive(settings.rate_bytes_s, from_drive=True)
     options = edge.LoadOptions(open_file=drive.open, warm_start=False)
     replay = Replay(trace, planned.geometry, settings.recall)
-    found: dict[bool, list[Stretch]] = {True: [], False: []}
+    found: dict[bool, list[Decoded]] = {True: [], False: []}
     with edge.load(planned, options=options) as model:
         decode(model, replay, _SETTLE_TOKENS, ahead=True)
         for number in range(settings.rounds):
@@ -105,31 +91,31 @@ def measure(path: Path, trace: Trace, share: float, settings: Settings) -> Prefe
                 found[ahead].append(decode(model, replay, settings.tokens, ahead))
     off_s, on_s = (_usual_s(found[ahead]) for ahead in (False, True))
     own_off_s, own_on_s = (_own_s(found[ahead]) for ahead in (False, True))
-    latest = found[True][-1].stats
+    latest = found[True][-1].timed
     return PrefetchResult(
         trace=trace.name,
         share=share,
         off_s_per_token=off_s,
         on_s_per_token=on_s,
         gain=1 - on_s / off_s if _reads(found) else (own_off_s - own_on_s) / off_s,
-        idle=statistics.median(_idle(stretch.stats) for stretch in found[False]),
+        idle=statistics.median(_idle(stretch.timed) for stretch in found[False]),
         prefetch_recall=latest.prefetch_recall,
         prefetching=latest.prefetching,
     )
 
 
-def _usual_s(stretches: Sequence[Stretch]) -> float:
+def _usual_s(stretches: Sequence[Decoded]) -> float:
     """Seconds a token: the mean of every token's median."""
     return float(np.median([stretch.tokens_s for stretch in stretches], axis=0).mean())
 
 
-def _own_s(stretches: Sequence[Stretch]) -> float:
+def _own_s(stretches: Sequence[Decoded]) -> float:
     """Seconds a token in the engine's own code."""
-    return statistics.median(one.stats.own_s / one.stats.tokens for one in stretches)
+    return statistics.median(one.timed.own_s / one.timed.tokens for one in stretches)
 
 
-def _reads(found: Mapping[bool, Sequence[Stretch]]) -> bool:
-    return any(one.stats.bytes_read for stretches in found.values() for one in stretches)
+def _reads(found: Mapping[bool, Sequence[Decoded]]) -> bool:
+    return any(one.timed.bytes_read for stretches in found.values() for one in stretches)
 
 
 def _idle(spent: edge.Stats) -> float:
@@ -160,22 +146,19 @@ def _line(result: PrefetchResult) -> str:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@tool
+def main(arguments: Sequence[str] | None) -> int:
     """Returns 0 if the bounds hold in every cell."""
     given = _parser().parse_args(arguments)
     shares = given.share or [0.125, 0.25, 0.5]
     results = []
-    try:
-        settings = Settings(parse_bytes(given.rate), given.recall, given.tokens, given.rounds)
-        traces = [Trace.load(path) for path in given.trace or ()] or recorded_traces()
-        for result in measure_all(given.folder, traces, given.layers, shares, settings):
-            results.append(result)
-            print(_line(result), flush=True)
-        if given.csv:
-            write_rows(given.csv, [asdict(result) for result in results])
-    except (HaversackError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    settings = Settings(parse_bytes(given.rate), given.recall, given.tokens, given.rounds)
+    traces = [Trace.load(path) for path in given.trace or ()] or recorded_traces()
+    for result in measure_all(given.folder, traces, given.layers, shares, settings):
+        results.append(result)
+        print(_line(result), flush=True)
+    if given.csv:
+        write_rows(given.csv, [asdict(result) for result in results])
     return 0 if all(result.holds for result in results) else 1
 
 

@@ -10,6 +10,7 @@ after the last round is at most 2 MiB above that after the fifth.
 
 import argparse
 import gc
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,9 +19,8 @@ from haversack import edge
 from haversack.devices.memory import anonymous_bytes
 from haversack.devices.units import format_bytes
 from haversack.edge.planner import streamed
-from haversack.tools.counts import positive
+from haversack.tools.command_line import positive, tool, verdict
 from haversack.tools.models.synth import write_tiny
-from haversack.tools.program import run
 
 WARM_ROUNDS = 5
 BOUND_BYTES = 2 * 1024 * 1024
@@ -64,7 +64,8 @@ def three_models(folder: Path, third: Path | None) -> dict[Path, float | None]:
     return {resident: None, builtin: SHARE, third: None}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@tool
+def main(arguments: Sequence[str] | None) -> int:
     """Returns 0 if the bound holds."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path, nargs="?", help="the third model")
@@ -77,14 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         models = three_models(folder, given.model)
         held = [play_round(models, folder, number) for number in range(given.rounds)]
     warm_bytes, last_bytes = held[WARM_ROUNDS - 1], held[-1]
-    holds = last_bytes - warm_bytes <= BOUND_BYTES
-    print(
+    holds = verdict(
         f"{format_bytes(warm_bytes)} after {WARM_ROUNDS} rounds, {format_bytes(last_bytes)} after"
         f" {given.rounds}: {format_bytes(last_bytes - warm_bytes)} more <="
-        f" {format_bytes(BOUND_BYTES)}: {'holds' if holds else 'FAILS'}"
+        f" {format_bytes(BOUND_BYTES)}",
+        last_bytes - warm_bytes <= BOUND_BYTES,
     )
     return 0 if holds else 1
 
 
 if __name__ == "__main__":
-    run(main)
+    sys.exit(main())

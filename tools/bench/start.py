@@ -9,6 +9,7 @@ most a tenth of that. Linux only: it counts in /proc/self/io.
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,8 +19,7 @@ from unittest.mock import patch
 
 from haversack import edge
 from haversack.devices.units import format_bytes
-from haversack.tools.counts import positive
-from haversack.tools.program import run
+from haversack.tools.command_line import positive, tool, verdict
 
 BOUND_S = 3.0
 MOST_CHECK_SHARE = 0.1
@@ -105,7 +105,8 @@ def measure_check(
     return CheckCost(min(times_s[True]), min(times_s[False]), *medians_s)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@tool
+def main(arguments: Sequence[str] | None) -> int:
     """Returns 0 if all bounds hold."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
@@ -115,24 +116,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = edge.LoadOptions(warm_start=False)
     start = measure_start(given.model, given.ram, options)
     cost = measure_check(given.model, given.ram, options, given.rounds)
-    held = start.lean and start.load_s < BOUND_S
-    print(
-        f"read {format_bytes(start.read_bytes)}, needed {format_bytes(start.needed_bytes)};"
-        f" loaded in {start.load_s:.2f} s (bound {BOUND_S:.0f} s), first token"
-        f" {start.first_token_s:.2f} s: {_verdict(held)}"
-    )
-    print(
-        f"loaded in {cost.checked_s:.3f} s with the trunk compared with its seal,"
-        f" {cost.unchecked_s:.3f} s without: {cost.share:.1%} of the load, {cost.cpu_share:.1%} of"
-        f" its processor time (bound {MOST_CHECK_SHARE:.0%}):"
-        f" {_verdict(cost.share <= MOST_CHECK_SHARE)}"
-    )
-    return 0 if held and cost.share <= MOST_CHECK_SHARE else 1
-
-
-def _verdict(held: bool) -> str:
-    return "holds" if held else "FAILS"
+    held = [
+        verdict(
+            f"read {format_bytes(start.read_bytes)}, needed {format_bytes(start.needed_bytes)};"
+            f" loaded in {start.load_s:.2f} s (bound {BOUND_S:.0f} s), first token"
+            f" {start.first_token_s:.2f} s",
+            start.lean and start.load_s < BOUND_S,
+        ),
+        verdict(
+            f"loaded in {cost.checked_s:.3f} s with the trunk compared with its seal,"
+            f" {cost.unchecked_s:.3f} s without: {cost.share:.1%} of the load,"
+            f" {cost.cpu_share:.1%} of its processor time (bound {MOST_CHECK_SHARE:.0%})",
+            cost.share <= MOST_CHECK_SHARE,
+        ),
+    ]
+    return 0 if all(held) else 1
 
 
 if __name__ == "__main__":
-    run(main)
+    sys.exit(main())

@@ -22,7 +22,6 @@ model's own drive and in a memory control group of its own, both with the routin
 """
 
 import argparse
-import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -34,20 +33,18 @@ import numpy.typing as npt
 
 from haversack import edge
 from haversack.cache.policies import ExpectedUse
-from haversack.devices.errors import HaversackError
 from haversack.devices.system.cgroup import why_not
 from haversack.devices.units import parse_bytes
+from haversack.edge.bench import Decoded, decode, single_tokens
 from haversack.edge.planner import Plan, streamed
 from haversack.edge.replay import Replay, Trace
 from haversack.offload.pool import spare_slots
 from haversack.offload.seam import Forecast
-from haversack.tools.bench.drive import drive_bytes_s
 from haversack.tools.bench.limited import LimitedResult, measure_limited
-from haversack.tools.bench.steady import SteadyDrive, is_faster, warm
-from haversack.tools.counts import positive
+from haversack.tools.bench.steady_drive import SteadyDrive, drive_bytes_s, is_faster, warm
+from haversack.tools.command_line import USAGE_EXIT_CODE, positive, tool, write_rows
 from haversack.tools.models.synth_large import LargeOptions, write_large
 from haversack.tools.routing.simulate import missed
-from haversack.tools.rows import write_rows
 
 # Before the clock starts: slots fill, and their memory is touched for the first time.
 _WARM_TOKENS = 64
@@ -117,23 +114,13 @@ def suited(trace: Trace, planned: Plan) -> Trace:
     return trace if num_layers <= len(trace.layers) else trace.deepened(num_layers)
 
 
-def decode_s(
+def replayed(
     model: edge.Model, replay: Replay, tokens: int, forecast: Forecast | None = None
-) -> tuple[float, edge.Stats]:
-    """The mean seconds a token, and the stats of all of them, after a warm-up."""
+) -> Decoded:
+    """What `tokens` tokens take, after a warm-up, with the trace's routing from its start on."""
     replay.rewind()
     model.watch_routing(replay, forecast)
-    ids = [7 * i % 500 for i in range(_WARM_TOKENS + tokens)]
-    spent: list[float] = []
-    rows = model.iter_logits(ids, 1)
-    for _ in range(_WARM_TOKENS):
-        next(rows)
-    start = before = model.stats()
-    for _ in rows:
-        after = model.stats()
-        spent.append(after.since(before).decode_s)
-        before = after
-    return statistics.mean(spent), before.since(start)
+    return decode(model, single_tokens(model.vocab_size, _WARM_TOKENS - 1, tokens))
 
 
 def missed_bytes(planned: Plan, trace: Trace, tokens: int) -> npt.NDArray[np.float64]:
@@ -161,29 +148,31 @@ class StreamBench:
         replay = Replay(self._trace, self._planned.geometry)
         cold = edge.LoadOptions(warm_start=False)
         with edge.load(streamed(self._planned), options=cold) as resident:
-            decode_s(resident, replay, self._tokens)
+            replayed(resident, replay, self._tokens)
             for cell, recall in product(cells, recalls):
-                before_s, _ = decode_s(resident, replay, self._tokens)
-                s_per_token, spent = self._streamed_s(cell, recall)
-                after_s, _ = decode_s(resident, replay, self._tokens)
-                yield self._result(cell, recall, (before_s + after_s) / 2, s_per_token, spent)
+                before = replayed(resident, replay, self._tokens)
+                spent = self._streamed(cell, recall)
+                after = replayed(resident, replay, self._tokens)
+                compute_s = (before.tokens_s.mean() + after.tokens_s.mean()) / 2
+                yield self._result(cell, recall, float(compute_s), spent.timed)
 
     def measure_limited(self, shares: Sequence[float], tokens: int) -> Iterator[LimitedResult]:
         """A result for each share beside plain llama.cpp (see `tools/bench/limited.py`)."""
         return measure_limited(self._planned, self._trace, shares, tokens)
 
-    def _streamed_s(self, cell: Cell, recall: float) -> tuple[float, edge.Stats]:
+    def _streamed(self, cell: Cell, recall: float) -> Decoded:
         if not cell.from_drive:
             warm(self._planned.path)
         drive = SteadyDrive(cell.rate_bytes_s, from_drive=cell.from_drive)
         options = edge.LoadOptions(open_file=drive.open, warm_start=False)
         replay = Replay(self._trace, self._planned.geometry, recall)
         with edge.load(streamed(self._planned, cell.share), options=options) as model:
-            return decode_s(model, replay, self._tokens, replay.foresee if recall else None)
+            return replayed(model, replay, self._tokens, replay.foresee if recall else None)
 
     def _result(
-        self, cell: Cell, recall: float, compute_s: float, s_per_token: float, spent: edge.Stats
+        self, cell: Cell, recall: float, compute_s: float, spent: edge.Stats
     ) -> StreamResult:
+        s_per_token = spent.decode_s / spent.tokens
         plan = streamed(self._planned, cell.share)
         disk_s = missed_bytes(plan, self._trace, self._tokens) / cell.rate_bytes_s
         bound_s = max(compute_s, float(disk_s.mean()))
@@ -207,26 +196,23 @@ class StreamBench:
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@tool
+def main(arguments: Sequence[str] | None) -> int:
     """Measure what the command line asks for; the exit status."""
     given = _parser().parse_args(arguments)
     if given.limit and why_not():
         print(why_not(), file=sys.stderr)
-        return 2
-    try:
-        trace = Trace.load(given.trace)
-        if given.make:
-            write_model(given.model, trace, given.make)
-        bench, shares = StreamBench(given.model, trace, given.tokens), given.share or SHARES
-        cells = _cells(given.model, shares, given.rate or ["1GB", "3GB"])
-        recalls = [0.0, given.recall] if given.recall else [0.0]
-        _keep(bench.measure(cells, recalls), given.csv)
-        if given.limit:
-            beside = given.csv and given.csv.with_stem(f"{given.csv.stem}_limited")
-            _keep(bench.measure_limited(shares, given.plain_tokens), beside)
-    except (HaversackError, OSError, RuntimeError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return USAGE_EXIT_CODE
+    trace = Trace.load(given.trace)
+    if given.make:
+        write_model(given.model, trace, given.make)
+    bench, shares = StreamBench(given.model, trace, given.tokens), given.share or SHARES
+    cells = _cells(given.model, shares, given.rate or ["1GB", "3GB"])
+    recalls = [0.0, given.recall] if given.recall else [0.0]
+    _keep(bench.measure(cells, recalls), given.csv)
+    if given.limit:
+        beside = given.csv and given.csv.with_stem(f"{given.csv.stem}_limited")
+        _keep(bench.measure_limited(shares, given.plain_tokens), beside)
     return 0
 
 

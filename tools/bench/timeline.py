@@ -27,7 +27,6 @@ from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 
 from haversack import edge
-from haversack.devices.errors import HaversackError
 from haversack.devices.ggml import GraphNode, is_choice
 from haversack.devices.llama import Hook, LlamaContext
 from haversack.devices.storage import Buffer, DirectFile
@@ -39,8 +38,8 @@ from haversack.offload.engine import Engine, LoadHooks, open_streamed
 from haversack.offload.streamer import OpenFile
 from haversack.quant.gguf import ModelGeometry
 from haversack.quant.trunk import ensure_trunk
-from haversack.tools.bench.steady import SteadyDrive, warm
-from haversack.tools.counts import positive
+from haversack.tools.bench.steady_drive import SteadyDrive, warm
+from haversack.tools.command_line import positive, tool
 
 ROUTER, COMPUTE, LATE, DEMAND, AHEAD = "router", "compute", "late", "demand", "ahead"
 
@@ -216,7 +215,8 @@ def write_timeline(intervals: Sequence[Interval], path: Path) -> None:
         writer.writerows(astuple(i) for i in sorted(intervals, key=lambda i: i.begin_s))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@tool
+def main(arguments: Sequence[str] | None) -> int:
     """Record what the command line asks for; the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -228,21 +228,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ram", help="the memory to run in; what is free by default")
     parser.add_argument("--rate", help="of a steady drive, 500MB say; the real one by default")
     given = parser.parse_args(arguments)
-    try:
-        planned = edge.plan(given.model, ram=given.ram, ctx=512)
-        if planned.mode != STREAMED:
-            planned = streamed(planned)
-        open_file: OpenFile = DirectFile
-        if given.rate:
-            open_file = SteadyDrive(parse_bytes(given.rate)).open
-            for path in planned.geometry.paths:
-                warm(path)
-        notes = observe(planned, open_file, given.prompt, given.tokens, default_cache_dir())
-        chosen = typical([timeline(token, planned.geometry) for token in notes])
-        write_timeline(chosen, given.out)
-    except (HaversackError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    planned = edge.plan(given.model, ram=given.ram, ctx=512)
+    if planned.mode != STREAMED:
+        planned = streamed(planned)
+    open_file: OpenFile = DirectFile
+    if given.rate:
+        open_file = SteadyDrive(parse_bytes(given.rate)).open
+        for path in planned.geometry.paths:
+            warm(path)
+    notes = observe(planned, open_file, given.prompt, given.tokens, default_cache_dir())
+    chosen = typical([timeline(token, planned.geometry) for token in notes])
+    write_timeline(chosen, given.out)
     counts = {kind: sum(i.kind == kind for i in chosen) for kind in (DEMAND, AHEAD)}
     print(json.dumps({"token_s": max(i.end_s for i in chosen), **counts}))
     return 0

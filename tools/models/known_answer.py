@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.devices.authoring import quantize_rows
-from haversack.devices.errors import HaversackError
 from haversack.devices.units import format_bytes
+from haversack.tools.command_line import tool
 from haversack.tools.models.gguf_stream import TensorPlan, Value, write_gguf
 
 Construction = Literal["upcycle", "split"]
@@ -206,7 +206,8 @@ def _read_pieces(path: Path) -> Iterator[tuple[bytes, float]]:
 
 
 # -------------------------------------------------------------------- program
-def main(arguments: Sequence[str] | None = None) -> int:
+@tool
+def main(arguments: Sequence[str] | None) -> int:
     """Write the model that the command line describes; the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -215,11 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--construction", choices=("upcycle", "split"), default="upcycle")
     parser.add_argument("--experts", type=int, default=8)
     given = parser.parse_args(arguments)
-    try:
-        write_known_answer(given.path, construction=given.construction, num_experts=given.experts)
-    except (HaversackError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    write_known_answer(given.path, construction=given.construction, num_experts=given.experts)
     print(f"{given.path}  {format_bytes(given.path.stat().st_size)}")
     return 0
 

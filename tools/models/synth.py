@@ -19,10 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.devices.authoring import block_geometry, quantize_rows, random_model
-from haversack.devices.errors import HaversackError
 from haversack.devices.ggml import GgufHeader
 from haversack.devices.units import format_bytes
-from haversack.tools.counts import positive
+from haversack.tools.command_line import positive, tool
 from haversack.tools.models.architectures import (
     ARCHITECTURES,
     Architecture,
@@ -215,15 +214,12 @@ def _write(given: argparse.Namespace) -> list[Path]:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@tool
+def main(arguments: Sequence[str] | None) -> int:
     """Write the model that the command line describes; the exit status."""
     given = _parser().parse_args(arguments)
-    try:
-        for path in _write(given):
-            print(f"{path}  {format_bytes(path.stat().st_size)}")
-    except (HaversackError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code if isinstance(error, HaversackError) else 2
+    for path in _write(given):
+        print(f"{path}  {format_bytes(path.stat().st_size)}")
     return 0
 
 

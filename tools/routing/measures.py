@@ -5,7 +5,6 @@ A choice is an array (N, K) of expert ids, a row a token, of one layer. Axis let
 experts per token, E experts, C hidden size.
 """
 
-import csv
 from collections import OrderedDict
 from itertools import pairwise
 from pathlib import Path
@@ -87,12 +86,6 @@ def hit_rates(trace: Trace, share: float) -> tuple[float, float]:
     lru = sum(lru_hits(choice, capacity) for choice in trace.layers)
     belady = sum(belady_hits(choice, capacity) for choice in trace.layers)
     return lru / lookups, belady / lookups
-
-
-def recorded_hit_rates() -> list[dict[str, str]]:
-    """The rows of `tools/traces/hit_rates.csv`: hits of each layer of the recorded traces."""
-    with (TRACES / "hit_rates.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 # ----------------------------------------------------------------- prediction

@@ -19,12 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack import edge
-from haversack.devices.errors import HaversackError
 from haversack.devices.ggml import GraphNode
 from haversack.edge.planner import STREAMED, Plan, streamed
 from haversack.offload.predictor import Predictor, Vector
-from haversack.tools.counts import positive
-from haversack.tools.rows import write_rows
+from haversack.tools.command_line import positive, print_table, tool, write_rows
 
 DEPTHS = (1, 2, 3)  # layers ahead
 EXTRAS = (0, 2)  # experts guessed beyond as many as a token uses
@@ -105,7 +103,8 @@ def measure(planned: Plan, prompt: str, max_tokens: int, seed: int = 0) -> Recal
     return recall
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@tool
+def main(arguments: Sequence[str] | None) -> int:
     """Measure what the command line asks for; the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -117,20 +116,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--csv", type=Path, help="write the table there as well")
     given = parser.parse_args(arguments)
-    try:
-        planned = edge.plan(given.model, ram=given.ram)
-        if planned.mode != STREAMED:  # routers are watched where experts are streamed
-            planned = streamed(planned)
-        table = measure(planned, given.prompt, given.tokens, given.seed).rows()
-        if given.csv:
-            write_rows(given.csv, table)
-    except (HaversackError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print("| " + " | ".join(table[0]) + " |")
-    print("|" + "---|" * len(table[0]))
-    for row in table:
-        print("| " + " | ".join(row.values()) + " |")
+    planned = edge.plan(given.model, ram=given.ram)
+    if planned.mode != STREAMED:  # routers are watched where experts are streamed
+        planned = streamed(planned)
+    table = measure(planned, given.prompt, given.tokens, given.seed).rows()
+    if given.csv:
+        write_rows(given.csv, table)
+    print_table(table)
     return 0
 
 

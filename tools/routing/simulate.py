@@ -8,7 +8,6 @@ All layers share one cache, as in the engine. Without a trace: the four that com
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +24,13 @@ from haversack.cache.policies import (
     Lru,
     Multidimensional,
     Policy,
-    Weights,
 )
 from haversack.cache.slots import NOWHERE, SlotTable
 from haversack.edge.replay import Trace
+from haversack.tools.command_line import print_table, tool, write_rows
 from haversack.tools.routing.measures import CACHE_SHARES, recorded_traces
-from haversack.tools.rows import write_rows
 
 DEFAULT = "expected use"
-_STEPS = 5  # of a weight from 0 to 1, when HOBBIT's are fitted
 
 
 def policies(trace: Trace, num_slots: int) -> dict[str, Callable[[], Policy]]:
@@ -95,19 +92,6 @@ def rates(trace: Trace, share: float) -> dict[str, float]:
     return {name: hit_rate(trace, num_slots, make()) for name, make in made.items()}
 
 
-def fitted_weights(trace: Trace, share: float) -> Weights:
-    """HOBBIT's four weights, the best of a grid on `trace`. Without low-precision copies uses in
-    high precision are all uses, so theirs stays 0."""
-    num_slots = int(share * trace.num_experts * len(trace.layers))
-    size = len(trace.layers), trace.num_experts
-    grid = [
-        Weights(a / _STEPS, b / _STEPS, 0.0, (_STEPS - a - b) / _STEPS)
-        for a, b in product(range(_STEPS + 1), repeat=2)
-        if a + b <= _STEPS
-    ]
-    return max(grid, key=lambda w: hit_rate(trace, num_slots, Multidimensional(*size, w)))
-
-
 # -------------------------------------------------------------------- program
 def rows(traces: Sequence[Trace]) -> list[dict[str, str]]:
     """A row for each trace and share of the experts: all hit rates in percent."""
@@ -119,7 +103,8 @@ def rows(traces: Sequence[Trace]) -> list[dict[str, str]]:
     ]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@tool
+def main(arguments: Sequence[str] | None) -> int:
     """Simulate what the command line asks for; the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -127,17 +112,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("traces", type=Path, nargs="*", help="recorded traces (.npz)")
     parser.add_argument("--csv", type=Path, help="write the table there as well")
     given = parser.parse_args(arguments)
-    try:
-        table = rows([Trace.load(path) for path in given.traces] or recorded_traces())
-        if given.csv:
-            write_rows(given.csv, table)
-    except (OSError, ValueError, KeyError) as error:
-        print(f"error: {error}: give traces as tools/traces/README.md says", file=sys.stderr)
-        return 2
-    print("| " + " | ".join(table[0]) + " |")
-    print("|" + "---|" * len(table[0]))
-    for row in table:
-        print("| " + " | ".join(row.values()) + " |")
+    table = rows([Trace.load(path) for path in given.traces] or recorded_traces())
+    if given.csv:
+        write_rows(given.csv, table)
+    print_table(table)
     return 0
 
 

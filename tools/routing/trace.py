@@ -19,12 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack import edge
-from haversack.devices.errors import HaversackError
 from haversack.devices.ggml import GraphNode
 from haversack.edge.planner import STREAMED, streamed
 from haversack.edge.replay import Weights
 from haversack.offload.predictor import chosen_probabilities
-from haversack.tools.counts import positive
+from haversack.tools.command_line import positive, tool
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,8 @@ def record(model: edge.Model, prompt: str, max_tokens: int, seed: int = 0) -> Re
     return recorder
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@tool
+def main(arguments: Sequence[str] | None) -> int:
     """Record what the command line asks for; the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -111,17 +111,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ram", help="the memory to run in; what is free by default")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
-    try:
-        planned = edge.plan(given.model, ram=given.ram)
-        if planned.mode != STREAMED:  # routers are watched where experts are streamed
-            planned = streamed(planned)
-        with edge.load(planned) as model:
-            recorder = record(model, given.prompt, given.tokens, given.seed)
-        num_experts = max(layer.num_experts for layer in planned.geometry.layers)
-        recorder.save(given.out, num_experts)
-    except (HaversackError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    planned = edge.plan(given.model, ram=given.ram)
+    if planned.mode != STREAMED:  # routers are watched where experts are streamed
+        planned = streamed(planned)
+    with edge.load(planned) as model:
+        recorder = record(model, given.prompt, given.tokens, given.seed)
+    num_experts = max(layer.num_experts for layer in planned.geometry.layers)
+    recorder.save(given.out, num_experts)
     steps = len({int(noted.rows[0, 0]) for noted in recorder.decode})
     print(json.dumps({"trace": str(given.out), "steps": steps, "experts": num_experts}))
     return 0

@@ -101,13 +101,6 @@ class Decoder(nn.Module):
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def num_active_parameters(self) -> int:
-        """Parameters that one token is multiplied with."""
-        experts = sum(p.numel() for n, p in self.named_parameters() if n.endswith("_exps"))
-        used = self.shape.num_experts_per_tok / max(1, self.shape.num_experts)
-        unused = experts - int(used * experts) + self.token_embd.numel()
-        return self.num_parameters() - unused
-
 
 class Block(nn.Module):
     """One layer: attention, then experts or the dense network, each added to its input."""

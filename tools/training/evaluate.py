@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack import edge
-from haversack.devices.errors import HaversackError
 from haversack.edge.replay import Trace
+from haversack.tools.command_line import tool
 from haversack.tools.routing.measures import (
     CACHE_SHARES,
     expert_load,
@@ -282,7 +282,8 @@ def samples(path: Path) -> str:
 
 
 # -------------------------------------------------------------------- program
-def main(arguments: Sequence[str] | None = None) -> int:
+@tool
+def main(arguments: Sequence[str] | None) -> int:
     """Evaluate the model that the command line names; the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -292,16 +293,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="where the report is written")
     parser.add_argument("--beside", type=Path, nargs="*", default=[], help="GGUFs to compare with")
     given = parser.parse_args(arguments)
-    try:
-        given.folder.mkdir(parents=True, exist_ok=True)
-        report = evaluated(given.model, given.corpus, given.beside)
-        tables = markdown(report)
-        (given.folder / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
-        (given.folder / "evaluation.md").write_text(tables)
-        (given.folder / "samples.md").write_text(samples(given.model))
-    except (HaversackError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    given.folder.mkdir(parents=True, exist_ok=True)
+    report = evaluated(given.model, given.corpus, given.beside)
+    tables = markdown(report)
+    (given.folder / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
+    (given.folder / "evaluation.md").write_text(tables)
+    (given.folder / "samples.md").write_text(samples(given.model))
     print(tables)
     return 0
 

@@ -19,8 +19,9 @@ import numpy.typing as npt
 import torch
 
 from haversack.devices.authoring import quantize_rows
-from haversack.devices.errors import HaversackError, ModelFileError
+from haversack.devices.errors import ModelFileError
 from haversack.devices.units import format_bytes
+from haversack.tools.command_line import tool
 from haversack.tools.models.gguf_stream import TensorPlan, Value, load_gguf_package, write_gguf
 from haversack.tools.training.decoder import Decoder, DecoderShape
 from haversack.tools.training.vocabulary import Vocabulary
@@ -190,7 +191,8 @@ def _shape_of(path: Path, fields: Mapping[str, Any]) -> DecoderShape:
 
 
 # -------------------------------------------------------------------- program
-def main(arguments: Sequence[str] | None = None) -> int:
+@tool
+def main(arguments: Sequence[str] | None) -> int:
     """Write the file that the command line describes; the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -199,16 +201,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("path", type=Path, help="the file to write, *.gguf or *.onnx")
     parser.add_argument("--format", choices=tuple(FORMATS), default="Q8_0", help="of a GGUF")
     given = parser.parse_args(arguments)
-    try:
-        load = load_run if given.source.is_dir() else load_gguf
-        model, vocabulary = load(given.source)
-        if given.path.suffix == ".onnx":
-            export_onnx(model, given.path)
-        else:
-            export_gguf(model, vocabulary, given.path, given.format)
-    except (HaversackError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    load = load_run if given.source.is_dir() else load_gguf
+    model, vocabulary = load(given.source)
+    if given.path.suffix == ".onnx":
+        export_onnx(model, given.path)
+    else:
+        export_gguf(model, vocabulary, given.path, given.format)
     print(f"{given.path}  {format_bytes(given.path.stat().st_size)}")
     return 0
 

@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from haversack.devices.errors import HaversackError, StorageError
 from haversack.devices.system import host
+from haversack.tools.command_line import tool
 from haversack.tools.training.balance import settle_routers
 from haversack.tools.training.batches import Batches, token_row
 from haversack.tools.training.corpus import (
@@ -36,8 +37,7 @@ from haversack.tools.training.corpus import (
 from haversack.tools.training.decoder import Decoder, DecoderShape
 from haversack.tools.training.export import export_gguf
 from haversack.tools.training.losses import LossLog
-from haversack.tools.training.muon import Muon
-from haversack.tools.training.product_type import product_type
+from haversack.tools.training.muon import Muon, product_type
 from haversack.tools.training.vocabulary import Vocabulary
 
 _SAVE_EVERY_S = 300.0
@@ -321,7 +321,8 @@ def _recipe(given: argparse.Namespace) -> Recipe:
     return replace(recipe, **changes)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@tool
+def main(arguments: Sequence[str] | None) -> int:
     """Train what the command line describes; the exit status."""
     given = _parser().parse_args(arguments)
     try:
@@ -329,9 +330,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    except (HaversackError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     print(json.dumps({"model": str(path), "bytes": path.stat().st_size}))
     return 0
 

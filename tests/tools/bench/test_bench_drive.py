@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from haversack import edge
-from haversack.devices.system.cgroup import why_not
 from haversack.edge.planner import streamed
 from haversack.tools.bench import drive as bench_drive
 from haversack.tools.bench.drive import DriveResult
@@ -28,12 +27,12 @@ def test_it_prints_a_verdict_for_each_bound(
     assert status == any(line.endswith("FAILS") for line in lines)
 
 
-def test_the_first_token_is_not_counted(tiny_model: Any, trunk_dir: Path) -> None:
+def test_tokens_are_counted_with_what_they_cost(tiny_model: Any, trunk_dir: Path) -> None:
     planned = streamed(edge.plan(tiny_model(), ram="1TiB", ctx=64), 0.1)
     with edge.load(planned, options=edge.LoadOptions(cache_dir=trunk_dir)) as model:
         spent = bench_drive.decode(model, 5)
         assert spent.stats.tokens == 5
-        assert 0 < spent.stats.bytes_read < model.stats().bytes_read
+        assert 0 < spent.stats.bytes_read <= model.stats().bytes_read
     assert spent.cpu_s > 0 and spent.minor_faults >= 0
 
 
@@ -54,13 +53,3 @@ def test_each_bound_can_fail(capsys: pytest.CaptureFixture[str]) -> None:
 def test_nothing_to_read_is_one_line(tiny_model: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench_drive.main([str(tiny_model()), "--share", "1", "--tokens", "4"]) == 2
     assert "lower --share" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(bool(why_not()), reason=why_not() or "groups can be made")
-def test_plain_llama_is_timed_in_the_same_memory(
-    tiny_model: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = [str(tiny_model()), "--share", "0.1", "--tokens", "4", "--rounds", "1"]
-    assert bench_drive.main([*command, "--limit", "--plain-tokens", "2"]) in (0, 1)
-    assert "plain llama.cpp" in capsys.readouterr().out.splitlines()[4]

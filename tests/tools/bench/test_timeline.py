@@ -8,7 +8,7 @@ import pytest
 from haversack import edge
 from haversack.edge.planner import streamed
 from haversack.tools.bench import plot, timeline
-from haversack.tools.bench.steady import SteadyDrive
+from haversack.tools.bench.steady_drive import SteadyDrive
 from haversack.tools.bench.timeline import Interval, TokenNotes
 
 KINDS = {"router", "compute", "late", "demand", "ahead"}

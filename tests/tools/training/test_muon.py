@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from haversack.tools.training.muon import Muon, orthogonalized
+from haversack.tools.training import muon
+from haversack.tools.training.muon import Muon, orthogonalized, product_type
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (32, 96), (96, 32), (5, 32, 48)])
@@ -50,3 +51,19 @@ def test_parameters_without_a_gradient_stay() -> None:
     weights = torch.nn.Parameter(torch.ones(4, 4))
     Muon([weights], lr=0.1).step()
     assert torch.equal(weights, torch.ones(4, 4))
+
+
+@pytest.mark.parametrize(("bfloat_s", "found"), [(1.0, torch.bfloat16), (3.0, torch.float32)])
+def test_the_faster_one_is_taken(
+    monkeypatch: pytest.MonkeyPatch, bfloat_s: float, found: torch.dtype
+) -> None:
+    seconds = {torch.bfloat16: bfloat_s, torch.float32: 2.0}
+    monkeypatch.setattr(muon, "_product_s", seconds.__getitem__)
+    product_type.cache_clear()
+    assert product_type("cpu") is found
+    product_type.cache_clear()
+
+
+def test_this_machine_keeps_its_type() -> None:
+    assert product_type("cpu") is product_type("cpu")
+    assert product_type("cuda") is torch.bfloat16

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from haversack.devices.errors import ClosedError, StorageError
-from haversack.tools.bench.steady import SteadyDrive, warm
+from haversack.tools.bench.steady_drive import SteadyDrive, warm
 
 NUM_BYTES = 1 << 20
 
