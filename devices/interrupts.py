@@ -17,22 +17,28 @@ class StopFlag:
     def __init__(self) -> None:
         self._asked = False
         self._interrupted = False
-        self._call: StopFlag | None = None
+        self._calls: tuple[StopFlag, ...] = ()
 
     @property
     def requested(self) -> bool:
         """Whether the call that runs is to stop."""
-        return self._asked or self._interrupted or (self._call is not None and self._call.requested)
+        if self._asked or self._interrupted:
+            return True
+        for call in self._calls:  # few, and looked at often: a generator would take longer
+            if call.requested:
+                return True
+        return False
 
     def request(self) -> None:
         """Ask the running call to stop as soon as it can."""
         self._asked = True
 
-    def clear(self, call: "StopFlag | None" = None) -> None:
-        """Forget earlier requests. From now on stop where `call` is asked to: a call brings a flag
-        of its own, so that a request which comes too late for it cannot reach the next one."""
+    def clear(self, *calls: "StopFlag") -> None:
+        """Forget earlier requests. From now on stop where one of `calls` is asked to: a call brings
+        a flag of its own, so that a request which comes too late for it cannot reach the next
+        one."""
         self._asked = self._interrupted = False
-        self._call = call
+        self._calls = calls
 
     def listening(self) -> "Listening":
         """Turn Ctrl-C into a request inside the block, and into KeyboardInterrupt after it.

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,12 @@ from haversack.devices.vocabulary import Vocabulary
 
 _LOAD_NONE = 0  # enum llama_load_mode: read into memory, never map
 _STATUS_NO_ROOM, _STATUS_ABORTED = 1, 2  # of llama_decode
-_SEQUENCE = 0  # the one sequence of a context
+_PARTIAL = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: what attention's cells do not hold
+_CELLS_UNIT = 256  # llama.cpp rounds the length of a sequence up to a multiple of it
+MOST_ROWS = (
+    7  # of a pass whose every row has the bits of a single token; see offload/native/rows.cpp
+)
+MOST_SEQUENCES = 64
 
 Progress = Callable[[float], None]
 
@@ -54,11 +59,27 @@ class Hook(Protocol):
 
 @dataclass(frozen=True)
 class ContextShape:
-    """What decides a context's memory and its speed."""
+    """What decides a context's memory and its speed: each of its `sequences` has room for
+    `ctx_tokens`."""
 
     ctx_tokens: int
     batch_tokens: int
     threads: int
+    sequences: int = 1
+
+    @property
+    def most_rows(self) -> int:
+        """How many rows of a pass may want logits."""
+        return min(MOST_ROWS, self.batch_tokens)
+
+
+class Row(NamedTuple):
+    """One token of a pass: `position` is its place in `sequence`."""
+
+    token: int
+    position: int
+    sequence: int
+    wants_logits: bool
 
 
 # ---------------------------------------------------------------------- build
@@ -189,23 +210,25 @@ def _refuse_dead_threads(num_threads: int) -> None:
 
 
 def context_params(shape: ContextShape) -> Any:
-    """struct llama_context_params of a context of that shape."""
+    """struct llama_context_params of a context of that shape.
+
+    Each sequence has cells of its own, as many as it would have alone, so that its attention is
+    computed as if there were no other.
+    """
     params = llama.llama_context_default_params()
-    params.n_ctx, params.n_batch, params.n_ubatch = (
-        shape.ctx_tokens,
-        shape.batch_tokens,
-        shape.batch_tokens,
-    )
+    cells = -(-shape.ctx_tokens // _CELLS_UNIT) * _CELLS_UNIT
+    params.n_ctx, params.n_seq_max = cells * shape.sequences, shape.sequences
+    params.n_batch = params.n_ubatch = shape.batch_tokens  # equal: a pass is never split
     params.n_threads = params.n_threads_batch = shape.threads
-    params.n_outputs_max = 1  # logits of a batch's last token only
-    params.offload_kqv = params.op_offload = False
+    params.n_outputs_max = max(MOST_ROWS, shape.sequences)
+    params.offload_kqv = params.op_offload = params.kv_unified = False
     return params
 
 
 class LlamaContext:
-    """One sequence of tokens over a model, with its KV cache.
+    """Sequences of tokens over a model, each with its own memory (KV cache, recurrent state).
 
-    `decode` may be stopped by `stop` from any thread and by Ctrl-C.
+    `compute` may be stopped by `stop` from any thread and by Ctrl-C.
     """
 
     def __init__(
@@ -217,7 +240,13 @@ class LlamaContext:
     ) -> None:
         self.stop = stop or StopFlag()
         self.ctx_tokens = shape.ctx_tokens
-        self._hook, self._vocab = hook, model.vocabulary
+        self._hook, self._num_logits = hook, model.vocabulary.num_tokens
+        # Whether a sequence can lose its last tokens alone: recurrent layers keep one state.
+        self.drops_parts = not (
+            llama.llama_model_is_recurrent(model.address)
+            or llama.llama_model_is_hybrid(model.address)
+        )
+        self._snapshots: dict[int, tuple[int, npt.NDArray[np.uint8]]] = {}  # by sequence
         self._team = Team(shape.threads)
         params = context_params(shape)
         if hook is not None:
@@ -226,6 +255,7 @@ class LlamaContext:
             params.cb_eval, params.cb_eval_user_data = self._on_node, given
         self._on_abort = llama.ggml_abort_callback(lambda _: self.stop.requested)
         self._never = llama.ggml_abort_callback()
+        self._watched = False  # whether llama.cpp calls `_on_abort` now
         self._context: Any = None
         self._broken: str | None = (
             None  # why llama.cpp gave up in a pass: its state is unknown since
@@ -244,35 +274,39 @@ class LlamaContext:
                 f" {log.reason()}; if memory is short, lower --ctx"
             )
         self._memory = llama.llama_get_memory(self._context)
-        self._batch_tokens = int(llama.llama_n_batch(self._context))
+        self._batch = _Batch(int(llama.llama_n_batch(self._context)))
 
-    @property
-    def num_tokens(self) -> int:
+    def num_tokens(self, sequence: int = 0) -> int:
         """How many tokens the sequence has, as llama.cpp's own memory tells it: an interrupt
         cannot leave it wrong."""
         if self._broken is not None:
             return 0
-        return int(llama.llama_memory_seq_pos_max(self._memory, _SEQUENCE)) + 1
+        return int(llama.llama_memory_seq_pos_max(self._memory, sequence)) + 1
 
-    @property
-    def holds_every_token(self) -> bool:
-        """Whether the memory of each token is still there; a recurrent layer keeps none of them."""
-        return int(llama.llama_memory_seq_pos_min(self._memory, _SEQUENCE)) == 0
+    def decode(self, tokens: Sequence[int], sequence: int = 0) -> None:
+        """Append `tokens` (at most a batch) to `sequence`; only the last one wants logits.
 
-    def decode(self, tokens: Sequence[int]) -> None:
-        """Append `tokens` (at most a batch) and compute the logits after the last.
-
-        Raises CancelledError, KeyboardInterrupt, ContextError, or what the hook raised; then the
-        tokens are not part of the sequence (see `forget`, which is called).
+        Raises as `compute`.
         """
-        assert 0 < len(tokens) <= self._batch_tokens, f"{len(tokens)} tokens are no batch"
+        first, last = self.num_tokens(sequence), len(tokens) - 1
+        self.compute([Row(t, first + i, sequence, i == last) for i, t in enumerate(tokens)])
+
+    def compute(self, rows: Sequence[Row]) -> None:
+        """Append `rows` (at most a batch) to their sequences, in one pass of llama.cpp. The rows
+        of a sequence go on from its last token, one after the other.
+
+        Raises CancelledError, KeyboardInterrupt, ContextError, or what the hook raised; then none
+        of the rows is part of its sequence (see `forget`, which is called).
+        """
+        assert 0 < len(rows) <= self._batch.most_rows, f"{len(rows)} tokens are no batch"
         self._check_usable()
-        start = self.num_tokens
         try:
-            self._decode(tokens)
+            self._compute(rows)
         except BaseException:
             if self._broken is None:
-                self.forget(start)
+                firsts = {row.sequence: row.position for row in reversed(rows)}
+                for sequence, position in firsts.items():
+                    self.forget(position, sequence)
             raise
 
     def _check_usable(self) -> None:
@@ -283,20 +317,24 @@ class LlamaContext:
                 " it again"
             )
 
-    def _decode(self, tokens: Sequence[int]) -> None:
+    def _compute(self, rows: Sequence[Row]) -> None:
         # A Python callback for each node is dear: where a hook or a short graph sees the flag
         # soon enough, llama.cpp gets none.
-        watched = self._hook is None and len(tokens) > 1
-        llama.llama_set_abort_callback(
-            self._context, self._on_abort if watched else self._never, None
-        )
-        batch = (llama.llama_token * len(tokens))(*tokens)
+        watched = self._hook is None and len(rows) > MOST_ROWS
+        if watched != self._watched:
+            callback = self._on_abort if watched else self._never
+            llama.llama_set_abort_callback(self._context, callback, None)
+            self._watched = watched
+        batch = self._batch.filled(rows)
         # The hook ends its graph inside the block: cut short by a second Ctrl-C it would keep the
         # error of this call for the next one.
         with captured_logs() as log, self.stop.listening():
-            with self._team.computing(len(tokens)):
-                status = guard.decode(self._context, llama.llama_batch_get_one(batch, len(tokens)))
+            self._team.begin(len(rows))
+            try:
+                status = guard.decode(self._context, batch)
                 self._broken = guard.failure()
+            finally:
+                self._team.end(len(rows))
             error = self._hook.end_graph(status == 0) if self._hook is not None else None
         if self._broken is not None:
             raise AbortedError(
@@ -307,24 +345,59 @@ class LlamaContext:
         if status == _STATUS_ABORTED or self.stop.requested:
             raise CancelledError("the call was cancelled")
         if status != 0:
-            raise _decode_error(status, len(tokens), log)
+            raise _decode_error(status, len(rows), log)
 
-    def logits(self) -> npt.NDArray[np.float32]:
-        """A copy of the logits after the last token, (vocabulary,) float32."""
-        return self.borrow_logits().copy()
+    def logits(self, row: int = -1) -> npt.NDArray[np.float32]:
+        """A copy of the logits after `row` of the latest pass, (vocabulary,) float32."""
+        return self.borrow_logits(row).copy()
 
-    def borrow_logits(self) -> npt.NDArray[np.float32]:
-        """The logits after the last token, (vocabulary,) float32, valid until the next `decode`."""
+    def borrow_logits(self, row: int = -1) -> npt.NDArray[np.float32]:
+        """The logits after `row` of the latest pass, which wanted them, (vocabulary,) float32,
+        valid until the next pass. -1 is the last row that wanted them."""
         self._check_usable()
-        address = llama.llama_get_logits_ith(self._context, -1)
-        return np.ctypeslib.as_array(address, (self._vocab.num_tokens,))
+        return native.floats_at(native.llama_get_logits_ith(self._context, row), self._num_logits)
 
-    def forget(self, position: int) -> None:
-        """Drop the tokens from `position` on. A recurrent model cannot drop a part of its
-        sequence: then all of it goes, and `num_tokens` is 0."""
+    def forget(self, position: int, sequence: int = 0) -> None:
+        """Drop the tokens of `sequence` from `position` on. Where `drops_parts` is False it goes
+        back to its snapshot, if that was taken at `position` or before, or else drops all;
+        `num_tokens` tells."""
         self._check_usable()
-        if not llama.llama_memory_seq_rm(self._memory, _SEQUENCE, position, -1):
-            llama.llama_memory_clear(self._memory, True)
+        if llama.llama_memory_seq_rm(self._memory, sequence, position, -1):
+            return
+        taken_at, state = self._snapshots.get(sequence, (0, None))
+        if state is not None and taken_at <= position:
+            address, length = native.bytes_of(state), len(state)
+            size = llama.llama_state_seq_set_data_ext(
+                self._context, address, length, sequence, _PARTIAL
+            )
+            if size == length and llama.llama_memory_seq_rm(self._memory, sequence, taken_at, -1):
+                return
+        self._snapshots.pop(sequence, None)
+        llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    # --------------------------------------------------------------- snapshots
+    def can_forget(self, position: int, sequence: int = 0) -> bool:
+        """Whether `forget` leaves a token before `position`, or there is none."""
+        if self.drops_parts or position in (0, self.num_tokens(sequence)):
+            return True
+        return sequence in self._snapshots and self._snapshots[sequence][0] <= position
+
+    def snapshot_bytes(self, sequence: int = 0) -> int:
+        """The memory of a snapshot that is taken now."""
+        return int(llama.llama_state_seq_get_size_ext(self._context, sequence, _PARTIAL))
+
+    def take_snapshot(self, sequence: int = 0) -> None:
+        """Keep what recurrent layers hold of `sequence` now, in place of an earlier snapshot, for
+        `forget` to go back to."""
+        self._check_usable()
+        state = np.empty(self.snapshot_bytes(sequence), np.uint8)
+        address, length = native.bytes_of(state), len(state)
+        llama.llama_state_seq_get_data_ext(self._context, address, length, sequence, _PARTIAL)
+        self._snapshots[sequence] = self.num_tokens(sequence), state
+
+    def drop_snapshot(self, sequence: int = 0) -> None:
+        """Free the snapshot of `sequence`, if there is one."""
+        self._snapshots.pop(sequence, None)
 
     @property
     def address(self) -> Any:
@@ -335,6 +408,23 @@ class LlamaContext:
         if self._context:
             llama.llama_free(self._context)
             self._context = None
+
+
+class _Batch:
+    """struct llama_batch, made once and filled again for each pass."""
+
+    def __init__(self, most_rows: int) -> None:
+        self.most_rows = most_rows
+        self._arrays = native.batch_arrays(most_rows)
+        self._batch = native.batch_of(llama.llama_batch, self._arrays)
+
+    def filled(self, rows: Sequence[Row]) -> Any:
+        """The struct with these rows, valid until the next call."""
+        tokens, positions, sequences, wanted = self._arrays
+        for i, row in enumerate(rows):
+            tokens[i], positions[i], sequences[i], wanted[i] = row
+        self._batch.n_tokens = len(rows)
+        return self._batch
 
 
 def _decode_error(status: int, num_tokens: int, log: LogCapture) -> Exception:

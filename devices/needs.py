@@ -15,7 +15,7 @@ from haversack.devices.logs import captured_logs
 # Tiled products take 512 KiB for each thread, in llama.cpp's own scratch and in that of the
 # expert products; flash attention takes the rest.
 THREAD_SCRATCH_BYTES = 1280 * 1024
-_LOGIT_BYTES = 4
+LOGIT_BYTES = 4
 # llama.cpp's tables hold 48 bytes for each cell, and two nodes of 48 bytes for each one in use.
 _CELL_BYTES = 152
 _INDEX_KEYS = (b".attention.indexer.", b".attention.compress_ratios")
@@ -33,7 +33,7 @@ class MemoryNeeds:
 def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
     """What a context over a `dry` model would allocate, asked of llama.cpp's own dry run.
 
-    llama.cpp does not count the row of logits, the tables of cells and what describes its graphs:
+    llama.cpp does not count the rows of logits, the tables of cells and what describes its graphs:
     these are added here. Raises ModelFileError where llama.cpp makes no such context, and where
     the model is no causal text model.
     """
@@ -49,8 +49,9 @@ def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
         sizes = _context_sizes(context, shape.batch_tokens)
     finally:
         llama.llama_free(context)
-    tables_bytes = _num_cell_tables(model) * cell_bytes(shape.ctx_tokens)
-    logits_bytes = _LOGIT_BYTES * model.vocabulary.num_tokens
+    tables_bytes = _num_cell_tables(model) * cell_bytes(shape.ctx_tokens * shape.sequences)
+    num_rows = context_params(shape).n_outputs_max
+    logits_bytes = LOGIT_BYTES * model.vocabulary.num_tokens * num_rows
     graph_bytes = _graph_bytes(sizes.max_nodes)
     thread_bytes = shape.threads * THREAD_SCRATCH_BYTES
     return MemoryNeeds(

@@ -10,7 +10,6 @@ from haversack.devices import guard
 from haversack.devices._native import llama, pointer_to
 from haversack.devices.errors import NotFiniteError, PromptError
 from haversack.devices.grammar import Grammar, GrammarMatcher
-from haversack.devices.llama import LlamaContext
 from haversack.devices.vocabulary import Vocabulary
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -28,29 +27,36 @@ def chain_bytes(num_tokens: int) -> int:
     return _CHAIN_BYTES_PER_TOKEN * num_tokens
 
 
+class SamplerTables:
+    """The tables in which a token is chosen among `num_tokens`. Chains that choose one after the
+    other may share them."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.ids = np.arange(num_tokens, dtype=np.int32)
+        self.data = (llama.llama_token_data * num_tokens)()
+        self.candidates = np.frombuffer(self.data, _CANDIDATE)
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory that they take."""
+        return self.ids.nbytes + self.candidates.nbytes
+
+
 class SamplerChain:
-    """Chooses tokens from a context's logits, through the samplers in the order they are added;
-    a grammar and penalties come before all others.
+    """Chooses tokens by their logits, through the samplers in the order they are added; a grammar
+    and penalties come before all others.
 
     The last one added must be `add_random` or `add_greedy`.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, tables: SamplerTables | None = None) -> None:
         self._vocabulary = vocabulary
         self._matcher: GrammarMatcher | None = None
         self._penalties = _new_chain()
         self._chain = _new_chain()
         self._penalty_tokens = 0  # how far back penalties look
         self._num_kept: int | None = None  # by the first that cuts off; 0: not known beforehand
-        num_tokens = vocabulary.num_tokens
-        self._ids = np.arange(num_tokens, dtype=np.int32)
-        self._data = (llama.llama_token_data * num_tokens)()
-        self._candidates = np.frombuffer(self._data, _CANDIDATE)
-
-    @property
-    def table_bytes(self) -> int:
-        """The memory of the tables that this chain holds."""
-        return self._ids.nbytes + self._candidates.nbytes
+        self._tables = tables or SamplerTables(vocabulary.num_tokens)
 
     def _add(self, sampler: Any) -> None:
         llama.llama_sampler_chain_add(self._chain, sampler)
@@ -114,15 +120,14 @@ class SamplerChain:
             for token in list(prompt)[-self._penalty_tokens :]:
                 guard.sampler_accept(self._penalties, token)
 
-    def sample(self, context: LlamaContext) -> int:
-        """The next token after the context's last, which counts as taken.
+    def sample(self, logits: npt.NDArray[np.float32]) -> int:
+        """The next token by its `logits`, (vocabulary,); it counts as taken.
 
         Raises PromptError if the grammar leaves no token or is too complex, NotFiniteError if the
         logits are no numbers.
         """
-        logits = context.borrow_logits()
         _refuse_not_finite(logits)
-        candidates = self._among(self._ids, logits)
+        candidates = self._among(self._tables.ids, logits)
         if self._matcher is not None:
             candidates = self._shown(self._matcher, candidates) or self._masked(logits)
         guard.sampler_apply(self._chain, pointer_to(candidates))
@@ -136,9 +141,9 @@ class SamplerChain:
 
     def _among(self, ids: npt.NDArray[np.int32], logits: npt.NDArray[np.float32]) -> Any:
         """llama.cpp's array of candidates, with penalties applied."""
-        candidates = self._candidates[: len(ids)]
+        candidates = self._tables.candidates[: len(ids)]
         candidates["id"], candidates["logit"] = ids, logits
-        array = llama.llama_token_data_array(self._data, len(ids), -1, False)
+        array = llama.llama_token_data_array(self._tables.data, len(ids), -1, False)
         guard.sampler_apply(self._penalties, pointer_to(array))
         return array
 
@@ -165,7 +170,7 @@ class SamplerChain:
         """All candidates that the grammar allows."""
         assert self._matcher is not None
         allowed = self._matcher.allowed()
-        ids = np.compress(allowed, self._ids)
+        ids = np.compress(allowed, self._tables.ids)
         if not len(ids):
             raise PromptError("the grammar allows no token of the vocabulary here: change it")
         return self._among(ids, np.compress(allowed, logits))

@@ -13,8 +13,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 
 from haversack.devices import _native as native
@@ -46,24 +44,24 @@ class Team:
     def __init__(self, num_ranks: int) -> None:
         self._crowd = Crowd(num_ranks) if num_ranks > 1 and not why_fixed() else None
         self._thread = 0  # whose team's delays `_delayed_s` are
-        self._delayed_s = 0.0
+        self._delayed_s = self._began_s = 0.0
 
-    @contextmanager
-    def computing(self, num_rows: int) -> Iterator[None]:
-        """A pass of `num_rows` rows is computed in the block, by the calling thread's team."""
+    def begin(self, num_rows: int) -> None:
+        """A pass of `num_rows` rows is computed from now on, by the calling thread's team."""
         if self._crowd is None:
-            yield
             return
         thread = threading.get_ident()
         if thread != self._thread:
             self._thread, self._delayed_s = thread, float(own.team_delayed_s())
         own.team_set(*self._crowd.setting(num_rows))
-        began_s = time.perf_counter()
-        try:
-            yield
-        finally:
-            pass_s = time.perf_counter() - began_s
-            own.team_rest()
+        self._began_s = time.perf_counter()
+
+    def end(self, num_rows: int) -> None:
+        """The pass has ended."""
+        if self._crowd is None:
+            return
+        pass_s = time.perf_counter() - self._began_s
+        own.team_rest()
         before_s, self._delayed_s = self._delayed_s, float(own.team_delayed_s())
         if num_rows == 1:  # the delays of a batch are not the next token's
             self._crowd.note(pass_s, self._delayed_s - before_s)

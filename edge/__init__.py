@@ -29,7 +29,8 @@ if TYPE_CHECKING:
         UnitError,
     )
     from haversack.edge.generation import Generation
-    from haversack.edge.model import LoadOptions, Model, builtin_model, load
+    from haversack.edge.loading import LoadOptions, builtin_model, load
+    from haversack.edge.model import Model
     from haversack.edge.planner import Plan, plan
     from haversack.edge.ram_budget import Budget
     from haversack.edge.sampling import Sampling
@@ -62,13 +63,13 @@ __all__ = [
 _MODULES = {
     "Budget": "haversack.edge.ram_budget",
     "Generation": "haversack.edge.generation",
-    "LoadOptions": "haversack.edge.model",
+    "LoadOptions": "haversack.edge.loading",
     "Model": "haversack.edge.model",
     "Plan": "haversack.edge.planner",
     "Sampling": "haversack.edge.sampling",
     "Stats": "haversack.edge.stats",
-    "builtin_model": "haversack.edge.model",
-    "load": "haversack.edge.model",
+    "builtin_model": "haversack.edge.loading",
+    "load": "haversack.edge.loading",
     "plan": "haversack.edge.planner",
 }
 

@@ -27,7 +27,8 @@ from haversack.edge.console import (
     write_text,
 )
 from haversack.edge.generation import Generation
-from haversack.edge.model import LoadOptions, Model, load
+from haversack.edge.loading import LoadOptions, load
+from haversack.edge.model import Model
 from haversack.edge.options import (
     BenchOptions,
     CacheOptions,

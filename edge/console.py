@@ -16,7 +16,7 @@ from rich.text import Text
 
 from haversack.devices.errors import HaversackError
 from haversack.devices.units import format_bytes
-from haversack.edge.model import LoadProgress
+from haversack.edge.loading import LoadProgress
 from haversack.edge.stats import Stats
 
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0)]

@@ -18,7 +18,7 @@ from haversack.devices.storage import DirectFile, measure_disk
 from haversack.devices.system.cgroup import cpu_quota, why_not
 from haversack.devices.team import why_fixed
 from haversack.devices.units import format_bytes
-from haversack.edge.model import builtin_model
+from haversack.edge.loading import builtin_model
 from haversack.quant.trunk import list_trunks
 
 Value = str | int | float | bool | list[str] | None

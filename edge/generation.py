@@ -1,39 +1,34 @@
 """A generation: an iterator of text that can be cancelled."""
 
+import asyncio
 import contextlib
-import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import AsyncIterator, Iterator, Sequence
 
-from haversack.devices.errors import (
-    CancelledError,
-    ClosedError,
-    HaversackError,
-    NotFiniteError,
-)
-from haversack.devices.forks import Birthplace
+from haversack.devices.errors import CancelledError, ContextError, HaversackError, NotFiniteError
 from haversack.devices.interrupts import StopFlag
-from haversack.devices.llama import LlamaContext
-from haversack.devices.sampler import SamplerChain
+from haversack.devices.sampler import SamplerChain, SamplerTables
 from haversack.devices.vocabulary import Vocabulary
-from haversack.edge.decode import Decoder
+from haversack.edge.loop import EngineLoop
+from haversack.edge.planner import Plan
 from haversack.edge.sampling import Sampling
+from haversack.edge.sequence import Call, Logits
 from haversack.edge.stats import Stats
 from haversack.edge.text import TextStream
 from haversack.quant.gguf import hole_in
 
-_LOOK_S = 0.1  # how often a call that waits for its turn looks whether it is cancelled
-
 
 def sampler_chain(
-    sampling: Sampling, context: LlamaContext, vocabulary: Vocabulary, seed: int
+    sampling: Sampling,
+    ctx_tokens: int,
+    vocabulary: Vocabulary,
+    seed: int,
+    tables: SamplerTables | None = None,
 ) -> SamplerChain:
     """The grammar and llama.cpp's samplers, in llama.cpp's order, for these settings."""
-    chain = SamplerChain(vocabulary)
+    chain = SamplerChain(vocabulary, tables)
     try:
-        _add_samplers(chain, sampling, context.ctx_tokens, seed)
+        _add_samplers(chain, sampling, ctx_tokens, seed)
     except BaseException:
         chain.close()
         raise
@@ -61,235 +56,80 @@ def _add_samplers(chain: SamplerChain, sampling: Sampling, ctx_tokens: int, seed
     chain.add_random(seed)
 
 
-class Closable(Protocol):
-    """A call in steps, such as a generator."""
+class GenerationCall(Call):
+    """Goes on from a prompt: each result is a token (None: there was none) and what it adds to the
+    text. The thread that drives chooses the tokens."""
 
-    def close(self) -> None:
-        """End it."""
-        ...
-
-
-class CallGate:
-    """Lets one call after the other use a model; calls of other threads wait their turn."""
-
-    def __init__(self) -> None:
-        self.birthplace = Birthplace()
-        self._lock = threading.Lock()  # held by the call that runs
-        self._life = threading.Lock()  # held while the model is used beside it, and freed
-        self._closed = False
-        self._owner: int | None = None
-        self._call: Callable[[], Closable | None] | None = None
-
-    def check_open(self) -> None:
-        """Raises ClosedError if the model is closed, or was loaded in a parent of this process."""
-        self.birthplace.check()
-        if self._closed:
-            raise ClosedError("the model is closed: load it again")
-
-    @contextmanager
-    def beside(self) -> Iterator[None]:
-        """Use what needs no turn (the vocabulary) without the model being freed meanwhile.
-        Raises ClosedError."""
-        self.birthplace.check()  # in a child, whoever holds the lock is not there
-        with self._life:
-            self.check_open()
-            yield
-
-    @contextmanager
-    def entered(
-        self, stop: StopFlag, call: Callable[[], Closable | None] | None = None
-    ) -> Iterator[None]:
-        """Hold the model; `call` is a weak reference to what holds it in steps. Raises
-        ClosedError if the model is closed, or held by this same thread; CancelledError if `stop`
-        is set while it waits for its turn."""
-        self.check_open()
-        if self._owner == threading.get_ident():
-            raise ClosedError(
-                "this thread has a generation that is not finished: read it to its end, or"
-                " close() it first"
-            )
-        held = False
-        try:
-            with stop.listening():  # Ctrl-C must not come between these two
-                self._wait_for_turn(stop)
-                held = True
-            self.check_open()
-            self._owner, self._call = threading.get_ident(), call
-            yield
-        finally:
-            if held:
-                self._owner = self._call = None
-                self._lock.release()
-
-    def _wait_for_turn(self, stop: StopFlag) -> None:
-        while not self._lock.acquire(timeout=_LOOK_S):
-            if stop.requested:
-                raise CancelledError("the call was cancelled before its turn came")
-
-    def refuse(self) -> None:
-        """From now on the model is closed to new calls."""
-        self._closed = True
-
-    @contextmanager
-    def closing(self) -> Iterator[None]:
-        """Hold the model for the last time: end a call that waits between two steps, whoever made
-        it, and wait for one that runs. Raises ClosedError if it runs in this very thread."""
-        call = self._call() if self._call is not None else None
-        if call is not None:
-            with contextlib.suppress(ValueError):  # it runs: it was asked to stop
-                call.close()
-        if self._owner == threading.get_ident():
-            raise ClosedError("a call of this thread is still running: close() again after it")
-        with self._lock, self._life:
-            yield
-
-
-class Generation:
-    """Text as it is generated: iterate over it, or take `text` when it is done.
-
-    Dropping it lets go of the model at once, as `close` does.
-    """
-
-    def __init__(self, request: "Request") -> None:
-        self._request = request
-        request.generation = weakref.ref(self)
-        self._pieces = request.pieces()  # knows the request and not us: no cycle keeps it alive
-        self._shown: list[str] = []
-
-    @property
-    def prompt_tokens(self) -> int:
-        """The number of the prompt's tokens."""
-        return len(self._request.prompt)
-
-    @property
-    def tokens(self) -> list[int]:
-        """The ids generated so far."""
-        return self._request.tokens
-
-    @property
-    def finish_reason(self) -> str | None:
-        """ "stop" (the model ended, or a stop string came), "length" (`max_tokens`), "context"
-        (the context is full) or "cancelled"; None while it runs."""
-        return self._request.finish_reason
-
-    @property
-    def stats(self) -> Stats | None:
-        """What it took, once it has ended."""
-        return self._request.stats
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        self._request.gate.birthplace.check()
-        try:
-            with self._request.stop.listening():
-                piece = next(self._pieces)
-                self._shown.append(piece)
-        except KeyboardInterrupt:
-            self.close()  # whoever keeps the traceback keeps this, and would hold the model
-            raise
-        return piece
-
-    @property
-    def text(self) -> str:
-        """All text; reads the generation to its end first."""
-        if self.finish_reason is None:
-            for _ in self:
-                pass
-        return "".join(self._shown)
-
-    def cancel(self) -> None:
-        """End it as soon as possible, from any thread or signal handler; iteration then stops."""
-        self._request.stop.request()
-
-    def close(self) -> None:
-        """Let go of the model without reading on; may be called twice."""
-        self.cancel()
-        with StopFlag().listening(), contextlib.suppress(ValueError):
-            self._pieces.close()  # ValueError: another thread runs it, and will stop soon
-        self._request.finish_reason = self.finish_reason or "cancelled"
-
-
-class Request:
-    """What a generation is to do and has done: the side of it that works."""
+    most_results = 4  # so that passes stay wide while other readers are slow
 
     def __init__(
-        self,
-        decoder: Decoder,
-        gate: CallGate,
-        prompt: Sequence[int],
-        max_tokens: int,
-        sampling: Sampling,
-        seed: int,
+        self, prompt: Sequence[int], max_tokens: int, sampling: Sampling, planned: Plan
     ) -> None:
-        self.prompt = list(prompt)
-        self.tokens: list[int] = []
-        self.finish_reason: str | None = None
-        self.stats: Stats | None = None
-        self.generation: weakref.ref[Generation] | None = None
-        self._decoder, self.gate = decoder, gate
-        self._max_tokens, self._sampling, self._seed = max_tokens, sampling, seed
-        self._stream = TextStream(sampling.stop)
-        self.stop = StopFlag()  # this call's own: a late request cannot reach the next one
+        super().__init__(prompt, len(prompt))
+        self._max_tokens, self._sampling, self._plan = max_tokens, sampling, planned
+        self.stream = TextStream(sampling.stop)
+        self.finish_reason: str | None = None  # known before the reader has taken all
+        self._chain: SamplerChain | None = None
+        self._vocabulary: Vocabulary | None = None
 
-    def pieces(self) -> Generator[str, None, None]:
-        """The text in pieces, as they are generated."""
-        try:
-            with self.gate.entered(self.stop, self.generation), self._counted():
-                yield from self._run()
-        except CancelledError:
-            self.finish_reason = "cancelled"
-        rest = self._stream.finish()
-        if rest:
-            yield rest
+    @property
+    def has_sampler(self) -> bool:
+        """Whether `prepare` was called."""
+        return self._chain is not None or self.has_ended
 
-    def _run(self) -> Iterator[str]:
-        engine, stop_texts = self._decoder.engine, self._sampling.stop
-        engine.stop.clear(self.stop)
-        self.gate.check_open()  # after it: close() asks to stop once the gate is closed
-        vocabulary = engine.model.vocabulary
+    def prepare(self, vocabulary: Vocabulary, seed: int, tables: SamplerTables) -> None:
+        """Make the sampler, which may take a while: a grammar is compiled. Raises PromptError,
+        ContextError."""
+        ctx_tokens = self._plan.shape.ctx_tokens
+        if self.num_batched > ctx_tokens:
+            raise ContextError(
+                f"the prompt has {self.num_batched} tokens, the context holds {ctx_tokens}: shorten"
+                " it or raise --ctx"
+            )
+        stop_texts = self._sampling.stop
         specials = set[str]().union(*map(vocabulary.special_texts, stop_texts))
-        self._stream = TextStream(stop_texts, specials)
-        chain = sampler_chain(self._sampling, engine.context, vocabulary, self._seed)
-        try:
-            yield from self._steps(chain, self._stream)
-        finally:
-            chain.close()
+        self.stream, self._vocabulary = TextStream(stop_texts, specials), vocabulary
+        self._chain = sampler_chain(self._sampling, ctx_tokens, vocabulary, seed, tables)
+        self._chain.follow(self.tokens)
 
-    def _steps(self, chain: SamplerChain, stream: TextStream) -> Iterator[str]:
-        decoder, vocabulary = self._decoder, self._decoder.engine.model.vocabulary
-        self._raise_if_cancelled()
-        decoder.prefill(self.prompt)
-        chain.follow(self.prompt)
-        while len(self.tokens) < self._max_tokens:
-            self._raise_if_cancelled()
-            token = self._sampled(chain)
-            if vocabulary.ends(token):
-                self.finish_reason = "stop"
-                return
-            self.tokens.append(token)
-            text = stream.push(*self._token_text(vocabulary, token))
-            if text:
-                yield text
-            if stream.stopped is not None or chain.finished:
-                self.finish_reason = "stop"
-                return
-            if len(self.tokens) < self._max_tokens:
-                if decoder.is_full:
-                    self.finish_reason = "context"
-                    return
-                decoder.step(token)
-        self.finish_reason = "length"
+    @property
+    def _num_generated(self) -> int:
+        return len(self.tokens) - self.num_batched
 
-    def _sampled(self, chain: SamplerChain) -> int:
+    def take(self, logits: Logits) -> None:
+        if self._num_generated == self._max_tokens:  # none is wanted
+            self._finish("length")
+            return
+        chain, vocabulary = self._chain, self._vocabulary
+        assert chain is not None and vocabulary is not None
+        token = self._sampled(chain, logits)
+        if vocabulary.ends(token):
+            self._finish("stop")
+            return
+        self.tokens.append(token)
+        self.results.append((token, self.stream.push(*self._token_text(vocabulary, token))))
+        if self.stream.stopped is not None or chain.finished:
+            self._finish("stop")
+        elif self._num_generated == self._max_tokens:
+            self._finish("length")
+        elif len(self.tokens) > self._plan.shape.ctx_tokens:
+            self._finish("context")
+
+    def _finish(self, reason: str) -> None:
+        self.finish_reason = reason
+        rest = self.stream.finish()
+        if rest:
+            self.results.append((None, rest))
+        self.end()
+
+    def _sampled(self, chain: SamplerChain, logits: Logits) -> int:
         """The next token. Raises NotFiniteError, which names a hole in the file if it has one."""
         try:
-            return chain.sample(self._decoder.engine.context)
+            return chain.sample(logits)
         except NotFiniteError as error:
             hole = None
             with contextlib.suppress(HaversackError):  # the file may be gone by now
-                hole = hole_in(self._decoder.geometry)
+                hole = hole_in(self._plan.geometry)
             if hole is None:
                 raise
             raise NotFiniteError(f"{hole}, and {error}") from error
@@ -306,20 +146,148 @@ class Request:
         piece = vocabulary.piece(token)
         if not piece:
             return b"", vocabulary.piece(token, special=True).decode(errors="replace")
-        free = self._sampling.constraint() is None
-        if len(self.tokens) == 1 and vocabulary.adds_space and free:
-            if not any(map(vocabulary.piece, self.prompt)):
+        if self._num_generated == 1 and vocabulary.adds_space:
+            free = self._sampling.constraint() is None
+            if free and not any(map(vocabulary.piece, self.tokens[: self.num_batched])):
                 return piece.removeprefix(b" "), ""
         return piece, ""
 
-    def _raise_if_cancelled(self) -> None:
-        if self._decoder.engine.stop.requested:
-            raise CancelledError("the generation was cancelled")
+    def close(self) -> None:
+        if self._chain is not None:
+            self._chain.close()
+            self._chain = None
 
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        before = self._decoder.stats()
+
+class Generation:
+    """Text as it is generated: iterate over it, with `for` or `async for`, or take `text` when it
+    is done.
+
+    A generation that is dropped lets go of the model, as `close` does.
+    """
+
+    def __init__(
+        self, call: GenerationCall, loop: EngineLoop, seed: int, tables: SamplerTables
+    ) -> None:
+        self._call, self._loop = call, loop
+        call.owner = weakref.ref(self)  # no cycle keeps a generation alive that was dropped
+        self._seed, self._tables = seed, tables
+        self._tokens: list[int] = []
+        self._shown: list[str] = []
+        self._finish_reason: str | None = None
+        self._is_over = False
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The number of the prompt's tokens."""
+        return self._call.num_batched
+
+    @property
+    def tokens(self) -> list[int]:
+        """The ids generated so far."""
+        return self._tokens
+
+    @property
+    def finish_reason(self) -> str | None:
+        """ "stop" (the model ended, or a stop string came), "length" (`max_tokens`), "context"
+        (the context is full) or "cancelled"; None while it runs."""
+        if self._finish_reason is None and isinstance(self._call.error, CancelledError):
+            return "cancelled"  # the model was closed
+        return self._finish_reason
+
+    @property
+    def stats(self) -> Stats | None:
+        """What it took, once it has ended."""
+        return self._call.stats if self._is_over else None
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        self._loop.birthplace.check()
         try:
-            yield
-        finally:
-            self.stats = self._decoder.stats().since(before)
+            with self._call.stop.listening():
+                piece = self._next_piece()
+        except KeyboardInterrupt:
+            self.close()  # whoever keeps the traceback keeps this
+            raise
+        if piece is None:
+            raise StopIteration
+        return piece
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        try:
+            piece = await asyncio.to_thread(next, self, None)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    def _next_piece(self) -> str | None:
+        """The next text, None at the end."""
+        text = ""
+        while not text and not self._is_over:
+            text = self._step()
+        if text:
+            self._shown.append(text)
+        return text or None
+
+    def _step(self) -> str:
+        """What the next token adds to the text. Sets `_is_over` if there is none."""
+        call = self._call
+        try:
+            if not call.has_sampler:
+                self._prepare()
+            self._loop.advance(call)
+            if call.stop.requested:
+                raise CancelledError("the generation was cancelled")
+        except CancelledError:
+            rest = "" if call.results else call.stream.finish()
+            self._end("cancelled")
+            return rest
+        except BaseException:
+            self._end(None)
+            raise
+        if not call.results:
+            self._end(call.finish_reason)
+            return ""
+        token, text = call.results.popleft()
+        if token is not None:
+            self._tokens.append(token)
+        if call.has_ended and not call.results and call.error is None:
+            self._end(call.finish_reason)
+        return str(text)
+
+    def _prepare(self) -> None:
+        if self._call.stop.requested:
+            raise CancelledError("the generation was cancelled before it began")
+        with self._loop.beside() as engine:
+            self._call.prepare(engine.model.vocabulary, self._seed, self._tables)
+
+    def _end(self, reason: str | None) -> None:
+        self._is_over, self._finish_reason = True, reason
+        self._loop.leave(self._call)
+
+    @property
+    def text(self) -> str:
+        """All text; reads the generation to its end first."""
+        if self.finish_reason is None:
+            for _ in self:
+                pass
+        return "".join(self._shown)
+
+    def cancel(self) -> None:
+        """End it as soon as possible, from any thread or signal handler; iteration then stops."""
+        self._call.stop.request()
+
+    def close(self) -> None:
+        """Let go of the model without reading on; may be called twice."""
+        self.cancel()
+        with StopFlag().listening():
+            self._loop.leave(self._call)
+        self._is_over = True
+        self._finish_reason = self._finish_reason or "cancelled"

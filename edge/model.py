@@ -1,210 +1,52 @@
-"""`load()` and the model it gives: generate, chat, logits, stats."""
+"""A loaded model: generate, chat, logits, verify, rewind, stats."""
 
-import logging
 import random
-import sys
 import threading
-import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
-from importlib.resources import files
-from operator import index
-from pathlib import Path
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import platformdirs
 
-from haversack.devices.errors import (
-    ContextError,
-    DamagedTrunkError,
-    HaversackError,
-    ModelFileError,
-    PromptError,
-    StorageError,
-)
+from haversack.devices.errors import CancelledError, ContextError, HaversackError, PromptError
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.ledger import Entry, Lease, ledger
-from haversack.devices.memory import PeakMeter
-from haversack.devices.storage import DirectFile, known_speed
+from haversack.devices.llama import MOST_ROWS
+from haversack.devices.sampler import SamplerTables
 from haversack.devices.system import host
-from haversack.devices.tokenizing import LEAST_STACK_BYTES
-from haversack.edge.decode import Decoder
-from haversack.edge.generation import CallGate, Closable, Generation, Request
-from haversack.edge.lease import lease_for, pools_left
-from haversack.edge.planner import DEFAULT_BATCH_TOKENS, STREAMED, Plan, plan
-from haversack.edge.ram_budget import Budget
+from haversack.edge.generation import Generation, GenerationCall
+from haversack.edge.loop import EngineLoop
+from haversack.edge.planner import Plan
+from haversack.edge.prompt import Prompt, prompt_tokens, token_ids
 from haversack.edge.sampling import MAX_SEED, Sampling
+from haversack.edge.sequence import LogitsCall, RowsCall, TokenSequence
 from haversack.edge.stats import Stats
 from haversack.edge.templates import ChatTemplate
-from haversack.edge.text import without_mark
-from haversack.offload.engine import Engine, LoadHooks, open_resident, open_streamed
+from haversack.offload.engine import Engine
 from haversack.offload.seam import Forecast, Watcher
-from haversack.offload.streamer import NUM_READERS, OpenFile
-from haversack.quant.gguf import hole_in, read_geometry
-from haversack.quant.trunk import ensure_trunk, rewrite_trunk
 
-_log = logging.getLogger("haversack.model")
-
-_SURELY_CHARS = 16  # of a token: fewer than these for each of the context may well fit
-
-Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
-LoadProgress = Callable[[str, float], None]  # (what is being done, share done 0 to 1)
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """The rarer settings of `load`.
-
-    `batch` is the prompt tokens computed at once, `cache_dir` where trunk files lie (the user's
-    cache folder by default), `progress` is told what is being done and the share done.
-    `open_file` opens a file to read experts from; benchmarks give one of a known speed. `native`
-    False has Python alone take single tokens through their experts: slower, the same to the bit.
-    `warm_start` has a streamed model start from the experts its last run left, read back while
-    nothing else is asked for, and leave its own when closed; without it a run neither reads nor
-    writes which experts were used.
-    """
-
-    batch: int = DEFAULT_BATCH_TOKENS
-    cache_dir: Path | None = None
-    progress: LoadProgress | None = None
-    open_file: OpenFile = DirectFile
-    native: bool = True
-    warm_start: bool = True
-
-
-def default_cache_dir() -> Path:
-    """Where trunk files lie unless told otherwise."""
-    return Path(platformdirs.user_cache_dir("haversack")) / "trunks"
-
-
-def builtin_model() -> Path:
-    """The small model that comes with haversack."""
-    return Path(str(files("haversack.edge") / "builtin" / "tales-moe.gguf"))
-
-
-def load(
-    model: str | Path | Plan,
-    ram: str | int | Budget | None = None,
-    ctx: int | None = None,
-    threads: int | None = None,
-    seed: int | None = None,
-    options: LoadOptions | None = None,
-) -> "Model":
-    """A model ready to generate, inside `ram` bytes of anonymous memory of this process.
-
-    `model` is the path of a GGUF (any part of a split one) or a plan; with a plan, `ram`, `ctx`
-    and `threads` must not be given. `ram` is a size ("6GiB"), bytes, or a `Budget` that several
-    models share, see `plan`: the process never takes more than what its open models were given
-    together. A model that is dropped without `close` keeps its memory and its part of the budget.
-    One model is loaded at a time; loads of other threads wait. `seed` makes all sampling
-    repeatable. The first load of a model writes its trunk file into the cache; one that turns out
-    to be damaged is written anew, which is logged as a warning.
-
-    Raises BudgetError, ModelFileError, StorageError, UnitError, KeyboardInterrupt; nothing is
-    left behind then.
-    """
-    options = options or LoadOptions()
-    if isinstance(model, Plan):
-        if (ram, ctx, threads) != (None, None, None):
-            raise PromptError("a plan says ram, ctx and threads already: give either")
-        planned = model
-    else:
-        planned = plan(model, ram, ctx, threads, options.batch)
-    stop, loaded = StopFlag(), list[Model]()
-    try:
-        # Ctrl-C comes where a step has ended, and leaves nothing behind
-        with ledger.loading(), stop.listening():
-            loaded.append(_loaded(planned, options, stop, seed))
-    except KeyboardInterrupt:
-        for found in loaded:
-            found.close()
-        raise
-    return loaded[0]
-
-
-def _loaded(planned: Plan, options: LoadOptions, stop: StopFlag, seed: int | None) -> "Model":
-    lease = lease_for(planned)
-    try:
-        with ledger.measured(lease):
-            peak = PeakMeter()
-            engine = _open(planned, options, stop, lease)
-        return Model(planned, Decoder(engine, planned, lease, peak), lease, seed)
-    except BaseException:
-        host.give_back_freed_memory()
-        lease.close()
-        raise
-
-
-def _open(planned: Plan, options: LoadOptions, stop: StopFlag, lease: Lease) -> Engine:
-    def report(what: str) -> Callable[[float], None]:
-        def tell(share: float) -> None:
-            if stop.requested:
-                raise KeyboardInterrupt
-            if options.progress is not None:
-                options.progress(what, share)
-
-        return tell
-
-    if planned.mode == STREAMED and sys.platform == "win32":
-        raise HaversackError("experts cannot be streamed on Windows: raise --ram until all fits")
-    if read_geometry(planned.path) != planned.geometry:
-        raise ModelFileError(f"{planned.path} has changed since it was planned: plan again")
-    hole = hole_in(planned.geometry)
-    if hole is not None:
-        _log.warning("%s: unless zeros are meant there, get the file again", hole)
-    if planned.mode != STREAMED:
-        return open_resident(planned.path, planned.shape, report("loading"))
-    cache_dir, write = options.cache_dir or default_cache_dir(), report("writing the trunk")
-    trunk = ensure_trunk(planned.geometry, cache_dir, write)
-    speed = known_speed(planned.path, cache_dir)
-    hooks = LoadHooks(
-        report("loading"),
-        options.open_file,
-        NUM_READERS if speed is None else speed.enough_readers,
-        options.native,
-        options.warm_start,
-    )
-    pools = partial(pools_left, planned, lease)
-
-    def opened() -> Engine:
-        return open_streamed(planned.geometry, trunk, planned.shape, pools, hooks)
-
-    try:
-        return opened()
-    except DamagedTrunkError as damage:
-        _log.warning("%s; it is written anew from the model", damage)
-    rewrite_trunk(planned.geometry, cache_dir, write)
-    try:
-        return opened()
-    except DamagedTrunkError as damage:
-        raise StorageError(
-            f"{damage}, right after it was written: the drive or the memory may fail, choose"
-            " another folder with --cache-dir or try another computer"
-        ) from damage
 
 
 class Model:
     """A loaded model. Use it in a `with` block, or `close` it.
 
-    One call runs at a time: calls of other threads wait. After an error in a call (a disk that
-    fails, say) the model stays usable.
+    Any number of calls may run at once, in one thread or several: as many as the plan has sequences
+    are computed together, others wait. After an error in a call (a disk that fails, say) the model
+    stays usable.
     """
 
-    def __init__(self, planned: Plan, decoder: Decoder, lease: Lease, seed: int | None) -> None:
+    def __init__(self, planned: Plan, loop: EngineLoop, lease: Lease, seed: int | None) -> None:
         self.plan = planned
-        self._engine: Engine | None = decoder.engine
-        self._decoder, self._lease = decoder, lease
+        self._engine: Engine | None = loop.engine
+        self._loop, self._lease = loop, lease
+        self._tables = SamplerTables(loop.engine.model.vocabulary.num_tokens)
         self._state = threading.Lock()  # held while figures are read, and freed
         self._last_stats: Stats | None = None
-        self._gate = CallGate()
         self._random = random.Random(seed)
-        self._seed = seed
 
     # ------------------------------------------------------------- generation
     def generate(
@@ -223,7 +65,7 @@ class Model:
 
         Raises PromptError, ContextError; while iterating also StorageError.
         """
-        self._gate.check_open()
+        self._loop.check_open()
         chosen = _chosen(sampling, settings)
         tokens = self._prompt_tokens(prompt)
         limit = self.plan.shape.ctx_tokens if max_tokens is None else max_tokens
@@ -231,8 +73,9 @@ class Model:
             raise PromptError(f"max_tokens is {max_tokens}: give 0 or more")
         if not tokens:
             raise PromptError("the prompt is empty and this model has no start token: give text")
-        seed = self._sampler_seed(chosen)
-        return Generation(Request(self._decoder, self._gate, tokens, limit, chosen, seed))
+        seed = self._random.randint(0, MAX_SEED) if chosen.seed < 0 else chosen.seed
+        call = GenerationCall(tokens, limit, chosen, self.plan)
+        return Generation(call, self._loop, seed, self._tables)
 
     def chat(
         self,
@@ -250,22 +93,12 @@ class Model:
         return self.generate(self._prompt_tokens(prompt), max_tokens, sampling, **settings)
 
     def _prompt_tokens(self, prompt: Prompt) -> list[int]:
-        if not isinstance(prompt, str):
-            return self.tokenize(prompt)
-        prompt, ctx_tokens = without_mark(_encodable(prompt)), self.plan.shape.ctx_tokens
-        if len(prompt) > ctx_tokens * _SURELY_CHARS:  # a text of that length takes long to tokenize
-            with self._in_use() as engine:
-                least_tokens = engine.model.vocabulary.least_tokens(prompt)
-            if least_tokens > ctx_tokens:
-                raise ContextError(
-                    f"the prompt has at least {least_tokens} tokens, the context holds"
-                    f" {ctx_tokens}: shorten it or raise --ctx"
-                )
-        return self.tokenize(prompt)
+        with self._loop.beside() as engine:
+            return prompt_tokens(prompt, engine.model.vocabulary, self.plan)
 
     def chat_template(self) -> ChatTemplate:
         """The model file's chat template. Raises PromptError if it has none."""
-        with self._in_use() as engine:
+        with self._loop.beside() as engine:
             source, vocabulary = engine.model.chat_template, engine.model.vocabulary
             bos, eos = vocabulary.bos, vocabulary.eos
         if source is None:
@@ -275,41 +108,14 @@ class Model:
     def tokenize(self, prompt: Prompt, add_special: bool = True) -> list[int]:
         """The ids of `prompt`. `add_special` puts the model's start token before a text that does
         not begin with it. Raises PromptError for ids outside the vocabulary, ClosedError."""
-        with self._in_use() as engine:
-            vocabulary = engine.model.vocabulary
-            if isinstance(prompt, str) and vocabulary.has_text:
-                return vocabulary.tokenize(
-                    _encodable(prompt),
-                    add_special=add_special,
-                    most_stack_bytes=max(LEAST_STACK_BYTES, self.plan.headroom_bytes),
-                )
-        try:
-            ids = map(int, prompt.split()) if isinstance(prompt, str) else map(index, prompt)
-            tokens = list(ids)
-        except ValueError:
-            raise PromptError(
-                f"{self.plan.path.name} has no vocabulary: give token ids, not {prompt!r}"
-            ) from None
-        except TypeError:
-            raise PromptError(f"the prompt is {prompt!r}: give text or whole token ids") from None
-        strange = [i for i in tokens if not 0 <= i < vocabulary.num_tokens]
-        if strange:
-            raise PromptError(
-                f"token id {strange[0]} is not in the vocabulary: give 0 to"
-                f" {vocabulary.num_tokens - 1}"
-            )
-        return tokens
-
-    def _sampler_seed(self, sampling: Sampling) -> int:
-        if sampling.seed >= 0:
-            return sampling.seed
-        return self._random.randint(0, MAX_SEED)
+        with self._loop.beside() as engine:
+            return token_ids(prompt, engine.model.vocabulary, self.plan, add_special)
 
     def budget(self) -> list[Entry]:
         """What each part of this model's budget is for, and how much of it is held now. With the
         entry "free" they add up to `plan.ram_bytes`. Takes about 5 ms for each GiB of slots.
         Raises ClosedError."""
-        with self._in_use() as engine:
+        with self._loop.beside() as engine:
             store = engine.store
             slots_bytes = sum(pool.resident_bytes for pool in store.pools) if store else 0
             process = Entry("process", self.plan.process_bytes, ledger.others_bytes())
@@ -341,48 +147,90 @@ class Model:
     def iter_logits(
         self, tokens: Sequence[int], prefill: int
     ) -> Generator[npt.NDArray[np.float32], None, None]:
-        """The rows of `logits`, (vocabulary,) float32 each, as they are computed.
-
-        The model is held from the first row until the last is taken or the iterator closed.
-        Raises as `logits`.
-        """
-        self._gate.check_open()
+        """The rows of `logits`, (vocabulary,) float32 each, as they are computed. Raises as
+        `logits`."""
+        self._loop.check_open()
         if not 1 <= prefill <= len(tokens):
             raise PromptError(f"prefill is {prefill}: give 1 to {len(tokens)}, the tokens' number")
-        call: list[weakref.ref[Generator[npt.NDArray[np.float32], None, None]]] = []
-        rows = self._logit_rows(self.tokenize(tokens), prefill, lambda: call[0]())
-        call.append(weakref.ref(rows))
-        return rows
+        checked, ctx_tokens = self.tokenize(tokens), self.plan.shape.ctx_tokens
+        if len(checked) > ctx_tokens:
+            raise ContextError(
+                f"{len(checked)} tokens are given, the context holds {ctx_tokens}: raise --ctx"
+            )
+        return self._logit_rows(LogitsCall(checked, prefill))
 
-    def _logit_rows(
-        self, checked: Sequence[int], prefill: int, call: Callable[[], Closable | None]
-    ) -> Generator[npt.NDArray[np.float32], None, None]:
-        stop = StopFlag()
-        with self._gate.entered(stop, call):
-            self._decoder.engine.stop.clear(stop)
-            self._gate.check_open()
-            with stop.listening():
-                self._decoder.clear()
-                self._decoder.prefill(checked[:prefill])
-            yield self._decoder.logits()
-            for token in checked[prefill:]:
-                with stop.listening():
-                    self._decoder.step(token)
-                yield self._decoder.logits()
+    def _logit_rows(self, call: LogitsCall) -> Generator[npt.NDArray[np.float32], None, None]:
+        try:
+            while call.results or not call.has_ended or call.error is not None:
+                try:
+                    with call.stop.listening():
+                        self._loop.advance(call)
+                except CancelledError:  # the model was closed
+                    return
+                yield call.results.popleft()
+        finally:
+            self._loop.leave(call)
+
+    def verify(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Append 1 to 7 `tokens` to the sequence of the call that ended last; the logits after each
+        of them, (len(tokens), vocabulary) float32, which have the bits of single tokens.
+
+        That sequence holds the prompt and the text of its call, without the last token, which was
+        chosen and not computed. `rewind` takes tokens back. Raises PromptError, ContextError,
+        StorageError, and BudgetError where a recurrent model's state does not fit in the budget.
+        """
+        checked = self.tokenize(tokens)
+        if not 1 <= len(checked) <= MOST_ROWS:
+            raise PromptError(f"{len(checked)} tokens are given: give 1 to {MOST_ROWS}")
+        call = RowsCall(checked, prepare=self._prepare_rows)
+        self._run(call)
+        return np.stack(call.results)
+
+    def rewind(self, num_tokens: int) -> None:
+        """Forget the last `num_tokens` tokens of the sequence of the call that ended last. What is
+        computed next has the bits that it would have if they had never been there.
+
+        A model with recurrent layers can only forget what the latest `verify` appended. Raises
+        PromptError.
+        """
+        if num_tokens < 0:
+            raise PromptError(f"num_tokens is {num_tokens}: give 0 or more")
+        self._run(RowsCall([], num_tokens))
+
+    def _run(self, call: RowsCall) -> None:
+        with call.stop.listening():
+            try:
+                self._loop.advance(call, self._loop.latest)
+            finally:
+                self._loop.leave(call)
+
+    def _prepare_rows(self, sequence: TokenSequence) -> None:
+        """Take the state of recurrent layers, to rewind to. Raises BudgetError."""
+        context = self._loop.engine.context
+        if context.drops_parts:
+            return
+        if sequence.free_snapshot is None:
+            num_bytes = context.snapshot_bytes(sequence.number)
+            with ExitStack() as stack:
+                budget, what = self._lease.budget, "the states of recurrent layers"
+                lent = ledger.borrowed(budget, num_bytes, what, "lower --ctx")
+                stack.enter_context(lent).grow(num_bytes)
+                sequence.free_snapshot = stack.pop_all().close
+        context.take_snapshot(sequence.number)
 
     # ------------------------------------------------------------------ state
     @property
     def vocab_size(self) -> int:
         """How many tokens there are: ids go from 0 to one less. Raises ClosedError."""
-        with self._in_use() as engine:
+        with self._loop.beside() as engine:
             return engine.model.vocabulary.num_tokens
 
     def stats(self) -> Stats:
         """Totals since loading; those of its whole life once the model is closed. Raises
         ClosedError in a process forked from the one that loaded it."""
-        self._gate.birthplace.check()
+        self._loop.birthplace.check()
         with self._state:
-            return self._last_stats or self._decoder.stats()
+            return self._last_stats or self._loop.stats()
 
     def watch_routing(self, watcher: Watcher | None, forecast: Forecast | None = None) -> None:
         """Have `watcher` told of every router's choice while the model runs: the layer, the ids
@@ -392,7 +240,7 @@ class Model:
         Nothing is read ahead meanwhile but what `forecast` says, if it is given: from a layer's
         number, the experts that it may choose for the token under way, the likeliest first. Raises
         HaversackError where no expert is streamed, as no router is looked at then, ClosedError."""
-        with self._in_use() as engine:
+        with self._loop.between_passes() as engine:
             if engine.seam is None:
                 raise HaversackError(
                     "all experts are in memory and no router is watched: lower --ram"
@@ -402,33 +250,26 @@ class Model:
     def check_integrity(self) -> None:
         """Raise AssertionError unless our own books agree; for tests and the worried. Raises
         ClosedError."""
-        with self._in_use() as engine:
+        with self._loop.between_passes() as engine:
+            self._loop.check_integrity()
             if engine.store is not None:
                 engine.store.check_integrity()
 
-    @contextmanager
-    def _in_use(self) -> Iterator[Engine]:
-        """The engine, which is not freed inside the block. Raises ClosedError."""
-        with self._gate.beside():
-            assert self._engine is not None, "a model that is open has an engine"
-            yield self._engine
-
     def close(self) -> None:
-        """Stop a call that runs and give all memory back to the system; may be called twice.
+        """Stop the calls that run and give all memory back to the system; may be called twice.
         Raises ClosedError if called from inside a call of this thread that runs.
 
         After Ctrl-C in a long text's tokenization that has not ended yet, a thread waits for it and
         frees the memory then. In a process forked from the one that loaded the model nothing
         happens.
         """
-        if not self._gate.birthplace.is_here:
+        if not self._loop.birthplace.is_here:
             return
-        self._gate.refuse()
-        self._decoder.engine.stop.request()
-        with StopFlag().listening(), self._gate.closing(), self._state:
+        self._loop.refuse()
+        with StopFlag().listening(), self._loop.closing(), self._state:
             if self._engine is None:
                 return
-            self._last_stats = self._last_stats or self._decoder.stats()  # else it was interrupted
+            self._last_stats = self._last_stats or self._loop.stats()  # else it was interrupted
             if self._engine.model.vocabulary.tokenizer.is_busy:
                 threading.Thread(target=self._free, args=[self._engine], daemon=True).start()
             else:
@@ -436,6 +277,8 @@ class Model:
             self._engine = None
 
     def _free(self, engine: Engine) -> None:
+        for sequence in self._loop.sequences:
+            sequence.drop_snapshot()
         engine.close()
         host.give_back_freed_memory()
         self._lease.close()
@@ -457,11 +300,3 @@ def _chosen(sampling: Sampling | None, settings: Mapping[str, Any]) -> Sampling:
         return replace(sampling or Sampling(), **settings)
     except TypeError as error:
         raise PromptError(f"unknown sampling setting: {error}") from None
-
-
-def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PromptError(f"the prompt is no Unicode text: {error.reason}") from None
-    return text

@@ -17,7 +17,7 @@ import typer
 
 from haversack.devices.errors import PromptError
 from haversack.edge.gbnf import MAX_GRAMMAR_CHARS
-from haversack.edge.model import builtin_model, default_cache_dir
+from haversack.edge.loading import builtin_model, default_cache_dir
 from haversack.edge.planner import DEFAULT_BATCH_TOKENS, Plan, plan
 from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.schema import MAX_SCHEMA_CHARS

@@ -10,9 +10,9 @@ from haversack.devices.cores import usable_cores
 from haversack.devices.errors import BudgetError, PromptError
 from haversack.devices.grammar import trie_bytes
 from haversack.devices.ledger import ledger
-from haversack.devices.llama import ContextShape, LlamaModel
+from haversack.devices.llama import MOST_ROWS, MOST_SEQUENCES, ContextShape, LlamaModel
 from haversack.devices.memory import probe_ram
-from haversack.devices.needs import MemoryNeeds, cell_bytes, memory_needs
+from haversack.devices.needs import LOGIT_BYTES, MemoryNeeds, cell_bytes, memory_needs
 from haversack.devices.sampler import chain_bytes
 from haversack.devices.system import host
 from haversack.devices.units import format_bytes, format_need, parse_bytes
@@ -119,6 +119,7 @@ class Plan:
             "ctx": self.shape.ctx_tokens,
             "batch": self.shape.batch_tokens,
             "threads": self.shape.threads,
+            "sequences": self.shape.sequences,
             **figures,
             "planned_bytes": self.planned_bytes,
             "headroom_bytes": self.headroom_bytes,
@@ -143,9 +144,9 @@ class Plan:
             ("free", self.headroom_bytes),
             ("budget", self.ram_bytes),
         ]
-        lines = [
-            f"{self.path.name}: {self.architecture}, {self.shape.ctx_tokens} tokens of context"
-        ]
+        many = f", {self.shape.sequences} sequences" if self.shape.sequences > 1 else ""
+        context = f"{self.shape.ctx_tokens} tokens of context{many}"
+        lines = [f"{self.path.name}: {self.architecture}, {context}"]
         lines += [f"  {name:<10}{format_bytes(num_bytes):>12}" for name, num_bytes in rows]
         return "\n".join([*lines, f"  {self._summary()}"])
 
@@ -190,6 +191,7 @@ def plan(
     ctx: int | None = None,
     threads: int | None = None,
     batch: int = DEFAULT_BATCH_TOKENS,
+    sequences: int = 1,
 ) -> Plan:
     """How the model at `path` would run in `ram`; reads its header and allocates nothing.
 
@@ -197,17 +199,18 @@ def plan(
     or a `Budget` that several models share; without it, what the machine has free less 2 GiB. What
     other open models hold is not in it: they have budgets of their own. `ctx` defaults to 4096
     tokens or what the model was trained for, `threads` to the cores that may be used (see
-    `haversack doctor`), `batch` is the prompt tokens computed at once. Raises BudgetError with the
+    `haversack doctor`), `batch` is the prompt tokens computed at once, `sequences` how many texts
+    are held at the same time, each with a context of `ctx` tokens. Raises BudgetError with the
     floor, ModelFileError, UnitError.
     """
     geometry, ram_bytes = read_geometry(Path(path)), _ram_bytes(ram)
     process_bytes = ledger.process_bytes()  # before a dry run takes its part
     model = LlamaModel(geometry.path, dry=True)
     try:
-        shape = _context_shape(ctx, threads, batch, model.trained_ctx_tokens)
+        shape = _context_shape(ctx, threads, batch, sequences, model.trained_ctx_tokens)
         _refuse_boundless(shape, ram_bytes)
         needs = memory_needs(model, shape)
-        sampling_bytes = _sampling_bytes(model.vocabulary)
+        sampling_bytes = _sampling_bytes(model.vocabulary, shape.sequences)
     finally:
         model.close()
         host.give_back_freed_memory()
@@ -247,7 +250,7 @@ def _ram_bytes(ram: str | int | Budget | None) -> int:
 
 
 def _context_shape(
-    ctx: int | None, threads: int | None, batch: int, trained_tokens: int
+    ctx: int | None, threads: int | None, batch: int, sequences: int, trained_tokens: int
 ) -> ContextShape:
     ctx_tokens = ctx if ctx is not None else min(DEFAULT_CTX_TOKENS, trained_tokens)
     num_threads = threads if threads is not None else usable_cores()
@@ -255,15 +258,16 @@ def _context_shape(
         ("ctx", ctx_tokens, _MAX_CTX_TOKENS),
         ("batch", batch, _MAX_CTX_TOKENS),
         ("threads", num_threads, _MAX_THREADS),
+        ("sequences", sequences, MOST_SEQUENCES),
     ):
         if not 1 <= value <= most:
             raise PromptError(f"{name} is {value}: give 1 to {most}")
-    return ContextShape(ctx_tokens, min(batch, ctx_tokens), num_threads)
+    return ContextShape(ctx_tokens, min(batch, ctx_tokens), num_threads, sequences)
 
 
 def _refuse_boundless(shape: ContextShape, ram_bytes: int) -> None:
     """A context whose mere table of cells exceeds the budget would exceed it while planning."""
-    need_bytes = cell_bytes(shape.ctx_tokens)
+    need_bytes = cell_bytes(shape.ctx_tokens * shape.sequences)
     if need_bytes > ram_bytes:
         raise BudgetError(
             f"a context of {shape.ctx_tokens} tokens needs {format_bytes(need_bytes)} for its table"
@@ -273,12 +277,16 @@ def _refuse_boundless(shape: ContextShape, ram_bytes: int) -> None:
         )
 
 
-def _sampling_bytes(vocabulary: Vocabulary) -> int:
-    """What choosing tokens takes, with a grammar too: it may be asked for at any time."""
+def _sampling_bytes(vocabulary: Vocabulary, sequences: int) -> int:
+    """What choosing tokens takes, with a grammar too: it may be asked for at any time. The tables
+    are shared by all sequences; each keeps the logits after its prompt, and those of a verification
+    are copied."""
     num_tokens = vocabulary.num_tokens
+    rows_bytes = (sequences + MOST_ROWS) * LOGIT_BYTES * num_tokens
     if not vocabulary.has_text:
-        return chain_bytes(num_tokens)
-    return chain_bytes(num_tokens) + trie_bytes(num_tokens, vocabulary.text_bytes())
+        return chain_bytes(num_tokens) + rows_bytes
+    trie = trie_bytes(num_tokens, vocabulary.text_bytes())
+    return chain_bytes(num_tokens) + rows_bytes + trie
 
 
 def _costs(

@@ -288,6 +288,8 @@ ggml_backend_cpu_set_n_threads = prototype(_cpu, "ggml_backend_cpu_set_n_threads
 # const struct ggml_type_traits_cpu * ggml_get_type_traits_cpu(enum ggml_type type)
 ggml_get_type_traits_cpu = prototype(_cpu, "ggml_get_type_traits_cpu", c.POINTER(TypeTraitsCpu), _I)
 
+# float * llama_get_logits_ith(struct llama_context * ctx, int32_t i)
+llama_get_logits_ith = prototype(_llama, "llama_get_logits_ith", _A, _A, c.c_int32)
 # bool llama_get_causal_attn(const struct llama_context * ctx)
 llama_get_causal_attn = prototype(_llama, "llama_get_causal_attn", c.c_bool, _A)
 # struct llama_model * llama_model_init_from_user(gguf, set_tensor_data, void * ud, params)
@@ -350,6 +352,33 @@ def address_of_function(function: Any) -> int:
 def int32_buffer(count: int) -> Any:
     """Room for so many numbers of 32 bits, which C may fill."""
     return (c.c_int32 * count)()
+
+
+def floats_at(address: int, count: int) -> "np.ndarray[Any, Any]":
+    """The `count` floats at an address, as an array that does not own them."""
+    floats: np.ndarray[Any, Any] = np.asarray((c.c_float * count).from_address(address))
+    return floats
+
+
+def bytes_of(array: "np.ndarray[Any, Any]") -> Any:
+    """uint8_t *: an array's bytes."""
+    return c.cast(address_of(array), c.POINTER(c.c_uint8))
+
+
+def batch_arrays(most_rows: int) -> tuple[Any, Any, Any, Any]:
+    """The tokens, positions, sequences and logits flags of so many rows of a llama_batch."""
+    ids = c.c_int32 * most_rows
+    return ids(), ids(), ids(), (c.c_int8 * most_rows)()
+
+
+def batch_of(kind: Any, arrays: tuple[Any, Any, Any, Any]) -> Any:
+    """A struct llama_batch over `batch_arrays`; each row belongs to one sequence."""
+    tokens, positions, sequences, wanted = arrays
+    pointer, most_rows = c.POINTER(c.c_int32), len(tokens)
+    counts = (c.c_int32 * most_rows)(*[1] * most_rows)
+    places = [c.addressof(sequences) + 4 * row for row in range(most_rows)]
+    ids = (pointer * most_rows)(*(c.cast(place, pointer) for place in places))
+    return kind(0, tokens, None, positions, counts, ids, wanted)
 
 
 addressof = c.addressof

@@ -147,9 +147,9 @@ try:
         context.forget(0)
         context.decode([1, 2, 3, 4] * 512)
 except KeyboardInterrupt:
-    print("interrupted", context.num_tokens)
+    print("interrupted", context.num_tokens())
 context.decode([1, 2, 3])
-print("decoded", context.num_tokens)
+print("decoded", context.num_tokens())
 context.close()
 model.close()
 """

@@ -13,7 +13,7 @@ from haversack.devices import sampler
 from haversack.devices.errors import ModelFileError, PromptError
 from haversack.devices.grammar import Grammar
 from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
-from haversack.devices.sampler import SamplerChain, chain_bytes
+from haversack.devices.sampler import SamplerChain, SamplerTables, chain_bytes
 from haversack.edge.lark import gbnf_to_grammar
 
 
@@ -52,7 +52,7 @@ def softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
 
 
 def drawn(chain: SamplerChain, context: LlamaContext, count: int) -> list[int]:
-    return [chain.sample(context) for _ in range(count)]
+    return [chain.sample(context.logits()) for _ in range(count)]
 
 
 def chain_with_seed(model: LlamaModel, seed: int) -> SamplerChain:
@@ -172,7 +172,7 @@ def test_penalties_count_the_prompt(chain: SamplerChain, context: LlamaContext) 
     chain.add_penalties(2, 1.0, 0.0, 1e3)
     chain.add_greedy()
     chain.follow([third, best, second])
-    assert chain.sample(context) == third  # of the prompt, only the last 2 count
+    assert chain.sample(context.logits()) == third  # of the prompt, only the last 2 count
 
 
 def test_penalties_that_change_nothing_need_no_prompt(
@@ -181,27 +181,25 @@ def test_penalties_that_change_nothing_need_no_prompt(
     chain.add_penalties(64, 1.0, 0.0, 0.0)
     chain.add_greedy()
     chain.follow(likeliest(context, 1))
-    assert chain.sample(context) == likeliest(context, 1)[0]
+    assert chain.sample(context.logits()) == likeliest(context, 1)[0]
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 def test_logits_that_are_no_numbers_are_named(
-    broken: float, chain: SamplerChain, context: LlamaContext, monkeypatch: pytest.MonkeyPatch
+    broken: float, chain: SamplerChain, context: LlamaContext
 ) -> None:
     logits = context.logits()
     logits[len(logits) // 2] = broken
-    monkeypatch.setattr(context, "borrow_logits", lambda: logits)
     chain.add_greedy()
     with pytest.raises(ModelFileError, match=r"not finite.*file is damaged.*overflowed") as caught:
-        chain.sample(context)
+        chain.sample(logits)
     assert "grammar" not in str(caught.value)
 
 
 def test_what_sampling_takes_is_counted(model: LlamaModel) -> None:
     num_tokens = model.vocabulary.num_tokens
-    chain = SamplerChain(model.vocabulary)
-    assert chain.table_bytes <= chain_bytes(num_tokens) == num_tokens * chain_bytes(1)
-    chain.close()
+    tables_bytes = SamplerTables(num_tokens).num_bytes
+    assert tables_bytes <= chain_bytes(num_tokens) == num_tokens * chain_bytes(1)
 
 
 # ------------------------------------------------------------------- grammars
@@ -211,7 +209,7 @@ def written(chain: SamplerChain, model: LlamaModel, max_tokens: int = 40) -> str
     context.decode(model.vocabulary.tokenize(""))
     text = b""
     for _ in range(max_tokens):
-        token = chain.sample(context)
+        token = chain.sample(context.logits())
         if model.vocabulary.ends(token):
             break
         text += model.vocabulary.piece(token)
@@ -267,7 +265,7 @@ def drawn_counts(chain: SamplerChain, model: LlamaModel, context: LlamaContext) 
     counts = Counter[int]()
     for _ in range(1500):
         chain.add_grammar(Grammar("start: /[ a-m]+/"))
-        counts[chain.sample(context)] += 1
+        counts[chain.sample(context.logits())] += 1
     return counts
 
 
@@ -302,7 +300,7 @@ def test_a_grammar_that_no_token_satisfies(
     chain.add_grammar(gbnf_to_grammar(grammar))
     chain.add_greedy()
     with pytest.raises(PromptError, match="allows no token of the vocabulary here"):
-        chain.sample(context)
+        chain.sample(context.logits())
 
 
 def test_nested_groups_as_deep_as_people_write_them(chain: SamplerChain, model: LlamaModel) -> None:

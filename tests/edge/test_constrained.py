@@ -14,7 +14,7 @@ import pytest
 
 from haversack import edge
 from haversack.devices.ggml import GgufHeader
-from haversack.edge.model import builtin_model
+from haversack.edge.loading import builtin_model
 
 START = "<|im_start|>"  # a special token, which does not end a text
 BOMB = 'root ::= ("a"?){500} "b"'

@@ -224,16 +224,6 @@ def test_a_dropped_generation_lets_go(random_model: edge.Model) -> None:
     assert random_model.generate([1], max_tokens=1).text
 
 
-def test_an_unfinished_generation_of_the_same_thread_is_named(random_model: edge.Model) -> None:
-    unfinished = random_model.generate([1], max_tokens=5)
-    next(unfinished)
-    with pytest.raises(edge.ClosedError, match="not finished"):
-        next(random_model.generate([2], max_tokens=5))
-    unfinished.close()
-    assert unfinished.finish_reason == "cancelled"
-    assert random_model.generate([2], max_tokens=5).text
-
-
 def test_threads_take_turns(random_model: edge.Model) -> None:
     prompts = [[i, i + 1] for i in range(6)]
     alone = [random_model.generate(p, max_tokens=6, temperature=0).text for p in prompts]
@@ -373,7 +363,9 @@ def test_a_trunk_that_is_damaged_again_at_once(
     edge.load(planned, options=options).close()
     (trunk,) = tmp_path.glob("*.gguf")
     trunk.write_bytes(trunk.read_bytes()[:-1])
-    monkeypatch.setattr("haversack.edge.model.rewrite_trunk", lambda *_: trunk)  # a drive that lies
+    monkeypatch.setattr(
+        "haversack.edge.loading.rewrite_trunk", lambda *_: trunk
+    )  # a drive that lies
     with pytest.raises(edge.StorageError, match=r"is damaged: .*right after .*--cache-dir"):
         edge.load(planned, options=options)
 
@@ -482,16 +474,17 @@ def test_the_figures_of_a_closed_model_are_its_last(
 def test_the_peak_is_what_was_held_inside_a_pass(
     random_model: edge.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = random_model._decoder.engine.context
-    decode = context.decode
+    assert random_model._engine is not None
+    context = random_model._engine.context
+    compute = context.compute
 
-    def with_a_large_temporary(tokens: Any) -> None:
-        decode(tokens)
+    def with_a_large_temporary(rows: Any) -> None:
+        compute(rows)
         np.ones(200 * 2**20, np.uint8)
 
     before = random_model.stats().ram_peak_bytes
     assert random_model.generate([1], max_tokens=3).text
-    monkeypatch.setattr(context, "decode", with_a_large_temporary)
+    monkeypatch.setattr(context, "compute", with_a_large_temporary)
     assert random_model.generate([2], max_tokens=3).text
     assert random_model.stats().ram_peak_bytes - before >= 190 * 2**20
     assert anonymous_bytes() < random_model.stats().ram_peak_bytes - 150 * 2**20

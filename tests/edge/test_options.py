@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from haversack.devices.errors import PromptError
-from haversack.edge.model import builtin_model, default_cache_dir
+from haversack.edge.loading import builtin_model, default_cache_dir
 from haversack.edge.options import (
     BenchOptions,
     CacheOptions,

@@ -12,7 +12,7 @@ from haversack import edge
 from haversack.devices.grammar import trie_bytes
 from haversack.devices.llama import LlamaModel
 from haversack.devices.sampler import chain_bytes
-from haversack.edge.model import builtin_model
+from haversack.edge.loading import builtin_model
 from haversack.edge.planner import streamed
 from haversack.tools.models.architectures import TinyShape
 

@@ -48,16 +48,16 @@ def model(planned: edge.Plan, trunk_dir: Path) -> Iterator[edge.Model]:
 
 
 def seam_of(model: edge.Model) -> NativeSeam:
-    seam = model._decoder.engine.seam
+    seam = model._engine.seam
     assert isinstance(seam, NativeSeam)
     return seam
 
 
 def books_of(model: edge.Model) -> list[dict[str, Any]]:
-    assert model._decoder.engine.store is not None
+    assert model._engine.store is not None
     return [
         {name: np.copy(value) for name, value in pool.table.books().items()}
-        for pool in model._decoder.engine.store.pools
+        for pool in model._engine.store.pools
     ]
 
 
@@ -137,7 +137,7 @@ def test_a_batch_reads_ahead_what_the_next_layer_chooses(roomy: edge.Plan, trunk
             ahead.check_integrity()
         stats = ahead.stats()
         assert 0 < stats.prefetched_right <= stats.prefetched <= stats.needed
-        store = ahead._decoder.engine.store
+        store = ahead._engine.store
         assert store is not None
         assert all(pool.table.num_unpinned == pool.plan.num_slots for pool in store.pools)
 
@@ -161,7 +161,7 @@ def test_ten_thousand_layers_with_guesses_and_failures(
     options = edge.LoadOptions(warm_start=False, cache_dir=trunk_dir, open_file=Unreliable)
     num_layers, num_failed = 0, 0
     with edge.load(planned, options=options) as unreliable:
-        store = unreliable._decoder.engine.store
+        store = unreliable._engine.store
         assert store is not None
         while num_layers < 10_000:
             store.odds.chances[:] = 1.0  # a random model's routers would soon be trusted no more
@@ -207,7 +207,7 @@ def test_a_wait_can_be_stopped(planned: edge.Plan, trunk_dir: Path) -> None:
 
     options = edge.LoadOptions(warm_start=False, cache_dir=trunk_dir, open_file=Stuck)
     with edge.load(planned, options=options) as model:
-        stop = model._decoder.engine.stop
+        stop = model._engine.stop
         threading.Timer(0.3, stop.request).start()
         threading.Timer(0.6, go_on.set).start()
         with pytest.raises(edge.CancelledError, match="waited for the disk"):
@@ -268,8 +268,8 @@ def test_a_graph_that_hides_a_product_is_refused(model: edge.Model) -> None:
 def test_a_slot_that_is_not_filled_is_not_multiplied(model: edge.Model) -> None:
     """Books that lie: an expert is said to be in a slot that nobody filled."""
     model.logits(TOKENS, prefill=1)
-    assert model._decoder.engine.store is not None
-    state = model._decoder.engine.store.pools[0].table.books()["state"]
+    assert model._engine.store is not None
+    state = model._engine.store.pools[0].table.books()["state"]
     kept = state.copy()
 
     def empty() -> None:

@@ -63,8 +63,8 @@ def costs(
     context.forget(0)
     context.decode(model.vocabulary.tokenize(PROMPT))
     start = time.perf_counter()
-    plain = sampler_chain(free, context, model.vocabulary, seed=1)
-    constrained = sampler_chain(sampling, context, model.vocabulary, seed=1)
+    plain = sampler_chain(free, context.ctx_tokens, model.vocabulary, seed=1)
+    constrained = sampler_chain(sampling, context.ctx_tokens, model.vocabulary, seed=1)
     setup_s, decode_s = time.perf_counter() - start, 0.0
     for _ in range(num_tokens):
         plain_s, _ = _timed(plain, context)
@@ -81,7 +81,7 @@ def costs(
 
 def _timed(chain: SamplerChain, context: LlamaContext) -> tuple[float, int]:
     start = time.perf_counter()
-    token = chain.sample(context)
+    token = chain.sample(context.borrow_logits())
     return time.perf_counter() - start, token
 
 

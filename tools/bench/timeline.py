@@ -31,8 +31,7 @@ from haversack.devices.ggml import GraphNode, is_choice
 from haversack.devices.llama import Hook, LlamaContext
 from haversack.devices.storage import Buffer, DirectFile
 from haversack.devices.units import parse_bytes
-from haversack.edge.decode import Decoder
-from haversack.edge.model import default_cache_dir
+from haversack.edge.loading import default_cache_dir
 from haversack.edge.planner import STREAMED, Plan, streamed
 from haversack.offload.engine import Engine, LoadHooks, open_streamed
 from haversack.offload.streamer import OpenFile
@@ -149,12 +148,12 @@ def observe(
     """
     observer = Observer(open_file)
     with observed_engine(planned, observer, cache_dir) as engine:
-        decoder, vocabulary = Decoder(engine, planned), engine.model.vocabulary
-        decoder.prefill(vocabulary.tokenize(prompt) if vocabulary.has_text else range(1, 9))
+        context, vocabulary = engine.context, engine.model.vocabulary
+        context.decode(vocabulary.tokenize(prompt) if vocabulary.has_text else range(1, 9))
         for _ in range(2 * tokens):
-            chosen = int(decoder.logits().argmax())
+            chosen = int(context.borrow_logits().argmax())
             observer.begin_token()
-            decoder.step(chosen)
+            context.decode([chosen])
         observer.begin_token()
     return observer.tokens[-tokens - 1 : -1]
 

@@ -1,0 +1,171 @@
+"""`load()`: from a plan to a model that is ready."""
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+
+import platformdirs
+
+from haversack.devices.errors import (
+    DamagedTrunkError,
+    HaversackError,
+    ModelFileError,
+    PromptError,
+    StorageError,
+)
+from haversack.devices.interrupts import StopFlag
+from haversack.devices.ledger import Lease, ledger
+from haversack.devices.memory import PeakMeter
+from haversack.devices.storage import DirectFile, known_speed
+from haversack.devices.system import host
+from haversack.edge.lease import lease_for, pools_left
+from haversack.edge.loop import EngineLoop
+from haversack.edge.model import Model
+from haversack.edge.planner import DEFAULT_BATCH_TOKENS, STREAMED, Plan, plan
+from haversack.edge.ram_budget import Budget
+from haversack.offload.engine import Engine, LoadHooks, open_resident, open_streamed
+from haversack.offload.streamer import NUM_READERS, OpenFile
+from haversack.quant.gguf import hole_in, read_geometry
+from haversack.quant.trunk import ensure_trunk, rewrite_trunk
+
+_log = logging.getLogger("haversack.model")
+
+LoadProgress = Callable[[str, float], None]  # (what is being done, share done 0 to 1)
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """The rarer settings of `load`.
+
+    `batch` is the prompt tokens computed at once, `sequences` how many texts are held and continued
+    at the same time, each with a context of its own, `cache_dir` where trunk files lie (the user's
+    cache folder by default), `progress` is told what is being done and the share done.
+    `open_file` opens a file to read experts from; benchmarks give one of a known speed. `native`
+    False has Python alone take single tokens through their experts: slower, the same to the bit.
+    `warm_start` has a streamed model start from the experts its last run left, read back while
+    nothing else is asked for, and leave its own when closed; without it a run neither reads nor
+    writes which experts were used.
+    """
+
+    batch: int = DEFAULT_BATCH_TOKENS
+    sequences: int = 1
+    cache_dir: Path | None = None
+    progress: LoadProgress | None = None
+    open_file: OpenFile = DirectFile
+    native: bool = True
+    warm_start: bool = True
+
+
+def default_cache_dir() -> Path:
+    """Where trunk files lie unless told otherwise."""
+    return Path(platformdirs.user_cache_dir("haversack")) / "trunks"
+
+
+def builtin_model() -> Path:
+    """The small model that comes with haversack."""
+    return Path(str(files("haversack.edge") / "builtin" / "tales-moe.gguf"))
+
+
+def load(
+    model: str | Path | Plan,
+    ram: str | int | Budget | None = None,
+    ctx: int | None = None,
+    threads: int | None = None,
+    seed: int | None = None,
+    options: LoadOptions | None = None,
+) -> "Model":
+    """A model ready to generate, inside `ram` bytes of anonymous memory of this process.
+
+    `model` is the path of a GGUF (any part of a split one) or a plan, which says `ram`, `ctx`,
+    `threads`, `batch` and `sequences` itself. `ram` is a size ("6GiB"), bytes, or a `Budget` that
+    several models share, see `plan`: the process never takes more than what its open models were
+    given together. A model that is dropped without `close` keeps its memory and its part of the
+    budget. One model is loaded at a time; loads of other threads wait. `seed` makes all sampling
+    repeatable. The first load of a model writes its trunk file into the cache; one that turns out
+    to be damaged is written anew, which is logged as a warning.
+
+    Raises BudgetError, ModelFileError, StorageError, UnitError, KeyboardInterrupt; nothing is
+    left behind then.
+    """
+    options = options or LoadOptions()
+    if isinstance(model, Plan):
+        if (ram, ctx, threads) != (None, None, None):
+            raise PromptError("a plan says ram, ctx and threads already: give either")
+        planned = model
+    else:
+        planned = plan(model, ram, ctx, threads, options.batch, options.sequences)
+    stop, loaded = StopFlag(), list[Model]()
+    try:
+        # Ctrl-C comes where a step has ended, and leaves nothing behind
+        with ledger.loading(), stop.listening():
+            loaded.append(_loaded(planned, options, stop, seed))
+    except KeyboardInterrupt:
+        for found in loaded:
+            found.close()
+        raise
+    return loaded[0]
+
+
+def _loaded(planned: Plan, options: LoadOptions, stop: StopFlag, seed: int | None) -> "Model":
+    lease = lease_for(planned)
+    try:
+        with ledger.measured(lease):
+            peak = PeakMeter()
+            engine = _open(planned, options, stop, lease)
+        return Model(planned, EngineLoop(engine, planned, lease, peak), lease, seed)
+    except BaseException:
+        host.give_back_freed_memory()
+        lease.close()
+        raise
+
+
+def _open(planned: Plan, options: LoadOptions, stop: StopFlag, lease: Lease) -> Engine:
+    def report(what: str) -> Callable[[float], None]:
+        def tell(share: float) -> None:
+            if stop.requested:
+                raise KeyboardInterrupt
+            if options.progress is not None:
+                options.progress(what, share)
+
+        return tell
+
+    if planned.mode == STREAMED and sys.platform == "win32":
+        raise HaversackError("experts cannot be streamed on Windows: raise --ram until all fits")
+    if read_geometry(planned.path) != planned.geometry:
+        raise ModelFileError(f"{planned.path} has changed since it was planned: plan again")
+    hole = hole_in(planned.geometry)
+    if hole is not None:
+        _log.warning("%s: unless zeros are meant there, get the file again", hole)
+    if planned.mode != STREAMED:
+        return open_resident(planned.path, planned.shape, report("loading"))
+    cache_dir, write = options.cache_dir or default_cache_dir(), report("writing the trunk")
+    trunk = ensure_trunk(planned.geometry, cache_dir, write)
+    speed = known_speed(planned.path, cache_dir)
+    hooks = LoadHooks(
+        report("loading"),
+        options.open_file,
+        NUM_READERS if speed is None else speed.enough_readers,
+        options.native,
+        options.warm_start,
+    )
+    pools = partial(pools_left, planned, lease)
+
+    def opened() -> Engine:
+        return open_streamed(planned.geometry, trunk, planned.shape, pools, hooks)
+
+    try:
+        return opened()
+    except DamagedTrunkError as damage:
+        _log.warning("%s; it is written anew from the model", damage)
+    rewrite_trunk(planned.geometry, cache_dir, write)
+    try:
+        return opened()
+    except DamagedTrunkError as damage:
+        raise StorageError(
+            f"{damage}, right after it was written: the drive or the memory may fail, choose"
+            " another folder with --cache-dir or try another computer"
+        ) from damage
