@@ -8,6 +8,7 @@ import numpy as np
 
 from haversack.devices import _native as native
 from haversack.devices._native import own
+from haversack.devices.errors import StorageError
 from haversack.devices.forks import Birthplace
 from haversack.devices.pace import PacedFile
 from haversack.devices.storage import DirectFile
@@ -93,6 +94,8 @@ class Readers:
         with_ring = ring and all(_is_plain(file) and file.direct for file in files)
         self._birthplace = Birthplace()
         self.address = own.readers_new(num_readers, num_ahead, self._read_into, with_ring)
+        if not self.address:
+            raise StorageError("the system grants no thread to read with: raise ulimit -u")
         for file in files:
             descriptor = file.fileno() if _is_plain(file) else -1
             pace = file.pace.address if type(file) is PacedFile else None

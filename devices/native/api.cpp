@@ -4,13 +4,19 @@
 #include "checksum.hpp"
 #include "token_path.hpp"
 
+#include <system_error>
+
 using namespace haversack;
 
 #define API extern "C" __attribute__((visibility("default")))
 
 API Readers *haversack_readers_new(int num_readers, int num_ahead, ReadInto read_into,
                                    bool with_ring) {
-    return new Readers(num_readers, num_ahead, read_into, with_ring);
+    try {
+        return new Readers(num_readers, num_ahead, read_into, with_ring);
+    } catch (const std::system_error &) {
+        return nullptr;  // the system grants no thread
+    }
 }
 API void haversack_readers_add_file(Readers *readers, int descriptor, bool direct, Pace *pace) {
     readers->add_file(descriptor, direct, pace);

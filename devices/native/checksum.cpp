@@ -35,6 +35,7 @@ void add_blocks(uint64_t *lanes, const uint8_t *bytes, size_t num_blocks) {
 }  // namespace
 
 void Checksum::add(const uint8_t *bytes, size_t count) {
+    if (count == 0) return;
     if (num_rest > 0) {
         size_t taken = std::min<size_t>(count, BLOCK_BYTES - num_rest);
         std::memcpy(rest + num_rest, bytes, taken);

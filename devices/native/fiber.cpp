@@ -99,6 +99,7 @@ std::unique_ptr<Fiber> Fiber::make() {
 Fiber::~Fiber() { munmap(mapping_, GUARD_BYTES + STACK_BYTES); }
 
 void Fiber::begin(void (*function)(void *), void *argument) {
+    watch_.begin(static_cast<char *>(mapping_) + GUARD_BYTES, STACK_BYTES);
     function_ = function, argument_ = argument;
     // The words that the first switch takes, below one that stands for the caller's address: so the
     // stack is aligned as after a call.
@@ -113,10 +114,16 @@ void Fiber::begin(void (*function)(void *), void *argument) {
 
 void Fiber::enter() {
     entered = this;
+    watch_.before_entering();
     haversack_switch_stack(&thread_stack_, stack_);
+    watch_.after_leaving();
 }
 
-void Fiber::leave() { haversack_switch_stack(&stack_, thread_stack_); }
+void Fiber::leave() {
+    watch_.before_leaving();
+    haversack_switch_stack(&stack_, thread_stack_);
+    watch_.after_entering();
+}
 
 #else
 
@@ -130,6 +137,7 @@ void Fiber::leave() {}
 
 void Fiber::main() {
     Fiber *fiber = entered;
+    fiber->watch_.after_entering();
     fiber->function_(fiber->argument_);
     fiber->leave();
     __builtin_unreachable();  // `begin` puts another start in its place

@@ -36,7 +36,12 @@ std::string first_line(const char *message) {
     return slash == std::string::npos ? line : line.substr(slash + 1);
 }
 
-bool names(const char *path, const char *library) { return std::strstr(path, library) != nullptr; }
+bool is_ours(const char *path) {
+    const char *slash = std::strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    for (const char *library : {"libggml", "libllama", "libhaversack", "libstdc++", "libc++"})
+        if (std::strncmp(name, library, std::strlen(library)) == 0) return true;
+    return false;
+}
 
 struct Walk {
     void *guard;
@@ -54,8 +59,7 @@ _Unwind_Reason_Code step(_Unwind_Context *context, void *data) {
     Dl_info found;
     const bool known = dladdr(reinterpret_cast<void *>(_Unwind_GetIP(context)), &found) != 0;
     const char *path = known && found.dli_fname != nullptr ? found.dli_fname : "";
-    if (!names(path, "libggml") && !names(path, "libllama") && !names(path, "libhaversack") &&
-        !names(path, "libstdc++") && !names(path, "libc++")) {
+    if (!is_ours(path)) {
         walk->crosses_others = true;
         return _URC_END_OF_STACK;
     }

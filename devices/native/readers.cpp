@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <system_error>
 #include <unistd.h>
 
 namespace haversack {
@@ -57,9 +58,12 @@ double Pace::admit(int64_t num_bytes) {
 Readers::Readers(int num_readers, int num_ahead, ReadInto read_into, bool with_ring)
     : num_readers_(num_readers), num_ahead_(num_ahead), read_into_(read_into) {
     if (with_ring) ring_ = Ring::open();
-    if (ring_) threads_.emplace_back([this] { reap(); });
-    else
-        for (int i = 0; i < num_readers; i++) threads_.emplace_back([this] { serve(); });
+    try {
+        for (int i = 0; i < (ring_ ? 1 : num_readers); i++)
+            threads_.emplace_back([this] { ring_ ? reap() : serve(); });
+    } catch (const std::system_error &) {
+        if (threads_.empty()) throw;  // fewer threads read as well
+    }
 }
 
 Readers::~Readers() { close(); }
@@ -72,7 +76,10 @@ void Readers::add_file(int descriptor, bool direct, Pace *pace) {
 void Readers::submit(Read *const *reads, size_t count) {
     if (count == 0) return;
     std::lock_guard<std::mutex> lock(mutex_);
-    for (size_t i = 0; i < count; i++) (reads[i]->ahead ? ahead_ : demanded_).push_back(reads[i]);
+    for (size_t i = 0; i < count; i++) {
+        if (closing_) reads[i]->state = CANCELLED;
+        else (reads[i]->ahead ? ahead_ : demanded_).push_back(reads[i]);
+    }
     feed();
     for (size_t woken = 0; woken < std::min<size_t>(count, idle_); woken++) work_.notify_one();
 }
@@ -176,7 +183,7 @@ void Readers::leave_drive(Read *read) {
 // The read is done. The caller may free it now.
 void Readers::finish(Read *read) {
     moving_--;
-    counts_.bytes_read += read->num_bytes;
+    if (!read->error) counts_.bytes_read += read->num_bytes;
     read->state.store(read->error ? FAILED : CAME, std::memory_order_release);
     progress_.notify_all();
 }
@@ -227,17 +234,15 @@ bool Readers::fill(const File &file, Read *read) {
 }
 
 // ------------------------------------------------------------------ by a ring
-// Hand over what may begin.
+// Hand over what may begin, one by one: of several, the kernel begins with the lowest offset.
 void Readers::feed() {
     if (!ring_) return;
-    while (reading_ < num_readers_ && !ring_->full()) {
+    while (ring_->flush() && reading_ < num_readers_ && !ring_->full()) {
         Read *read = next();
         if (!read) break;
         begin(read);
         ring_->push(read, files_[read->file].descriptor, 0);
-        ring_->flush();  // one by one: of several, the kernel begins with the lowest offset
     }
-    ring_->flush();
 }
 
 // The one thread. It moves bytes without the lock, so that others hand over reads meanwhile, and
@@ -309,6 +314,7 @@ double Readers::finish_those_due() {
 
 // -------------------------------------------------------------------- closing
 void Readers::close() {
+    std::lock_guard<std::mutex> one(close_mutex_);  // a second one waits for the threads as well
     {
         std::lock_guard<std::mutex> lock(mutex_);
         closing_ = true;

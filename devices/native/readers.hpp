@@ -67,13 +67,15 @@ class Ring;
 
 class Readers {
   public:
-    // At most `num_readers` reads are under way at once, `num_ahead` of them ahead. `with_ring`: a ring may be used if there is one.
+    // At most `num_readers` reads are under way at once, `num_ahead` of them ahead. `with_ring`: a
+    // ring may be used if there is one. Throws std::system_error where no thread can be started.
     Readers(int num_readers, int num_ahead, ReadInto read_into, bool with_ring);
     ~Readers();
 
     // A file of which `descriptor` is open, `direct` or not; -1: its reads go through `read_into`.
     // With `pace` they take as long as that says.
     void add_file(int descriptor, bool direct, Pace *pace);
+    // Begin them in this order as soon as that is possible. After `close` they are cancelled.
     void submit(Read *const *reads, size_t count);
     void demand(Read *const *reads, size_t count);
     void cancel(Read *const *reads, size_t count);
@@ -114,7 +116,7 @@ class Readers {
     std::vector<File> files_;
     std::unique_ptr<Ring> ring_;
     std::vector<std::thread> threads_;
-    std::mutex mutex_;
+    std::mutex close_mutex_, mutex_;
     std::condition_variable work_, progress_;
     std::deque<Read *> demanded_, ahead_;
     // By a ring, a read whose bytes came goes through these; its state is READING until it is done.

@@ -17,6 +17,8 @@ namespace haversack {
 namespace {
 
 constexpr unsigned NUM_ENTRIES = 64;
+constexpr unsigned MOST_DELAYS = 100;     // some ten seconds, if nothing but a waiting reader flushes
+constexpr int64_t MOST_BYTES = 1 << 30;  // of one request; the kernel would cut it short at 2 GiB
 constexpr unsigned NEEDED = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_EXT_ARG;
 
 template <typename T> T load(const T *place) { return __atomic_load_n(place, __ATOMIC_ACQUIRE); }
@@ -83,8 +85,8 @@ bool Ring::full() const { return num_under_way_ + 1 >= queues_->num_entries; }  
 
 void Ring::push(Read *read, int descriptor, int64_t start) {
     num_under_way_++;
-    push_entry(IORING_OP_READ, descriptor, read->room + start, read->length - start,
-               read->offset + start, read);
+    push_entry(IORING_OP_READ, descriptor, read->room + start,
+               std::min(read->length - start, MOST_BYTES), read->offset + start, read);
 }
 
 void Ring::push_entry(uint8_t operation, int descriptor, void *address, uint32_t length,
@@ -103,13 +105,20 @@ void Ring::push_entry(uint8_t operation, int descriptor, void *address, uint32_t
     num_queued_++;
 }
 
-void Ring::flush() {
+bool Ring::flush() {
     while (num_queued_) {
         int taken = syscall(SYS_io_uring_enter, descriptor_, num_queued_, 0, 0, nullptr, 0);
         if (taken < 0 && errno == EINTR) continue;
-        if (taken <= 0) return;  // short of memory: the next flush tries again
+        if (taken <= 0) {
+            int error = taken < 0 ? errno : EAGAIN;
+            bool may_pass = error == EAGAIN || error == EBUSY || error == ENOMEM;
+            if (!may_pass || ++num_delays_ >= MOST_DELAYS) refusal_ = error;
+            return false;
+        }
         num_queued_ -= taken;
+        num_delays_ = 0;
     }
+    return true;
 }
 
 void Ring::sleep(double most_s) {
@@ -119,7 +128,8 @@ void Ring::sleep(double most_s) {
     io_uring_getevents_arg argument{};
     argument.ts = (uint64_t)&time;
     constexpr unsigned FLAGS = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG;
-    syscall(SYS_io_uring_enter, descriptor_, 0, 1, FLAGS, &argument, sizeof argument);
+    int failed = syscall(SYS_io_uring_enter, descriptor_, 0, 1, FLAGS, &argument, sizeof argument);
+    if (failed < 0 && errno != ETIME && errno != EINTR) usleep(1000);  // it would not sleep again
 }
 
 void Ring::wake() {
@@ -138,6 +148,22 @@ Read *Ring::pop(ssize_t *result) {
         num_under_way_--;
         return read;
     }
+    return refusal_ ? pop_refused(result) : nullptr;
+}
+
+// Take back the last read that is queued. The kernel looks at the queue's end in a flush only.
+Read *Ring::pop_refused(ssize_t *result) {
+    while (num_queued_) {
+        unsigned tail = *queues_->tail - 1;
+        Read *read = (Read *)queues_->entries[tail & *queues_->mask].user_data;
+        store(queues_->tail, tail);
+        num_queued_--;
+        if (!read) continue;  // a `wake`
+        num_under_way_--;
+        *result = -refusal_;
+        return read;
+    }
+    refusal_ = 0, num_delays_ = 0;
     return nullptr;
 }
 
@@ -153,10 +179,11 @@ std::unique_ptr<Ring> Ring::open() { return nullptr; }
 Ring::~Ring() {}
 bool Ring::full() const { return true; }
 void Ring::push(Read *, int, int64_t) {}
-void Ring::flush() {}
+bool Ring::flush() { return true; }
 void Ring::sleep(double) {}
 void Ring::wake() {}
 Read *Ring::pop(ssize_t *) { return nullptr; }
+Read *Ring::pop_refused(ssize_t *) { return nullptr; }
 
 }  // namespace haversack
 

@@ -17,9 +17,11 @@ class Ring {
     Ring(const Ring &) = delete;
 
     bool full() const;
-    // Queue a read of what is missing from `start` on of the room; `flush` hands over what is queued.
+    // Queue a read of what is missing from `start` on of the room.
     void push(Read *read, int descriptor, int64_t start);
-    void flush();
+    // Hand all that is queued to the kernel: whether it took everything. What it did not take stays
+    // queued for the next flush. Where the kernel will not take it at all, `pop` returns it failed.
+    bool flush();
     // Sleep until something is done, or `wake` is called, or for `most_s`.
     void sleep(double most_s);
     void wake();
@@ -33,9 +35,13 @@ class Ring {
     void push_entry(uint8_t operation, int descriptor, void *address, uint32_t length, int64_t offset,
                     Read *read);
 
+    Read *pop_refused(ssize_t *result);
+
     const int descriptor_;
     std::unique_ptr<Queues> queues_;
     unsigned num_queued_ = 0, num_under_way_ = 0;
+    unsigned num_delays_ = 0;  // flushes in a row of which the kernel took nothing
+    int refusal_ = 0;          // the errno with which the kernel refused what is queued
 };
 
 }  // namespace haversack

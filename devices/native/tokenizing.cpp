@@ -1,6 +1,7 @@
 // Tokenizing on a thread with a stack of its own size: the regular expressions of some vocabularies
 // take some hundred bytes of stack for each character of a match, and a match may be a whole text.
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -103,8 +104,8 @@ struct Tokenizing {
     std::string text, failure;
     std::vector<int32_t> tokens;
     int64_t stack_bytes_used = 0;
-    std::mutex mutex;
-    std::condition_variable ended;
+    std::mutex mutex{};
+    std::condition_variable ended{};
     bool has_ended = false;
     std::atomic<int> holders{2};
 
@@ -139,8 +140,13 @@ API int32_t haversack_tokenize_here(Tokenize function, const void *vocab, const 
 // Null, and `error` is set, where no such thread can be had.
 API Tokenizing *haversack_tokenizing_start(Tokenize function, const void *vocab, const char *text,
                                            int64_t length, int64_t stack_bytes, int32_t *error) {
-    auto *work = new Tokenizing{function, vocab, {}, {}, {}};
-    work->text.assign(text, static_cast<size_t>(length));
+    Tokenizing *work;
+    try {
+        work = new Tokenizing{function, vocab, {text, static_cast<size_t>(length)}, {}, {}};
+    } catch (const std::bad_alloc &) {
+        *error = ENOMEM;
+        return nullptr;
+    }
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     *error = pthread_attr_setstacksize(&attributes, static_cast<size_t>(stack_bytes));

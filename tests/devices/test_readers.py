@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from haversack.devices._native import own
+from haversack.devices.errors import StorageError
 from haversack.devices.memory import PAGE_BYTES, SlotMemory, address_of
 from haversack.devices.pace import Pace, PacedFile
 from haversack.devices.readers import Read, Readers, Request
@@ -172,6 +174,14 @@ def test_a_wait_looks_up_though_others_reads_come(path: Path, ring: bool) -> Non
         assert 0.1 <= time.perf_counter() - began_s < 1.0
     finally:
         bench.close()
+
+
+def test_a_system_that_grants_no_thread_is_an_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own, "readers_new", lambda *_: None)
+    with DirectFile(path) as file, pytest.raises(StorageError, match="raise ulimit -u"):
+        Readers([file], 4, 2)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a property of Linux")
