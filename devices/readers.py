@@ -116,6 +116,12 @@ class Readers:
             return -1
         return 0
 
+    def touch_ahead(self, address: int, num_bytes: int) -> None:
+        """Make pages of these `num_bytes` of slots before reads land there, as far as 16 MiB beyond
+        the highest read so far. A later call for the same address changes their number; it returns
+        when no page beyond them is being made. Before Linux 5.14 and elsewhere nothing is done."""
+        own.readers_touch_ahead(self.address, address, num_bytes)
+
     def submit(self, reads: Sequence[Read]) -> None:
         """Begin `reads` in this order as soon as threads are free."""
         own.readers_submit(self.address, *_listed(reads))

@@ -122,6 +122,8 @@ def _open_streamed(
     engine.on_close(streamer.close)
     store = engine.store = ExpertStore(geometry, plans, streamer, engine.stop)
     engine.on_close(store.close)
+    for pool in store.pools:
+        pool.touch_ahead(streamer.readers)
     if hooks.warm_start:
         engine.on_close(lambda: _save_residents(store, trunk))
     engine.on_close(streamer.close)  # again, and first: no read may outlive the slots

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from haversack.cache.slots import SlotTable
 from haversack.devices.errors import BudgetError
 from haversack.devices.memory import PAGE_BYTES, SlotMemory
+from haversack.devices.readers import Readers
 from haversack.quant.gguf import ExpertLayer, ExpertMatrix
 
 Shape = tuple[int, ...]  # bytes of each matrix of an expert, in the order they are computed
@@ -71,7 +72,14 @@ class ExpertPool:
         self._strides = tuple(stride_bytes(num_bytes) for num_bytes in plan.shape)
         most_slots = max(plan.num_slots, plan.num_experts * len(plan.layers))
         self._memories = [SlotMemory(stride * most_slots, 0) for stride in self._strides]
+        self._readers: Readers | None = None
         self.resize(plan.num_slots)
+
+    def touch_ahead(self, readers: Readers) -> None:
+        """Have `readers` make the pages of slots before they read into them."""
+        self._readers = readers
+        for memory in self._memories:
+            readers.touch_ahead(memory.address, memory.num_bytes)
 
     def resize(self, num_slots: int) -> None:
         """Have so many slots. The last ones go first, and their memory goes back to the system:
@@ -88,7 +96,12 @@ class ExpertPool:
 
     def _resize(self, num_slots: int) -> None:
         for stride, memory in zip(self._strides, self._memories, strict=True):
+            if self._readers is not None:  # nobody may touch what goes
+                kept_bytes = min(memory.num_bytes, stride * num_slots)
+                self._readers.touch_ahead(memory.address, kept_bytes)
             memory.resize(stride * num_slots)
+        if self._readers is not None:
+            self.touch_ahead(self._readers)
 
     @property
     def resident_bytes(self) -> int:
@@ -109,7 +122,7 @@ class ExpertPool:
         return self._memories[index].address + slot * self._strides[index]
 
     def close(self) -> None:
-        """Give the memory back; may be called twice."""
+        """Give the memory back, when its readers are closed; may be called twice."""
         for memory in self._memories:
             memory.close()
 

@@ -191,6 +191,7 @@ if (_own := _own_library()) is not None:
     pace_new = _own_prototype("pace_new", _A, c.c_double, c.c_double)
     pace_admit = _own_prototype("pace_admit", c.c_double, _A, c.c_int64)
     pace_delete = _own_prototype("pace_delete", None, _A)
+    readers_touch_ahead = _own_prototype("readers_touch_ahead", None, _A, _A, c.c_int64)
     readers_submit = _own_prototype("readers_submit", None, _A, _Reads, c.c_size_t)
     readers_demand = _own_prototype("readers_demand", None, _A, _Reads, c.c_size_t)
     readers_cancel = _own_prototype("readers_cancel", None, _A, _Reads, c.c_size_t)

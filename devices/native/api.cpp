@@ -21,6 +21,9 @@ API Readers *haversack_readers_new(int num_readers, int num_ahead, ReadInto read
 API void haversack_readers_add_file(Readers *readers, int descriptor, bool direct, Pace *pace) {
     readers->add_file(descriptor, direct, pace);
 }
+API void haversack_readers_touch_ahead(Readers *readers, uint8_t *base, int64_t num_bytes) {
+    readers->touch_ahead(base, num_bytes);
+}
 API Pace *haversack_pace_new(double bytes_s, double latency_s) {
     return new Pace(bytes_s, latency_s);
 }

@@ -75,6 +75,7 @@ void Readers::add_file(int descriptor, bool direct, Pace *pace) {
 // ------------------------------------------------------------------- requests
 void Readers::submit(Read *const *reads, size_t count) {
     if (count == 0) return;
+    for (size_t i = 0; i < count; i++) toucher_.follow(reads[i]->room + reads[i]->length);
     std::lock_guard<std::mutex> lock(mutex_);
     for (size_t i = 0; i < count; i++) {
         if (closing_) reads[i]->state = CANCELLED;
@@ -315,6 +316,7 @@ double Readers::finish_those_due() {
 // -------------------------------------------------------------------- closing
 void Readers::close() {
     std::lock_guard<std::mutex> one(close_mutex_);  // a second one waits for the threads as well
+    toucher_.close();
     {
         std::lock_guard<std::mutex> lock(mutex_);
         closing_ = true;

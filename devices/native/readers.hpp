@@ -11,6 +11,8 @@
 #include <thread>
 #include <vector>
 
+#include "touching.hpp"
+
 namespace haversack {
 
 enum State : int32_t { WAITING = 0, READING = 1, CAME = 2, FAILED = 3, CANCELLED = 4 };
@@ -75,6 +77,9 @@ class Readers {
     // A file of which `descriptor` is open, `direct` or not; -1: its reads go through `read_into`.
     // With `pace` they take as long as that says.
     void add_file(int descriptor, bool direct, Pace *pace);
+    // The first `num_bytes` from `base` on are slots now: their pages are made ahead of reads. Returns
+    // when no page beyond is being made.
+    void touch_ahead(uint8_t *base, int64_t num_bytes) { toucher_.set_memory(base, num_bytes); }
     // Begin them in this order as soon as that is possible. After `close` they are cancelled.
     void submit(Read *const *reads, size_t count);
     void demand(Read *const *reads, size_t count);
@@ -114,6 +119,7 @@ class Readers {
     const int num_readers_, num_ahead_;
     const ReadInto read_into_;
     std::vector<File> files_;
+    Toucher toucher_;
     std::unique_ptr<Ring> ring_;
     std::vector<std::thread> threads_;
     std::mutex close_mutex_, mutex_;

@@ -1,5 +1,6 @@
 """Reads into memory, by io_uring and by threads: the same bytes, errors and books."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -241,3 +242,81 @@ def test_moved_reads_of_many_threads_are_whole_when_they_are_done(
     bench.readers.drain()
     assert bench.readers.counts().num_reading == 0
     bench.close()
+
+
+# ---------------------------------------------------------- pages made ahead of reads
+AHEAD_BYTES = 16 * 2**20
+HUGE = 2 * 2**20
+
+touches = pytest.mark.skipif(
+    sys.platform != "linux" or tuple(map(int, os.uname().release.split(".")[:2])) < (5, 14),
+    reason="the kernel makes no pages without writing to them",
+)
+
+
+def wait_until_held(memory: SlotMemory, num_bytes: int) -> None:
+    """Return when so much of `memory` is resident."""
+    for _ in range(6000):
+        if memory.resident_bytes >= num_bytes:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{memory.resident_bytes} bytes are resident, not {num_bytes}")
+
+
+@touches
+def test_pages_are_made_a_bounded_distance_ahead_of_reads(bench: Bench) -> None:
+    with SlotMemory(64 * 2**20, 40 * 2**20) as memory:
+        bench.arena.close()
+        bench.arena = memory
+        bench.readers.touch_ahead(memory.address, memory.num_bytes)
+        assert memory.resident_bytes == 0  # nothing was read yet
+        for room in (0, 60):
+            read = bench.request(room, 0, ROOM_BYTES)
+            bench.readers.submit([read])
+            assert bench.readers.wait([read], True, never) and read.came
+            goal_bytes = min((room + 1) * ROOM_BYTES + AHEAD_BYTES, memory.num_bytes)
+            wait_until_held(memory, goal_bytes)
+            assert memory.resident_bytes <= min(goal_bytes + HUGE, memory.num_bytes)
+            assert bench.held(room, ROOM_BYTES) == bench.data[:ROOM_BYTES]
+        bench.readers.close()
+
+
+@touches
+def test_what_shrinks_and_grows_is_not_touched_beyond(bench: Bench) -> None:
+    """Each round shrinks the memory while pages near its end are being made."""
+    with SlotMemory(64 * 2**20) as memory:
+        bench.arena.close()
+        bench.arena = memory
+        for num_mib in (64, 20, 48, 5, 64, 1, 33):
+            bench.readers.touch_ahead(memory.address, min(memory.num_bytes, num_mib * 2**20))
+            memory.resize(num_mib * 2**20)
+            bench.readers.touch_ahead(memory.address, memory.num_bytes)
+            rooms = range(0, min(NUM_ROOMS, memory.num_bytes // ROOM_BYTES), 3)
+            reads = [bench.request(room, room * PAGE_BYTES, ROOM_BYTES) for room in rooms]
+            bench.readers.submit(reads)
+            assert bench.readers.wait(reads, True, never)
+            for room in rooms:
+                begin = room * PAGE_BYTES
+                assert bench.held(room, ROOM_BYTES) == bench.data[begin : begin + ROOM_BYTES]
+            assert memory.resident_bytes <= memory.num_bytes
+        bench.readers.close()
+
+
+@touches
+def test_closing_stops_the_making_of_pages(path: Path) -> None:
+    for _ in range(20):
+        bench = Bench(DirectFile(path), path.read_bytes(), ring=True)
+        memory = bench.arena
+        before = len(os.listdir("/proc/self/task"))
+        bench.readers.touch_ahead(memory.address, memory.num_bytes)
+        assert len(os.listdir("/proc/self/task")) == before + 1
+        read = bench.request(0, 0, ROOM_BYTES)
+        bench.readers.submit([read])
+        bench.readers.wait([read], True, never)
+        bench.readers.close()
+        held_bytes = memory.resident_bytes
+        assert len(os.listdir("/proc/self/task")) < before
+        time.sleep(0.01)
+        assert memory.resident_bytes == held_bytes
+        bench.readers.touch_ahead(memory.address, 0)  # too late for anything to happen
+        bench.close()

@@ -1,0 +1,106 @@
+#include "touching.hpp"
+
+#include <algorithm>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace haversack {
+
+namespace {
+
+constexpr int64_t AHEAD_BYTES = 16 << 20;  // in each memory; an expert has one for each matrix
+constexpr int64_t STEP_BYTES = 2 << 20;    // a huge page: the longest that others wait for
+
+// Make the pages as if they were written to, and leave their bytes as they are. False where the
+// system cannot.
+bool touch(uint8_t *address, int64_t num_bytes) {
+#ifdef __linux__
+    constexpr int POPULATE_WRITE = 23;  // MADV_POPULATE_WRITE, of Linux 5.14 and later
+    return madvise(address, num_bytes, POPULATE_WRITE) == 0;
+#else
+    (void)address, (void)num_bytes;
+    return false;
+#endif
+}
+
+// Let the calling thread run when others leave it time.
+void lower_priority() {
+#ifdef __linux__
+    setpriority(PRIO_PROCESS, syscall(SYS_gettid), 19);
+#endif
+}
+
+}  // namespace
+
+int64_t Toucher::Memory::goal_bytes() const {
+    return used_bytes ? std::min(num_bytes, used_bytes + AHEAD_BYTES) : 0;
+}
+
+void Toucher::set_memory(uint8_t *base, int64_t num_bytes) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    auto known = std::find_if(memories_.begin(), memories_.end(),
+                              [base](const Memory &memory) { return memory.base == base; });
+    if (known == memories_.end()) {
+        memories_.push_back({base, num_bytes, 0, 0});
+    } else {
+        known->num_bytes = num_bytes;
+        known->used_bytes = std::min(known->used_bytes, num_bytes);
+        known->touched_bytes = std::min(known->touched_bytes, num_bytes);
+    }
+    idle_.wait(lock, [this] { return !touching_; });
+    if (!thread_.joinable() && !closing_) thread_ = std::thread([this] { run(); });
+}
+
+void Toucher::follow(const uint8_t *end) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (Memory &memory : memories_) {
+        int64_t used_bytes = end - memory.base;
+        if (used_bytes <= memory.used_bytes || used_bytes > memory.num_bytes) continue;
+        memory.used_bytes = used_bytes;
+        work_.notify_one();
+    }
+}
+
+Toucher::Memory *Toucher::next() {
+    for (Memory &memory : memories_) {
+        memory.touched_bytes = std::max(memory.touched_bytes, memory.used_bytes);
+        if (memory.touched_bytes < memory.goal_bytes()) return &memory;
+    }
+    return nullptr;
+}
+
+void Toucher::run() {
+    lower_priority();
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (!closing_) {
+        Memory *memory = next();
+        if (!memory) {
+            work_.wait(lock);
+            continue;
+        }
+        int64_t start = memory->touched_bytes / STEP_BYTES * STEP_BYTES;
+        int64_t end = std::min(memory->num_bytes, start + STEP_BYTES);
+        uint8_t *address = memory->base + start;
+        memory->touched_bytes = end;
+        touching_ = true;
+        lock.unlock();
+        bool can = touch(address, end - start);
+        lock.lock();
+        touching_ = false;
+        idle_.notify_all();
+        if (!can) return;
+    }
+}
+
+void Toucher::close() {
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        closing_ = true;
+    }
+    work_.notify_one();
+    if (thread_.joinable()) thread_.join();
+}
+
+}  // namespace haversack
