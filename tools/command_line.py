@@ -1,4 +1,4 @@
-"""What the tools' command lines have in common: counts, tables, verdicts, and how a tool ends."""
+"""What the tools' command lines share: counts, tables, verdicts, and how a tool ends."""
 
 import argparse
 import csv
@@ -17,15 +17,15 @@ OptionalMain = Callable[..., int]
 
 
 def positive(text: str) -> int:
-    """The whole number, 1 or more, that `text` says. Raises argparse's error for any other."""
+    """Return the whole number, 1 or more, in `text`. Raises argparse's error for anything else."""
     if not text.isascii() or not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no count: give a whole number, 1 or more")
     return int(text)
 
 
 def tool(main: Main) -> OptionalMain:
-    """`main`, whose arguments may be left out, and which ends with one line on stderr and exit code
-    2 where the model, its files or the machine are at fault."""
+    """Wrap `main`: arguments may be left out, and an error of the model, its files or the machine
+    becomes one line on stderr and exit code 2."""
 
     @wraps(main)
     def guarded(arguments: Sequence[str] | None = None) -> int:
@@ -39,13 +39,13 @@ def tool(main: Main) -> OptionalMain:
 
 
 def verdict(text: str, holds: bool) -> bool:
-    """Print what a bound says and whether it holds; returns the latter."""
+    """Print the line of a bound and whether it holds; return whether it holds."""
     print(f"{text}: {'holds' if holds else 'FAILS'}", flush=True)
     return holds
 
 
 def print_table(rows: Sequence[Mapping[str, str]]) -> None:
-    """Print `rows`, at least one, all of the first one's columns, as a Markdown table."""
+    """Print `rows` as a Markdown table: at least one, and all with the columns of the first."""
     print("| " + " | ".join(rows[0]) + " |")
     print("|" + "---|" * len(rows[0]))
     for row in rows:
@@ -53,7 +53,7 @@ def print_table(rows: Sequence[Mapping[str, str]]) -> None:
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the same as a CSV file. Raises OSError."""
+    """Write `rows`, as `print_table` takes them, to a CSV file. Raises OSError."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()

@@ -1,13 +1,13 @@
-"""Does it stay inside its budget, and does more memory make it faster? Runs under hard limits.
+"""Does a model stay inside its budget, and is it never slower with more memory?
 
     sudo python -m haversack.tools.bench.budget MODEL --ram 2.5GiB --ram 4GiB --ram 6GiB
 
 Each run is a process of its own in a memory control group whose limit, swap included, is the budget
-plus 64 MiB: it cannot take what it does not have. Bounds: each run finishes, and its peak of
-anonymous memory is at most the budget; decoding random tokens never slows down by more than 3 % as
-the budget grows (medians of `--rounds` runs, all budgets in turn). With `--plain-tokens N`, plain
-llama.cpp, which maps the model, decodes N tokens under the same limit, and takes at least 20 times
-as long a token where not all experts fit.
+plus 64 MiB, so the system kills a run that takes more. Bounds: each run finishes, and its peak of
+anonymous memory is at most the budget. Decoding random tokens never slows down by more than 3 % as
+the budget grows (medians of `--rounds` runs; the budgets take turns). With `--plain-tokens N`,
+plain llama.cpp, which maps the model, decodes N tokens under the same limit; where not all experts
+fit, it takes at least 20 times as long a token.
 """
 
 import argparse
@@ -29,19 +29,20 @@ PROMPT = " ".join(str(7 * i % 500) for i in range(32))
 
 
 def run_in_budget(model: Path, ram_bytes: int, tokens: int, *options: str) -> dict[str, Any]:
-    """One `haversack run` under the limit: its JSON. Raises RuntimeError if it fails."""
+    """Return the JSON of one `haversack run` under the limit. Raises RuntimeError if it fails."""
     text = ["-p", PROMPT, "-n", str(tokens), "--temp", "0"]
     return json_within("run", model, ram_bytes, *text, *options)
 
 
 def decode_tok_s(model: Path, ram_bytes: int, tokens: int) -> float:
-    """Tokens a second of decoding random tokens under the limit, from the first one on."""
+    """Return the tokens a second of decoding random tokens under the limit, the first included."""
     asked = ["-p", "32", "--warm-tokens", "0", "-n", str(tokens)]
     return float(json_within("bench", model, ram_bytes, *asked)["decode_tok_s"])
 
 
 def never_slower(speeds: Mapping[int, float]) -> bool:
-    """Print the tokens a second of each budget, and whether each is as fast as any smaller one."""
+    """Print the tokens a second of each budget; return whether none is slower than a smaller one,
+    but for the loss allowed."""
     budgets = sorted(speeds)
     best = accumulate((speeds[ram_bytes] for ram_bytes in budgets), max)
     held = [
@@ -79,7 +80,7 @@ def _beats_mapping(model: Path, ram_bytes: int, tokens: int) -> bool:
 
 @tool
 def main(arguments: Sequence[str] | None) -> int:
-    """Returns 0 if every bound holds."""
+    """Return 0 if every bound holds."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,11 +1,11 @@
-"""Does it stay fast beside other busy programs? Decode against every fixed setting of threads.
+"""Does decoding stay fast beside other busy programs? It competes with fixed settings of threads.
 
     python -m haversack.tools.bench.busy [MODEL] [--ram 96MiB] [--rounds 3] [--tokens 100]
 
-The default settings compete with each number of threads and each way of waiting that OpenMP has,
-beside no busy loop, as many as there are cores, and twice as many. Each run is a process of its
-own; they take turns. Bounds: at least 0.98 of the best fixed setting on a quiet machine, 0.8 on a
-busy one, and the same text everywhere.
+haversack's default settings compete with each number of threads and each way of waiting that OpenMP
+has: beside no busy loop, beside as many as there are cores, and beside twice as many. Each run is a
+process of its own, and the settings take turns. Bounds: at least 0.98 of the speed of the best
+fixed setting on a quiet machine, at least 0.8 on a busy one, and the same text everywhere.
 """
 
 import argparse
@@ -37,7 +37,7 @@ PROMPT = 16  # tokens computed at once, before those that are timed
 
 @dataclass(frozen=True)
 class Competitor:
-    """One way to run: the command's `threads` and what the environment says of waiting."""
+    """One way to run: the number of threads, and environment variables that say how to wait."""
 
     name: str
     threads: int | None
@@ -48,7 +48,7 @@ OURS = Competitor("haversack", None, {})
 
 
 def fixed_settings(num_cores: int) -> list[Competitor]:
-    """Every number of threads, and for more than one every way of waiting."""
+    """Return every number of threads, and for more than one thread every way of waiting."""
     alone = Competitor("1 thread", 1, WAITS["sleeping"])
     teams = [
         Competitor(f"{num} threads {wait}", num, environment)
@@ -60,7 +60,7 @@ def fixed_settings(num_cores: int) -> list[Competitor]:
 
 @contextmanager
 def busy_loops(count: int) -> Iterator[None]:
-    """So many other processes want a core each inside the block."""
+    """Run `count` other processes inside the block; each wants a core."""
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -71,9 +71,9 @@ def busy_loops(count: int) -> Iterator[None]:
 
 
 def decode_here(given: argparse.Namespace) -> dict[str, Any]:
-    """Tokens a second of decoding the same random tokens again and again for so many seconds,
-    after as many that are not timed, and a digest of the logits after the last of them, which
-    depend on all."""
+    """Decode the same random tokens again and again for `given.seconds`, after once that is not
+    timed. Return the tokens a second, and digests of the logits after the last token, which depend
+    on all tokens."""
     with edge.load(given.model, ram=given.ram, ctx=256, threads=given.threads) as loaded:
         work = Work(random_tokens(loaded.vocab_size, PROMPT + given.tokens, seed=0), PROMPT, 0)
         decode(loaded, work)
@@ -85,7 +85,7 @@ def decode_here(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_once(competitor: Competitor, given: argparse.Namespace) -> dict[str, Any]:
-    """The same in a process of its own. Raises RuntimeError if it fails."""
+    """Do the same in a process of its own. Raises RuntimeError if it fails."""
     command = [sys.executable, "-m", "haversack.tools.bench.busy", str(given.model), "--here"]
     command += ["--seconds", str(given.seconds), "--tokens", str(given.tokens)]
     command += [] if given.ram is None else ["--ram", given.ram]
@@ -101,7 +101,7 @@ def run_once(competitor: Competitor, given: argparse.Namespace) -> dict[str, Any
 
 
 def compare(num_loops: int, given: argparse.Namespace) -> tuple[list[dict[str, Any]], set[str]]:
-    """A row for each competitor, medians of the rounds, and the texts that ours has written."""
+    """Return a row for each competitor, medians of the rounds, and the texts that ours wrote."""
     competitors = [OURS, *fixed_settings(usable_cores())]
     speeds: dict[str, list[float]] = {competitor.name: [] for competitor in competitors}
     texts = set[str]()
@@ -119,7 +119,7 @@ def compare(num_loops: int, given: argparse.Namespace) -> tuple[list[dict[str, A
 
 
 def holds(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Print ours (the first row) beside the best of the others, and whether the bound holds."""
+    """Print ours (the first row) beside the best of the others; return whether the bound holds."""
     ours, *fixed = rows
     best = max(fixed, key=lambda row: float(row["tok_s"]))
     bound = BUSY_BOUND if ours["busy_loops"] else QUIET_BOUND
@@ -133,7 +133,7 @@ def holds(rows: Sequence[Mapping[str, Any]]) -> bool:
 
 @tool
 def main(arguments: Sequence[str] | None) -> int:
-    """Returns 0 if all bounds hold."""
+    """Return 0 if all bounds hold."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path, nargs="?", default=edge.builtin_model())
     parser.add_argument("--ram", help="as of haversack run; all in memory unless given")

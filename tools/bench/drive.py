@@ -1,13 +1,17 @@
-"""How much of a real drive does decoding get, and what does it cost? A model with its own routing.
+"""How much of a real drive's speed does decoding get, and what do the reads cost?
 
     python -m haversack.tools.bench.drive MODEL [--share 0.25] [--tokens 64]
 
-Bounds: while reads are out, at least 0.85 of what the drive gives when measured just before and
-after (the mean), with nobody computing; at most 0.2 CPU-seconds for each GB read, beyond those of
-the same tokens with all experts in slots (before and after, the mean); at most 50 minor page faults
-a token, once warm. Each is the median of some rounds, because drives swing. What the drive gives
-beside computing is told, too: drives that are software, as in virtual machines, need the cores that
-compute. Memory for the model and the share is needed. Not for Windows.
+The model chooses its own routing. Bounds, each the median of some rounds, because drives swing:
+- While at least one read is under way, decoding gets at least 0.85 of the rate that the drive gives
+  while nothing computes (the mean of before and after).
+- A GB read costs at most 0.2 CPU-seconds beyond those that the same tokens take with all experts in
+  slots (the mean of before and after).
+- A token makes at most 50 minor page faults, once slots are filled.
+
+The rate that the drive gives while a model computes is printed too: a virtual machine's drive is
+software and needs the cores that compute. Memory for the model and the share is needed. Not for
+Windows.
 """
 
 import argparse
@@ -34,7 +38,7 @@ LEAST_DRIVE_SHARE, MOST_CPU_S_PER_GB, MOST_FAULTS = 0.85, 0.2, 50.0
 
 @dataclass(frozen=True)
 class Decoded:
-    """What some tokens took: the engine's counts, and the process's."""
+    """What some tokens took, by the counters of the engine and of the process."""
 
     stats: edge.Stats
     cpu_s: float
@@ -43,10 +47,10 @@ class Decoded:
 
 @dataclass(frozen=True)
 class DriveResult:
-    """Tokens streamed from the drive: what it could give and gave, and what that cost."""
+    """The rates that the drive could give and gave to decoding, and what the reads cost."""
 
     drive_bytes_s: float
-    beside_bytes_s: float  # what the drive gives while the same model computes
+    beside_bytes_s: float  # the drive's rate while the same model computes
     reached_bytes_s: float
     cpu_s_per_gb: float
     minor_faults_per_token: float
@@ -54,17 +58,17 @@ class DriveResult:
 
     @property
     def drive_share(self) -> float:
-        """What was reached of what the drive could give."""
+        """The rate reached, over the drive's rate while nothing computes."""
         return self.reached_bytes_s / self.drive_bytes_s
 
     @property
     def beside_share(self) -> float:
-        """What was reached of what it gives beside computing."""
+        """The rate reached, over the drive's rate while a model computes."""
         return self.reached_bytes_s / self.beside_bytes_s
 
 
 def decode(model: edge.Model, tokens: int) -> Decoded:
-    """What `tokens` tokens and one before them took, the same ones at each call."""
+    """Decode `tokens` tokens and one before them, the same at each call; return what they took."""
     work = bench.single_tokens(model.vocab_size, 0, tokens)
     stats, cpu_s, faults = model.stats(), time.process_time(), _minor_faults()
     bench.decode(model, work)
@@ -77,7 +81,7 @@ def _minor_faults() -> int:
 
 
 def drive_beside_bytes_s(path: Path, model: edge.Model) -> float:
-    """What the drive under `path` gives while `model` computes. Raises StorageError."""
+    """Measure the drive under `path`, in bytes a second, while `model` computes."""
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(drive_bytes_s, path)
         while not found.done():
@@ -119,7 +123,7 @@ def _round(resident: edge.Model, cramped: edge.Model, tokens: int) -> DriveResul
 
 
 def report(results: Sequence[DriveResult]) -> bool:
-    """Print the medians of all rounds, and whether they hold."""
+    """Print the rounds, their medians, and whether these hold; return whether all do."""
 
     def middle(of: Callable[[DriveResult], float]) -> float:
         return median(map(of, results))
@@ -153,7 +157,7 @@ def report(results: Sequence[DriveResult]) -> bool:
 
 @tool
 def main(arguments: Sequence[str] | None) -> int:
-    """Returns 0 if every bound holds."""
+    """Return 0 if every bound holds."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

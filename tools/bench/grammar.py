@@ -1,10 +1,10 @@
-"""What does a grammar cost? Each token is chosen with and without it, on the same logits.
+"""What does a grammar cost? Each token is chosen with and without it, from the same logits.
 
     python -m haversack.tools.bench.grammar MODEL [--tokens 64] [--top-k 40]
 
-Bound: after the first, at most 0.10 of a token's time, in the mean; a token's time is computing its
-logits and choosing it without a grammar. The first token builds a table of the vocabulary, once for
-a model; its time is shown beside.
+A token's time is that of computing its logits and choosing it without a grammar. Bound: a grammar
+adds at most 0.10 of it, the mean of all tokens but the first. The first token builds a table of the
+vocabulary, once for a model; its time is printed beside the bound.
 """
 
 import argparse
@@ -58,7 +58,7 @@ class Cost(NamedTuple):
 def costs(
     model: LlamaModel, context: LlamaContext, sampling: edge.Sampling, num_tokens: int
 ) -> Iterator[Cost]:
-    """The cost of each token of a text that follows a grammar, until the text is complete."""
+    """Yield the cost of each token of a text that follows a grammar, until the text is complete."""
     free = edge.Sampling(temperature=sampling.temperature, top_k=sampling.top_k)
     context.forget(0)
     context.decode(model.vocabulary.tokenize(PROMPT))
@@ -86,14 +86,14 @@ def _timed(chain: SamplerChain, context: LlamaContext) -> tuple[float, int]:
 
 
 def share(later: Sequence[Cost]) -> float:
-    """How much of a token's time the grammar adds."""
+    """Return the time that the grammar adds, as a share of a token's time without it."""
     added_s = sum(cost.constrained_s - cost.plain_s for cost in later)
     return added_s / sum(cost.decode_s + cost.plain_s for cost in later)
 
 
 @tool
 def main(arguments: Sequence[str] | None) -> int:
-    """Returns 0 if the bound holds for every grammar."""
+    """Return 0 if the bound holds for every grammar."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--tokens", type=positive, default=64)

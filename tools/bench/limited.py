@@ -1,7 +1,7 @@
-"""haversack's own commands in a memory control group, also beside plain llama.cpp, which maps the
-model: the same tokens and the same routing, on the same drive, within the same memory.
+"""Running haversack's own commands in a memory control group, alone and beside plain llama.cpp.
 
-Only as root on Linux (see `devices.system.cgroup.why_not`).
+Plain llama.cpp maps the model; it gets the same tokens, the same routing, the same drive and the
+same memory. Works as root on Linux only (see `devices.system.cgroup.why_not`).
 """
 
 import json
@@ -18,18 +18,18 @@ from haversack.edge.options import LLAMA_CPP
 from haversack.edge.planner import Plan, streamed
 from haversack.edge.replay import Trace
 
-SLACK_BYTES = 64 * 1024 * 1024  # the group's limit is the budget and this
+SLACK_BYTES = 64 * 1024 * 1024  # a group's limit is the budget plus this
 CTX_TOKENS = 512
 
-# Not timed, while slots and page cache fill: mapped experts take seconds a token.
+# Not timed, because slots and page cache fill meanwhile. Few: mapped experts take seconds a token.
 _WARM_TOKENS = 16
 _PROMPT_TOKENS = 32
 _TIMEOUT_S = 1800
 
 
 def json_within(command: str, model: Path, ram_bytes: int, *options: str) -> dict[str, Any]:
-    """What `haversack COMMAND MODEL --json` prints in a group whose limit, swap included, is the
-    budget and 64 MiB: it cannot take what it does not have. Raises RuntimeError if it fails."""
+    """Return what `haversack COMMAND MODEL --json` prints in a group whose limit, swap included, is
+    the budget plus 64 MiB. Raises RuntimeError if the command fails."""
     words = (command, str(model), "--ram", f"{ram_bytes}B", "--ctx", str(CTX_TOKENS), "--json")
     line = [sys.executable, "-m", "haversack.edge", *words, *options]
     done = run_limited(line, ram_bytes + SLACK_BYTES, _TIMEOUT_S)
@@ -41,8 +41,8 @@ def json_within(command: str, model: Path, ram_bytes: int, *options: str) -> dic
 
 
 def compared(model: Path, ram_bytes: int, tokens: int, trace: Path | None = None) -> dict[str, Any]:
-    """What `haversack bench` finds in such a group, and what plain llama.cpp takes there for the
-    same tokens, with the routing recorded in `trace` if that is given. Raises RuntimeError."""
+    """Return what `haversack bench --compare` finds in such a group, with the routing recorded in
+    `trace` forced upon both engines if that is given. Raises RuntimeError if it fails."""
     options = [
         *("-p", str(_PROMPT_TOKENS), "--warm-tokens", str(_WARM_TOKENS), "-n", str(tokens)),
         *("--compare", LLAMA_CPP),
@@ -53,9 +53,11 @@ def compared(model: Path, ram_bytes: int, tokens: int, trace: Path | None = None
 
 @dataclass(frozen=True)
 class LimitedResult:
-    """Both engines' seconds a token with `share` of the experts in slots. The bound is ours, as
-    `haversack bench` has it: the larger of computing and of reading the bytes at `device_bytes_s`.
-    `forced` says whether the routing was the trace's: none can be where all experts are in memory.
+    """Both engines' seconds a token with `share` of the experts in slots.
+
+    The bound is that of `haversack bench`: the larger of the time to compute a token and the time
+    to read its bytes at `device_bytes_s`. `forced` says whether the trace's routing was forced;
+    where all experts are in memory none can be.
     """
 
     trace: str
@@ -85,8 +87,8 @@ class LimitedResult:
 def measure_limited(
     planned: Plan, trace: Trace, shares: Sequence[float], tokens: int
 ) -> Iterator[LimitedResult]:
-    """A result for each share, as they come. Plan before anything is loaded, as the engines do
-    that run in processes of their own. Raises RuntimeError where one fails."""
+    """Yield a result for each share. Make `planned` before this process loads a model, because the
+    engines run in processes that have loaded nothing. Raises RuntimeError if one fails."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "forced.npz"
         trace.save(file)

@@ -1,12 +1,14 @@
-"""What does our own code cost when nothing is read? Decode beside plain llama.cpp, in turns.
+"""What does our own code cost when nothing is read? Decoding beside plain llama.cpp.
 
     python -m haversack.tools.bench.overhead [MODEL ...] [--tokens 128] [--rounds 7]
 
-The built-in model is measured first, then each MODEL. Bounds, of plain llama.cpp's speed: with all
-experts in slots at least 0.92 on the built-in model and 0.95 on others; with everything in memory
-and nothing hooked at least 0.95 and 0.98. And our own code takes at most 0.02 of a token's time.
-All are medians of the rounds. Both engines take turns in one process, so that both meet the same
-changes of the machine's speed.
+The built-in model is measured first, then each MODEL. Bounds, as shares of plain llama.cpp's speed:
+
+    all experts in slots            0.92 on the built-in model, 0.95 on others
+    all in memory, nothing hooked   0.95 on the built-in model, 0.98 on others
+
+And our own code takes at most 0.02 of a token's time. All are medians of the rounds. Both engines
+take turns in one process, so that both meet the same changes of the machine's speed.
 """
 
 import argparse
@@ -49,7 +51,7 @@ class Overhead(NamedTuple):
 def overhead(
     plain: PlainLlama, planned: Plan, tokens: int, rounds: int, options: edge.LoadOptions
 ) -> Overhead:
-    """Medians over the rounds, of decoding the same random tokens."""
+    """Decode the same random tokens in each round; return the medians."""
     with edge.load(planned, options=options) as model:
         work = single_tokens(model.vocab_size, 0, tokens)
         decode(model, work)  # brings every expert that these tokens use
@@ -73,7 +75,7 @@ def _plain_s_per_token(plain: PlainLlama, work: Work) -> float:
 
 
 def measured(path: Path, tokens: int, rounds: int) -> Iterator[bool]:
-    """Print both results of a model; yields whether each holds."""
+    """Print both results of a model; yield whether each holds."""
     bounds = BUILTIN_BOUNDS if path == edge.builtin_model() else OTHER_BOUNDS
     planned = edge.plan(path, ram="1TiB", ctx=CTX_TOKENS)
     options = edge.LoadOptions(warm_start=False)
@@ -92,7 +94,7 @@ def measured(path: Path, tokens: int, rounds: int) -> Iterator[bool]:
 
 @tool
 def main(arguments: Sequence[str] | None) -> int:
-    """Returns 0 if all bounds hold."""
+    """Return 0 if all bounds hold."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

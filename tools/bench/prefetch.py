@@ -1,18 +1,19 @@
-"""Does reading ahead pay? Tokens with it beside tokens without it, on recorded routing.
+"""Does prefetching pay? Tokens with it beside tokens without it, on recorded routing.
 
     python -m haversack.tools.bench.prefetch FOLDER [--trace T.npz ...] [--share 0.25 ...]
 
-For each trace a random model that it fits is written to FOLDER, and away again, and run with some
-shares of its experts in slots on a drive held to `--rate`. In turn a stretch of the trace is
-decoded without guesses and with them, as they are by default: guesses of `--recall` (the recorded
-routers of a random model cannot foresee a forced choice; 0.59 to 0.72 is what recorded models have
-for the next layer), those worth it by their odds, and all given up while they do not pay.
+For each trace, a random model that suits it is written to FOLDER, run with some shares of its
+experts in slots on a drive held to `--rate`, and removed. The same stretch of the trace is decoded
+without and with prefetching, in turn. A random model's routers cannot predict a forced choice, so
+the replay predicts `--recall` of the next layer's experts (recorded models: 0.59 to 0.72). All else
+is as by default: the engine prefetches the experts that are worth it, and none while it does not
+pay.
 
-Bounds: never slower by more than 2 %; at least 8 % faster where the drive idles 30 % of the time
-without guesses, but reads something. A token's time is the median of its times in all rounds, the
-same token of the trace in the same place: machines stall for longer than a few percent. Where
-nothing is read either way, both make the same steps but for foreseeing, and that is what is
-compared: the time in the engine's own code, of a token's.
+Bounds: prefetching is never slower by more than 2 %. It is at least 8 % faster where the drive
+reads something but idles at least 30 % of the time without it. A token's time is the median of its
+times in all rounds, so that a stall of the machine does not count. Where nothing is read either
+way, only predicting makes a difference: there the time in the engine's own code is compared, as a
+share of a token's time.
 """
 
 import argparse
@@ -36,14 +37,14 @@ from haversack.tools.command_line import positive, tool, write_rows
 from haversack.tools.routing.measures import recorded_traces
 
 MOST_LOSS, LEAST_GAIN, IDLE_SHARE = 0.02, 0.08, 0.3
-_SETTLE_TOKENS = 64  # slots fill, and the first trial of whether it pays is over
+_SETTLE_TOKENS = 64  # until slots are full and the first trial of prefetching is over
 _WARM_TOKENS = 8  # of a stretch, not timed
 
 
 @dataclass(frozen=True)
 class PrefetchResult:
-    """One cell: `gain` is the share by which guesses made a stretch shorter; `idle` is the share of
-    the time without guesses in which the drive did nothing."""
+    """One cell: `gain` is the share of a stretch's time that prefetching saved; `idle` is the share
+    of the time without prefetching in which the drive did nothing."""
 
     trace: str
     share: float
@@ -56,7 +57,7 @@ class PrefetchResult:
 
     @property
     def holds(self) -> bool:
-        """Whether the bounds hold. A drive that idles all the time has nothing to read ahead."""
+        """Whether the bounds hold. A drive that idles all the time has nothing to prefetch."""
         return self.gain >= (LEAST_GAIN if IDLE_SHARE <= self.idle < 1 else -MOST_LOSS)
 
 
@@ -71,14 +72,14 @@ class Settings:
 
 
 def decode(model: edge.Model, replay: Replay, tokens: int, ahead: bool) -> Decoded:
-    """A stretch of `tokens` tokens from the trace's start, after a few more."""
+    """Decode a stretch: `tokens` tokens after a few that are not timed, from the trace's start."""
     replay.rewind()
     model.watch_routing(replay, replay.foresee if ahead else None)
     return decode_timed(model, single_tokens(model.vocab_size, _WARM_TOKENS - 1, tokens))
 
 
 def measure(path: Path, trace: Trace, share: float, settings: Settings) -> PrefetchResult:
-    """One cell. Raises HaversackError."""
+    """Measure one cell. Raises HaversackError."""
     planned = streamed(edge.plan(path, ram="1TiB", ctx=512), share)
     drive = SteadyDrive(settings.rate_bytes_s, from_drive=True)
     options = edge.LoadOptions(open_file=drive.open, warm_start=False)
@@ -126,7 +127,7 @@ def _idle(spent: edge.Stats) -> float:
 def measure_all(
     folder: Path, traces: Sequence[Trace], layers: int, shares: Sequence[float], settings: Settings
 ) -> Iterator[PrefetchResult]:
-    """A result for each trace and share, as they come; each model is removed after its last."""
+    """Yield a result for each trace and share. Each model is removed after its last result."""
     for trace in traces:
         path = folder / f"{trace.name}.gguf"
         try:
@@ -141,14 +142,15 @@ def _line(result: PrefetchResult) -> str:
     return (
         f"{result.trace}, {100 * result.share:g} %: off {1e3 * result.off_s_per_token:.1f} ms a"
         f" token (drive idle {100 * result.idle:.0f} %), on {1e3 * result.on_s_per_token:.1f}"
-        f" (recall {result.prefetch_recall:.2f}, {'' if result.prefetching else 'not '}reading"
-        f" ahead at the end): {100 * result.gain:+.1f} %: {'holds' if result.holds else 'FAILS'}"
+        f" (recall {result.prefetch_recall:.2f},"
+        f" {'' if result.prefetching else 'not '}prefetching at the end):"
+        f" {100 * result.gain:+.1f} %: {'holds' if result.holds else 'FAILS'}"
     )
 
 
 @tool
 def main(arguments: Sequence[str] | None) -> int:
-    """Returns 0 if the bounds hold in every cell."""
+    """Return 0 if the bounds hold in every cell."""
     given = _parser().parse_args(arguments)
     shares = given.share or [0.125, 0.25, 0.5]
     results = []
@@ -171,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--share", type=float, action="append", help="of the expert bytes")
     parser.add_argument("--layers", type=positive, default=8)
     parser.add_argument("--rate", default="1GB", help="of the drive, a second")
-    parser.add_argument("--recall", type=float, default=0.72, help="of guesses one layer ahead")
+    parser.add_argument("--recall", type=float, default=0.72, help="of predictions one layer ahead")
     parser.add_argument("--tokens", type=positive, default=48, help="of a stretch")
     parser.add_argument("--rounds", type=positive, default=8)
     parser.add_argument("--csv", type=Path, help="write the results there as well")

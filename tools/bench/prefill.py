@@ -1,13 +1,13 @@
-"""How near to its bounds does a prompt come? One batch, a share of the experts, a steady drive.
+"""How near to its bounds does a prompt come? One batch, with a share of the experts in slots.
 
     python -m haversack.tools.bench.prefill MODEL [--share 0.25] [--rate 1GB] [--tokens 512]
 
-A prompt of random tokens is computed with everything in memory and streamed, in turn, each round
-another. Bounds: every expert that a layer needs and finds in no slot is read once, and at most a
-fiftieth of the bytes besides, ahead of layers that then chose others; and the time is at most 1.16
-of the larger of computing it in memory (before and after, the mean) and reading what was read.
-Memory for the model and the share is needed. Bytes come from MODEL's own drive, held back to the
-rate, where it is faster by a third, and else out of the page cache.
+In each round, another prompt of random tokens is computed with everything in memory, then streamed
+from a steady drive, then in memory again. Bounds: an expert that a layer needs and that lies in no
+slot is read once, and wrong prefetches read at most a fiftieth of these bytes besides. The time is
+at most 1.16 of the larger of two: the time in memory (the mean of before and after), and the time
+to read the bytes at the drive's rate. Memory for the model and the share is needed. Bytes come from
+MODEL's own drive, held back to the rate, if it is faster by a third; else from the page cache.
 """
 
 import argparse
@@ -29,8 +29,8 @@ BOUND, MOST_WRONG = 1.16, 0.02
 
 @dataclass(frozen=True)
 class PrefillResult:
-    """One prompt: what it took streamed and in memory, what was read, what had to be, and what was
-    guessed wrongly."""
+    """One prompt: its seconds streamed and in memory, and the bytes that were read, that were
+    needed, and that wrong prefetches read."""
 
     prefill_s: float
     resident_s: float
@@ -41,7 +41,7 @@ class PrefillResult:
 
     @property
     def disk_s(self) -> float:
-        """What reading takes at the drive's rate."""
+        """The seconds that reading takes at the drive's rate."""
         return self.read_bytes / self.rate_bytes_s
 
     @property
@@ -51,7 +51,7 @@ class PrefillResult:
 
     @property
     def read_once(self) -> bool:
-        """Whether nothing was read twice, and little needlessly."""
+        """Whether nothing was read twice, and little was prefetched wrongly."""
         return (
             self.read_bytes <= self.needed_bytes + self.wrong_bytes
             and self.wrong_bytes <= MOST_WRONG * self.needed_bytes
@@ -62,20 +62,20 @@ class PrefillResult:
             f"{1e3 * self.prefill_s:.0f} ms, in memory {1e3 * self.resident_s:.0f},"
             f" disk {1e3 * self.disk_s:.0f}: {self.ratio:.2f} of the bound;"
             f" read {self.read_bytes / 1e6:.0f} MB where {self.needed_bytes / 1e6:.0f} were needed,"
-            f" {self.wrong_bytes / 1e6:.0f} guessed wrongly"
+            f" {self.wrong_bytes / 1e6:.0f} prefetched wrongly"
         )
 
 
 def prefill(model: edge.Model, prompt: Sequence[int]) -> edge.Stats:
-    """What computing `prompt` took."""
+    """Compute `prompt`; return what it took."""
     before = model.stats()
     model.logits(prompt, prefill=len(prompt))
     return model.stats().since(before)
 
 
 def measure(planned: Plan, share: float, bytes_s: float, rounds: int) -> list[PrefillResult]:
-    """A result for each round; a prompt fills the plan's batch. One round goes before them, to fill
-    slots and to touch their memory. Raises HaversackError."""
+    """Return a result for each round; a prompt fills the plan's batch. A round that does not count
+    goes before them: it fills slots and touches their memory. Raises HaversackError."""
     drive = steady_drive(planned.path, bytes_s)
     options = edge.LoadOptions(open_file=drive.open, warm_start=False)
     results: list[PrefillResult] = []
@@ -110,7 +110,7 @@ def _result(
 
 @tool
 def main(arguments: Sequence[str] | None) -> int:
-    """Returns 0 if both bounds hold."""
+    """Return 0 if both bounds hold."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,11 +1,11 @@
-"""Does closing a model give everything back? Opens, uses and closes models, round after round.
+"""Does closing a model give all its memory back? Models are opened, used and closed in rounds.
 
     python -m haversack.tools.bench.rounds --rounds 100
 
 In each round three models are loaded, generate a few tokens and are closed, one after the other:
 the built-in one in memory, the same streamed, and MODEL (by default a small random
 Mixture-of-Experts model, made in a temporary folder). Bound: the anonymous memory of the process
-after the last round is at most 2 MiB above that after the fifth.
+after the last round is at most 2 MiB larger than after the fifth.
 """
 
 import argparse
@@ -28,8 +28,8 @@ SHARE = 0.3
 
 
 def play_round(models: Mapping[Path, float | None], folder: Path, number: int) -> int:
-    """Use each model once, with slots for that share of its experts, or all in memory (None);
-    trunk files lie in `folder`. Returns the anonymous bytes afterwards."""
+    """Use each model once, with slots for the given share of its experts (None: all in memory);
+    trunk files lie in `folder`. Return the anonymous bytes afterwards."""
     for path, share in models.items():
         use_once(path, share, folder, number)
     gc.collect()
@@ -48,7 +48,7 @@ def use_once(path: Path, share: float | None, folder: Path, number: int) -> None
 
 
 def model_prompt(model: edge.Model) -> str | list[int]:
-    """A text, or ids for a model without a vocabulary."""
+    """Return a text, or ids for a model without a vocabulary."""
     try:
         model.tokenize("Once upon a time")
     except edge.PromptError:
@@ -57,7 +57,7 @@ def model_prompt(model: edge.Model) -> str | list[int]:
 
 
 def three_models(folder: Path, third: Path | None) -> dict[Path, float | None]:
-    """The models of a round and the share of their experts that gets slots."""
+    """Return the models of a round, each with the share of its experts that gets slots."""
     resident, builtin = folder / "resident.gguf", edge.builtin_model()
     resident.symlink_to(builtin)
     third = third or write_tiny("qwen3moe", folder / "random.gguf")[0]
@@ -66,7 +66,7 @@ def three_models(folder: Path, third: Path | None) -> dict[Path, float | None]:
 
 @tool
 def main(arguments: Sequence[str] | None) -> int:
-    """Returns 0 if the bound holds."""
+    """Return 0 if the bound holds."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path, nargs="?", help="the third model")
     parser.add_argument("--rounds", type=positive, default=100)

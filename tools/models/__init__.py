@@ -1,1 +1,1 @@
-"""Random and tiny models for tests and benchmarks, and writing them as GGUF files."""
+"""Models for tests and benchmarks, written as GGUF files."""

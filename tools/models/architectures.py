@@ -1,7 +1,7 @@
-"""What llama.cpp's loaders want to know of a tiny model, one entry per MoE architecture.
+"""The metadata that llama.cpp's loaders require of a tiny model, one entry per MoE architecture.
 
-llama.cpp names the tensors itself; here are only the keys without which it refuses a model, and
-which of the tensors it calls optional are found in published files.
+llama.cpp names the tensors itself. An entry has only the keys without which llama.cpp refuses a
+model, and the optional tensors that published files have.
 """
 
 from collections.abc import Mapping
@@ -44,8 +44,8 @@ class TinyShape:
 class Architecture:
     """One architecture: `keys` beside the common ones, `per_layer` values repeated over layers.
 
-    `optional` are endings of names: the optional tensors of its published files. `fusable` says
-    that llama.cpp also takes gate and up as one tensor, `fused` that published files have it so.
+    `optional` are endings of the names of optional tensors in published files. `fusable` says that
+    llama.cpp also takes gate and up as one tensor, `fused` that published files store them so.
     """
 
     keys: Mapping[str, Key] = field(default_factory=dict[str, Key])
@@ -141,14 +141,14 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def architecture_named(name: str) -> Architecture:
-    """The entry of an architecture. Raises ValueError, listing them all, if there is none."""
+    """Return the entry of an architecture. If there is none, raises ValueError, which lists all."""
     if name not in ARCHITECTURES:
         raise ValueError(f'no architecture "{name}": choose one of {", ".join(ARCHITECTURES)}')
     return ARCHITECTURES[name]
 
 
 def tiny_metadata(name: str, shape: TinyShape) -> Metadata:
-    """The GGUF key-values of a tiny model of the architecture, with no vocabulary."""
+    """Return the GGUF key-values of a tiny model of the architecture, without a vocabulary."""
     architecture = architecture_named(name)
     layers = range(shape.num_hidden_layers)
     arrays = {

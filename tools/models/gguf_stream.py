@@ -1,4 +1,4 @@
-"""Writing a GGUF, or its split parts, without holding the tensors in memory."""
+"""Writing a GGUF file, or its split parts, without holding the tensors in memory."""
 
 import importlib
 import io
@@ -46,11 +46,11 @@ def write_gguf(
     *,
     num_splits: int = 1,
 ) -> list[Path]:
-    """The files written, the one to load first: `path` itself, or its `num_splits` parts.
+    """Write a model; return its files, the one to load first: `path`, or its `num_splits` parts.
 
-    `chunks` gives the bytes of a tensor piece by piece, when it is that tensor's turn. Raises
+    `chunks` is called for each tensor in turn and gives its bytes piece by piece. Raises
     HaversackError without the gguf package, ValueError if there are too few tensors to split or
-    the pieces of a tensor do not add up.
+    the pieces of a tensor do not add up to its size.
     """
     writer = _open_writer(path, metadata, tensors, num_splits)
     try:
@@ -66,7 +66,7 @@ def write_gguf(
 
 
 def load_gguf_package() -> Any:
-    """The `gguf` module. Raises HaversackError, naming the command that installs it, if absent."""
+    """Import the `gguf` module. If it is absent, raises HaversackError with the install command."""
     try:
         return importlib.import_module("gguf")
     except ModuleNotFoundError as error:
@@ -87,7 +87,7 @@ def _open_writer(
         if key != "general.architecture":
             _add_value(writer, key, value)
     for plan in tensors:
-        num_bytes = plan.num_bytes  # refuses an unknown type before it is looked up
+        num_bytes = plan.num_bytes  # raises for an unknown type before it is looked up
         type_id, no_bytes = BLOCK_TYPES[plan.block_type], np.dtype(np.float32)
         writer.add_tensor_info(plan.name, plan.shape, no_bytes, num_bytes, raw_dtype=type_id)
     writer.write_header_to_file()

@@ -3,12 +3,12 @@
     python -m haversack.tools.models.known_answer model.gguf
     python -m haversack.tools.models.known_answer split.gguf --construction split --experts 4
 
-Both constructions leave the text as it is, because their weighted sum of experts is the dense
-feed-forward layer: so a greedy run must give `expected_greedy.txt` to the byte.
+In both constructions the weighted sum of the experts equals the dense feed-forward layer. So a
+greedy run must give `expected_greedy.txt` to the byte.
 
 upcycle: each expert is the whole layer, routers are random, the 2 chosen weights sum to 1.
-split: each expert is a part of the hidden units, all are used with weight 1/E, down holds E times
-its values.
+split: each expert is a part of the hidden units, all are used with weight 1/E, and the down
+projections hold E times their values.
 
 Axis letters: C hidden size, F feed-forward width, E experts.
 """
@@ -33,7 +33,7 @@ Array = npt.NDArray[np.float32]
 
 SOURCES = Path(__file__).parent / "stories260k"
 
-_BLOCK_MULTIPLE = 32  # the split experts' width is padded to it with zeros
+_BLOCK_MULTIPLE = 32  # split experts are padded with zeros to a multiple of this width
 _ROUTER_SEED, _ROUTER_STD = 260, 0.25
 _UNKNOWN_ID, _BOS_ID, _EOS_ID, _FIRST_PIECE_ID = 0, 1, 2, 259
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # llama.cpp's token types
@@ -106,7 +106,7 @@ class _Checkpoint:
             values = values[count:]
 
     def trunk_tensors(self) -> dict[str, Array]:
-        """The tensors that stay as they are, by their GGUF names."""
+        """Return the tensors that stay unchanged, by their GGUF names."""
         tensors = {f"{name}.weight": self.arrays[name] for name in ("token_embd", "output_norm")}
         for layer in range(self.num_hidden_layers):
             for name in ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm"):
@@ -114,7 +114,7 @@ class _Checkpoint:
         return tensors
 
     def keys(self) -> dict[str, Value]:
-        """The key-values of architecture `llama` that experts do not change."""
+        """Return the key-values of architecture `llama` that experts do not change."""
         return {
             "vocab_size": self.vocab_size,
             "context_length": self.context,

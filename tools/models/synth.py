@@ -45,10 +45,10 @@ _OPTIONAL = re.compile(r"\.(bias|scale|input_scale)$|(rope_freqs|ssm_in)\.weight
 class TinyLayout:
     """How a tiny model is stored.
 
-    `down_type` is for the down projections where it is not that of the other expert weights; a
-    tuple of types is repeated over the layers. `trunk_type` is for every other matrix (F16 where
-    a row is no whole number of blocks). `fused` stores gate and up as one tensor; None means as
-    in published files. `all_optional` keeps every tensor that llama.cpp would take.
+    `down_type` is the block type of the down projections (None: that of the other expert weights);
+    a tuple of types is repeated over the layers. `trunk_type` is that of every other matrix, or F16
+    where a row is no whole number of blocks. `fused` stores gate and up as one tensor (None: as
+    published files do). `all_optional` writes every optional tensor that llama.cpp takes.
     """
 
     down_type: Types | None = None
@@ -67,9 +67,10 @@ def write_tiny(
     shape: TinyShape | None = None,
     layout: TinyLayout | None = None,
 ) -> list[Path]:
-    """The files of a random model of the architecture, the one to load first; 11 MB by default.
+    """Write a random model of the architecture, 11 MB by default; return its files, the one to load
+    first.
 
-    `expert_type` None means what published files have: F16, or MXFP4 for gpt-oss; a tuple of
+    `expert_type` None means the type of published files: F16, or MXFP4 for gpt-oss; a tuple of
     types is repeated over the layers. Equal arguments give equal bytes. Raises ValueError or
     ModelFileError for sizes, types and names that do not go together.
     """
@@ -93,7 +94,7 @@ def write_tiny(
 
 
 def random_values(seed: int, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Random but well-behaved data: norms and scales near one, matrices by their row length."""
+    """Return random values: norms and scales near one, matrices scaled by their row length."""
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     x = rng.standard_normal(shape, np.float32)
     if "rope_f" in name:

@@ -1,14 +1,14 @@
 """Random models of the shape of Qwen3-30B-A3B and of any size, written with little memory.
 
-Their text is noise, but bytes, shapes and kernels are the real ones. Every matrix is a random
-sequence of quantised pieces from a small dictionary, so no two experts are alike and a byte costs
-one copy.
+Their text is noise, but bytes, shapes and kernels are those of the real model. Every matrix is a
+random sequence of quantised pieces from a small dictionary: no two experts are alike, and writing a
+byte costs one copy.
 
-Routing is like that of trained models. Two numbers do it: the first columns of all token
-embeddings are common and strong, which makes some experts popular, and attention is weak, because
-over random keys it is a mean of the past and would make all tokens alike. With 24 layers 150 random
-tokens use 35 of 128 experts effectively, a token reuses 0.34 of the last one's, and an LRU cache of
-a quarter of them hits 0.81; recorded from Qwen3-30B-A3B: 39, 0.38 and 0.80.
+Routing is like that of trained models, because of two settings. The first columns of all token
+embeddings are equal and strong, which makes some experts popular. Attention is weak: over random
+keys it is a mean of the past and would make all tokens alike. With 24 layers, 150 random tokens use
+35 of 128 experts effectively, a token reuses 0.34 of the experts of the token before, and an LRU
+cache of a quarter of the experts hits 0.81. Recorded from Qwen3-30B-A3B: 39, 0.38 and 0.80.
 """
 
 from collections.abc import Iterator
@@ -29,13 +29,13 @@ CHUNK_PIECES = 8192
 WEIGHT_STD = 0.02
 EMBEDDING_STD = 0.5
 COMMON_STRENGTH = 3.0  # of the common columns, in standard deviations of the others
-ATTENTION_STRENGTH = 0.2  # of what attention adds, by the norm before it
+ATTENTION_STRENGTH = 0.2  # of attention's output; set in the norm before it
 ROUTER_STD = 0.05
 
 
 @dataclass(frozen=True)
 class LargeOptions:
-    """Sizes of a large model, and the type of its down projections if not that of the others."""
+    """Sizes of a large model. `down_type` None: down projections have the type of the others."""
 
     num_experts: int = 128
     num_experts_per_tok: int = 8
@@ -57,10 +57,10 @@ def write_large(
     num_splits: int = 1,
     options: LargeOptions | None = None,
 ) -> list[Path]:
-    """The files of a random qwen3moe model, the one to load first: 8.5 GB by default.
+    """Write a random qwen3moe model, 8.5 GB by default; return its files, the one to load first.
 
-    Every matrix is in blocks of `block_type` but the router. Needs less than 100 MB of memory
-    whatever the size of the model. Raises ModelFileError for types that do not suit the sizes.
+    Every matrix but the router is in blocks of `block_type`. Writing needs less than 100 MB of
+    memory for a model of any size. Raises ModelFileError for types that do not suit the sizes.
     """
     options = options or LargeOptions()
     plans = _plans(layers, block_type, options)
@@ -130,7 +130,7 @@ def _layer_plans(layer: int, block_type: str, options: LargeOptions) -> list[Ten
 
 
 class _RandomTensors:
-    """The values of each planned tensor, chunk by chunk, as `write_gguf` asks for them."""
+    """Makes the values of each planned tensor, chunk by chunk, as `write_gguf` asks for them."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
