@@ -64,12 +64,19 @@ class PlainLlama:
         vocabulary = llama.llama_model_get_vocab(self._model)
         self._num_tokens = int(llama.llama_vocab_n_tokens(vocabulary))
 
-    def decode(self, tokens: Sequence[int]) -> None:
-        """Append `tokens` to the sequence."""
+    def decode(self, tokens: Sequence[int], every_row: bool = False) -> None:
+        """Append `tokens` to the sequence and compute the logits after the last, or after each."""
         batch = (llama.llama_token * len(tokens))(*tokens)
-        status = llama.llama_decode(self._context, llama.llama_batch_get_one(batch, len(tokens)))
+        rows = llama.llama_batch_get_one(batch, len(tokens))
+        if every_row:
+            rows.logits = np.ctypeslib.as_ctypes(np.ones(len(tokens), np.int8))
+        status = llama.llama_decode(self._context, rows)
         if status != 0:
             raise RuntimeError(f"llama.cpp failed with status {status}")
+
+    def rewind(self, num_tokens: int) -> None:
+        """Forget all but the first `num_tokens` tokens."""
+        llama.llama_memory_seq_rm(llama.llama_get_memory(self._context), 0, num_tokens, -1)
 
     def last_logits(self) -> npt.NDArray[np.float32]:
         """Logits after the last token, (vocabulary,) float32."""

@@ -1,0 +1,129 @@
+"""Do texts that are written together come faster than one after the other?
+
+    python -m haversack.tools.bench.sequences [MODEL ...] [--rounds 7] [--tokens 64]
+
+Four texts are generated, in turn one after the other and together. Bounds, of the tokens a second
+(medians of the rounds): together at least 1.0 of one after the other with everything in memory, and
+at least 1.1 with a quarter of the experts in slots on a steady drive of 1 GB/s. And each text is
+the same both times. Without MODEL: the built-in model.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from haversack import edge
+from haversack.edge.bench import random_tokens
+from haversack.edge.planner import streamed
+from haversack.tools.bench.steady_drive import steady_drive
+from haversack.tools.command_line import positive, tool, verdict
+
+SHARE, RATE_BYTES_S = 0.25, 1e9
+RESIDENT_BOUND, STREAMED_BOUND = 1.0, 1.1
+CTX_TOKENS, PROMPT_TOKENS = 512, 16
+OPENINGS = ("Once upon a time", "The old king", "A little fox", "In the deep forest")
+
+
+@dataclass(frozen=True)
+class Written:
+    """Texts, and the tokens a second of all of them."""
+
+    texts: list[str]
+    tok_s: float
+
+
+def prompts(model: edge.Model) -> list[str | list[int]]:
+    """Openings of stories, or random ids for a model without a vocabulary."""
+    try:
+        model.tokenize(OPENINGS[0])
+    except edge.PromptError:
+        size = model.vocab_size
+        return [random_tokens(size, PROMPT_TOKENS, seed) for seed in range(len(OPENINGS))]
+    return list(OPENINGS)
+
+
+def write_apart(model: edge.Model, num_tokens: int) -> Written:
+    """The texts one after the other."""
+    before, start = model.stats(), time.perf_counter()
+    texts = [
+        "".join(model.generate(prompt, max_tokens=num_tokens, temperature=0))
+        for prompt in prompts(model)
+    ]
+    spent_s = time.perf_counter() - start
+    return Written(texts, model.stats().since(before).tokens / spent_s)
+
+
+def write_together(model: edge.Model, num_tokens: int) -> Written:
+    """The texts together, each read by a thread of its own."""
+    before = model.stats()
+    generations = [
+        model.generate(prompt, max_tokens=num_tokens, temperature=0) for prompt in prompts(model)
+    ]
+    with ThreadPoolExecutor(len(generations)) as pool:
+        start = time.perf_counter()
+        texts = list(pool.map("".join, generations))
+        spent_s = time.perf_counter() - start
+    return Written(texts, model.stats().since(before).tokens / spent_s)
+
+
+def holds(name: str, model: edge.Model, num_tokens: int, rounds: int, bound: float) -> bool:
+    """Print the speeds and both verdicts. One round goes before those that are timed."""
+    write_apart(model, num_tokens), write_together(model, num_tokens)
+    apart, together = list[Written](), list[Written]()
+    for _ in range(rounds):
+        apart.append(write_apart(model, num_tokens))
+        together.append(write_together(model, num_tokens))
+    apart_tok_s, together_tok_s = (
+        statistics.median(written.tok_s for written in found) for found in (apart, together)
+    )
+    ratio = together_tok_s / apart_tok_s
+    same = all(written.texts == apart[0].texts for written in (*apart, *together))
+    held = [
+        verdict(
+            f"{name}: {len(OPENINGS)} texts together {together_tok_s:.1f} tok/s, one after the"
+            f" other {apart_tok_s:.1f}: {ratio:.2f} >= {bound}",
+            ratio >= bound,
+        ),
+        verdict(f"{name}: each text is the one it is alone", same),
+    ]
+    return all(held)
+
+
+def measured(path: Path, num_tokens: int, rounds: int) -> Iterator[bool]:
+    """Print both results of a model; yields whether each holds."""
+    planned = edge.plan(path, ram="1TiB", ctx=CTX_TOKENS, sequences=len(OPENINGS))
+    with edge.load(planned) as model:
+        name = f"{path.name} in memory"
+        yield holds(name, model, num_tokens, rounds, RESIDENT_BOUND)
+    drive = steady_drive(path, RATE_BYTES_S)
+    options = edge.LoadOptions(open_file=drive.open, warm_start=False)
+    with edge.load(streamed(planned, SHARE), options=options) as model:
+        name = f"{path.name} with {SHARE:.0%} in slots at {RATE_BYTES_S / 1e9:g} GB/s"
+        yield holds(name, model, num_tokens, rounds, STREAMED_BOUND)
+
+
+@tool
+def main(arguments: Sequence[str] | None) -> int:
+    """Returns 0 if all bounds hold."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", type=Path, nargs="*", metavar="MODEL")
+    parser.add_argument("--rounds", type=positive, default=7)
+    parser.add_argument("--tokens", type=positive, default=64, help="of each text")
+    given = parser.parse_args(arguments)
+    held = [
+        all_hold
+        for path in given.models or [edge.builtin_model()]
+        for all_hold in measured(path, given.tokens, given.rounds)
+    ]
+    return 0 if all(held) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
