@@ -2,10 +2,10 @@
 
     python -m haversack.tools.bench.sequences [MODEL ...] [--rounds 7] [--tokens 64]
 
-Four texts are generated, in turn one after the other and together. Bounds, of the tokens a second
-(medians of the rounds): together at least 1.0 of one after the other with everything in memory, and
-at least 1.1 with a quarter of the experts in slots on a steady drive of 1 GB/s. And each text is
-the same both times. Without MODEL: the built-in model.
+Each round generates four texts one after the other, then together. Bounds: the tokens a second of
+texts written together (medians of the rounds) are at least 1.0 of those of texts written one after
+the other with everything in memory, and at least 1.1 with a quarter of the experts in slots on a
+steady drive of 1 GB/s. Each text is the same both times. Without MODEL: the built-in model.
 """
 
 import argparse
@@ -38,7 +38,7 @@ class Written:
 
 
 def prompts(model: edge.Model) -> list[str | list[int]]:
-    """Openings of stories, or random ids for a model without a vocabulary."""
+    """Return openings of stories, or random ids for a model without a vocabulary."""
     try:
         model.tokenize(OPENINGS[0])
     except edge.PromptError:
@@ -48,7 +48,7 @@ def prompts(model: edge.Model) -> list[str | list[int]]:
 
 
 def write_apart(model: edge.Model, num_tokens: int) -> Written:
-    """The texts one after the other."""
+    """Generate the texts one after the other."""
     before, start = model.stats(), time.perf_counter()
     texts = [
         "".join(model.generate(prompt, max_tokens=num_tokens, temperature=0))
@@ -59,7 +59,7 @@ def write_apart(model: edge.Model, num_tokens: int) -> Written:
 
 
 def write_together(model: edge.Model, num_tokens: int) -> Written:
-    """The texts together, each read by a thread of its own."""
+    """Generate the texts together; a thread reads each of them."""
     before = model.stats()
     generations = [
         model.generate(prompt, max_tokens=num_tokens, temperature=0) for prompt in prompts(model)
@@ -72,7 +72,7 @@ def write_together(model: edge.Model, num_tokens: int) -> Written:
 
 
 def holds(name: str, model: edge.Model, num_tokens: int, rounds: int, bound: float) -> bool:
-    """Print the speeds and both verdicts. One round goes before those that are timed."""
+    """Print the speeds and both verdicts. A round that is not timed goes before the others."""
     write_apart(model, num_tokens), write_together(model, num_tokens)
     apart, together = list[Written](), list[Written]()
     for _ in range(rounds):
@@ -95,7 +95,7 @@ def holds(name: str, model: edge.Model, num_tokens: int, rounds: int, bound: flo
 
 
 def measured(path: Path, num_tokens: int, rounds: int) -> Iterator[bool]:
-    """Print both results of a model; yields whether each holds."""
+    """Print both results of a model; yield whether each holds."""
     planned = edge.plan(path, ram="1TiB", ctx=CTX_TOKENS, sequences=len(OPENINGS))
     with edge.load(planned) as model:
         name = f"{path.name} in memory"
@@ -109,7 +109,7 @@ def measured(path: Path, num_tokens: int, rounds: int) -> Iterator[bool]:
 
 @tool
 def main(arguments: Sequence[str] | None) -> int:
-    """Returns 0 if all bounds hold."""
+    """Return 0 if all bounds hold."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
