@@ -115,7 +115,7 @@ def test_a_child_is_refused_and_may_load_its_own(
         str(threads),
     ]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -142,7 +142,7 @@ assert os.waitpid(pid, 0)[1] == 0
 """
     done = subprocess.run(
         [sys.executable, "-c", program, str(tiny_model())],
-        timeout=120,
+        timeout=300,
         env={**os.environ, "OMP_WAIT_POLICY": "passive"},
     )
     assert done.returncode == 0

@@ -111,7 +111,7 @@ def test_a_plan_beside_a_load_of_another_thread_takes_the_last_figure() -> None:
         half_a_model = touched(300 * MIB)
         thread = threading.Thread(target=lambda: figures.append(ledger.process_bytes()))
         thread.start()
-        thread.join(timeout=30)
+        thread.join(timeout=300)
         assert figures == [before]
     del half_a_model
 
@@ -123,7 +123,7 @@ def test_loads_take_turns() -> None:
     def first() -> None:
         with ledger.loading():
             inside.set()
-            assert leave.wait(timeout=30)
+            assert leave.wait(timeout=300)
             order.append("first")
 
     def second() -> None:
@@ -132,11 +132,11 @@ def test_loads_take_turns() -> None:
 
     threads = [threading.Thread(target=first), threading.Thread(target=second)]
     threads[0].start()
-    assert inside.wait(timeout=30)
+    assert inside.wait(timeout=300)
     threads[1].start()
     leave.set()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=300)
     assert order == ["first", "second"]
 
 

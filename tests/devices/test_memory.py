@@ -3,9 +3,9 @@ import mmap
 import signal
 import subprocess
 import sys
-import timeit
 from collections.abc import Mapping
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import psutil
@@ -315,7 +315,7 @@ print([memory.resident_bytes // 2**20 for memory in memories])
 
 @pytest.mark.skipif(bool(why_not()), reason=f"{why_not()}")
 def test_what_one_memory_gives_back_another_may_take_inside_a_hard_limit() -> None:
-    done = run_limited([sys.executable, "-c", TURNS], 256 * MIB, timeout_s=120)
+    done = run_limited([sys.executable, "-c", TURNS], 256 * MIB, timeout_s=300)
     assert (done.returncode, done.stdout) == (0, "[1, 160]\n"), done.stderr
 
 
@@ -431,9 +431,10 @@ def test_addresses_the_system_does_not_have() -> None:
 
 
 @linux
-def test_anonymous_bytes_is_cheap_enough_for_every_token() -> None:
-    fastest_s = min(timeit.repeat(anonymous_bytes, number=100, repeat=5)) / 100
-    assert fastest_s < 200e-6
+def test_anonymous_bytes_reads_one_small_file_because_every_token_asks() -> None:
+    with patch("builtins.open", wraps=open) as opened:
+        anonymous_bytes()
+    assert [call.args[0] for call in opened.call_args_list] == ["/proc/self/status"]
 
 
 def test_where_the_system_does_not_tell_the_nearest_figure_is_told(

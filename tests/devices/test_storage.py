@@ -234,13 +234,13 @@ def test_closing_waits_for_the_reads_under_way(
 
     def slow(fd: int, views: list[memoryview], offset: int) -> int:
         started.set()
-        assert go_on.wait(10)
+        assert go_on.wait(300)
         return whole(fd, views, offset)
 
     monkeypatch.setattr(os, "preadv", slow)
     with ThreadPoolExecutor(2) as pool:
         reading = pool.submit(file.read_into, buffer, 0, PAGE_BYTES)
-        assert started.wait(10)
+        assert started.wait(300)
         closing = pool.submit(file.close)
         assert not wait([closing], timeout=0.05).done
         go_on.set()

@@ -20,6 +20,7 @@ from haversack.edge.sampling import Sampling
 
 if sys.platform != "win32":
     import pty
+    import termios
 
 CHAT = [sys.executable, "-m", "haversack.edge", "chat"]
 QUIET = {**os.environ, "OMP_WAIT_POLICY": "passive", "TERM": "dumb"}
@@ -32,7 +33,7 @@ def piped(model: Path, text: str, *options: str) -> subprocess.CompletedProcess[
     """Pipe `text` into a chat with `model`."""
     command = [*CHAT, str(model), *options]
     return subprocess.run(
-        command, input=text, capture_output=True, text=True, timeout=60, env=QUIET
+        command, input=text, capture_output=True, text=True, timeout=300, env=QUIET
     )
 
 
@@ -199,7 +200,7 @@ def test_a_byte_order_mark_is_no_content(chat: Chat) -> None:
 def test_a_line_that_is_no_text_is_left_out(known_answer_model: Path) -> None:
     command = [*CHAT, str(known_answer_model), "-n", "3", "--temp", "0"]
     result = subprocess.run(
-        command, input=b"Once\na\xff\nOnce\n", capture_output=True, timeout=60, env=QUIET
+        command, input=b"Once\na\xff\nOnce\n", capture_output=True, timeout=300, env=QUIET
     )
     assert result.returncode == 0
     assert result.stdout.count(b"\n") == 2
@@ -252,12 +253,21 @@ class Terminal:
         os.write(self._ours, keys.encode())
 
     def press_ctrl_c(self) -> None:
-        time.sleep(0.3)  # a signal while readline sets itself up waits for the next key
         self.process.send_signal(signal.SIGINT)
+
+    def wait_for_prompt(self) -> None:
+        """Return once the process sleeps and takes single keys: a signal while readline sets itself
+        up would wait for the next key."""
+        self.wait_for("> ")
+        status = Path(f"/proc/{self.process.pid}/stat")
+        while termios.tcgetattr(self._ours)[3] & termios.ICANON or (
+            status.exists() and status.read_text().rpartition(")")[2].split()[0] != "S"
+        ):
+            time.sleep(0.01)
 
     def wait_for(self, words: str) -> str:
         """Read until `words` are shown; what was shown since the last call."""
-        deadline_s = time.monotonic() + 60
+        deadline_s = time.monotonic() + 300
         while words not in self._shown:
             assert time.monotonic() < deadline_s, self._shown
             if select.select([self._ours], [], [], 0.1)[0]:
@@ -289,11 +299,12 @@ def test_ctrl_c_stops_the_reply_and_twice_the_chat(known_answer_model: Path) -> 
         terminal.wait_for(" upon a")
         terminal.press_ctrl_c()
         terminal.wait_for("(stopped)")
-        terminal.wait_for("> ")
+        terminal.wait_for_prompt()
         terminal.press_ctrl_c()
         terminal.wait_for("Ctrl-C again or Ctrl-D leaves the chat")
+        terminal.wait_for_prompt()
         terminal.press_ctrl_c()
-        assert terminal.process.wait(timeout=30) == 0
+        assert terminal.process.wait(timeout=300) == 0
 
 
 def test_ctrl_d_leaves(known_answer_model: Path) -> None:
@@ -304,4 +315,4 @@ def test_ctrl_d_leaves(known_answer_model: Path) -> None:
         assert "Traceback" not in terminal.wait_for("(stopped at the token limit")
         terminal.wait_for("> ")
         terminal.type("\x04")
-        assert terminal.process.wait(timeout=30) == 0
+        assert terminal.process.wait(timeout=300) == 0

@@ -293,9 +293,9 @@ def test_closing_waits_for_a_call_that_runs(open_model: edge.Model) -> None:
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert started.wait(timeout=30)
+    assert started.wait(timeout=300)
     open_model.close()
-    thread.join(timeout=30)
+    thread.join(timeout=300)
     assert not thread.is_alive() and generation.finish_reason in ("cancelled", "length")
 
 

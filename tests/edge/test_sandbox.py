@@ -1,5 +1,3 @@
-import time
-
 import pytest
 
 from haversack.devices.errors import PromptError
@@ -99,19 +97,16 @@ def test_no_way_out(source: str) -> None:
 
 @pytest.mark.parametrize("source", FLOODS)
 def test_no_flood(source: str) -> None:
-    start_s = time.thread_time()
-    with pytest.raises(PromptError):
+    with pytest.raises(PromptError) as refused:
         ChatTemplate(source).render(USER)
-    assert time.thread_time() - start_s < 5
+    assert "runs for more than" not in str(refused.value)
 
 
 @pytest.mark.parametrize("source", HANGS)
 def test_no_hang(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "MAX_RENDER_S", 0.1)
-    start_s = time.thread_time()
     with pytest.raises(PromptError, match="runs for more than"):
         ChatTemplate(source).render(USER)
-    assert time.thread_time() - start_s < 5
 
 
 def test_namespaces_do_not_print_each_other() -> None:

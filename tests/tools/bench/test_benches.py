@@ -70,7 +70,6 @@ def test_a_start_reads_nothing_needless(tiny_model: Any, tmp_path: Path) -> None
     )
     assert path.stat().st_size > start.needed_bytes + 100 * MIB  # or the bound would say nothing
     assert start.lean, start
-    assert start.load_s < bench_start.BOUND_S
 
 
 @pytest.mark.slow
