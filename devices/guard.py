@@ -59,14 +59,15 @@ def load_model(path: bytes, params: Any) -> Any:
     return own.guard_load_model(_LOAD, path, native.addressof(params))
 
 
-def init_context(model: Any, params: Any) -> Any:
-    """llama_init_from_model; None where it cannot be made."""
-    return own.guard_init_context(_INIT, model, native.addressof(params))
+def init_context(model: Any, params: Any, owner: int | None = None) -> Any:
+    """llama_init_from_model; None where it cannot be made. `owner` is the address of the device
+    that computes parts of its graphs."""
+    return own.guard_init_context(_INIT, model, native.addressof(params), owner)
 
 
-def decode(context: Any, batch: Any) -> int:
-    """llama_decode."""
-    return int(own.guard_decode(_DECODE, context, native.addressof(batch)))
+def decode(context: Any, batch: Any, owner: int | None = None) -> int:
+    """llama_decode; `owner` as the context was made with."""
+    return int(own.guard_decode(_DECODE, context, native.addressof(batch), owner))
 
 
 def token_to_piece(vocab: Any, token: int, buffer: bytes, special: bool) -> int:

@@ -20,7 +20,6 @@ from haversack.devices.errors import (
     HaversackError,
     ModelFileError,
 )
-from haversack.devices.expert_buffer import ExpertBuffer
 from haversack.devices.forks import Birthplace
 from haversack.devices.ggml import GraphNode
 from haversack.devices.interrupts import StopFlag
@@ -40,21 +39,34 @@ MOST_SEQUENCES = 64
 Progress = Callable[[float], None]
 
 
-class Hook(Protocol):
-    """Is shown every node of a graph that llama.cpp computes: by `on_node`, or where there is one
-    by the C function of `callback`, an address, which takes what comes with it last."""
+class ContextOwner(Protocol):
+    """What computes parts of a context's graphs: a device, by its `address`."""
+
+    address: int | None
+
+    def end_pass(self, computed: bool) -> BaseException | None:
+        """A pass has ended, `computed` to its last node or not: what is wrong with it, if
+        anything."""
+        ...
+
+
+class ExpertWeights(Protocol):
+    """Where the routed experts' weights are placed instead of in memory of llama.cpp's."""
 
     @property
-    def callback(self) -> tuple[int, int] | None: ...
+    def overrides_address(self) -> int: ...
 
-    def on_node(self, node: int, ask: bool, _: object) -> bool:
-        """`ask`: whether to stop after this node. Else, the node is computed: go on?"""
+    @property
+    def error(self) -> BaseException | None: ...
+
+    def finish_loading(self) -> None:
+        """The model is loaded."""
         ...
 
-    def end_graph(self, computed: bool) -> BaseException | None:
-        """The graph has ended, `computed` to its last node or not: what is wrong with it, if
-        anything, such as the exception that made `on_node` stop it."""
-        ...
+
+# Is shown every node of a graph: (node, ask, None). `ask`: whether llama.cpp shall stop after it.
+# Else it is computed: go on?
+OnNode = Callable[[int, bool, object], bool]
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,7 @@ def ggml_version() -> str:
 class LlamaModel:
     """A model loaded into plain memory: nothing mapped, nothing repacked, no GPU.
 
-    With `experts`, the routed experts' weights stay out (see ExpertBuffer). With `dry`, only the
+    With `experts`, the routed experts' weights stay out (see ExpertWeights). With `dry`, only the
     header is read and nothing is allocated. `progress` is told the share done, 0 to 1. Raises
     ModelFileError, KeyboardInterrupt, and whatever `progress` raises.
     """
@@ -106,7 +118,7 @@ class LlamaModel:
         self,
         path: Path,
         *,
-        experts: ExpertBuffer | None = None,
+        experts: ExpertWeights | None = None,
         dry: bool = False,
         progress: Progress | None = None,
     ) -> None:
@@ -235,12 +247,13 @@ class LlamaContext:
         self,
         model: LlamaModel,
         shape: ContextShape,
-        hook: Hook | None = None,
+        owner: ContextOwner | None = None,
         stop: StopFlag | None = None,
+        on_node: OnNode | None = None,
     ) -> None:
         self.stop = stop or StopFlag()
         self.ctx_tokens = shape.ctx_tokens
-        self._hook, self._num_logits = hook, model.vocabulary.num_tokens
+        self._owner, self._num_logits = owner, model.vocabulary.num_tokens
         # Whether a sequence can lose its last tokens alone: recurrent layers keep one state.
         self.drops_parts = not (
             llama.llama_model_is_recurrent(model.address)
@@ -249,10 +262,8 @@ class LlamaContext:
         self._snapshots: dict[int, tuple[int, npt.NDArray[np.uint8]]] = {}  # by sequence
         self._team = Team(shape.threads)
         params = context_params(shape)
-        if hook is not None:
-            function, given = hook.callback or (hook.on_node, None)
-            self._on_node = llama.ggml_backend_sched_eval_callback(function)
-            params.cb_eval, params.cb_eval_user_data = self._on_node, given
+        if on_node is not None:
+            self._on_node = params.cb_eval = llama.ggml_backend_sched_eval_callback(on_node)
         self._on_abort = llama.ggml_abort_callback(lambda _: self.stop.requested)
         self._never = llama.ggml_abort_callback()
         self._watched = False  # whether llama.cpp calls `_on_abort` now
@@ -264,7 +275,7 @@ class LlamaContext:
         _refuse_dead_threads(shape.threads)
         try:
             with captured_logs() as log, self.stop.listening():
-                self._context = guard.init_context(model.address, params)
+                self._context = guard.init_context(model.address, params, self._owner_address)
         except KeyboardInterrupt:
             self.close()
             raise
@@ -275,6 +286,10 @@ class LlamaContext:
             )
         self._memory = llama.llama_get_memory(self._context)
         self._batch = _Batch(int(llama.llama_n_batch(self._context)))
+
+    @property
+    def _owner_address(self) -> int | None:
+        return None if self._owner is None else self._owner.address
 
     def num_tokens(self, sequence: int = 0) -> int:
         """How many tokens the sequence has, as llama.cpp's own memory tells it: an interrupt
@@ -295,7 +310,7 @@ class LlamaContext:
         """Append `rows` (at most a batch) to their sequences, in one pass of llama.cpp. The rows
         of a sequence go on from its last token, one after the other.
 
-        Raises CancelledError, KeyboardInterrupt, ContextError, or what the hook raised; then none
+        Raises CancelledError, KeyboardInterrupt, ContextError, or what the owner says; then none
         of the rows is part of its sequence (see `forget`, which is called).
         """
         assert 0 < len(rows) <= self._batch.most_rows, f"{len(rows)} tokens are no batch"
@@ -318,24 +333,23 @@ class LlamaContext:
             )
 
     def _compute(self, rows: Sequence[Row]) -> None:
-        # A Python callback for each node is dear: where a hook or a short graph sees the flag
-        # soon enough, llama.cpp gets none.
-        watched = self._hook is None and len(rows) > MOST_ROWS
+        # A Python callback for each node is dear: a few rows, whose graph is short, have none.
+        watched = len(rows) > MOST_ROWS
         if watched != self._watched:
             callback = self._on_abort if watched else self._never
             llama.llama_set_abort_callback(self._context, callback, None)
             self._watched = watched
         batch = self._batch.filled(rows)
-        # The hook ends its graph inside the block: cut short by a second Ctrl-C it would keep the
+        # The owner ends its pass inside the block: cut short by a second Ctrl-C it would keep the
         # error of this call for the next one.
         with captured_logs() as log, self.stop.listening():
             self._team.begin(len(rows))
             try:
-                status = guard.decode(self._context, batch)
+                status = guard.decode(self._context, batch, self._owner_address)
                 self._broken = guard.failure()
             finally:
                 self._team.end(len(rows))
-            error = self._hook.end_graph(status == 0) if self._hook is not None else None
+            error = self._owner.end_pass(status == 0) if self._owner is not None else None
         if self._broken is not None:
             raise AbortedError(
                 f"llama.cpp gave up: {self._broken}; close the model and load it again"

@@ -28,7 +28,7 @@ from haversack.edge.model import Model
 from haversack.edge.planner import DEFAULT_BATCH_TOKENS, STREAMED, Plan, plan
 from haversack.edge.ram_budget import Budget
 from haversack.offload.engine import Engine, LoadHooks, open_resident, open_streamed
-from haversack.offload.streamer import NUM_READERS, OpenFile
+from haversack.offload.expert_files import NUM_READERS, OpenFile
 from haversack.quant.gguf import hole_in, read_geometry
 from haversack.quant.trunk import ensure_trunk, rewrite_trunk
 
@@ -44,8 +44,7 @@ class LoadOptions:
     `batch` is the prompt tokens computed at once, `sequences` how many texts are held and continued
     at the same time, each with a context of its own, `cache_dir` where trunk files lie (the user's
     cache folder by default), `progress` is told what is being done and the share done.
-    `open_file` opens a file to read experts from; benchmarks give one of a known speed. `native`
-    False has Python alone take single tokens through their experts: slower, the same to the bit.
+    `open_file` opens a file to read experts from; benchmarks give one of a known speed.
     `warm_start` has a streamed model start from the experts its last run left, read back while
     nothing else is asked for, and leave its own when closed; without it a run neither reads nor
     writes which experts were used.
@@ -56,7 +55,6 @@ class LoadOptions:
     cache_dir: Path | None = None
     progress: LoadProgress | None = None
     open_file: OpenFile = DirectFile
-    native: bool = True
     warm_start: bool = True
 
 
@@ -149,7 +147,6 @@ def _open(planned: Plan, options: LoadOptions, stop: StopFlag, lease: Lease) -> 
         report("loading"),
         options.open_file,
         NUM_READERS if speed is None else speed.enough_readers,
-        options.native,
         options.warm_start,
     )
     pools = partial(pools_left, planned, lease)

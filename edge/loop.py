@@ -393,23 +393,24 @@ class EngineLoop:
 
     def stats(self) -> Stats:
         """Everything since loading."""
-        store, streamer, seam = self.engine.store, self.engine.streamer, self.engine.seam
+        experts, files = self.engine.experts, self.engine.files
+        counts = experts.prefetch_counts() if experts else None
         return Stats(
             prompt_tokens=self._prompt_tokens,
             tokens=self._decoded_tokens,
             prefill_s=self._prefill_s,
             decode_s=self._decode_s,
-            hits=store.hits if store else 0,
-            misses=store.misses if store else 0,
-            bytes_read=streamer.bytes_read if streamer else 0,
-            read_s=streamer.busy_s if streamer else 0.0,
-            wait_s=streamer.wait_s if streamer else 0.0,
-            own_s=seam.own_s if seam else 0.0,
-            prefetched=store.guessed if store else 0,
-            prefetched_right=store.guessed_right if store else 0,
-            prefetchable=store.foreseeable if store else 0,
-            needed=store.needed if store else 0,
-            prefetching=seam is not None and seam.reads_ahead,
+            hits=experts.hits if experts else 0,
+            misses=experts.misses if experts else 0,
+            bytes_read=files.bytes_read if files else 0,
+            read_s=files.busy_s if files else 0.0,
+            wait_s=files.wait_s if files else 0.0,
+            own_s=experts.own_s if experts else 0.0,
+            prefetched=counts.started if counts else 0,
+            prefetched_right=counts.right if counts else 0,
+            prefetchable=counts.possible if counts else 0,
+            needed=counts.needed if counts else 0,
+            prefetching=experts is not None and experts.is_prefetching,
             ram_budget_bytes=self._plan.ram_bytes,
             ram_planned_bytes=self._plan.planned_bytes,
             ram_peak_bytes=self._peak.look(),

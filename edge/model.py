@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from haversack.devices.errors import CancelledError, ContextError, HaversackError, PromptError
+from haversack.devices.errors import CancelledError, ContextError, PromptError
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.ledger import Entry, Lease, ledger
 from haversack.devices.llama import MOST_ROWS
@@ -26,7 +26,8 @@ from haversack.edge.sequence import LogitsCall, RowsCall, TokenSequence
 from haversack.edge.stats import Stats
 from haversack.edge.templates import ChatTemplate
 from haversack.offload.engine import Engine
-from haversack.offload.seam import Forecast, Watcher
+from haversack.offload.expert_engine import Predict
+from haversack.offload.routing import Watcher
 
 Message = Mapping[str, Any]
 
@@ -116,8 +117,8 @@ class Model:
         entry "free" they add up to `plan.ram_bytes`. Takes about 5 ms for each GiB of slots.
         Raises ClosedError."""
         with self._loop.beside() as engine:
-            store = engine.store
-            slots_bytes = sum(pool.resident_bytes for pool in store.pools) if store else 0
+            pools = engine.experts.pools if engine.experts is not None else ()
+            slots_bytes = sum(pool.resident_bytes for pool in pools)
             process = Entry("process", self.plan.process_bytes, ledger.others_bytes())
             entries = [process, *self._lease.entries(slots_bytes)]
         free_bytes = self.plan.ram_bytes - sum(entry.reserved_bytes for entry in entries)
@@ -232,28 +233,26 @@ class Model:
         with self._state:
             return self._last_stats or self._loop.stats()
 
-    def watch_routing(self, watcher: Watcher | None, forecast: Forecast | None = None) -> None:
+    def watch_routing(self, watcher: Watcher | None, predict: Predict | None = None) -> None:
         """Have `watcher` told of every router's choice while the model runs: the layer, the ids
         (tokens, experts per token), which it may change in place, and their node in llama.cpp's
-        graph, valid until it returns (`offload.predictor.chosen_probabilities` takes it).
+        graph, valid until it returns (`offload.routing.chosen_probabilities` takes it). What the
+        model has computed so far is forgotten.
 
-        Nothing is read ahead meanwhile but what `forecast` says, if it is given: from a layer's
+        Nothing is prefetched meanwhile but what `predict` says, if it is given: from a layer's
         number, the experts that it may choose for the token under way, the likeliest first. Raises
         HaversackError where no expert is streamed, as no router is looked at then, ClosedError."""
         with self._loop.between_passes() as engine:
-            if engine.seam is None:
-                raise HaversackError(
-                    "all experts are in memory and no router is watched: lower --ram"
-                )
-            engine.seam.watch(watcher, forecast)
+            engine.watch(watcher, predict)
+            self._loop.start_anew()
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless our own books agree; for tests and the worried. Raises
         ClosedError."""
         with self._loop.between_passes() as engine:
             self._loop.check_integrity()
-            if engine.store is not None:
-                engine.store.check_integrity()
+            if engine.experts is not None:
+                engine.experts.check_integrity()
 
     def close(self) -> None:
         """Stop the calls that run and give all memory back to the system; may be called twice.

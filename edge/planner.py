@@ -18,7 +18,7 @@ from haversack.devices.system import host
 from haversack.devices.units import format_bytes, format_need, parse_bytes
 from haversack.devices.vocabulary import Vocabulary
 from haversack.edge.ram_budget import Budget
-from haversack.offload.executor import scratch_bytes
+from haversack.offload.expert_engine import scratch_bytes
 from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes, slot_bytes
 from haversack.quant.gguf import ModelGeometry, read_geometry
 

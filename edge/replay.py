@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from haversack.cache.odds import DEPTH
 from haversack.devices.errors import PromptError
 from haversack.devices.ggml import GraphNode, is_choice
 from haversack.quant.gguf import ModelGeometry
@@ -19,6 +18,7 @@ Choice = npt.NDArray[np.int64]  # (steps, experts per token) ids, of one layer
 Weights = npt.NDArray[np.float32]  # theirs, of the same shape
 Experts = npt.NDArray[np.int32]  # (experts per token,) ids
 
+DEPTH = 3  # how many layers ahead the engine asks
 # Of what is known one layer ahead, how much is known two ahead, and so on. The built-in model's
 # routers know 0.75, 0.65 and 0.61; Mixtral's first choice is known to 0.96, 0.90 and 0.90 (HOBBIT,
 # arXiv 2411.01433).

@@ -5,18 +5,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from haversack.devices.errors import ModelFileError, StorageError
-from haversack.devices.expert_buffer import ExpertBuffer
+from haversack.devices.errors import HaversackError, ModelFileError, StorageError
 from haversack.devices.interrupts import StopFlag
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel, Progress
+from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel, OnNode, Progress
 from haversack.devices.storage import DirectFile
-from haversack.offload.executor import ExpertExecutor
-from haversack.offload.native_seam import NativeSeam
-from haversack.offload.pool import PoolPlan
+from haversack.offload.device import ContextDevice
+from haversack.offload.expert_buffer import ExpertBuffer
+from haversack.offload.expert_engine import ExpertEngine, Predict
+from haversack.offload.expert_files import NUM_READERS, ExpertFiles, OpenFile
+from haversack.offload.pool import ExpertPool, PoolPlan
 from haversack.offload.resident_file import read_residents, save_residents
-from haversack.offload.seam import Seam
-from haversack.offload.store import ExpertStore
-from haversack.offload.streamer import NUM_READERS, OpenFile, Streamer
+from haversack.offload.routing import RoutingWatch, Watcher
 from haversack.offload.trunk_check import TrunkCheck
 from haversack.quant.gguf import EXPERT_PATTERN, ModelGeometry
 from haversack.quant.trunk import hole_names
@@ -29,28 +28,52 @@ PoolPlans = Callable[[], Sequence[PoolPlan]]
 @dataclass(frozen=True)
 class LoadHooks:
     """What others have to say while a model is loaded: who is told of the progress, how the files
-    of its experts are opened and how many reads their drive needs at once, whether single tokens go
-    through our own library too or only through Python, its reference, and whether the model starts
-    from what its last run left."""
+    of its experts are opened and how many reads their drive needs at once, and whether the model
+    starts from what its last run left."""
 
     progress: Progress | None = None
     open_file: OpenFile = DirectFile
     num_readers: int = NUM_READERS
-    native: bool = True
     warm_start: bool = True
 
 
 class Engine:
-    """A model and its one context; with `store`, `streamer` and `seam` if experts are streamed."""
+    """A model, its one context and the device that computes parts of it; with `experts` and
+    `files` if experts are streamed."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: ContextShape) -> None:
         self.stop = StopFlag()
         self.model: LlamaModel
         self.context: LlamaContext
-        self.store: ExpertStore | None = None
-        self.streamer: Streamer | None = None
-        self.seam: Seam | None = None
+        self.experts: ExpertEngine | None = None
+        self.files: ExpertFiles | None = None
+        self._shape = shape
+        self._device: ContextDevice
         self._closers: list[Callable[[], None]] = []
+
+    def open_context(self, device: ContextDevice) -> None:
+        """Make the context, whose graphs `device` computes in part."""
+        self._device = device
+        self.on_close(device.close)
+        self.on_close(lambda: self.context.close())
+        self._renew_context(None)
+
+    def _renew_context(self, on_node: OnNode | None) -> None:
+        if hasattr(self, "context"):
+            self.context.close()
+        self.context = LlamaContext(self.model, self._shape, self._device, self.stop, on_node)
+
+    def watch(self, watcher: Watcher | None, predict: Predict | None = None) -> None:
+        """Have `watcher` told of every choice of a router, or nobody, see `RoutingWatch`. The
+        context is made anew, and empty. Raises HaversackError where no experts are streamed."""
+        if self.experts is None:
+            raise HaversackError("all experts are in memory and no router is watched: lower --ram")
+        if predict is not None:
+            self.experts.predict_by(predict)
+        else:
+            self.experts.predict_by_routers(watcher is None)
+        watch = None if watcher is None else RoutingWatch(watcher, self.experts.fail).on_node
+        self._renew_context(watch)
 
     def on_close(self, closer: Callable[[], None]) -> None:
         """Have `close` call `closer`, before those it was told of earlier."""
@@ -63,13 +86,12 @@ class Engine:
 
 
 def open_resident(path: Path, shape: ContextShape, progress: Progress | None = None) -> Engine:
-    """The whole model in memory: llama.cpp alone, without a hook. Raises ModelFileError."""
-    engine = Engine()
+    """The whole model in memory: llama.cpp alone multiplies with experts. Raises ModelFileError."""
+    engine = Engine(shape)
     try:
         engine.model = LlamaModel(path, progress=progress)
         engine.on_close(engine.model.close)
-        engine.context = LlamaContext(engine.model, shape, stop=engine.stop)
-        engine.on_close(engine.context.close)
+        engine.open_context(ContextDevice(shape.threads))
     except BaseException:
         engine.close()
         raise
@@ -88,7 +110,7 @@ def open_streamed(
     `pool_plans` is asked once the trunk is loaded, so that it can measure what is left. Raises
     DamagedTrunkError, ModelFileError, StorageError, and whatever `pool_plans` and the hooks raise.
     """
-    engine = Engine()
+    engine = Engine(shape)
     try:
         _open_streamed(engine, geometry, trunk, shape, pool_plans, hooks or LoadHooks())
     except BaseException:
@@ -110,58 +132,68 @@ def _open_streamed(
     progress = hooks.progress
     if progress is not None:
         progress = _without_holes(progress, trunk.stat().st_size / geometry.trunk_bytes)
-    experts = ExpertBuffer(EXPERT_PATTERN)
-    engine.on_close(experts.close)
+    buffer = ExpertBuffer(EXPERT_PATTERN)
+    engine.on_close(buffer.close)
     check = TrunkCheck(trunk, hole_names(geometry))
-    engine.model = _load_trunk(trunk, experts, progress, check)
+    engine.model = _load_trunk(trunk, buffer, progress, check)
     engine.on_close(engine.model.close)
     engine.on_close(check.close)
     check.begin(engine.model)
-    plans = pool_plans()
-    streamer = engine.streamer = Streamer(geometry.paths, hooks.num_readers, hooks.open_file)
-    engine.on_close(streamer.close)
-    store = engine.store = ExpertStore(geometry, plans, streamer, engine.stop)
-    engine.on_close(store.close)
-    for pool in store.pools:
-        pool.touch_ahead(streamer.readers)
+    experts = _open_experts(engine, geometry, pool_plans(), hooks, shape.batch_tokens)
     if hooks.warm_start:
-        engine.on_close(lambda: _save_residents(store, trunk))
-    engine.on_close(streamer.close)  # again, and first: no read may outlive the slots
-    if hooks.warm_start:
-        _start_warm(store, trunk)
-    executor = ExpertExecutor(geometry.layers, shape.batch_tokens, shape.threads)
-    engine.on_close(executor.close)
-    make_seam = NativeSeam if hooks.native else Seam
-    seam = engine.seam = make_seam(geometry, store, executor, engine.stop)
-    engine.on_close(seam.close)
-    seam.attach(geometry, experts)
-    engine.context = LlamaContext(engine.model, shape, hook=seam, stop=engine.stop)
-    engine.on_close(engine.context.close)
+        engine.on_close(lambda: _save_residents(experts, trunk))
+        _start_warm(experts, trunk)
+    device = ContextDevice(shape.threads, experts)
+    device.attach(geometry, buffer.weights())
+    engine.open_context(device)
     check.finish()
 
 
+def _open_experts(
+    engine: Engine,
+    geometry: ModelGeometry,
+    plans: Sequence[PoolPlan],
+    hooks: LoadHooks,
+    batch_tokens: int,
+) -> ExpertEngine:
+    """The slots, what reads into them and what keeps their books. They close the other way round,
+    but the readers first: no read may outlive its slot or what remembers it."""
+    pools: list[ExpertPool] = []
+    for plan in plans:
+        pools.append(ExpertPool(plan))
+        engine.on_close(pools[-1].close)
+    files = engine.files = ExpertFiles(geometry.paths, hooks.num_readers, hooks.open_file)
+    experts = ExpertEngine(geometry, pools, files.readers, engine.stop, batch_tokens)
+    for pool in pools:
+        pool.touch_ahead(files.readers)
+    engine.on_close(experts.close)
+    engine.on_close(files.close)
+    engine.experts = experts
+    return experts
+
+
 def _load_trunk(
-    trunk: Path, experts: ExpertBuffer, progress: Progress | None, check: TrunkCheck
+    trunk: Path, buffer: ExpertBuffer, progress: Progress | None, check: TrunkCheck
 ) -> LlamaModel:
     try:
-        return LlamaModel(trunk, experts=experts, progress=progress)
+        return LlamaModel(trunk, experts=buffer, progress=progress)
     except ModelFileError:  # of a damaged trunk llama.cpp may say anything
         check.compare_file()
         raise
 
 
-def _start_warm(store: ExpertStore, trunk: Path) -> None:
+def _start_warm(experts: ExpertEngine, trunk: Path) -> None:
     """What cannot be used is of a form that only another version writes: it is no error."""
     saved = read_residents(trunk)
     if saved is not None:
         try:
-            store.start_warm(saved)
+            experts.start_warm(saved)
         except ValueError as error:
             _log.warning("cannot start from what was saved beside %s: %s", trunk, error)
 
 
-def _save_residents(store: ExpertStore, trunk: Path) -> None:
-    residents = store.residents()
+def _save_residents(experts: ExpertEngine, trunk: Path) -> None:
+    residents = experts.residents()
     if residents is not None:
         save_residents(trunk, residents)
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from haversack.cache.slots import SlotTable
 from haversack.devices.errors import BudgetError
 from haversack.devices.memory import PAGE_BYTES, SlotMemory
 from haversack.devices.readers import Readers
@@ -66,8 +65,6 @@ class ExpertPool:
 
     def __init__(self, plan: PoolPlan) -> None:
         self.plan = plan
-        spare = spare_slots(plan.num_slots)
-        self.table = SlotTable(plan.layers, plan.num_experts, plan.num_slots, num_spare=spare)
         self.num_slots = 0
         self._strides = tuple(stride_bytes(num_bytes) for num_bytes in plan.shape)
         most_slots = max(plan.num_slots, plan.num_experts * len(plan.layers))

@@ -113,48 +113,7 @@ class TypeTraitsCpu(c.Structure):
     )
 
 
-GetName = CFunction(Address, Address)  # const char *: an address, so that nothing leaks
-AllocBuffer = CFunction(Address, Address, c.c_size_t)
-GetAlignment = CFunction(c.c_size_t, Address)
-IsHost = CFunction(c.c_bool, Address)
-FreeBuffer = CFunction(None, Address)
-GetBase = CFunction(Address, Address)
-InitTensor = CFunction(c.c_int, Address, Address)
-SetTensor = CFunction(None, Address, Address, Address, c.c_size_t, c.c_size_t)
 SetTensorData = CFunction(None, Address, Address)
-
-
-class BufferTypeInterface(c.Structure):
-    """struct ggml_backend_buffer_type_i"""
-
-    _fields_ = (
-        ("get_name", GetName),
-        ("alloc_buffer", AllocBuffer),
-        ("get_alignment", GetAlignment),
-        ("get_max_size", Address),
-        ("get_alloc_size", Address),
-        ("is_host", IsHost),
-    )
-
-
-class BufferType(c.Structure):
-    """struct ggml_backend_buffer_type"""
-
-    _fields_ = (("iface", BufferTypeInterface), ("device", Address), ("context", Address))
-
-
-class BufferInterface(c.Structure):
-    """struct ggml_backend_buffer_i"""
-
-    _fields_ = (
-        ("free_buffer", FreeBuffer),
-        ("get_base", GetBase),
-        ("init_tensor", InitTensor),
-        ("memset_tensor", Address),
-        ("set_tensor", SetTensor),
-        *((name, Address) for name in ("get_tensor", "set_tensor_2d", "get_tensor_2d")),
-        *((name, Address) for name in ("cpy_tensor", "clear", "reset")),
-    )
 
 
 class BufferOverride(c.Structure):
@@ -260,10 +219,6 @@ ggml_type_size = prototype(_base, "ggml_type_size", c.c_size_t, _I)
 ggml_type_name = prototype(_base, "ggml_type_name", _S, _I)
 # const char * ggml_op_name(enum ggml_op op)
 ggml_op_name = prototype(_base, "ggml_op_name", _S, _I)
-# ggml_backend_buffer_t ggml_backend_buffer_init(buft, struct ggml_backend_buffer_i, void *, size_t)
-ggml_backend_buffer_init = prototype(
-    _base, "ggml_backend_buffer_init", _A, _A, BufferInterface, _A, c.c_size_t
-)
 # enum ggml_status ggml_backend_graph_compute(ggml_backend_t backend, struct ggml_cgraph * cgraph)
 ggml_backend_graph_compute = prototype(_base, "ggml_backend_graph_compute", _I, _A, _A)
 # void ggml_backend_free(ggml_backend_t backend)

@@ -2,7 +2,7 @@
 #include "openmp.hpp"
 #include "team.hpp"
 #include "checksum.hpp"
-#include "token_path.hpp"
+#include "readers.hpp"
 
 #include <system_error>
 
@@ -50,37 +50,6 @@ API void haversack_readers_counts(Readers *readers, Counts *counts) { *counts = 
 API bool haversack_readers_by_ring(Readers *readers) { return readers->by_ring(); }
 API void haversack_readers_close(Readers *readers) { readers->close(); }
 API void haversack_readers_delete(Readers *readers) { delete readers; }
-
-API TokenPath *haversack_token_path_new(const Ggml *ggml, const Python *python, const Odds *odds,
-                                        Readers *readers) {
-    return new TokenPath(*ggml, *python, *odds, readers);
-}
-API void haversack_token_path_add_table(TokenPath *path, const Table *table) {
-    path->add_table(*table);
-}
-API void haversack_token_path_add_layer(TokenPath *path, const Layer *layer) {
-    path->add_layer(*layer);
-}
-API void haversack_token_path_add_product(TokenPath *path, Tensor *weight, int32_t layer,
-                                          int32_t index) {
-    path->add_product(weight, layer, index);
-}
-API void haversack_token_path_add_router(TokenPath *path, int32_t layer, const Router *router) {
-    path->add_router(layer, *router);
-}
-API TokenState *haversack_token_path_state(TokenPath *path) { return &path->state; }
-// ggml_backend_sched_eval_callback
-API bool haversack_token_path_on_node(Tensor *node, bool ask, TokenPath *path) {
-    return path->on_node(node, ask);
-}
-API int32_t haversack_token_path_read_ahead(TokenPath *path, int32_t layer, const int32_t *experts,
-                                            int32_t count, int32_t ahead) {
-    return path->read_ahead(layer, experts, count, ahead);
-}
-API void haversack_token_path_release(TokenPath *path) { path->release(); }
-API void haversack_token_path_withdraw(TokenPath *path) { path->withdraw(); }
-API void haversack_token_path_forget(TokenPath *path) { path->forget(); }
-API void haversack_token_path_delete(TokenPath *path) { delete path; }
 
 API int haversack_team_take_over(void *function) { return take_over_openmp(function); }
 API void haversack_team_set(int num_threads, double spin_s) {

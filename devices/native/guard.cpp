@@ -122,6 +122,22 @@ void keep_failure(const char *message) {
 
 const char *last_failure() { return failure.c_str(); }
 
+thread_local void *call_owner = nullptr;
+
+namespace {
+
+// Names the owner for the time of a call.
+class Owned {
+  public:
+    explicit Owned(void *owner) : outer_(call_owner) { call_owner = owner; }
+    ~Owned() { call_owner = outer_; }
+
+  private:
+    void *const outer_;
+};
+
+}  // namespace
+
 }  // namespace haversack
 
 using namespace haversack;
@@ -153,11 +169,13 @@ API void *haversack_guard_load_model(void *(*load)(const char *, ModelParams), c
     return guarded<void *>(nullptr, [&] { return load(path, *params); });
 }
 API void *haversack_guard_init_context(void *(*init)(void *, ContextParams), void *model,
-                                       const ContextParams *params) {
+                                       const ContextParams *params, void *owner) {
+    Owned owned(owner);
     return guarded<void *>(nullptr, [&] { return init(model, *params); });
 }
 API int32_t haversack_guard_decode(int32_t (*decode)(void *, Batch), void *context,
-                                   const Batch *batch) {
+                                   const Batch *batch, void *owner) {
+    Owned owned(owner);
     return guarded<int32_t>(-1, [&] { return decode(context, *batch); });
 }
 API int32_t haversack_guard_piece(int32_t (*piece)(const void *, int32_t, char *, int32_t, int32_t,

@@ -20,6 +20,9 @@ class Guard {
     void *outer_;  // where on the stack the enclosing guard stands
 };
 
+// For whom llama.cpp makes or computes a context on this thread now, as the caller said; else null.
+extern thread_local void *call_owner;
+
 // Keep why the latest guarded call of this thread failed; see haversack_guard_failure.
 void keep_failure(const char *message);
 const char *last_failure();

@@ -5,11 +5,10 @@
 #include <sys/mman.h>
 
 #include "engine.hpp"
+#include "guard.hpp"
 #include "rows.hpp"
 
 namespace haversack {
-
-thread_local ContextDevice *active_device = nullptr;
 
 namespace {
 
@@ -31,12 +30,15 @@ Status compute(Backend *backend, Graph *graph) {
 
 const char *device_name(Device *) { return NAME; }
 void memory(Device *, size_t *free, size_t *total) { *free = *total = 0; }
-int32_t device_type(Device *) { return DEVICE_TYPE_ACCEL; }
 
-void properties(Device *, DeviceProperties *wanted) {
+// llama.cpp adds every accelerator to every context that is made in the process, but of several
+// devices of the type CPU it takes the first, which is its own. So only our contexts get this one.
+int32_t device_type(Device *) { return call_owner ? DEVICE_TYPE_ACCEL : DEVICE_TYPE_CPU; }
+
+void properties(Device *device, DeviceProperties *wanted) {
     *wanted = {};
     wanted->name = wanted->description = NAME;
-    wanted->type = DEVICE_TYPE_ACCEL;
+    wanted->type = device_type(device);
 }
 
 Backend *make_backend(Device *device, const char *) {
@@ -47,13 +49,18 @@ Backend *make_backend(Device *device, const char *) {
     backend->free = free_backend;
     backend->graph_compute = compute;
     backend->device = device;
-    backend->context = active_device;
+    backend->context = call_owner;
     return backend;
 }
 
 // Weights are never placed in a buffer of this type, as it is the CPU's.
 BufferType *buffer_type(Device *) { return ggml().backend_cpu_buffer_type(); }
-bool supports_op(Device *, const Tensor *op) { return active_device && active_device->claims(op); }
+
+// The device is one for the process; llama.cpp asks it on the thread that makes or computes a context.
+bool supports_op(Device *, const Tensor *op) {
+    return call_owner && ((ContextDevice *)call_owner)->claims(op);
+}
+
 bool supports_buffer(Device *, BufferType *type) { return ggml().backend_buft_is_host(type); }
 
 const char *registry_name(Registry *) { return NAME; }

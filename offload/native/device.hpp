@@ -45,9 +45,6 @@ class ContextDevice {
 // wrong, or an empty text.
 const char *register_device(const void *llama_function);
 
-// The device that llama.cpp's calls on this thread belong to; null: none of ours.
-extern thread_local ContextDevice *active_device;
-
 // Address space without memory, where llama.cpp believes its expert weights to lie. While a model
 // loads, the buffer says that it is no host memory and that tensors in it have no bytes, so the
 // loader writes nothing. Afterwards it counts as host memory, so no result is copied for the device.

@@ -32,8 +32,8 @@ static_assert(sizeof(Tensor) == 336, "another layout than llama.cpp's");
 
 constexpr int32_t TYPE_F32 = 0, TYPE_F16 = 1, TYPE_I32 = 26, TYPE_BF16 = 30;  // enum ggml_type
 constexpr int32_t FLAG_COMPUTE = 16;  // a graph skips nodes without it
-enum Status : int32_t { ALLOC_FAILED = -2, FAILED = -1, SUCCESS = 0, ABORTED = 1 };
-constexpr int DEVICE_TYPE_ACCEL = 3;  // enum ggml_backend_dev_type
+enum Status : int32_t { ALLOC_FAILED = -2, COMPUTE_FAILED = -1, SUCCESS = 0, ABORTED = 1 };
+constexpr int DEVICE_TYPE_CPU = 0, DEVICE_TYPE_ACCEL = 3;  // enum ggml_backend_dev_type
 
 struct Graph;  // struct ggml_cgraph
 struct Device;

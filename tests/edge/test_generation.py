@@ -48,13 +48,12 @@ def instants(num_lines: int, wanted: int) -> list[int]:
     return sorted({*range(1, 21), *spread, *range(max(1, num_lines - 20), num_lines + 1)})
 
 
-@pytest.fixture(params=["resident", "streamed", "by Python"])
+@pytest.fixture(params=["resident", "streamed"])
 def model(request: pytest.FixtureRequest, tiny_model: TinyModel, trunk_dir: Path) -> Any:
     planned = edge.plan(tiny_model(shape=TinyShape(num_experts=16)), "1GiB", ctx=64, threads=1)
     if request.param != "resident":
         planned = streamed(planned, 0.25)
-    native = request.param != "by Python"
-    options = edge.LoadOptions(cache_dir=trunk_dir, warm_start=False, native=native)
+    options = edge.LoadOptions(cache_dir=trunk_dir, warm_start=False)
     with edge.load(planned, options=options) as loaded:
         yield loaded
 

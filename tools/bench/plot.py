@@ -2,12 +2,10 @@
 
     python -m haversack.tools.bench.plot stream tools/results/*_stream.csv stream.png
     python -m haversack.tools.bench.plot policies tools/results/policies.csv policies.png
-    python -m haversack.tools.bench.plot timeline OUT.csv timeline.png
 
 `stream`: tokens a second against the share of the experts in slots, by the speed of the drive,
 beside the bound. `policies`: hit rates against that share by eviction rule, beside the oracle. Both
-have a panel for each recorded model. `timeline`: one token, layer by layer, as
-`tools.bench.timeline` saw it. Needs the extra `train` (matplotlib).
+have a panel for each recorded model. Needs the extra `train` (matplotlib).
 """
 
 import argparse
@@ -23,14 +21,6 @@ from haversack.tools.command_line import tool
 Row = dict[str, str]
 
 _ORACLE = "belady"
-
-# Of a timeline: how each kind is called and coloured, and its place in the layer's lane.
-_LANES = {
-    "compute": ("llama.cpp computes", "tab:green", 0.0, 0.4),
-    "late": ("late experts: multiplied as they come", "tab:olive", 0.0, 0.4),
-    "demand": ("read on demand", "tab:red", 0.4, 0.2),
-    "ahead": ("read ahead", "tab:blue", 0.6, 0.2),
-}
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -85,33 +75,6 @@ def draw_policies(rows: Sequence[Row], path: Path) -> None:
     _finish(figure, panels[:1], path)
 
 
-def draw_timeline(rows: Sequence[Row], path: Path) -> None:
-    """A token's intervals in a lane for each layer, the first at the top."""
-    figure, (axes,) = _figure(1)
-    for kind, (label, color, top, height) in _LANES.items():
-        chosen = [row for row in rows if row["kind"] == kind]
-        begins = [1e3 * float(row["begin_s"]) for row in chosen]
-        widths = [1e3 * float(row["end_s"]) - b for row, b in zip(chosen, begins, strict=True)]
-        lanes = [int(row["layer"]) + top for row in chosen]
-        # reads overlap: the darker, the more at once
-        alpha = 0.4 if kind in ("demand", "ahead") else 1.0
-        style = {"align": "edge", "color": color, "alpha": alpha, "label": label}
-        axes.barh(lanes, widths, height, begins, **style)
-    routers = [row for row in rows if row["kind"] == "router"]
-    axes.vlines(
-        [1e3 * float(row["begin_s"]) for row in routers],
-        [int(row["layer"]) - 0.1 for row in routers],
-        [int(row["layer"]) + 0.9 for row in routers],
-        colors="black",
-        label="router has chosen",
-    )
-    layers = sorted({int(row["layer"]) for row in rows})
-    axes.set_yticks([layer + 0.4 for layer in layers], [str(layer) for layer in layers])
-    axes.set(xlabel="milliseconds since the token began", ylabel="layer")
-    axes.invert_yaxis()
-    _finish(figure, [axes], path)
-
-
 def _figure(num_panels: int) -> tuple[Any, list[Any]]:
     import_module("matplotlib").use("agg")
     subplots = import_module("matplotlib.pyplot").subplots
@@ -126,7 +89,7 @@ def _finish(figure: Any, with_legend: Sequence[Any], path: Path) -> None:
     figure.savefig(path, dpi=100, bbox_inches="tight")
 
 
-DRAWN = {"stream": draw_stream, "policies": draw_policies, "timeline": draw_timeline}
+DRAWN = {"stream": draw_stream, "policies": draw_policies}
 
 
 @tool

@@ -38,8 +38,8 @@ from haversack.devices.units import parse_bytes
 from haversack.edge.bench import Decoded, decode, single_tokens
 from haversack.edge.planner import Plan, streamed
 from haversack.edge.replay import Replay, Trace
+from haversack.offload.expert_engine import Predict
 from haversack.offload.pool import spare_slots
-from haversack.offload.seam import Forecast
 from haversack.tools.bench.limited import LimitedResult, measure_limited
 from haversack.tools.bench.steady_drive import SteadyDrive, drive_bytes_s, is_faster, warm
 from haversack.tools.command_line import USAGE_EXIT_CODE, positive, tool, write_rows
@@ -115,7 +115,7 @@ def suited(trace: Trace, planned: Plan) -> Trace:
 
 
 def replayed(
-    model: edge.Model, replay: Replay, tokens: int, forecast: Forecast | None = None
+    model: edge.Model, replay: Replay, tokens: int, forecast: Predict | None = None
 ) -> Decoded:
     """What `tokens` tokens take, after a warm-up, with the trace's routing from its start on."""
     replay.rewind()

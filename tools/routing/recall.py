@@ -21,8 +21,10 @@ import numpy.typing as npt
 from haversack import edge
 from haversack.devices.ggml import GraphNode
 from haversack.edge.planner import STREAMED, Plan, streamed
-from haversack.offload.predictor import Predictor, Vector
+from haversack.offload.routing import Router, router_input
 from haversack.tools.command_line import positive, print_table, tool, write_rows
+
+Vector = npt.NDArray[np.float32]
 
 DEPTHS = (1, 2, 3)  # layers ahead
 EXTRAS = (0, 2)  # experts guessed beyond as many as a token uses
@@ -36,13 +38,14 @@ class Recall:
         self.layers = layers
         self.num_chosen = np.zeros((len(layers), len(DEPTHS)), np.int64)  # (L, D)
         self.num_foretold = np.zeros((len(layers), len(DEPTHS), len(EXTRAS)), np.int64)
-        self._predictor = Predictor()
+        self._routers: dict[int, Router | None] = {}
         self._single = False  # the pass under way is of one token
         self._inputs: deque[Vector | None] = deque(maxlen=len(DEPTHS))  # its latest layers' first
 
     def __call__(self, layer: int, ids: npt.NDArray[np.int32], choice: GraphNode) -> None:
         """Compare `ids` (T, K), the choice of `layer`, with what was foretold, if T is 1."""
-        router_input = self._predictor.learn(layer, choice)
+        if layer not in self._routers:
+            self._routers[layer] = Router.learn(choice)
         if layer == self.layers[0]:  # a prompt's last layer may choose for one token
             self._single = len(ids) == 1
             self._inputs.clear()
@@ -51,15 +54,16 @@ class Recall:
         for depth, inputs in zip(DEPTHS, self._inputs, strict=False):
             if inputs is not None:
                 self._compare(layer, depth, inputs, ids[0])
-        inputs = None if router_input is None else router_input.array(np.float32)[0, 0].copy()
-        self._inputs.appendleft(inputs)
+        found = router_input(choice)
+        self._inputs.appendleft(None if found is None else found.array(np.float32)[0, 0].copy())
 
     def _compare(
         self, layer: int, depth: int, inputs: Vector, chosen: npt.NDArray[np.int32]
     ) -> None:
-        likeliest = self._predictor.likeliest(layer, inputs, max(EXTRAS))
-        if likeliest is None:
+        router = self._routers.get(layer)
+        if router is None:
             return
+        likeliest = router.likeliest(inputs, max(EXTRAS))
         cell = self.layers.index(layer) - depth, DEPTHS.index(depth)
         self.num_chosen[cell] += len(chosen)
         for index, extra in enumerate(EXTRAS):

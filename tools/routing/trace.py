@@ -22,7 +22,7 @@ from haversack import edge
 from haversack.devices.ggml import GraphNode
 from haversack.edge.planner import STREAMED, streamed
 from haversack.edge.replay import Weights
-from haversack.offload.predictor import chosen_probabilities
+from haversack.offload.routing import chosen_probabilities
 from haversack.tools.command_line import positive, tool
 
 

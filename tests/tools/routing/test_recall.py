@@ -11,7 +11,7 @@ import pytest
 from haversack import edge
 from haversack.devices.ggml import GgufHeader, GraphNode
 from haversack.edge.planner import streamed
-from haversack.offload.predictor import Predictor
+from haversack.offload.routing import router_input
 from haversack.tools.models.architectures import TinyShape
 from haversack.tools.routing.measures import prediction_recall
 from haversack.tools.routing.recall import DEPTHS, EXTRAS, Recall, main
@@ -33,15 +33,15 @@ def routers_of(path: Path) -> list[npt.NDArray[np.float32]]:
 def test_it_is_what_a_whole_run_says(tiny_model: Any, trunk_dir: Path) -> None:
     path = tiny_model("qwen3moe", shape=SHAPE)
     layers = range(SHAPE.num_hidden_layers)
-    recall, predictor = Recall(layers), Predictor()
+    recall = Recall(layers)
     inputs: list[list[Any]] = [[] for _ in layers]
     choices: list[list[Any]] = [[] for _ in layers]
 
     def watch(layer: int, ids: npt.NDArray[np.int32], choice: GraphNode) -> None:
         recall(layer, ids, choice)
-        router_input = predictor.learn(layer, choice)
-        assert router_input is not None
-        inputs[layer].append(router_input.array(np.float32)[0, 0].copy())
+        found = router_input(choice)
+        assert found is not None
+        inputs[layer].append(found.array(np.float32)[0, 0].copy())
         choices[layer].append(ids[0].copy())
 
     planned = streamed(edge.plan(path, ram="1TiB", ctx=64, threads=1), 0.0)

@@ -1,0 +1,127 @@
+"""The binding to the engine in our own library. Its sources are in offload/native/; the functions
+are listed in api.cpp, the structures in the headers that their docstrings name."""
+
+import ctypes as c
+
+from haversack.devices import _native as native
+from haversack.devices._native import Address, CFunction, own
+from haversack.devices.errors import BindingError
+
+MAX_MATRICES = 4
+
+
+class Matrix(c.Structure):
+    """struct Matrix (native/layer.hpp)"""
+
+    _fields_ = (
+        ("rooms", Address),
+        *((name, c.c_int64) for name in ("stride", "rest", "offset", "num_bytes")),
+        *((name, c.c_int64) for name in ("num_inputs", "num_rows")),
+        *((name, c.c_int32) for name in ("file", "type")),
+    )
+
+
+class Layer(c.Structure):
+    """struct Layer (native/layer.hpp)"""
+
+    _fields_ = (
+        *((name, c.c_int32) for name in ("number", "row", "pool", "num_matrices")),
+        ("matrices", Matrix * MAX_MATRICES),
+    )
+
+
+Predict = CFunction(c.c_int32, c.c_int32, c.POINTER(c.c_int32))
+
+
+class Caller(c.Structure):
+    """struct Caller (native/engine.hpp)"""
+
+    _fields_ = (("should_stop", own.ShouldStop), ("predict", Predict))
+
+
+class EngineState(c.Structure):
+    """struct EngineState (native/engine.hpp)"""
+
+    _fields_ = (
+        *((name, c.c_int32) for name in ("predictions", "failure")),
+        *((name, Address) for name in ("failed_node", "failed_read")),
+        *((name, c.c_int64) for name in ("failed_offset", "failed_need", "failed_got")),
+        *((name, c.c_int32) for name in ("failed_file", "failed_error")),
+        *((name, c.c_int64) for name in ("hits", "misses", "num_calls")),
+        ("own_s", c.c_double),
+    )
+
+
+class PrefetchCounts(c.Structure):
+    """struct PrefetchCounts (native/prefetch.hpp)"""
+
+    _fields_ = tuple((name, c.c_int64) for name in ("started", "right", "possible", "needed"))
+
+
+if own.library is not None:
+    _A, _S, _L, _Q, _B = Address, c.c_char_p, c.c_int32, c.c_size_t, c.c_bool
+    _prototype = own.own_prototype
+    _device_register = _prototype("device_register", _S, _A)
+    expert_buffer_new = _prototype("expert_buffer_new", _A)
+    expert_buffer_type = _prototype("expert_buffer_type", _A, _A)
+    expert_buffer_finish_loading = _prototype("expert_buffer_finish_loading", None, _A)
+    expert_buffer_failed = _prototype("expert_buffer_failed", _B, _A)
+    _expert_buffer_weights = _prototype("expert_buffer_weights", _Q, _A, c.POINTER(_A), _Q)
+    expert_buffer_delete = _prototype("expert_buffer_delete", None, _A)
+    device_new = _prototype("device_new", _A, _A, c.c_int)
+    device_add_weight = _prototype("device_add_weight", None, _A, _A, c.c_int, c.c_int, _B)
+    device_delete = _prototype("device_delete", None, _A)
+    engine_new = _prototype("engine_new", _A, c.POINTER(Caller), _A, _L, c.c_int64)
+    engine_add_pool = _prototype("engine_add_pool", None, _A, _L, _L, _L, _L)
+    engine_add_layer = _prototype("engine_add_layer", None, _A, c.POINTER(Layer))
+    engine_finish = _prototype("engine_finish", None, _A)
+    engine_state = _prototype("engine_state", c.POINTER(EngineState), _A)
+    _engine_counts = _prototype("engine_counts", None, _A, c.POINTER(PrefetchCounts))
+    engine_end_pass = _prototype("engine_end_pass", _L, _A, _B)
+    engine_is_prefetching = _prototype("engine_is_prefetching", _B, _A)
+    engine_withdraw = _prototype("engine_withdraw", None, _A)
+    engine_resize_pool = _prototype("engine_resize_pool", None, _A, _L, _L)
+    engine_pool = _prototype("engine_pool", _A, _A, _L)
+    engine_start_warm = _prototype("engine_start_warm", None, _A, _A, _Q)
+    engine_not_warm = _prototype("engine_not_warm", _Q, _A, _A, _Q)
+    engine_delete = _prototype("engine_delete", None, _A)
+    slots_new = _prototype("slots_new", _A, _L, _L, _L, _L)
+    slots_find = _prototype("slots_find", _L, _A, _L, _L)
+    slots_use = _prototype("slots_use", None, _A, _L, _A, _Q)
+    slots_claim = _prototype("slots_claim", None, _A, _L, _A, _Q, _A)
+    slots_fill = _prototype("slots_fill", None, _A, _L)
+    slots_drop = _prototype("slots_drop", None, _A, _L)
+    slots_pin = _prototype("slots_pin", None, _A, _L)
+    slots_unpin = _prototype("slots_unpin", None, _A, _L)
+    slots_resize = _prototype("slots_resize", None, _A, _L)
+    slots_residents = _prototype("slots_residents", _Q, _A, _A, _Q)
+    slots_uses = _prototype("slots_uses", None, _A, _A, _A)
+    slots_remember = _prototype("slots_remember", None, _A, _A, _A)
+    slots_fault = _prototype("slots_fault", _S, _A)
+    slots_delete = _prototype("slots_delete", None, _A)
+    router_learn = _prototype("router_learn", _A, _A)
+    router_input = _prototype("router_input", _A, _A)
+    router_choose = _prototype("router_choose", _L, _A, _A, _L, _A)
+    router_num_experts = _prototype("router_num_experts", _L, _A)
+    router_delete = _prototype("router_delete", None, _A)
+    wrong = _device_register(native.llama_function("llama_decode"))
+    if wrong:
+        raise BindingError(
+            f"haversack's device cannot be registered: {wrong.decode()}; install llama-cpp-python"
+            f" {native.KNOWN_LLAMA_CPP_PYTHON}"
+        )
+
+
+def placed_weights(buffer: int) -> list[int]:
+    """The addresses of the tensors that llama.cpp has placed in an expert buffer."""
+    count = _expert_buffer_weights(buffer, None, 0)
+    found = (Address * count)()
+    _expert_buffer_weights(buffer, found, count)
+    return [int(address or 0) for address in found]
+
+
+def prefetch_counts(engine: int) -> PrefetchCounts:
+    """What was prefetched since the engine was made."""
+    counts = PrefetchCounts()
+    _engine_counts(engine, c.byref(counts))
+    return counts

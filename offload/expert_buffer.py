@@ -1,0 +1,52 @@
+"""The buffer type that keeps llama.cpp's hands off the routed experts."""
+
+from haversack.devices import _native as native
+from haversack.devices.errors import HaversackError
+from haversack.devices.ggml import GraphNode
+from haversack.offload import _native as engine
+
+
+class ExpertBuffer:
+    """Address space without memory, where llama.cpp believes its expert weights to lie; see
+    native/device.hpp. The object must outlive the model.
+
+    `pattern` is the regular expression of the tensor names to keep out.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        self._address: int | None = engine.expert_buffer_new()
+        buffer_type = engine.expert_buffer_type(self._address)
+        self._overrides = (native.BufferOverride * 2)(
+            native.BufferOverride(pattern.encode(), buffer_type), native.BufferOverride(None, None)
+        )
+
+    @property
+    def overrides_address(self) -> int:
+        """What `llama_model_params.tensor_buft_overrides` takes."""
+        return int(native.addressof(self._overrides))
+
+    @property
+    def error(self) -> HaversackError | None:
+        """Why the addresses could not be had, if they could not."""
+        if self._address is None or not engine.expert_buffer_failed(self._address):
+            return None
+        return HaversackError(
+            "there is no address space left for the model's experts: raise the limit on virtual"
+            " memory (ulimit -v)"
+        )
+
+    def weights(self) -> dict[str, int]:
+        """The addresses of the tensors that were kept out, by name."""
+        assert self._address is not None, "the buffer is closed"
+        found = engine.placed_weights(self._address)
+        return {GraphNode(address).name: address for address in found}
+
+    def finish_loading(self) -> None:
+        """The model is loaded: from now on this is host memory."""
+        engine.expert_buffer_finish_loading(self._address)
+
+    def close(self) -> None:
+        """Give the address space back, after the model is gone; may be called twice."""
+        if self._address is not None:
+            engine.expert_buffer_delete(self._address)
+            self._address = None

@@ -1,0 +1,329 @@
+"""The experts of a model in slots, and what brings them there: the engine in offload/native/, as
+Python starts it, watches it and ends it. While a pass runs nothing of it is Python's."""
+
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.cache.policies import Memory
+from haversack.devices import _native as devices
+from haversack.devices._native import own
+from haversack.devices.errors import BindingError, CancelledError, HaversackError
+from haversack.devices.ggml import GraphNode, row_type
+from haversack.devices.interrupts import StopFlag
+from haversack.devices.readers import Failure, Readers
+from haversack.offload import _native as native
+from haversack.offload.pool import ExpertPool, resting_place, spare_slots
+from haversack.offload.resident_file import Residents
+from haversack.quant.blocks import block_type
+from haversack.quant.gguf import ExpertLayer, ExpertMatrix, ModelGeometry
+
+Experts = npt.NDArray[np.integer]
+Predict = Callable[[int], Experts | None]  # what a layer may choose, the likeliest first
+
+_LEAST_ROWS = 1024  # of several rows' experts in one graph: enough to keep the cores busy
+_MOST_TABLE_BYTES = 8 * 1024 * 1024  # of llama.cpp's table of matrices and rows, see engine.cpp
+_MAPPING_BYTES = 8  # of a row there
+_COUNTS = ("uses", "last_pass", "last_use")  # what the eviction rule has learnt, in this order
+
+
+class _Failed(IntEnum):
+    """enum Failure (native/engine.hpp)"""
+
+    NOT, CALLER, READ, STOPPED, OTHER_CHOICE, PRODUCT, BOOKS, MISSING = range(8)
+
+
+class _Predictions(IntEnum):
+    """enum Predictions (native/engine.hpp)"""
+
+    NONE, BY_ROUTERS, BY_CALLER = range(3)
+
+
+def _most_rows(batch_tokens: int) -> int:
+    """An expert's rows come in one product, and a batch may send all its rows to one expert."""
+    return max(_LEAST_ROWS, batch_tokens)
+
+
+def scratch_bytes(layers: Sequence[ExpertLayer], batch_tokens: int, experts_per_tok: int) -> int:
+    """Memory that the engine takes for such layers and batches besides slots, at most."""
+    matrices = [matrix for layer in layers for matrix in layer.matrices]
+    row_bytes = max(_row_bytes(matrix) for matrix in matrices)
+    num_rows = max(matrix.num_rows for matrix in matrices)
+    converted_bytes = batch_tokens * experts_per_tok * row_bytes
+    limit = _most_rows(batch_tokens)
+    table_bytes = sum(layer.num_experts for layer in layers) * limit * _MAPPING_BYTES
+    gathered_bytes = limit * (row_bytes + 4 * num_rows)
+    return min(table_bytes, _MOST_TABLE_BYTES) + converted_bytes + gathered_bytes
+
+
+def _row_bytes(matrix: ExpertMatrix) -> int:
+    return block_type(row_type(matrix.type_id)).row_bytes(matrix.row_elements)
+
+
+class ExpertEngine:
+    """See the module. `pools` and `readers` must outlive it, but no read may be under way when it
+    is closed: close the readers first."""
+
+    def __init__(
+        self,
+        geometry: ModelGeometry,
+        pools: Sequence[ExpertPool],
+        readers: Readers,
+        stop: StopFlag,
+        batch_tokens: int,
+    ) -> None:
+        self._geometry, self.pools, self._readers = geometry, pools, readers
+        self._place = {layer.layer: place for place, layer in enumerate(geometry.layers)}
+        self._predict: Predict | None = None
+        self._error: BaseException | None = None
+        self._caller = native.Caller(
+            own.ShouldStop(lambda: stop.requested), native.Predict(self._on_predict)
+        )
+        self.address: int | None = native.engine_new(
+            self._caller,
+            readers.address,
+            geometry.num_experts_per_tok,
+            _most_rows(batch_tokens),
+        )
+        for pool in pools:
+            plan = pool.plan
+            spare = spare_slots(plan.num_slots)
+            native.engine_add_pool(
+                self.address, len(plan.layers), plan.num_experts, plan.num_slots, spare
+            )
+        for layer in geometry.layers:
+            native.engine_add_layer(self.address, self._layer(layer))
+        native.engine_finish(self.address)
+        self._state = native.engine_state(self.address).contents
+        self._state.predictions = _Predictions.BY_ROUTERS
+
+    def _layer(self, layer: ExpertLayer) -> native.Layer:
+        number = next(n for n, pool in enumerate(self.pools) if layer.layer in pool.plan.layers)
+        pool = self.pools[number]
+        row = pool.plan.layers.index(layer.layer)
+        made = native.Layer(layer.layer, row, number, len(layer.matrices))
+        for index, matrix in enumerate(layer.matrices):
+            copy = matrix.copies[0]
+            made.matrices[index] = native.Matrix(
+                pool.address(index),
+                pool.stride(index),
+                resting_place(matrix),
+                copy.offset,
+                copy.num_bytes,
+                matrix.row_elements,
+                matrix.num_rows,
+                copy.part,
+                copy.type_id,
+            )
+        return made
+
+    # ------------------------------------------------------------- what it did
+    @property
+    def hits(self) -> int:
+        """Uses of experts that were in slots."""
+        return int(self._state.hits)
+
+    @property
+    def misses(self) -> int:
+        """Uses of experts that were not, or not wholly."""
+        return int(self._state.misses)
+
+    @property
+    def num_calls(self) -> int:
+        """Layers computed: one for each layer with experts and pass."""
+        return int(self._state.num_calls)
+
+    @property
+    def own_s(self) -> float:
+        """Seconds of the engine's own steps: no read was waited for, nothing multiplied."""
+        return float(self._state.own_s)
+
+    @property
+    def readers(self) -> Readers:
+        """What reads experts into slots."""
+        return self._readers
+
+    def prefetch_counts(self) -> native.PrefetchCounts:
+        """What was prefetched, see `Stats`."""
+        assert self.address is not None, "the engine is closed"
+        return native.prefetch_counts(self.address)
+
+    @property
+    def is_prefetching(self) -> bool:
+        """Whether experts are read before their layer chooses: not while that does not pay."""
+        return bool(native.engine_is_prefetching(self.address))
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless the books of every pool agree with themselves."""
+        for number in range(len(self.pools)):
+            fault = native.slots_fault(native.engine_pool(self.address, number))
+            assert fault is None, fault.decode()
+
+    # -------------------------------------------------------------- predictions
+    def predict_by_routers(self, on: bool) -> None:
+        """Prefetch what the routers predict, or nothing: they cannot predict a forced choice."""
+        self._predict = None
+        self._state.predictions = _Predictions.BY_ROUTERS if on else _Predictions.NONE
+
+    def predict_by(self, predict: Predict) -> None:
+        """Prefetch what `predict` says of a layer, by its number."""
+        self._predict = predict
+        self._state.predictions = _Predictions.BY_CALLER
+
+    def _on_predict(self, layer: int, experts: Any) -> int:
+        try:
+            found = self._predict(layer) if self._predict is not None else None
+        except BaseException as error:  # it may not cross the C frame: end_pass gives it
+            self._error = error
+            return -1
+        if found is None:
+            return 0
+        for rank, expert in enumerate(found.tolist()):
+            experts[rank] = expert
+        return len(found)
+
+    # ------------------------------------------------------------------- passes
+    def fail(self, error: BaseException) -> None:
+        """End the pass under way with `error`."""
+        self._error = self._error or error
+        self._state.failure = _Failed.CALLER
+
+    def end_pass(self, computed: bool) -> BaseException | None:
+        """A pass has ended, `computed` to its last node or not: what is wrong with it, if
+        anything. The books are true again."""
+        why = _Failed(native.engine_end_pass(self.address, computed))
+        if why == _Failed.NOT:
+            return None
+        error, self._error = self._error, None
+        told = self._failure(why, error)
+        self._state.failure = _Failed.NOT
+        return told
+
+    def _failure(self, why: _Failed, error: BaseException | None) -> BaseException:
+        match why:
+            case _Failed.CALLER:
+                assert error is not None, "a failure of the caller's has an exception"
+                return error
+            case _Failed.READ if self._state.failed_error:
+                numbers = [getattr(self._state, "failed_" + name) for name in Failure._fields]
+                return self._readers.error(Failure(*numbers))
+            case _Failed.READ:
+                return CancelledError("the call was cancelled before its experts were read")
+            case _Failed.STOPPED:
+                return CancelledError("the call was cancelled while it waited for the disk")
+            case _Failed.OTHER_CHOICE:
+                name = GraphNode(self._state.failed_node).name
+                return _not_streamable(f"{name} uses another choice of experts than its layer's")
+            case _Failed.MISSING:
+                return _not_streamable("llama.cpp's graph did not show all products with experts")
+            case _Failed.PRODUCT:
+                return HaversackError(
+                    "llama.cpp could not compute the experts: if memory is short, lower --batch or"
+                    " --threads"
+                )
+            case _:
+                return AssertionError("the books of the slots were wrong")
+
+    def resize(self, number: int, num_slots: int) -> None:
+        """Have so many slots in the pool of that number, between two passes. Raises BudgetError
+        where the system refuses the memory."""
+        pool = self.pools[number]
+        if num_slots < pool.num_slots:
+            native.engine_resize_pool(self.address, number, num_slots)
+            pool.resize(num_slots)
+        else:
+            pool.resize(num_slots)
+            native.engine_resize_pool(self.address, number, num_slots)
+
+    # --------------------------------------------------------------- warm start
+    def start_warm(self, saved: Residents) -> None:
+        """Take over what the eviction rule had learnt, and read the experts of `saved` back while
+        nothing else is asked for. Before the first pass. Raises ValueError if it is another
+        model's."""
+        wanted = list(dict.fromkeys(saved.experts))
+        if len(saved.memories) != len(self.pools) or not all(map(self._exists, wanted)):
+            raise ValueError("it names experts that this model does not have")
+        for number, memory in enumerate(saved.memories):
+            self._check_memory(number, memory)
+        for number, memory in enumerate(saved.memories):
+            counts = np.concatenate([memory[name] for name in _COUNTS])
+            native.slots_remember(
+                native.engine_pool(self.address, number),
+                devices.address_of(counts),
+                devices.address_of(memory["clock"]),
+            )
+        pairs = np.array([(self._place[layer], e) for layer, e in wanted], np.int32).reshape(-1, 2)
+        native.engine_start_warm(self.address, devices.address_of(pairs), len(pairs))
+
+    def _exists(self, expert: tuple[int, int]) -> bool:
+        layer, expert_id = expert
+        place = self._place.get(layer)
+        return place is not None and 0 <= expert_id < self._geometry.layers[place].num_experts
+
+    def _check_memory(self, number: int, memory: Memory) -> None:
+        plan = self.pools[number].plan
+        shapes = dict.fromkeys(_COUNTS, len(plan.layers) * plan.num_experts) | {"clock": 3}
+        fits = memory.keys() == shapes.keys() and all(
+            memory[name].shape == (size,) and np.isfinite(memory[name]).all()
+            for name, size in shapes.items()
+        )
+        if not fits:
+            raise ValueError("the memory is that of another rule, or of other experts")
+
+    def residents(self) -> Residents | None:
+        """What lies in slots now and what a warm start would still have brought, the most valuable
+        first; None if no expert was used, so that nothing was learnt."""
+        native.engine_withdraw(self.address)
+        if self.hits + self.misses == 0:
+            return None
+        ranked = [
+            (rank / pool.num_slots, expert)
+            for number, pool in enumerate(self.pools)
+            for rank, expert in enumerate(self._residents_of(number))
+        ]
+        experts = [expert for _, expert in sorted(ranked)] + self._not_warm()
+        memories = [self._memory_of(number) for number in range(len(self.pools))]
+        return Residents(list(dict.fromkeys(experts)), memories)
+
+    def _residents_of(self, number: int) -> list[tuple[int, int]]:
+        plan = self.pools[number].plan
+        keys = np.empty(self.pools[number].num_slots, np.int32)
+        slots = native.engine_pool(self.address, number)
+        count = native.slots_residents(slots, devices.address_of(keys), len(keys))
+        return [
+            (plan.layers[k // plan.num_experts], k % plan.num_experts)
+            for k in keys[:count].tolist()
+        ]
+
+    def _memory_of(self, number: int) -> Memory:
+        plan = self.pools[number].plan
+        counts = np.empty((len(_COUNTS), len(plan.layers) * plan.num_experts))
+        clock = np.empty(3)
+        slots = native.engine_pool(self.address, number)
+        native.slots_uses(slots, devices.address_of(counts), devices.address_of(clock))
+        return {**dict(zip(_COUNTS, counts, strict=True)), "clock": clock}
+
+    def _not_warm(self) -> list[tuple[int, int]]:
+        count = native.engine_not_warm(self.address, None, 0)
+        pairs = np.empty((count, 2), np.int32)
+        native.engine_not_warm(self.address, devices.address_of(pairs), count)
+        layers = self._geometry.layers
+        return [(layers[place].layer, expert) for place, expert in pairs.tolist()]
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether a warm start has nothing left that waits."""
+        return int(native.engine_not_warm(self.address, None, 0)) == 0
+
+    def close(self) -> None:
+        """Free it, after the readers and its device were closed; may be called twice."""
+        if self.address is not None:
+            native.engine_delete(self.address)
+            self.address = None
+
+
+def _not_streamable(what: str) -> BindingError:
+    return BindingError(f"{what}: this model cannot be streamed, raise --ram until all of it fits")

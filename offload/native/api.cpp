@@ -1,0 +1,135 @@
+// What offload/_native.py calls.
+#include "device.hpp"
+#include "engine.hpp"
+
+#include <algorithm>
+
+using namespace haversack;
+
+#define API extern "C" __attribute__((visibility("default")))
+
+API const char *haversack_device_register(const void *llama_function) {
+    return register_device(llama_function);
+}
+
+// ---------------------------------------------------------------- expert buffer
+API ExpertBuffer *haversack_expert_buffer_new() { return new ExpertBuffer; }
+API BufferType *haversack_expert_buffer_type(ExpertBuffer *buffer) { return &buffer->type; }
+API void haversack_expert_buffer_finish_loading(ExpertBuffer *buffer) { buffer->loading = false; }
+API bool haversack_expert_buffer_failed(ExpertBuffer *buffer) { return buffer->failed; }
+API size_t haversack_expert_buffer_weights(ExpertBuffer *buffer, Tensor **found, size_t room) {
+    std::copy_n(buffer->weights.begin(), std::min(room, buffer->weights.size()), found);
+    return buffer->weights.size();
+}
+API void haversack_expert_buffer_delete(ExpertBuffer *buffer) { delete buffer; }
+
+// ------------------------------------------------------------ device of a context
+API ContextDevice *haversack_device_new(Engine *engine, int num_threads) {
+    return new ContextDevice(engine, num_threads);
+}
+API void haversack_device_add_weight(ContextDevice *device, const Tensor *weight, int layer, int index,
+                                     bool is_last) {
+    device->add_weight(weight, layer, index, is_last);
+}
+API void haversack_device_delete(ContextDevice *device) { delete device; }
+
+// ----------------------------------------------------------------------- engine
+API Engine *haversack_engine_new(const Caller *caller, Readers *readers, int32_t num_used,
+                                 int64_t most_rows) {
+    return new Engine(*caller, readers, num_used, most_rows);
+}
+API void haversack_engine_add_pool(Engine *engine, int32_t num_rows, int32_t num_experts,
+                                   int32_t num_slots, int32_t num_spare) {
+    engine->add_pool(Slots(num_rows, num_experts, num_slots, num_spare));
+}
+API void haversack_engine_add_layer(Engine *engine, const Layer *layer) { engine->add_layer(*layer); }
+API void haversack_engine_finish(Engine *engine) { engine->finish(); }
+API EngineState *haversack_engine_state(Engine *engine) { return &engine->state; }
+API void haversack_engine_counts(Engine *engine, PrefetchCounts *counts) {
+    *counts = engine->prefetcher().counts;
+}
+API int32_t haversack_engine_end_pass(Engine *engine, bool computed) {
+    return engine->end_pass(computed);
+}
+API bool haversack_engine_is_prefetching(Engine *engine) { return engine->is_prefetching(); }
+API void haversack_engine_withdraw(Engine *engine) { engine->prefetcher().withdraw(); }
+API void haversack_engine_resize_pool(Engine *engine, int32_t pool, int32_t num_slots) {
+    engine->resize_pool(pool, num_slots);
+}
+API Slots *haversack_engine_pool(Engine *engine, int32_t pool) { return &engine->pool(pool); }
+// Pairs of a layer's place and an expert.
+API void haversack_engine_start_warm(Engine *engine, const int32_t (*experts)[2], size_t count) {
+    std::deque<std::pair<int32_t, int32_t>> wanted;
+    for (size_t i = 0; i < count; i++) wanted.emplace_back(experts[i][0], experts[i][1]);
+    engine->prefetcher().start_warm(std::move(wanted));
+}
+API size_t haversack_engine_not_warm(Engine *engine, int32_t (*experts)[2], size_t room) {
+    const auto waiting = engine->prefetcher().not_warm();
+    for (size_t i = 0; i < std::min(room, waiting.size()); i++)
+        experts[i][0] = waiting[i].first, experts[i][1] = waiting[i].second;
+    return waiting.size();
+}
+API void haversack_engine_delete(Engine *engine) { delete engine; }
+
+// ------------------------------------------------------------------------ slots
+API Slots *haversack_slots_new(int32_t num_rows, int32_t num_experts, int32_t num_slots,
+                               int32_t num_spare) {
+    return new Slots(num_rows, num_experts, num_slots, num_spare);
+}
+API int32_t haversack_slots_find(Slots *slots, int32_t row, int32_t expert) {
+    return slots->find(row, expert);
+}
+API void haversack_slots_use(Slots *slots, int32_t row, const int32_t *experts, size_t count) {
+    slots->use(row, {experts, experts + count});
+}
+API void haversack_slots_claim(Slots *slots, int32_t row, const int32_t *experts, size_t count,
+                               int32_t *claimed) {
+    const auto found = slots->claim(row, {experts, experts + count});
+    std::copy(found.begin(), found.end(), claimed);
+}
+API void haversack_slots_fill(Slots *slots, int32_t slot) { slots->fill(slot); }
+API void haversack_slots_drop(Slots *slots, int32_t slot) { slots->drop(slot); }
+API void haversack_slots_pin(Slots *slots, int32_t slot) { slots->pin(slot); }
+API void haversack_slots_unpin(Slots *slots, int32_t slot) { slots->unpin(slot); }
+API void haversack_slots_resize(Slots *slots, int32_t num_slots) { slots->resize(num_slots); }
+API size_t haversack_slots_residents(Slots *slots, int32_t *keys, size_t room) {
+    const auto found = slots->residents();
+    std::copy_n(found.begin(), std::min(room, found.size()), keys);
+    return found.size();
+}
+// `counts`: uses, last passes and last uses of all keys; `clock`: passes, row, layers.
+API void haversack_slots_uses(Slots *slots, double *counts, double *clock) {
+    const Uses &uses = slots->uses();
+    for (const auto *each : {&uses.uses, &uses.last_pass, &uses.last_use})
+        counts = std::copy(each->begin(), each->end(), counts);
+    clock[0] = uses.passes, clock[1] = uses.row, clock[2] = uses.layers;
+}
+API void haversack_slots_remember(Slots *slots, const double *counts, const double *clock) {
+    const size_t num_keys = slots->uses().uses.size();
+    Uses uses;
+    for (auto *each : {&uses.uses, &uses.last_pass, &uses.last_use}) {
+        each->assign(counts, counts + num_keys);
+        counts += num_keys;
+    }
+    uses.passes = clock[0], uses.row = clock[1], uses.layers = clock[2];
+    slots->remember(uses);
+}
+API const char *haversack_slots_fault(Slots *slots) { return slots->fault(); }
+API void haversack_slots_delete(Slots *slots) { delete slots; }
+
+// ---------------------------------------------------------------------- routers
+// How the router chooses whose choice `ids` is; null where that is not known.
+API Router *haversack_router_learn(const Tensor *ids) {
+    const Router router = learn_router(ids);
+    return router.is_known() ? new Router(router) : nullptr;
+}
+API const Tensor *haversack_router_input(const Tensor *ids) { return router_input(ids); }
+// Returns how many experts were written: those that it chooses and the `extra` next ones.
+API int32_t haversack_router_choose(Router *router, const float *input, int32_t extra,
+                                    int32_t *experts) {
+    const auto chosen = router->choose(input, extra);
+    std::copy(chosen.begin(), chosen.end(), experts);
+    return chosen.size();
+}
+API int32_t haversack_router_num_experts(Router *router) { return router->num_experts; }
+API void haversack_router_delete(Router *router) { delete router; }

@@ -1,0 +1,425 @@
+#include "engine.hpp"
+
+#include <algorithm>
+
+#include "clock.hpp"
+#include "rows.hpp"
+
+namespace haversack {
+
+namespace {
+
+constexpr int64_t MOST_TABLE_BYTES = 8 * 1024 * 1024;  // of llama.cpp's table of matrices and rows
+constexpr int LEARN_ATTEMPTS = 4;
+
+// Unless it is dismissed, waits at the end of its life until no read is under way. It stands after the
+// reads that its block keeps, which must not go before: also not where llama.cpp gives up.
+class Drain {
+  public:
+    explicit Drain(Readers &readers) : readers_(&readers) {}
+    ~Drain() {
+        if (readers_) readers_->drain();
+    }
+    void dismiss() { readers_ = nullptr; }
+
+  private:
+    Readers *readers_;
+};
+
+}  // namespace
+
+Engine::Engine(Caller caller, Readers *readers, int32_t num_used, int64_t most_rows)
+    : caller_(caller), readers_(*readers), num_used_(num_used), products_(most_rows) {}
+
+void Engine::finish() {
+    int32_t num_ranks = 0;
+    for (const Layer &layer : layers_) {
+        num_ranks = std::max(num_ranks, pools_[layer.pool].num_experts);
+        num_products_ += layer.num_matrices;
+    }
+    routers_.resize(layers_.size());
+    attempts_left_.assign(layers_.size(), LEARN_ATTEMPTS);
+    prefetcher_ = std::make_unique<Prefetcher>(layers_, pools_, readers_, num_used_, num_ranks,
+                                               layers_.size());
+}
+
+bool Engine::Call::is_batch() const { return choice.num_rows > MOST_EXACT_ROWS; }
+
+Status Engine::fail(Failure why, const Tensor *node) {
+    state.failure = why;
+    state.failed_node = node;
+    return COMPUTE_FAILED;
+}
+
+Status Engine::fail_read(Read *read) {
+    state.failed_read = read;
+    state.failed_offset = read->offset;
+    state.failed_need = read->need;
+    state.failed_got = read->got;
+    state.failed_file = read->file;
+    state.failed_error = read->error;
+    return fail(READ_FAILED);
+}
+
+// --------------------------------------------------------------------- a layer
+Status Engine::compute(int32_t number, const std::vector<Tensor *> &nodes,
+                       const std::vector<Product> &products, Cpu &cpu) {
+    if (state.failure) return COMPUTE_FAILED;
+    const double began_s = now_s(), elsewhere_s = cpu.computed_s + readers_.counts().wait_s;
+    const Tensor *ids = nodes[products[0].at]->src[2];
+    for (const Product &product : products)
+        if (nodes[product.at]->src[2] != ids) return fail(OTHER_CHOICE, nodes[product.at]);
+    if (products_seen_ == 0) {
+        began_s_ = began_s;
+        rows_ = ids->ne[1];
+        needed_before_ = prefetcher_->counts.needed;
+    }
+    products_seen_ += products.size();
+    state.num_calls++;
+    if (ids->ne[1] == 0) return SUCCESS;
+    const Layer &layer = layers_[number];
+    const Choice choice(ids, pools_[layer.pool].num_experts);
+    const Status status = compute_layer({number, layer, ids, choice, cpu, nodes, products});
+    state.own_s += now_s() - began_s - (cpu.computed_s + readers_.counts().wait_s - elsewhere_s);
+    return status;
+}
+
+Status Engine::compute_layer(const Call &call) {
+    if (call.is_batch()) {
+        if (caller_.should_stop()) return fail(STOPPED);
+        if (products_seen_ == (int64_t)call.products.size()) prefetcher_->withdraw();
+    }
+    learn(call);
+    products_.begin_layer();
+    if (!fits(call)) return compute_in_waves(call);
+    Lease lease;
+    Drain drain(readers_);
+    if (!take_lease(call, lease)) return COMPUTE_FAILED;
+    if (Status status = compute_leased(call, lease)) return status;
+    release(call, lease);
+    drain.dismiss();
+    return SUCCESS;
+}
+
+bool Engine::fits(const Call &call) {
+    return (int32_t)call.choice.experts.size() <= pools_[call.layer.pool].num_slots();
+}
+
+// Compute the call's nodes in order, the products by `multiply`.
+template <class Multiply> Status Engine::compute_nodes_between(const Call &call, Multiply multiply) {
+    size_t next = 0;
+    for (const Product &product : call.products) {
+        Status status = compute_nodes(&call.nodes[next], product.at - next, call.cpu);
+        if (status == SUCCESS) status = multiply(product);
+        if (status != SUCCESS)
+            return state.failure ? COMPUTE_FAILED : fail(PRODUCT_FAILED, call.nodes[product.at]);
+        next = product.at + 1;
+    }
+    return compute_nodes(call.nodes.data() + next, call.nodes.size() - next, call.cpu);
+}
+
+// ---------------------------------------------------------------------- leases
+// Give each chosen expert a slot, pinned, and start the reads of those that are not there.
+bool Engine::take_lease(const Call &call, Lease &lease) {
+    Slots &slots = pools_[call.layer.pool];
+    const int64_t needed_before = prefetcher_->counts.needed;
+    std::vector<int32_t> absent, absent_at;
+    lease.coming = prefetcher_->settle(call.number, call.choice.experts);
+    sort_experts(call, lease, absent_at);
+    if (state.failure) return false;
+    for (int32_t position : absent_at) absent.push_back(call.choice.experts[position]);
+    slots.use(call.layer.row, call.choice.experts);
+    if ((int32_t)absent.size() > slots.num_unpinned()) prefetcher_->withdraw();
+    if ((int32_t)absent.size() > slots.num_unpinned()) return fail(BOOKS_WRONG), false;
+    const auto claimed = slots.claim(call.layer.row, absent);
+    for (size_t i = 0; i < absent.size(); i++) lease.slots[absent_at[i]] = claimed[i];
+    prefetcher_->note_choice(call.number, absent.size(), needed_before);
+    start_reads(call, lease);
+    if (!call.is_batch()) prefetcher_->go_on_warming();
+    return true;
+}
+
+// Pin those that are there; note those that are coming, and those that are absent.
+void Engine::sort_experts(const Call &call, Lease &lease, std::vector<int32_t> &absent_at) {
+    Slots &slots = pools_[call.layer.pool];
+    for (size_t i = 0; i < call.choice.experts.size(); i++) {
+        const int32_t expert = call.choice.experts[i], slot = slots.find(call.layer.row, expert);
+        const auto prefetch = std::find_if(lease.coming.begin(), lease.coming.end(),
+                                           [&](const Prefetch &one) { return one.expert == expert; });
+        lease.slots.push_back(slot);
+        if (slot != NOWHERE && prefetch == lease.coming.end()) {
+            if (!slots.is_ready(slot)) {
+                fail(BOOKS_WRONG);
+                return;
+            }
+            slots.pin(slot);
+            state.hits++;
+            continue;
+        }
+        if (slot == NOWHERE) absent_at.push_back(i);
+        state.misses++;
+        Late &late = lease.late.emplace_back();
+        late.position = i;
+        for (int32_t m = 0; m < call.layer.num_matrices; m++)
+            late.reads[m] = slot == NOWHERE ? &late.own[m] : &prefetch->reads[m];
+    }
+}
+
+// Every missing expert's first matrix is read before any one's second: products go in order.
+void Engine::start_reads(const Call &call, Lease &lease) {
+    std::vector<Read *> started;
+    for (int32_t m = 0; m < call.layer.num_matrices; m++) {
+        for (Late &late : lease.late) {
+            if (late.reads[m] != &late.own[m]) continue;
+            const int32_t expert = call.choice.experts[late.position];
+            call.layer.matrices[m].place(late.own[m], expert, lease.slots[late.position], false);
+            started.push_back(&late.own[m]);
+        }
+    }
+    readers_.submit(started.data(), started.size());
+}
+
+// Unpin the experts: those whose matrices all came stay, the others lose their slot.
+void Engine::release(const Call &call, Lease &lease) {
+    Slots &slots = pools_[call.layer.pool];
+    for (Late &late : lease.late) {
+        readers_.settle(late.reads, call.layer.num_matrices);
+        const bool came = std::all_of(late.reads, late.reads + call.layer.num_matrices,
+                                      [](const Read *read) { return read->came(); });
+        if (came) slots.fill(lease.slots[late.position]);
+        else slots.drop(lease.slots[late.position]);
+    }
+    for (int32_t slot : lease.slots) slots.unpin(slot);
+}
+
+Status Engine::compute_leased(const Call &call, Lease &lease) {
+    const auto [low, high] = std::minmax_element(lease.slots.begin(), lease.slots.end());
+    const int64_t table_bytes = 8 * (*high - *low + 1) * (int64_t)call.choice.of_pairs.size();
+    if (lease.late.empty()) {
+        if (Status status = predict(call, 1)) return status;  // nothing is waited for: time is dear
+        if (table_bytes <= MOST_TABLE_BYTES) return compute_over_slots(call, lease);
+    }
+    return compute_nodes_between(call, [&](const Product &product) {
+        return multiply_as_they_come(call, lease, product);
+    });
+}
+
+// All experts are there: the products are llama.cpp's own, over slots in place of experts.
+Status Engine::compute_over_slots(const Call &call, const Lease &lease) {
+    const Choice &choice = call.choice;
+    const auto [low, high] = std::minmax_element(lease.slots.begin(), lease.slots.end());
+    std::vector<int32_t> slot_of(pools_[call.layer.pool].num_experts), ids(choice.of_pairs.size());
+    for (size_t i = 0; i < choice.experts.size(); i++) slot_of[choice.experts[i]] = lease.slots[i] - *low;
+    for (size_t i = 0; i < ids.size(); i++) ids[i] = slot_of[choice.of_pairs[i]];
+    Tensor slot_ids = make_tensor(TYPE_I32, choice.num_used, choice.num_rows, 1, ids.data());
+    Tensor weights[MAX_MATRICES], products[MAX_MATRICES];
+    std::vector<Tensor *> nodes = call.nodes;
+    for (size_t i = 0; i < call.products.size(); i++) {
+        const Product &product = call.products[i];
+        const Matrix &matrix = call.layer.matrices[product.index];
+        weights[i] = make_tensor(matrix.type, matrix.num_inputs, matrix.num_rows, *high - *low + 1,
+                                 matrix.in_slot(*low), matrix.stride);
+        products[i] = over_slots(call.nodes[product.at], &weights[i], &slot_ids);
+        nodes[product.at] = &products[i];
+    }
+    return compute_nodes(nodes.data(), nodes.size(), call.cpu);
+}
+
+// Multiply with the experts that are there, then with those that come.
+Status Engine::multiply_as_they_come(const Call &call, Lease &lease, const Product &product) {
+    std::vector<int32_t> positions, slots, waiting;
+    std::vector<Read *> reads;
+    for (Late &late : lease.late) {
+        if (late.reads[product.index]->came()) continue;
+        waiting.push_back(late.position);
+        reads.push_back(late.reads[product.index]);
+    }
+    for (size_t i = 0; i < lease.slots.size(); i++) {
+        if (std::find(waiting.begin(), waiting.end(), (int32_t)i) != waiting.end()) continue;
+        positions.push_back(i);
+        slots.push_back(lease.slots[i]);
+    }
+    products_.begin(call.nodes[product.at], call.layer.matrices[product.index], call.choice);
+    if (Status status = products_.run(positions, slots, call.cpu)) return status;
+    if (product.index == 0 && !lease.late.empty())  // most reads are still to come
+        if (Status status = predict(call, PREFETCH_DEPTH)) return status;
+    while (!reads.empty()) {
+        if (!readers_.wait(reads.data(), reads.size(), false, caller_.should_stop))
+            return fail(STOPPED);
+        positions.clear();
+        slots.clear();
+        for (size_t i = 0; i < reads.size();) {
+            if (!reads[i]->done()) {
+                i++;
+                continue;
+            }
+            if (!reads[i]->came()) return fail_read(reads[i]);
+            positions.push_back(waiting[i]);
+            slots.push_back(lease.slots[waiting[i]]);
+            reads.erase(reads.begin() + i);
+            waiting.erase(waiting.begin() + i);
+        }
+        if (Status status = products_.run(positions, slots, call.cpu)) return status;
+    }
+    return SUCCESS;
+}
+
+// ----------------------------------------------------------------------- waves
+// More experts than there are slots: those that are there stay, the others come matrix by matrix.
+Status Engine::compute_in_waves(const Call &call) {
+    Slots &slots = pools_[call.layer.pool];
+    prefetcher_->withdraw();
+    std::vector<int32_t> held;  // by position: the slot of a resident expert, or NOWHERE
+    int32_t room = std::max(0, slots.num_unpinned() - std::max(1, num_used_));
+    for (int32_t expert : call.choice.experts) {
+        int32_t slot = slots.find(call.layer.row, expert);
+        if (slot != NOWHERE && room-- <= 0) slot = NOWHERE;
+        if (slot != NOWHERE) slots.pin(slot);
+        (slot != NOWHERE ? state.hits : state.misses)++;
+        held.push_back(slot);
+    }
+    const Status status = compute_nodes_between(call, [&](const Product &product) {
+        products_.begin(call.nodes[product.at], call.layer.matrices[product.index], call.choice);
+        return multiply_in_waves(call, held, product.index);
+    });
+    for (int32_t slot : held)
+        if (slot != NOWHERE) slots.unpin(slot);
+    return status;
+}
+
+// Waves use half the free slots each: one is read while the other is multiplied. Where a single slot is
+// free, each expert is read into it after the last one was multiplied. A matrix is read at most once.
+Status Engine::multiply_in_waves(const Call &call, const std::vector<int32_t> &held, int32_t index) {
+    Slots &slots = pools_[call.layer.pool];
+    const Matrix &matrix = call.layer.matrices[index];
+    std::vector<int32_t> there, there_slots, others;
+    for (size_t i = 0; i < held.size(); i++) {
+        if (held[i] == NOWHERE) {
+            others.push_back(i);
+            continue;
+        }
+        there.push_back(i);
+        there_slots.push_back(held[i]);
+    }
+    const size_t num_free = slots.num_unpinned(), size = std::max<size_t>(1, num_free / 2);
+    const auto borrowed = slots.borrow(std::min<size_t>(std::min<size_t>(2, num_free) * size, num_free));
+    const size_t num_lots = borrowed.size() / size;
+    std::vector<std::vector<int32_t>> wave_slots;
+    std::list<Read> reads;
+    Drain drain(readers_);
+    std::vector<std::vector<Read *>> started;
+    const auto start = [&] {
+        const size_t wave = started.size(), first = wave * size;
+        started.emplace_back();
+        wave_slots.emplace_back();
+        for (size_t i = first; i < std::min(first + size, others.size()); i++) {
+            wave_slots.back().push_back(borrowed[wave % num_lots * size + i - first]);
+            Read &read = reads.emplace_back();
+            matrix.place(read, call.choice.experts[others[i]], wave_slots.back().back(), false);
+            started.back().push_back(&read);
+        }
+        readers_.submit(started.back().data(), started.back().size());
+    };
+    const size_t num_waves = (others.size() + size - 1) / size;
+    while (started.size() < std::min(num_lots, num_waves)) start();
+    Status status = products_.run(there, there_slots, call.cpu);
+    for (size_t wave = 0; wave < num_waves && status == SUCCESS; wave++) {
+        if (wave == started.size()) start();
+        if (!readers_.wait(started[wave].data(), started[wave].size(), true, caller_.should_stop))
+            status = fail(STOPPED);
+        for (Read *read : started[wave])
+            if (status == SUCCESS && !read->came()) status = fail_read(read);
+        if (status != SUCCESS) break;
+        const auto first = others.begin() + wave * size;
+        status = products_.run({first, first + started[wave].size()}, wave_slots[wave], call.cpu);
+        if (num_lots > 1 && started.size() < num_waves) start();
+    }
+    if (status != SUCCESS) return status;
+    drain.dismiss();
+    for (int32_t slot : borrowed) slots.unpin(slot);
+    return SUCCESS;
+}
+
+// ----------------------------------------------------------------- predictions
+void Engine::learn(const Call &call) {
+    if (state.predictions != BY_ROUTERS || attempts_left_[call.number] == 0) return;
+    routers_[call.number] = learn_router(call.ids);
+    attempts_left_[call.number] = routers_[call.number].is_known() ? 0 : attempts_left_[call.number] - 1;
+}
+
+// Have those experts read that later layers, at most `depth` of them, are likely to choose.
+Status Engine::predict(const Call &call, int depth) {
+    if (!is_prefetching()) return SUCCESS;
+    if (call.is_batch()) {
+        if (state.predictions == BY_ROUTERS) predict_for_batch(call);
+        return SUCCESS;
+    }
+    if (state.predictions == BY_CALLER) return predict_by_caller(call, depth);
+    predict_by_routers(call, depth);
+    return SUCCESS;
+}
+
+// The next layer is predicted, or where none of its experts is worth a read the one after it.
+Status Engine::predict_by_caller(const Call &call, int depth) {
+    const int32_t end = std::min<int32_t>(call.number + 1 + depth, layers_.size());
+    for (int32_t later = call.number + 1; later < end; later++) {
+        if (!prefetcher_->may_miss(later)) continue;
+        std::vector<int32_t> experts(pools_[layers_[later].pool].num_experts);
+        const int32_t count = caller_.predict(layers_[later].number, experts.data());
+        if (count < 0) return fail(CALLER_FAILED);
+        experts.resize(count);
+        if (count == 0 || prefetcher_->predicted(later, experts, later - call.number)) break;
+    }
+    return SUCCESS;
+}
+
+void Engine::predict_by_routers(const Call &call, int depth) {
+    if (!routers_[call.number].is_known()) return;
+    const int32_t end = std::min<int32_t>(call.number + 1 + depth, layers_.size());
+    for (int32_t later = call.number + 1; later < end && routers_[later].is_known(); later++) {
+        if (!prefetcher_->may_miss(later)) continue;
+        const Tensor *input = router_input(call.ids);
+        int32_t num_worth = 0;
+        for (int64_t row = 0; row < input->ne[1]; row++) {
+            const auto likely = routers_[later].choose((const float *)input->row(row));
+            num_worth += prefetcher_->predicted(later, likely, later - call.number);
+        }
+        if (num_worth) return;
+    }
+}
+
+// A batch uses most experts anyway, and the drive would rest while the next layer's attention is
+// computed. The last layer may choose for one row alone.
+void Engine::predict_for_batch(const Call &call) {
+    const int32_t later = call.number + 1;
+    if (later + 1 >= (int32_t)layers_.size() || !prefetcher_->may_miss(later)) return;
+    if (!routers_[call.number].is_known() || !routers_[later].is_known()) return;
+    const auto popular = routers_[later].popular(router_input(call.ids), call.cpu);
+    prefetcher_->predicted_for_batch(later, popular);
+}
+
+// ---------------------------------------------------------------------- passes
+Failure Engine::end_pass(bool computed) {
+    const int64_t seen = products_seen_;
+    products_seen_ = 0;
+    Failure failure = (Failure)state.failure;
+    if (failure == NO_FAILURE && computed && (seen == 0 || seen % num_products_ != 0))
+        failure = PRODUCTS_MISSING;
+    if (failure != NO_FAILURE || !computed) {
+        readers_.drain();
+        prefetcher_->forget();
+        for (Slots &slots : pools_) slots.recover();
+    } else if (rows_ > MOST_EXACT_ROWS) {
+        prefetcher_->drop_predictions();
+    } else if (rows_ == 1 && state.predictions != NO_PREDICTIONS) {
+        trial_.note_pass(now_s() - began_s_, prefetcher_->counts.needed - needed_before_);
+    }
+    return failure;
+}
+
+void Engine::resize_pool(int32_t number, int32_t num_slots) {
+    prefetcher_->withdraw();
+    pools_[number].resize(num_slots);
+}
+
+}  // namespace haversack

@@ -1,0 +1,132 @@
+// The experts of one model in one context: a call computes a layer. It takes the union of the experts
+// that the pass's rows chose, leases slots for them, has those read that miss, and multiplies each as
+// soon as it is there.
+#pragma once
+
+#include <vector>
+
+#include "prefetch.hpp"
+#include "products.hpp"
+#include "router.hpp"
+
+namespace haversack {
+
+// Why a pass cannot go on.
+enum Failure : int32_t {
+    NO_FAILURE = 0, CALLER_FAILED, READ_FAILED, STOPPED, OTHER_CHOICE, PRODUCT_FAILED, BOOKS_WRONG,
+    PRODUCTS_MISSING,
+};
+
+// Who predicts what later layers choose.
+enum Predictions : int32_t { NO_PREDICTIONS = 0, BY_ROUTERS, BY_CALLER };
+
+// What the engine asks its caller.
+struct Caller {
+    Poll should_stop;
+    // Write the experts that `layer`, by its own number, may choose, the likeliest first, and return
+    // how many; 0: that is not known; less than 0: an exception was kept.
+    int32_t (*predict)(int32_t layer, int32_t *experts);
+};
+
+// What the caller sees and sets between passes.
+struct EngineState {
+    int32_t predictions, failure;
+    const Tensor *failed_node;
+    Read *failed_read;  // the address of the read that failed: compare it, never follow it
+    int64_t failed_offset, failed_need, failed_got;
+    int32_t failed_file, failed_error;
+    int64_t hits, misses, num_calls;
+    double own_s;  // time of its own steps: no read was waited for, nothing multiplied
+};
+
+// A product in the graph of a call: its place among the nodes, and which matrix of the experts it
+// multiplies with.
+struct Product {
+    size_t at;
+    int32_t index;
+};
+
+class Engine {
+  public:
+    // `num_used`: experts that a row uses; `most_rows`: rows of one graph of gathered rows.
+    Engine(Caller caller, Readers *readers, int32_t num_used, int64_t most_rows);
+
+    // Pools first, then the layers in the order they run, then `finish`.
+    void add_pool(const Slots &slots) { pools_.push_back(slots); }
+    void add_layer(const Layer &layer) { layers_.push_back(layer); }
+    void finish();
+
+    // Compute a layer's graph `nodes`, in which `products` multiply with its experts.
+    Status compute(int32_t layer, const std::vector<Tensor *> &nodes,
+                   const std::vector<Product> &products, Cpu &cpu);
+    // A pass has ended; `computed`: to its last node. Returns why it failed.
+    Failure end_pass(bool computed);
+
+    bool is_prefetching() const { return state.predictions != NO_PREDICTIONS && trial_.on(); }
+    Slots &pool(int32_t number) { return pools_[number]; }
+    Prefetcher &prefetcher() { return *prefetcher_; }
+    void resize_pool(int32_t number, int32_t num_slots);
+
+    EngineState state{};
+
+  private:
+    struct Late {  // an expert of the lease that was not there when it began
+        int32_t position;
+        Read own[MAX_MATRICES];
+        Read *reads[MAX_MATRICES];
+    };
+    struct Lease {  // by position in the choice: each expert's slot, pinned
+        std::vector<int32_t> slots;
+        std::list<Late> late;
+        Prefetches coming;  // those that are waited for
+    };
+    struct Call {
+        int32_t number;
+        const Layer &layer;
+        const Tensor *ids;
+        const Choice &choice;
+        Cpu &cpu;
+        const std::vector<Tensor *> &nodes;
+        const std::vector<Product> &products;
+
+        bool is_batch() const;
+    };
+
+    Status fail(Failure why, const Tensor *node = nullptr);
+    Status fail_read(Read *read);
+    Status compute_layer(const Call &call);
+    bool fits(const Call &call);
+    bool take_lease(const Call &call, Lease &lease);
+    void sort_experts(const Call &call, Lease &lease, std::vector<int32_t> &absent_at);
+    void start_reads(const Call &call, Lease &lease);
+    void release(const Call &call, Lease &lease);
+    Status compute_leased(const Call &call, Lease &lease);
+    Status compute_over_slots(const Call &call, const Lease &lease);
+    Status multiply_as_they_come(const Call &call, Lease &lease, const Product &product);
+    Status compute_in_waves(const Call &call);
+    Status multiply_in_waves(const Call &call, const std::vector<int32_t> &held, int32_t index);
+    template <class Multiply> Status compute_nodes_between(const Call &call, Multiply multiply);
+    // predictions
+    Status predict(const Call &call, int depth);
+    Status predict_by_caller(const Call &call, int depth);
+    void predict_by_routers(const Call &call, int depth);
+    void predict_for_batch(const Call &call);
+    void learn(const Call &call);
+
+    const Caller caller_;
+    Readers &readers_;
+    const int32_t num_used_;
+    std::vector<Slots> pools_;
+    std::vector<Layer> layers_;
+    std::unique_ptr<Prefetcher> prefetcher_;
+    ExpertProducts products_;
+    Trial trial_;
+    std::vector<Router> routers_;          // by layer
+    std::vector<int32_t> attempts_left_;   // to learn a layer's router
+    int64_t num_products_ = 0;             // of the model
+    // Of the pass under way:
+    int64_t products_seen_ = 0, rows_ = 0, needed_before_ = 0;
+    double began_s_ = 0;
+};
+
+}  // namespace haversack

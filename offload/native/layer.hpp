@@ -1,0 +1,31 @@
+// Where the experts of a layer lie: in the model's files and in slots.
+#pragma once
+
+#include <cstdint>
+
+#include "readers.hpp"
+
+namespace haversack {
+
+constexpr int MAX_MATRICES = 4;  // of one expert
+
+// One matrix (num_rows, num_inputs) of every expert of a layer.
+struct Matrix {
+    uint8_t *rooms;              // of slot 0 in its memory, one every `stride` bytes
+    int64_t stride, rest;        // in each room the matrix lies at `rest`
+    int64_t offset, num_bytes;   // of expert 0 in the file, and of every expert
+    int64_t num_inputs, num_rows;
+    int32_t file, type;
+
+    uint8_t *in_slot(int32_t slot) const { return rooms + slot * stride + rest; }
+    // Make `read` one of `expert` into `slot`, `ahead` of demand or at once.
+    void place(Read &read, int32_t expert, int32_t slot, bool ahead) const;
+};
+
+struct Layer {
+    int32_t number;  // its own, in the model
+    int32_t row, pool, num_matrices;
+    Matrix matrices[MAX_MATRICES];
+};
+
+}  // namespace haversack

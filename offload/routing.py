@@ -1,0 +1,120 @@
+"""Watching and forcing what the routers of a model choose, through llama.cpp's evaluation callback.
+
+The callback sees every node of the graph, which costs time: a context has one only while its
+routing is watched.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.devices import _native as devices
+from haversack.devices.ggml import GraphNode, is_choice
+from haversack.offload import _native as native
+
+Watcher = Callable[[int, npt.NDArray[np.int32], GraphNode], None]
+
+_MOST_NODES = 40  # between a router's product and its choice
+
+
+class RoutingWatch:
+    """Tells `watcher` of every choice: the layer, the ids (T, N), which it may change, and their
+    node, which leads to all that the choice was made from.
+
+    `fail` is given what `watcher` raises: no exception may cross the C frame.
+    """
+
+    def __init__(self, watcher: Watcher, fail: Callable[[BaseException], None]) -> None:
+        self._watcher, self._fail = watcher, fail
+
+    def on_node(self, address: int, ask: bool, _: object) -> bool:
+        """`ask`: whether llama.cpp shall stop after this node. Else it is computed: go on?"""
+        if not is_choice(address):
+            return not ask
+        if ask:
+            return True
+        node = GraphNode(address)
+        try:
+            self._watcher(int(node.name.rpartition("-")[2]), node.array(np.int32)[0], node)
+        except BaseException as error:
+            self._fail(error)
+            return False
+        return True
+
+
+class Router:
+    """How one layer chooses, as the engine has read it from llama.cpp's graph to predict what
+    later layers choose (native/router.hpp)."""
+
+    def __init__(self, address: int) -> None:
+        self._address = address
+
+    @classmethod
+    def learn(cls, choice: GraphNode) -> "Router | None":
+        """The router that has made `choice`, a node of the graph under way; None where the graph
+        has a form that is not known."""
+        address = native.router_learn(choice.address)
+        return None if address is None else cls(address)
+
+    def likeliest(self, inputs: npt.NDArray[np.float32], extra: int = 0) -> npt.NDArray[np.int32]:
+        """The experts that it would choose from `inputs` (hidden size,) float32, and the `extra`
+        next ones, the likeliest first."""
+        experts = np.empty(native.router_num_experts(self._address), np.int32)
+        row = np.ascontiguousarray(inputs, np.float32)
+        count = native.router_choose(
+            self._address, devices.address_of(row), extra, devices.address_of(experts)
+        )
+        return experts[:count]
+
+    def __del__(self) -> None:
+        native.router_delete(self._address)
+
+
+def router_input(choice: GraphNode) -> GraphNode | None:
+    """What the router of `choice` was given, (T, hidden size); None where it cannot be told."""
+    address = native.router_input(choice.address)
+    return None if address is None else GraphNode(address)
+
+
+def chosen_probabilities(choice: GraphNode) -> npt.NDArray[np.float32] | None:
+    """The router's probabilities (T, K) of the experts chosen in `choice`, the node of a choice;
+    None where the graph makes them only later (Llama 4).
+
+    They are the softmax over all experts or the sigmoids, whichever the router has, without a bias
+    on the choice and before any renormalisation or scaling of those chosen. Where llama.cpp has
+    only scores yet, whose softmax will be over those chosen (gpt-oss), it is taken over all here:
+    renormalised, both are the same.
+    """
+    node = _by_name(ancestors(choice)).get("ffn_moe_probs")
+    if node is None:
+        return None
+    probabilities: npt.NDArray[np.float32] = node.array(np.float32)[0]
+    if node.is_product or node.is_sum:
+        probabilities = _softmax(probabilities)
+    return np.take_along_axis(probabilities, choice.array(np.int32)[0], axis=1)
+
+
+def ancestors(choice: GraphNode) -> list[GraphNode]:
+    """The nodes that `choice` is made from; the last is the router's product, if there is one."""
+    found: list[GraphNode] = []
+    waiting = [choice]
+    while waiting and len(found) < _MOST_NODES:
+        node = waiting.pop()
+        found.append(node)
+        if node.is_product:
+            break
+        waiting += [node.source(i) for i in (1, 0) if node.source_address(i)]
+    return found
+
+
+def _by_name(nodes: list[GraphNode]) -> dict[str, Any]:
+    """By the name without the layer; of a node and its views, the node."""
+    return {node.name.partition("-")[0]: node for node in nodes}
+
+
+def _softmax(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    powers: npt.NDArray[np.float32] = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    total: npt.NDArray[np.float32] = powers.sum(axis=-1, keepdims=True)
+    return powers / total
