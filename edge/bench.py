@@ -1,5 +1,7 @@
-"""How fast a model runs in its budget, and how near to what its computer allows: one prompt of
-random tokens, then tokens one at a time."""
+"""Measuring how fast a model runs in its budget, and how near that is to what the computer allows.
+
+A measurement computes one prompt of random tokens, then tokens one at a time.
+"""
 
 import hashlib
 import random
@@ -22,9 +24,9 @@ from haversack.edge.stats import Stats
 
 @dataclass(frozen=True)
 class Work:
-    """What an engine is to do: compute the first `prompt_tokens` of `tokens` at once, the next
-    `warm_tokens` one at a time and not timed, while slots or page cache fill, then the others one
-    at a time. `trace` is the file of a routing to force upon the model meanwhile."""
+    """The work of an engine: compute the first `prompt_tokens` of `tokens` in one batch, then the
+    others one at a time. The first `warm_tokens` of these are not timed, because slots or page
+    cache fill meanwhile. `trace` is the file of a routing to force upon the model."""
 
     tokens: Sequence[int]
     prompt_tokens: int
@@ -45,20 +47,22 @@ class Decoded:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What one measurement found. `decode_`, the counts and what is said per token are of the
-    timed tokens alone, `prefill_` of the prompt; `mode` is the plan's. A recorded routing of
-    `trace_steps` was forced, over again where it is shorter than the work; 0: none was.
+    """What one measurement found. `decode_...`, the counts and what is said per token are of the
+    timed tokens alone, `prefill_...` of the prompt. `mode` is the plan's. `trace_steps` is the
+    length of the recorded routing that was forced (repeated where it is shorter than the work), 0
+    if none was.
 
-    A token's seconds are `compute_s_per_token`, llama.cpp's graph and the experts' products,
-    `own_s_per_token`, what our hook took besides, and `wait_s_per_token`, waiting for reads.
-    `bound_s_per_token` is the larger of computing it and of reading its bytes at `device_bytes_s`,
-    the most the drive gave just before; `ratio_to_bound` is 1 where all else is hidden behind one
-    of them. `prefill_bound_s` is the same for the prompt. `disk_bytes_s` is the rate reached.
+    A token's seconds have three parts: `compute_s_per_token` for llama.cpp's graph and the experts'
+    products, `own_s_per_token` for our own code, and `wait_s_per_token` for waiting for reads.
+    `bound_s_per_token` is the larger of the time to compute a token and the time to read its bytes
+    at `device_bytes_s`, the rate that the drive gave just before. `ratio_to_bound` is 1 where one
+    of the two hides all else. `prefill_bound_s` is the same for the prompt. `disk_bytes_s` is the
+    rate reached.
 
-    `prefetch_precision` is the share of the `prefetched` experts that were then chosen,
-    `prefetch_recall` the share brought of what a reader ahead could have brought (see `Stats`),
-    `prefetching` whether experts were read ahead at the end. Equal `logits_sha256`, of the last
-    token's, say that two runs computed the same.
+    `prefetch_precision` is the share of the `prefetched` experts that were then chosen.
+    `prefetch_recall` is the share of experts prefetched of those that could have been (see
+    `Stats`). `prefetching` says whether the engine prefetched at the end. `logits_sha256` is a
+    digest of the logits after the last token; equal digests say that two runs computed the same.
     """
 
     mode: str
@@ -94,7 +98,7 @@ class BenchResult:
     logits_sha256: str
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures as plain values."""
+        """Return all figures as plain values."""
         return asdict(self)
 
 
@@ -116,27 +120,29 @@ class _Pass:
 
 
 def random_tokens(vocab_size: int, num_tokens: int, seed: int) -> list[int]:
-    """Token ids drawn evenly from the vocabulary; equal seeds give equal ones."""
+    """Draw token ids evenly from the vocabulary; equal seeds give equal ids."""
     generator = random.Random(seed)
     return [generator.randrange(vocab_size) for _ in range(num_tokens)]
 
 
 def single_tokens(vocab_size: int, warm_tokens: int, tokens: int) -> Work:
-    """`tokens` random ones to time, one after the other, after `warm_tokens` and a first one."""
+    """Return the work of timing `tokens` random tokens, one after the other, after a prompt of one
+    token and `warm_tokens` that are not timed."""
     return Work(random_tokens(vocab_size, 1 + warm_tokens + tokens, seed=0), 1, warm_tokens)
 
 
 def device_bytes_s(planned: Plan, cache_dir: Path) -> float:
-    """The most bytes a second that the drive under the model gives now, measured on its largest
-    part in about 1.5 s. Raises StorageError."""
+    """Measure the most bytes a second that the drive under the model gives now, on the largest of
+    its files, in about 1.5 s. Raises StorageError."""
     largest = max(planned.geometry.paths, key=lambda path: path.stat().st_size)
     return measure_disk(largest, cache_dir=cache_dir, refresh=True).bytes_s
 
 
 def replay_of(trace: Path | None, planned: Plan) -> Replay | None:
-    """What forces the routing recorded in `trace`, if that is given, upon the planned model.
+    """Return what forces the routing recorded in `trace` upon the planned model; None if `trace`
+    is.
 
-    Raises PromptError where that is no trace or none of such a model, or where nothing is streamed.
+    Raises PromptError if the file is no trace of such a model, or if nothing is streamed.
     """
     if trace is None:
         return None
@@ -147,7 +153,8 @@ def replay_of(trace: Path | None, planned: Plan) -> Replay | None:
 
 
 def decode(model: Model, work: Work) -> Decoded:
-    """Have the model do `work`, timed, with the routing that its routers or a watcher choose.
+    """Have the model do `work`; return what it took. The routing is that of its routers, or of what
+    `watch_routing` was given.
 
     Raises what `Model.iter_logits` raises.
     """
@@ -166,7 +173,8 @@ def decode(model: Model, work: Work) -> Decoded:
 
 
 def measure(model: Model, work: Work, drive_bytes_s: float) -> BenchResult:
-    """Have the model do `work`, timed; `drive_bytes_s` is what the drive under it gives.
+    """Have the model do `work`; return all figures. `drive_bytes_s` is what the drive under it
+    gives.
 
     Raises what `Model.logits` and `replay_of` raise.
     """
@@ -189,7 +197,7 @@ def measure(model: Model, work: Work, drive_bytes_s: float) -> BenchResult:
 
 
 def logits_sha256(logits: npt.NDArray[np.float32]) -> str:
-    """A digest of their bits."""
+    """Return a digest of the bits of `logits`."""
     return hashlib.sha256(logits.tobytes()).hexdigest()
 
 

@@ -1,4 +1,5 @@
-"""The interactive chat: lines in, replies out, and the commands that begin with a slash."""
+"""The interactive chat: it reads lines, writes replies, and obeys commands that begin with a
+slash."""
 
 import importlib
 import signal
@@ -21,9 +22,9 @@ Turn = tuple[str, str]  # what the user said, what the model replied
 
 _QUOTES = '"""'
 _PIECE_BYTES = 1 << 16  # of a line that is skipped
-_END_BYTES = 64  # of a line that is skipped, kept for the quotes that may stand there
+_END_BYTES = 64  # of a line that is skipped; kept, because quotes may stand there
 _SWITCH = {"on": True, "off": False}
-_PROMPT_SHARE = 0.75  # of the context, where a window leaves turns out: the rest is for the reply
+_PROMPT_SHARE = 0.75  # of the context; where a window leaves turns out, the rest is for the reply
 _SHORT_NAMES = {"temp": "temperature", "n": "max_tokens"}
 _NUMBERS = {field.name: field.type for field in fields(Sampling) if field.type in (int, float)}
 _WHY = {
@@ -35,9 +36,9 @@ _WHY = {
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """How replies are made. `max_tokens` None: until the model ends or the context is full.
-    `window` leaves out the oldest turns once the context is full. `chat_seed` is the model's: the
-    seeds of the replies come from it, unless `sampling` has a seed for each of them."""
+    """How replies are made. `max_tokens` None means until the model ends or the context is full.
+    `window` leaves out the oldest turns once the context is full. `chat_seed` is the seed of the
+    model; the seeds of replies come from it, unless `sampling` has a seed for each of them."""
 
     sampling: Sampling
     system: str | None = None
@@ -46,7 +47,8 @@ class ChatSettings:
     chat_seed: int | None = None
 
     def changed(self, name: str, value: str) -> "ChatSettings":
-        """The same with one setting changed, named as its option is. Raises PromptError."""
+        """Return the settings with one of them changed, named as its option is. Raises
+        PromptError."""
         field = name.lstrip("-").replace("-", "_")
         field = _SHORT_NAMES.get(field, field)
         if field == "max_tokens":
@@ -73,7 +75,7 @@ class ChatSettings:
 
 
 def _parsed_limit(name: str, value: str) -> int | None:
-    """The tokens of a reply at most; None where `value` is "none". Raises PromptError."""
+    """Return the most tokens of a reply, None where `value` is "none". Raises PromptError."""
     limit = None if value == "none" else parsed_number(name, value, int)
     if limit is not None and limit < 0:
         raise PromptError(f"{name} is {limit}: give 0 or more, or none")
@@ -81,10 +83,11 @@ def _parsed_limit(name: str, value: str) -> int | None:
 
 
 class Lines:
-    """Messages as they are typed or piped in: a line each, or several between triple quotes.
+    """Reads messages that are typed or piped in: a line each, or several lines between triple
+    quotes.
 
-    A message that is too long for the context is read to its end and left out; memory does not
-    grow with it. Raises PromptError where stdin is closed.
+    A message that is too long for the context is read to its end and dropped, so that memory does
+    not grow with it. Raises PromptError if stdin is closed.
     """
 
     def __init__(self, ctx_tokens: int) -> None:
@@ -98,8 +101,8 @@ class Lines:
                 importlib.import_module("readline")
 
     def read(self) -> str | None:
-        """The next message; None when there are no more or Ctrl-C came twice. Raises StorageError
-        where stdin cannot be read."""
+        """Return the next message; None when there are no more or Ctrl-C came twice. Raises
+        StorageError if stdin cannot be read."""
         interrupted = False
         while True:
             try:
@@ -122,7 +125,7 @@ class Lines:
                 notice("Ctrl-C again or Ctrl-D leaves the chat")
 
     def _message(self) -> str:
-        """One message. Raises PromptError where it is too long, and what `_line` raises."""
+        """Return one message. Raises PromptError if it is too long, and what `_line` raises."""
         self._overlong = False
         message = self._line("> ").strip()
         if message.startswith(_QUOTES):
@@ -135,7 +138,8 @@ class Lines:
         return message
 
     def _quoted(self, text: str) -> str:
-        """The message that begins with `text` and ends with quotes, or with the input."""
+        """Return the message that begins with `text` and ends with quotes, or where the input
+        ends."""
         with suppress(EOFError):
             while not text.endswith(_QUOTES):
                 if len(text) > self._most_bytes:
@@ -144,7 +148,7 @@ class Lines:
         return text.removesuffix(_QUOTES).strip("\n")
 
     def _line(self, prompt: str) -> str:
-        """One line without its end. Raises EOFError, OSError, UnicodeDecodeError."""
+        """Return one line without its end. Raises EOFError, OSError, UnicodeDecodeError."""
         if self.interactive:
             return input(prompt)
         data = sys.stdin.buffer.readline(self._most_bytes + 1)
@@ -155,10 +159,13 @@ class Lines:
         else:
             line = data.decode().rstrip("\r\n")
         first, self._begun = not self._begun, True
-        return without_mark(line) if first else line  # else the first command would be a message
+        return (
+            without_mark(line) if first else line
+        )  # or the first command would be taken for a message
 
     def _ends_of_line(self, begin: bytes) -> str:
-        """The two ends of a line that begins so and is too long; there the quotes would stand."""
+        """Return both ends of a line that begins so and is too long, because quotes may stand
+        there."""
         self._overlong = True
         end = piece = begin
         while piece and not piece.endswith(b"\n"):
@@ -168,7 +175,7 @@ class Lines:
 
 
 class ChatLoop:
-    """A conversation. A turn that fails leaves no trace in it."""
+    """A conversation. A turn that fails leaves it unchanged."""
 
     def __init__(
         self, model: Model, settings: ChatSettings, lines: Lines, show_stats: bool
@@ -189,7 +196,7 @@ class ChatLoop:
         }
 
     def run(self) -> None:
-        """Answer message after message until the user leaves."""
+        """Answer one message after the other until the user leaves."""
         if self._lines.interactive:
             notice("/help shows the commands, Ctrl-D leaves")
         while (message := self._lines.read()) is not None:
@@ -202,7 +209,7 @@ class ChatLoop:
                     self._answer(message, self._turns)
             except HaversackError as error:
                 notice(f"haversack: {error}")
-            except KeyboardInterrupt:  # before or after the reply itself
+            except KeyboardInterrupt:  # Ctrl-C came before or after the reply itself
                 if not self._lines.interactive:
                     raise
                 notice(f"({_WHY['cancelled']})")
@@ -214,7 +221,8 @@ class ChatLoop:
 
     # ---------------------------------------------------------------- replies
     def _answer(self, message: str, turns: list[Turn]) -> None:
-        """Answer `message` after `turns`; if that succeeds, they are the conversation."""
+        """Answer `message` after `turns`. If that succeeds, the turns with the reply are the
+        conversation."""
         self._last, self._last_failed = message, True
         generation, turns = self._reply_to(message, turns)
         reply = self._stream(generation)
@@ -228,7 +236,8 @@ class ChatLoop:
             notice(f"({summary(generation.stats, len(generation.tokens))})")
 
     def _reply_to(self, message: str, turns: list[Turn]) -> tuple[Generation, list[Turn]]:
-        """The reply that is to be generated, and the turns that it knows. Raises ContextError."""
+        """Return a generation of the reply, and the turns that its prompt contains. Raises
+        ContextError."""
         ctx_tokens, num_turns = self._model.plan.shape.ctx_tokens, len(turns)
         while True:
             generation = self._model.chat(
@@ -254,7 +263,7 @@ class ChatLoop:
         return [*messages, {"role": "user", "content": message}]
 
     def _stream(self, generation: Generation) -> str:
-        """Show the reply as it comes; the text."""
+        """Show the reply as it comes; return its text."""
         shown = False
         with closing(generation), self._cancelled_by_ctrl_c(generation):
             try:
@@ -268,7 +277,8 @@ class ChatLoop:
 
     @contextmanager
     def _cancelled_by_ctrl_c(self, generation: Generation) -> Generator[None]:
-        """Where somebody types, Ctrl-C stops a reply and not the chat."""
+        """Let Ctrl-C stop the reply and not the chat, inside the block and where stdin is a
+        terminal."""
         if not self._lines.interactive:
             yield
             return
@@ -328,7 +338,8 @@ class ChatLoop:
 
 
 def _too_long(num_tokens: int, ctx_tokens: int, *, alone: bool) -> ContextError:
-    """The error of a message that does not fit; `alone`, no earlier turn is with it."""
+    """Return the error of a message that does not fit; `alone` says that no earlier turn was with
+    it."""
     if alone:
         return ContextError(
             f"this message has {num_tokens} tokens with what stands around it, the context holds"

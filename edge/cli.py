@@ -1,7 +1,8 @@
-"""The commands of `haversack`. Each is a few calls of the public API; what can go wrong in them is
-a HaversackError, which `edge.__main__` turns into one line and an exit code.
+"""The commands of `haversack`. Each is a few calls of the public API. Its errors are
+HaversackErrors, which `edge.__main__` turns into one line and an exit code.
 
-What only one of them needs, it imports itself: a chat is to begin within a second.
+A command imports inside its function what no other command needs, so that a chat begins within a
+second.
 """
 
 import logging
@@ -73,7 +74,7 @@ def without_command(
     ] = False,
 ) -> None:
     """Carry a big Mixture-of-Experts language model in a small memory."""
-    del show_version  # its callback has shown it
+    del show_version  # the callback of the option has shown it
     if context.invoked_subcommand is None:
         write_text(context.get_help() + "\n")
 
@@ -93,7 +94,7 @@ def run_model(
     log_to_stderr(log.verbose)
     sampling = replace(choice.sampling(), seed=choice.chosen_seed())
     planned = model.plan()
-    # the text is read after all else that can be wrong: it may wait for a pipe
+    # read last, because it may wait for a pipe: what else is wrong is told before
     prompt = request.text(planned.shape.ctx_tokens)
     with opened(planned, cache, log) as loaded:
         generation = loaded.generate(prompt, request.max_tokens, sampling)
@@ -106,7 +107,7 @@ def run_model(
 
 
 def _stream(generation: Generation, *, silent: bool) -> None:
-    """Run a generation to its end, its text to stdout unless `silent`."""
+    """Run a generation to its end and write its text to stdout unless `silent`."""
     text = ""
     with closing(generation):
         try:
@@ -114,13 +115,13 @@ def _stream(generation: Generation, *, silent: bool) -> None:
                 if not silent:
                     write_text(text)
         except HaversackError:
-            end_text("" if silent else text)  # the error is not to stand behind the text
+            end_text("" if silent else text)  # so that the error begins a line of its own
             raise
     end_text("" if silent else text)
 
 
 def _answer(generation: Generation, planned: Plan, seed: int) -> dict[str, Any]:
-    """What `run --json` prints."""
+    """Return what `run --json` prints."""
     stats = {} if generation.stats is None else generation.stats.to_dict()
     return {
         "text": generation.text,
@@ -145,7 +146,7 @@ def chat_with_model(
 ) -> None:
     """Talk with a model; /help in the chat shows its commands."""
     log_to_stderr(log.verbose)
-    # the seed goes to the model: replies differ, and the whole chat repeats
+    # the seed is given to the model, so that replies differ but the whole chat can be repeated
     sampling = replace(choice.sampling(), seed=-1)
     system = None if chat.system is None else checked_text("--system", chat.system)
     seed = choice.chosen_seed()
@@ -153,7 +154,7 @@ def chat_with_model(
     planned = model.plan()
     lines = Lines(planned.shape.ctx_tokens)
     with opened(planned, cache, log, seed) as loaded:
-        loaded.chat_template()  # without one no turn can work
+        loaded.chat_template()  # without a template every turn would fail
         ChatLoop(loaded, settings, lines, log.verbose).run()
 
 
@@ -165,7 +166,7 @@ def opened(
     seed: int | None = None,
     warm_start: bool = True,
 ) -> Generator[Model]:
-    """The model of a plan, loaded with progress bars; closed after the block."""
+    """Load the model of a plan with progress bars; close it after the block."""
     if planned.mode == DENSE:
         notice(f"haversack: {planned.path.name} has no routed experts: it runs plainly, in memory")
     with load_progress(log.verbose) as progress:
@@ -216,7 +217,7 @@ def bench_model(
 
     log_to_stderr(log.verbose)
     planned = replace(model, ctx=asked.num_tokens if model.ctx is None else model.ctx).plan()
-    replay_of(asked.trace, planned)  # a wrong one is refused before anything is loaded
+    replay_of(asked.trace, planned)  # raises for a wrong trace before anything is loaded
     drive_bytes_s = device_bytes_s(planned, cache.folder)
     with opened(planned, cache, log, warm_start=False) as loaded:
         tokens = random_tokens(loaded.vocab_size, asked.num_tokens, asked.seed)
@@ -235,7 +236,7 @@ def bench_model(
 
 
 def _shown(name: str, value: Any) -> str:
-    """A figure of a benchmark for people, by the unit its name ends with."""
+    """Return a figure of a benchmark as people read it, by the unit that its name ends with."""
     if name.endswith(("_bytes", "_bytes_read", "_bytes_read_per_token", "bytes_read_per_token")):
         return format_bytes(int(value))
     if name.endswith("_bytes_s"):
@@ -264,7 +265,7 @@ def examine_computer(patient: DoctorOptions, cache: CacheOptions, output: Output
 
 
 def _title(name: str) -> str:
-    """The name of a finding for people, without its unit."""
+    """Return the name of a finding as people read it, without its unit."""
     return name.replace("_bytes_s", "_speed").removesuffix("_bytes").replace("_", " ")
 
 

@@ -1,5 +1,5 @@
-"""Plain llama.cpp at the same work as a benchmark's, in a process of its own: neither its memory
-nor its page cache is ours. `python -m haversack.edge.comparison` is that process."""
+"""Plain llama.cpp at the same work as a benchmark's, in a process of its own, so that neither its
+memory nor its page cache is ours. `python -m haversack.edge.comparison` is that process."""
 
 import json
 import subprocess
@@ -20,8 +20,8 @@ from haversack.quant.gguf import read_geometry
 
 @dataclass(frozen=True)
 class PlainResult:
-    """What the work took plain llama.cpp. `forcing_s_per_token` is what forcing a routing took
-    (see `PlainTime`); the other seconds are without it."""
+    """What the work took plain llama.cpp. `forcing_s_per_token` are the seconds of forcing a
+    routing (see `PlainTime`); the other seconds do not contain them."""
 
     prefill_s: float
     decode_s_per_token: float
@@ -29,8 +29,8 @@ class PlainResult:
     logits_sha256: str
 
     def beside(self, ours: BenchResult) -> dict[str, Any]:
-        """Its figures for a table of ours, and how many times faster we are. `same_logits` says
-        that both engines' last logits have the same bits."""
+        """Return its figures for a table of ours, and how many times faster we are. `same_logits`
+        says that the last logits of both engines have the same bits."""
         return {
             "compare": LLAMA_CPP,
             "compare_prefill_s": self.prefill_s,
@@ -45,10 +45,10 @@ class PlainResult:
 
 
 def measure_plain(planned: Plan, work: Work) -> PlainResult:
-    """Have plain llama.cpp do `work` with the plan's threads and batches, its weights mapped.
+    """Have plain llama.cpp do `work` with the plan's threads and batches; its weights are mapped.
 
-    No page of the model is in memory when it begins. It takes what memory it gets: only a control
-    group that this process is in as well limits it. Raises HaversackError if it fails.
+    No page of the model is in memory when it begins. Nothing but a control group limits its memory:
+    the group of this process. Raises HaversackError if it fails.
     """
     drop_pages(planned.geometry.paths)
     shape = planned.shape
@@ -69,7 +69,7 @@ def measure_plain(planned: Plan, work: Work) -> PlainResult:
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    """Its last words, which mean nothing where the system has killed it."""
+    """Return the last line that the process wrote, which says nothing if the system killed it."""
     if done.returncode < 0:
         return f"killed by signal {-done.returncode}"
     return (done.stderr.splitlines() or ["it gave no reason"])[-1]

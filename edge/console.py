@@ -1,4 +1,4 @@
-"""What people see. The answer goes to stdout, everything else to stderr."""
+"""Output for people. The answer goes to stdout, everything else to stderr."""
 
 import io
 import json
@@ -25,10 +25,11 @@ _SAFE_ON_TERMINAL = {code: "\N{REPLACEMENT CHARACTER}" for code in _CONTROLS if 
 
 
 def prepare_streams() -> None:
-    """Make stdout UTF-8 unless it is a terminal with another encoding; never fail on a letter.
+    """Make stdout UTF-8 unless it is a terminal with another encoding; no character raises an
+    error.
 
-    Python sets a stream that is closed to None. Without stderr nothing is told besides the answer;
-    without stdout there is nowhere to write the answer: raises HaversackError.
+    Python sets a closed stream to None. Without stderr, only the answer is written. Without stdout,
+    raises HaversackError, because the answer cannot be written.
     """
     if sys.stderr is None:  # pyright: ignore[reportUnnecessaryComparison]
         sys.stderr = open(os.devnull, "w")
@@ -42,7 +43,8 @@ def prepare_streams() -> None:
 
 
 def log_to_stderr(verbose: bool) -> None:
-    """Show warnings of haversack on stderr; with `verbose` all it logs, and llama.cpp's words."""
+    """Show warnings of haversack on stderr; with `verbose`, everything that it and llama.cpp
+    log."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         logging.Formatter("%(name)s: %(message)s" if verbose else "haversack: %(message)s")
@@ -55,7 +57,7 @@ def log_to_stderr(verbose: bool) -> None:
 
 
 def wants_detail(verbose: bool) -> bool:
-    """Whether somebody looks at stderr."""
+    """Return whether summaries are shown on stderr: if it is a terminal, or with `verbose`."""
     return verbose or sys.stderr.isatty()
 
 
@@ -78,25 +80,25 @@ def write_json(values: Mapping[str, Any]) -> None:
 
 
 def notice(message: object) -> None:
-    """Write one line to stderr. That it cannot be written changes neither answer nor exit code."""
+    """Write one line to stderr. If that fails, neither the answer nor the exit code changes."""
     tell(one_line(message))
 
 
 def tell(text: object) -> None:
-    """Write lines to stderr, as `notice` writes one."""
+    """Write lines to stderr, each as `notice` does."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
 
 def one_line(message: object) -> str:
-    """`message` without line breaks and control characters."""
+    """Return `message` without line breaks and control characters."""
     return " ".join(str(message).split()).translate(_SAFE_ON_TERMINAL)
 
 
 def write_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], to: TextIO | None = None
 ) -> None:
-    """Write a table to stdout or `to`; columns whose name starts with ">" are set to the right."""
+    """Write a table to stdout or `to`. A column whose name starts with ">" is set to the right."""
     table = Table(title=Text(one_line(title)), title_justify="left")
     for column in columns:
         right = column.startswith(">")
@@ -111,7 +113,8 @@ def write_table(
 # ------------------------------------------------------------------- progress
 @contextmanager
 def load_progress(verbose: bool) -> Generator[LoadProgress | None]:
-    """Bars on stderr for what is under way; None where stderr is no terminal, or holds a log."""
+    """Yield a function that shows progress bars on stderr; None where stderr is no terminal, or
+    shows a log."""
     if verbose or not sys.stderr.isatty():
         yield None
         return
@@ -136,7 +139,7 @@ def load_progress(verbose: bool) -> Generator[LoadProgress | None]:
 
 # -------------------------------------------------------------------- summary
 def summary(stats: Stats, num_tokens: int) -> str:
-    """What a generation of `num_tokens` took, in a line."""
+    """Return one line that says what a generation of `num_tokens` took."""
     parts = [
         f"{num_tokens} tokens, {stats.decode_tok_s:.1f} tok/s",
         f"{stats.prompt_tokens} of the prompt in {stats.prefill_s:.2f} s",

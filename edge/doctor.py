@@ -1,4 +1,4 @@
-"""What haversack finds on this computer: each fact with its source, each problem with a remedy."""
+"""What haversack finds on this computer. Each fact has its source, each problem a remedy."""
 
 import os
 import platform
@@ -31,7 +31,8 @@ _TIGHT_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class Finding:
-    """One fact: `value` for programs, `shown` for people, `advice` if something is to be done."""
+    """One fact: `value` is for programs, `shown` for people; `advice` says what should be done, if
+    anything."""
 
     name: str
     value: Value
@@ -41,9 +42,9 @@ class Finding:
 
 
 def examine(cache_dir: Path, model: Path | None) -> list[Finding]:
-    """All findings, the drive measured with `model` if one is given.
+    """Return all findings; those about the drive are measured with `model` if one is given.
 
-    Raises StorageError where `model` cannot be read.
+    Raises StorageError if `model` cannot be read.
     """
     return [
         *_versions(),
@@ -124,7 +125,7 @@ def _adapting_threads() -> Finding:
 
 
 def _cpu_sets() -> set[str]:
-    """What the CPU can, where the system tells."""
+    """Return the features of the CPU, in capitals, where the system tells them."""
     try:
         flags = re.search(r"^flags\s*: (.*)$", _CPU_INFO.read_text(), re.MULTILINE)
     except OSError:
@@ -194,7 +195,7 @@ def _huge_pages() -> Finding:
 
 
 def _provable_budgets() -> Finding:
-    """Whether a control group can be made whose hard limit proves a budget."""
+    """Return whether a control group can be made whose hard limit proves a budget."""
     reason = why_not()
     shown, source = ("no", reason) if reason else ("yes", "a control group made and removed")
     return Finding("cgroup_budgets", not reason, shown, source)

@@ -1,4 +1,4 @@
-"""GBNF, the notation in which users write grammars, read into a tree."""
+"""GBNF, the notation in which users write grammars, parsed into a tree."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from haversack.edge.text import without_mark
 MAX_GRAMMAR_CHARS = 1 << 20
 MAX_REPEATS = 100_000
 LAST_CHAR = 0x10FFFF
-_MAX_NESTING = 100  # of parentheses, because the parser recurses
+_MAX_NESTING = 100  # of parentheses; the parser recurses
 _SURROGATES = (0xD800, 0xDFFF)  # code points that are no characters
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", **{char: char for char in '\\"[]'}}
 _NUM_DIGITS = {"x": 2, "u": 4, "U": 8}
@@ -27,7 +27,7 @@ Ranges: TypeAlias = tuple[tuple[int, int], ...]  # of code points, both ends inc
 
 @dataclass(frozen=True)
 class Text:
-    """These characters, at least one."""
+    """A string of these characters, at least one."""
 
     text: str
 
@@ -41,28 +41,28 @@ class Char:
 
 @dataclass(frozen=True)
 class Ref:
-    """What another rule says."""
+    """A reference to another rule."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Seq:
-    """One after the other; without parts, the empty text."""
+    """Its parts, one after the other; without parts, the empty text."""
 
     parts: tuple["Node", ...]
 
 
 @dataclass(frozen=True)
 class Alt:
-    """One of several."""
+    """One of its parts."""
 
     choices: tuple["Node", ...]
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """The same, `least` to `most` times; `most` None: any number."""
+    """Its part, `least` to `most` times; `most` None means any number."""
 
     part: "Node"
     least: int
@@ -74,9 +74,10 @@ Rules: TypeAlias = dict[str, Node]
 
 
 def parse_gbnf(gbnf: str) -> Rules:
-    """The rules of a grammar by their names; `root` is among them, and all that they refer to.
+    """Return the rules of a grammar by their names. `root` is among them, and so are all rules that
+    they refer to.
 
-    Raises PromptError, with the line.
+    Raises PromptError, which names the line.
     """
     gbnf = without_mark(gbnf)
     if len(gbnf) > MAX_GRAMMAR_CHARS:
@@ -94,7 +95,7 @@ def parse_gbnf(gbnf: str) -> Rules:
 
 
 def references(node: Node) -> Iterator[str]:
-    """The names of the rules that `node` refers to, in their order."""
+    """Return the names of the rules that `node` refers to, in their order."""
     if isinstance(node, Ref):
         yield node.name
     for child in children(node):
@@ -102,7 +103,7 @@ def references(node: Node) -> Iterator[str]:
 
 
 def children(node: Node) -> tuple[Node, ...]:
-    """The nodes directly below."""
+    """Return the nodes directly below `node`."""
     if isinstance(node, Seq):
         return node.parts
     if isinstance(node, Alt):
@@ -111,14 +112,15 @@ def children(node: Node) -> tuple[Node, ...]:
 
 
 def complement(ranges: Ranges) -> Ranges:
-    """All characters but these; `ranges` are in order and apart."""
+    """Return all characters but these; `ranges` are in order and do not touch."""
     starts = [0, *(last + 1 for _, last in ranges)]
     ends = [*(first - 1 for first, _ in ranges), LAST_CHAR]
     return normal([pair for pair in zip(starts, ends, strict=True) if pair[0] <= pair[1]])
 
 
 def normal(ranges: list[tuple[int, int]]) -> Ranges:
-    """The same characters in order and apart, without those that are none."""
+    """Return the same characters as ranges in order that do not touch, without code points that are
+    no characters."""
     merged: list[tuple[int, int]] = []
     for first, last in sorted(ranges):
         first = _SURROGATES[1] + 1 if _SURROGATES[0] <= first <= _SURROGATES[1] else first
@@ -247,7 +249,7 @@ class _Parser:
         return least, most
 
     def _char(self) -> int:
-        """The next character, written as itself or as an escape."""
+        """Read the next character, written as itself or as an escape."""
         char = self._peek()
         if not char:
             raise self._error("a string or a set of characters has no end")
@@ -286,7 +288,7 @@ class _Parser:
         self._at += len(text)
 
     def _skip(self, pattern: re.Pattern[str]) -> bool:
-        """Go past what `pattern` matches; whether it matches."""
+        """Go past what `pattern` matches; return whether it matches."""
         found = pattern.match(self._text, self._at)
         self._at = found.end() if found else self._at
         return found is not None

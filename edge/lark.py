@@ -1,8 +1,8 @@
-"""From GBNF to the dialect of Lark that llguidance follows.
+"""Translating GBNF to the dialect of Lark that llguidance follows.
 
 GBNF matches character by character. llguidance cuts the text into lexemes, the longest pieces that
 its terminals match, and never goes back. A grammar whose rules do not refer to themselves becomes
-one terminal, which matches the same texts. `edge.lexemes` decides what the lexemes of others are.
+one terminal, which matches the same texts. `edge.lexemes` chooses the lexemes of other grammars.
 """
 
 import functools
@@ -29,7 +29,7 @@ _MAX_CHAIN = 500  # of rules that refer to each other: llguidance follows them o
 
 @functools.lru_cache(maxsize=16)
 def gbnf_to_grammar(gbnf: str) -> Grammar:
-    """A grammar for the texts that the rule `root` of `gbnf` matches. Raises PromptError."""
+    """Return a grammar for the texts that the rule `root` of `gbnf` matches. Raises PromptError."""
     rules = parse_gbnf(gbnf)
     order, recursive = _used(rules)
     used = {name: rules[name] for name in order}
@@ -40,7 +40,8 @@ def gbnf_to_grammar(gbnf: str) -> Grammar:
 
 
 def _used(rules: Rules) -> tuple[list[str], bool]:
-    """The rules that `root` needs, `root` first, and whether any refers to itself."""
+    """Return the rules that `root` needs, `root` first, and whether any of them refers to
+    itself."""
     order, recursive = ["root"], False
     path: list[str] = ["root"]
     on_path, seen = {"root"}, {"root"}
@@ -67,7 +68,8 @@ def _used(rules: Rules) -> tuple[list[str], bool]:
 
 
 def _written(rules: Rules, letter: str) -> str:
-    """The rules in Lark, as terminals if `letter` is a capital; else the first one is `start`."""
+    """Return the rules in Lark, as terminals if `letter` is a capital; else the first one is
+    `start`."""
     names = {name: f"{letter}{idx}" for idx, name in enumerate(rules)}
     if letter.islower():
         names[next(iter(rules))] = "start"

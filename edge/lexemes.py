@@ -1,9 +1,10 @@
-"""Lexemes for grammars whose rules refer to themselves.
+"""Choosing the lexemes of grammars whose rules refer to themselves.
 
 llguidance always reads the longest lexeme that may come next and never goes back to a shorter one.
 Lexemes of one character each are always right, but slow. So strings, and runs of characters of one
-set, stay whole unless a shorter reading could go on with the same character: then the longer of the
-two is cut into characters.
+set, stay whole, except where a longer lexeme would hide the right reading: if a shorter one may
+stand in the same place and the text may go on with the same character, the longer one is cut into
+characters.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,15 +27,15 @@ from haversack.edge.gbnf import (
 )
 
 _MAX_LEXEMES = 3000
-_MAX_PAIRS = 300_000  # of lexemes that may stand in one place, to be compared
-_MAX_INLINED = 60  # nodes of a rule that is copied into a repetition
+_MAX_PAIRS = 300_000  # of lexemes that may stand in one place and are compared
+_MAX_INLINED = 60  # nodes of a rule that may be copied into a repetition
 _MAX_ROUNDS = 8
 
-Lexeme: TypeAlias = Text | Char | Repeat  # the latter of a character, once at least
+Lexeme: TypeAlias = Text | Char | Repeat  # a Repeat is one of a character, at least once
 
 
 def with_lexemes(rules: Rules) -> Rules:
-    """The same rules, the first of them the start, in which every string, character and run of
+    """Return the same rules, the start first, in which every string, character and run of
     characters may be a lexeme. Raises PromptError if there are too many."""
     rules = {name: _with_runs(node, rules) for name, node in rules.items()}
     for _ in range(_MAX_ROUNDS):
@@ -47,15 +48,16 @@ def with_lexemes(rules: Rules) -> Rules:
 
 # ------------------------------------------------------------------------ tree
 def is_lexeme(node: Node) -> bool:
-    """Whether `node` is one lexeme: a string, a character, or a repetition of a character."""
+    """Return whether `node` is one lexeme: a string, a character, or a repetition of a
+    character."""
     return isinstance(node, Text | Char) or (
         isinstance(node, Repeat) and isinstance(node.part, Char)
     )
 
 
 def _with_runs(node: Node, rules: Rules) -> Node:
-    """Repeated sets as runs that are not empty; ([a] | "bc")* becomes ([a]+ | "bc")*, which
-    matches the same."""
+    """Return the rule with repeated sets as runs that are not empty: ([a] | "bc")* becomes ([a]+ |
+    "bc")*, which matches the same texts."""
     if isinstance(node, Seq):
         return Seq(tuple(_with_runs(part, rules) for part in node.parts))
     if isinstance(node, Alt):
@@ -76,7 +78,7 @@ def _run(char: Char, least: int, most: int | None) -> Node:
 
 
 def _inlined(node: Node, rules: Rules) -> Node:
-    """`node`, or what it refers to if that is small and refers to no other rule."""
+    """Return `node`, or the rule it refers to if that is small and refers to no other rule."""
     if not isinstance(node, Ref):
         return node
     below = list(_nodes(rules[node.name]))
@@ -91,7 +93,8 @@ def _nodes(node: Node) -> Iterator[Node]:
 
 
 def _cut(rules: Rules, cut: set[int]) -> Rules:
-    """The rules with the lexemes of these numbers, counted as `_Readings` does, cut up."""
+    """Return the rules with the lexemes of these numbers, counted as `_Readings` does, cut into
+    characters."""
     numbers = iter(range(_MAX_LEXEMES + 1))
 
     def again(node: Node) -> Node:
@@ -119,7 +122,7 @@ def _characters(node: Node) -> Node:
 # -------------------------------------------------------------------- readings
 @dataclass
 class _Item:
-    """A node, and which lexemes, by the bits of their numbers, may begin it and follow it."""
+    """A node, and the lexemes that may begin it and follow it, as bits by their numbers."""
 
     node: Node
     items: list["_Item"] = field(default_factory=list["_Item"])
@@ -130,7 +133,7 @@ class _Item:
 
 
 class _Readings:
-    """Which lexemes may stand in the same place of a text, and what may follow each."""
+    """Finds which lexemes may stand in the same place of a text, and what may follow each."""
 
     def __init__(self, rules: Rules) -> None:
         self._lexemes: list[_Item] = []
@@ -143,7 +146,7 @@ class _Readings:
             pass
 
     def misread(self) -> set[int]:
-        """The numbers of the lexemes that would be read where a shorter one is right."""
+        """Return the numbers of the lexemes that would be read where a shorter one is right."""
         found: set[int] = set()
         for number, beside in self._places().items():
             after = self._characters_after(number)
@@ -176,7 +179,7 @@ class _Readings:
 
     # ------------------------------------------------------ first and follow
     def _find_first(self, item: _Item) -> bool:
-        """Take over what is known of the nodes below; whether that is news."""
+        """Add what is known of the nodes below; return whether anything was new."""
         changed = any([self._find_first(inner) for inner in item.items])
         node, first, empty = item.node, item.first, item.empty
         if isinstance(node, Ref):
@@ -197,7 +200,7 @@ class _Readings:
         return changed
 
     def _find_follow(self, item: _Item) -> bool:
-        """Hand down what may follow; whether that is news below."""
+        """Tell the nodes below what may follow them; return whether anything was new."""
         node = item.node
         if isinstance(node, Ref):
             return _add_follow(self._rules[node.name], item.follow)
@@ -215,13 +218,13 @@ class _Readings:
 
     # ---------------------------------------------------------------- places
     def _places(self) -> dict[int, int]:
-        """For each lexeme that can be reached, those that may stand where it stands."""
+        """Return, for each lexeme that can be reached, those that may stand where it stands."""
         beside: dict[int, int] = {}
         todo: list[tuple[int, int]] = []
         compared = 0
 
         def meet(some: int, others: int) -> None:
-            """All of `some` may stand where all of `others` may."""
+            """Note that all of `some` may stand where all of `others` may."""
             nonlocal compared
             for number in _bits(some):
                 new = others & ~beside.get(number, 0)
@@ -242,8 +245,8 @@ class _Readings:
         return beside
 
     def _characters_after(self, number: int) -> Ranges:
-        """The characters that may follow a lexeme. A run in a repetition goes on with itself: that
-        is the same run, only longer."""
+        """Return the characters that may follow a lexeme. A run in a repetition may be followed by
+        itself: that makes the same run longer."""
         follow, loop = self._lexemes[number].follow, self._loops.get(number)
         if loop is not None and not loop.follow >> number & 1:
             follow &= ~(1 << number)
@@ -278,7 +281,7 @@ def _bits(mask: int) -> Iterator[int]:
 
 # ------------------------------------------------------------------ characters
 def _counted(node: Node) -> tuple[Ranges, int, int | None]:
-    """The set of a character or a run, and how many of it there are."""
+    """Return the set of a character or a run, and how many characters of it there are."""
     if isinstance(node, Char):
         return node.ranges, 1, 1
     assert isinstance(node, Repeat) and isinstance(node.part, Char)
@@ -308,7 +311,7 @@ def _matches(node: Node, text: str) -> bool:
 
 
 def _same_text(one: Node, other: Node) -> bool:
-    """Whether two lexemes may match the same text."""
+    """Return whether two lexemes may match the same text."""
     if isinstance(one, Text):
         return _matches(other, one.text)
     if isinstance(other, Text):
@@ -319,7 +322,7 @@ def _same_text(one: Node, other: Node) -> bool:
 
 
 def _extends(short: Node, long: Node, after: Ranges) -> bool:
-    """Whether `long` may match a text of `short` and go on with a character of `after`."""
+    """Return whether `long` may match a text of `short` followed by a character of `after`."""
     if isinstance(long, Text):
         text = long.text
         return any(

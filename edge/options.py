@@ -1,7 +1,8 @@
-"""The options of the command line, in groups: a frozen dataclass each, one field an option.
+"""The options of the command line, in groups: each group is a frozen dataclass with a field for
+each option.
 
-`takes` makes a command of a function of such groups, so that commands which share options share
-their names, defaults and help, and no function has twenty arguments.
+`takes` makes a command of a function whose arguments are groups. So commands that share options
+share their names, defaults and help, and no function has twenty arguments.
 """
 
 import inspect
@@ -23,9 +24,9 @@ from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.schema import MAX_SCHEMA_CHARS
 from haversack.edge.text import without_mark
 
-LLAMA_CPP = "llama.cpp"  # whom a benchmark can compare with
+LLAMA_CPP = "llama.cpp"  # the engine that a benchmark can compare with
 
-_MOST_TOKEN_BYTES = 1024  # of text: the longest tokens of vocabularies have far fewer
+_MOST_TOKEN_BYTES = 1024  # of text; the longest tokens of vocabularies are far shorter
 _MOST_CHAR_BYTES = 4  # in UTF-8
 _PIECE_BYTES = 1 << 20  # read at once
 
@@ -55,7 +56,8 @@ def takes(*groups: type[Any]) -> Callable[[Callable[..., None]], Callable[..., N
 
 @dataclass(frozen=True)
 class _Option:
-    """One field of a group. Numbers are parsed here: typer's refusals do not say what it found."""
+    """One field of a group. Numbers are parsed here, because typer's error does not say what it
+    found."""
 
     name: str
     kind: Any
@@ -64,12 +66,12 @@ class _Option:
 
     @property
     def number(self) -> type[int] | type[float] | None:
-        """int or float where that is what the field holds."""
+        """The type of the number that the field holds, int or float; None if it holds none."""
         kinds = get_args(self.kind) or (self.kind,)
         return next((kind for kind in (int, float) if kind in kinds), None)
 
     def parameter(self) -> inspect.Parameter:
-        """The parameter that typer sees."""
+        """Return the parameter that typer sees."""
         kind, default = self.kind, self.default
         if self.number is not None:
             kind, default = str | None, None if default is None else str(default)
@@ -81,7 +83,7 @@ class _Option:
         )
 
     def parsed(self, value: Any) -> Any:
-        """The field's value. Raises PromptError where text is no number."""
+        """Return the field's value. Raises PromptError if the text is no number."""
         if self.number is None or value is None:
             return value
         return parsed_number("--" + self.name.replace("_", "-"), value, self.number)
@@ -102,7 +104,7 @@ def _filled(group: type[Any], options: list[_Option], given: dict[str, Any]) -> 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which model, and what it may take."""
+    """Which model, and the memory and threads it may take."""
 
     model: Annotated[
         Path | None,
@@ -136,7 +138,7 @@ class ModelOptions:
         return self.model or builtin_model()
 
     def plan(self) -> Plan:
-        """How the model would run. Raises what `edge.plan` raises."""
+        """Plan how the model would run. Raises what `edge.plan` raises."""
         return plan(self.path, self.ram, self.ctx, self.threads, self.batch)
 
 
@@ -192,7 +194,7 @@ class SamplingOptions:
     ] = None
 
     def sampling(self) -> Sampling:
-        """The settings, files read. Raises PromptError."""
+        """Return the settings, with the content of files. Raises PromptError."""
         return Sampling(
             temperature=self.temp,
             top_k=self.top_k,
@@ -216,7 +218,7 @@ class SamplingOptions:
         return _file_text("--json-schema", Path(self.json_schema), MAX_SCHEMA_CHARS)
 
     def chosen_seed(self) -> int:
-        """The seed given, or a random one."""
+        """Return the seed given, or a random one."""
         return self.seed if self.seed >= 0 else random.randint(0, MAX_SEED)
 
 
@@ -241,8 +243,8 @@ class RunOptions:
     ] = None
 
     def text(self, ctx_tokens: int) -> str:
-        """The prompt, read from stdin if it comes from there; of a prompt that is too long for
-        the context, no more is read than tells so. Raises PromptError."""
+        """Return the prompt; read it from stdin if none was given. Of a prompt that is too long for
+        the context, only as much is read as shows that. Raises PromptError."""
         if self.prompt is not None and self.prompt != "-":
             return checked_text("--prompt", self.prompt)
         if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
@@ -283,8 +285,8 @@ class ChatOptions:
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """How much work is measured, and beside whom. Raises PromptError unless it is at least a token
-    of each kind that is timed, and for an engine that is not known."""
+    """How much work is measured, and with which engine it is compared. Raises PromptError for less
+    than one timed token of each kind, and for an engine that is not known."""
 
     prompt_tokens: Annotated[
         int,
@@ -341,7 +343,7 @@ class BenchOptions:
 
     @property
     def num_tokens(self) -> int:
-        """All tokens that are computed."""
+        """How many tokens are computed in all."""
         return self.prompt_tokens + self.warm_tokens + self.tokens
 
 
@@ -366,7 +368,7 @@ class ClearOptions:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """What is told, and in which form."""
+    """What is printed, and in which form."""
 
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")
@@ -375,7 +377,7 @@ class OutputOptions:
 
 @dataclass(frozen=True)
 class LogOptions:
-    """What is told besides."""
+    """What is printed besides."""
 
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log on stderr.")] = (
         False
@@ -384,7 +386,7 @@ class LogOptions:
 
 # -------------------------------------------------------------- text and numbers
 def parsed_number(name: str, text: str, kind: type[_Number]) -> _Number:
-    """`text` as an int or float. Raises PromptError, with the `name` of the setting."""
+    """Return `text` as an int or float. Raises PromptError, which names the setting."""
     try:
         return kind(text)
     except ValueError:
@@ -393,7 +395,7 @@ def parsed_number(name: str, text: str, kind: type[_Number]) -> _Number:
 
 
 def checked_text(flag: str, text: str) -> str:
-    """`text` as it is. Raises PromptError if the shell passed bytes that are no UTF-8."""
+    """Return `text` unchanged. Raises PromptError if the shell passed bytes that are no UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -402,13 +404,13 @@ def checked_text(flag: str, text: str) -> str:
 
 
 def longest_text_bytes(ctx_tokens: int) -> int:
-    """More bytes than any text has that fits into a context."""
+    """Return a number of bytes that no text exceeds which fits into a context."""
     return (ctx_tokens + 1) * _MOST_TOKEN_BYTES
 
 
 def read_at_most(stream: BinaryIO, most_bytes: int) -> bytearray:
-    """What is left of a stream, up to `most_bytes`. Memory grows with what came, not with what may
-    come. Raises OSError."""
+    """Return what is left of a stream, at most `most_bytes`. Memory grows with what came, not with
+    `most_bytes`. Raises OSError."""
     data = bytearray()
     while piece := stream.read(min(_PIECE_BYTES, most_bytes - len(data))):
         data += piece
@@ -416,7 +418,7 @@ def read_at_most(stream: BinaryIO, most_bytes: int) -> bytearray:
 
 
 def decoded(source: str, data: bytes | bytearray) -> str:
-    """The text that `data` is in UTF-8. Raises PromptError."""
+    """Decode `data` as UTF-8. Raises PromptError."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:

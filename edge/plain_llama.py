@@ -1,7 +1,7 @@
-"""Plain llama.cpp, driven through its own binding: the yardstick of tests and benchmarks.
+"""Plain llama.cpp, driven through its own binding: what tests and benchmarks compare with.
 
 Nothing of haversack's engine is used here. Weights are mapped, as llama.cpp does by default, and
-not repacked: repacked kernels round differently, so they are no reference for exactness.
+not repacked, because repacked kernels round differently and are no reference for exactness.
 """
 
 import os
@@ -19,8 +19,8 @@ from haversack.edge.replay import Replay
 
 
 def drop_pages(paths: Sequence[Path]) -> None:
-    """Have the system forget what it holds of these files in memory, where it can (Linux). Mapped
-    pages that were there before are charged to nobody's control group, and load in no time."""
+    """Drop the pages of these files from memory, where the system can (Linux). A mapped page that
+    was in memory before is charged to no control group and loads in no time."""
     if sys.platform == "linux":
         for path in paths:
             with path.open("rb") as file:
@@ -28,8 +28,8 @@ def drop_pages(paths: Sequence[Path]) -> None:
 
 
 class PlainTime(NamedTuple):
-    """Seconds of decoding, and of forcing a routing meanwhile: a call of Python for every node of
-    llama.cpp's graph."""
+    """Seconds of decoding, and of forcing a routing meanwhile, which calls Python for every node of
+    the graph."""
 
     decode_s: float
     forcing_s: float
@@ -79,13 +79,13 @@ class PlainLlama:
         llama.llama_memory_seq_rm(llama.llama_get_memory(self._context), 0, num_tokens, -1)
 
     def last_logits(self) -> npt.NDArray[np.float32]:
-        """Logits after the last token, (vocabulary,) float32."""
+        """Return the logits after the last token, (vocabulary,) float32."""
         address = llama.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(address, (self._num_tokens,)).copy()
 
     def logits(self, tokens: Sequence[int], prefill: int) -> npt.NDArray[np.float32]:
-        """As `edge.Model.logits`: after the first `prefill` tokens in one batch, and after each
-        other one alone."""
+        """Return the same as `edge.Model.logits`: logits after the first `prefill` tokens, computed
+        in one batch, and after each of the others, computed alone."""
         llama.llama_memory_clear(llama.llama_get_memory(self._context), True)
         rows = []
         for batch in [tokens[:prefill], *([token] for token in tokens[prefill:])]:
@@ -94,7 +94,7 @@ class PlainLlama:
         return np.stack(rows)
 
     def timed(self, batches: Sequence[Sequence[int]]) -> PlainTime:
-        """The seconds that decoding `batches` takes, one after the other."""
+        """Decode `batches`, one after the other; return the seconds."""
         forced_s, began_s = self._forcing_s, time.perf_counter()
         for batch in batches:
             self.decode(batch)

@@ -1,11 +1,12 @@
-"""A Jinja environment for templates nobody has read: they come inside model files.
+"""A Jinja environment for templates that cannot be trusted, because they come inside model files.
 
-Jinja's own sandbox closes the attributes that lead from a value into Python; it does not bound the
-work. Here every value that a template makes or prints goes through a `Meter`, which charges its
-characters and items and looks at the clock; operations whose result can dwarf their operands
-are charged before they run; filters and string methods that no chat template needs are not there.
-So one rendering makes at most `Meter` characters and ends about `MAX_RENDER_S` CPU seconds later.
-A single operation on values within that bound (a search, a sort) is not interrupted.
+Jinja's own sandbox closes the attributes that lead from a value into Python, but it does not bound
+the work. Here every value that a template makes or prints goes through a `Meter`, which charges its
+characters and items and looks at the clock. Operations whose result can be much larger than their
+operands are charged before they run. Filters and string methods that no chat template needs are
+left out. So one rendering makes at most as much as its `Meter` allows, and ends about
+`MAX_RENDER_S` CPU seconds after it began, plus one operation: a single operation on values of the
+allowed size (a search, a sort) is not interrupted.
 """
 
 import re
@@ -25,14 +26,14 @@ from jinja2.visitor import NodeTransformer
 
 MAX_SOURCE_CHARS = 1 << 18  # the longest templates of public models have some 20,000
 MAX_INPUT_CHARS = 1 << 26
-BASE_CHARS = 1 << 24  # what a rendering may make, besides
-COPIES = 64  # this many times what it was given
+BASE_CHARS = 1 << 24  # that each rendering may make
+COPIES = 64  # and this many times the size of its input
 MAX_RENDER_S = 30.0
 MAX_INT_BITS = 2048
-MAX_ARGUMENT_CHARS = 1024  # of arguments that make a string method quadratic
+MAX_ARGUMENT_CHARS = 1024  # of an argument that makes a string method quadratic
 
 PLAIN_FORMAT = re.compile(r"%(0?\d{1,2})?(\.\d{1,2})?[%sdf]")
-METER = "the meter"  # a filter and a variable; the space keeps templates from naming either
+METER = "the meter"  # of a filter and a variable; because of the space no template can name them
 
 SAFE_FILTERS = """
     abs capitalize count d default dictsort e escape first float groupby int items last length list
@@ -50,7 +51,8 @@ SAFE_STR_METHODS = SCANNING | frozenset(
 
 
 def weigh(value: object, limit: int) -> int:
-    """Characters and items in `value`, containers included; stops counting above `limit`."""
+    """Return the number of characters and items in `value`, containers included; counting stops
+    above `limit`."""
     weight, todo = 0, [value]
     while todo and weight + len(todo) <= limit:
         item = todo.pop()
@@ -68,7 +70,7 @@ def weigh(value: object, limit: int) -> int:
 
 
 class Meter:
-    """What one rendering may still make; calling it with a value charges and returns the value."""
+    """What one rendering may still make. Calling it with a value charges and returns the value."""
 
     def __init__(self, given: object) -> None:
         given_chars = weigh(given, MAX_INPUT_CHARS)
@@ -95,7 +97,7 @@ def meter_of(context: Context) -> Meter:
     return cast(Meter, context[METER])
 
 
-@pass_context  # also keeps Jinja from computing constant expressions while it compiles
+@pass_context  # so that Jinja does not compute constant expressions while it compiles
 def _metered(context: Context, value: Any) -> Any:
     return meter_of(context)(value)
 
@@ -133,7 +135,7 @@ def _refuse_long(*args: object) -> None:
 
 
 def _product_weight(left: Any, right: Any) -> int:
-    """What `left * right` weighs where one repeats the other, else 1."""
+    """Return what `left * right` weighs if one of them repeats the other, else 1."""
     times, repeated = (left, right) if isinstance(left, int) else (right, left)
     if not isinstance(times, int) or isinstance(repeated, (int, float)):
         return 1
@@ -141,7 +143,8 @@ def _product_weight(left: Any, right: Any) -> int:
 
 
 class _Namespace(Namespace):
-    """A namespace that does not print what it holds: namespaces in namespaces print 2**n times."""
+    """A namespace that does not print its content: nested namespaces would print 2**n times as
+    much."""
 
     def __repr__(self) -> str:
         return "<namespace>"
@@ -163,7 +166,7 @@ def _meter_node(node: nodes.Expr) -> nodes.Filter:
 
 
 class _PutMeters(NodeTransformer):
-    """Puts the meter around each expression that makes a value and into each loop's body."""
+    """Puts the meter around each expression that makes a value, and into the body of each loop."""
 
     def _visit_maker(self, node: nodes.Expr) -> nodes.Expr:
         self.generic_visit(node)
@@ -197,7 +200,7 @@ class _PutMeters(NodeTransformer):
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """The environment; `compiled` turns a source into a template that needs a `Meter` to render."""
+    """The environment. `compiled` makes a template of a source; rendering it needs a `Meter`."""
 
     intercepted_binops = frozenset(["*", "**", "%"])
 
@@ -231,7 +234,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> None:
-        """No exception for `str.format`, whose widths are unbounded."""
+        """Offer no safe version of `str.format`, because its widths are unbounded."""
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         text, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")

@@ -1,8 +1,8 @@
-"""From a JSON Schema to a grammar that the text follows.
+"""Translating a JSON Schema to a grammar that the text follows.
 
-llguidance reads the schema itself. This file decides what is left open by the schema: objects have
-only the properties that are listed, and white space is short, because small models otherwise go on
-for ever. It refuses what would overflow llguidance's stack.
+llguidance reads the schema itself. This file decides what a schema leaves open. An object has only
+the properties that are listed. White space is short, because small models otherwise write it for
+ever. A schema that would overflow llguidance's stack is refused.
 """
 
 import functools
@@ -16,34 +16,35 @@ from haversack.devices.grammar import Grammar, check_grammar
 from haversack.edge.text import without_mark
 
 MAX_SCHEMA_CHARS = 1 << 18
-MAX_DEPTH = 2000  # of all definitions together: llguidance follows references on the stack
+MAX_DEPTH = 2000  # of all definitions together; llguidance follows references on the stack
 _READINGS = 4000  # enough for an object of a thousand optional properties
 _OPTIONS = {
     "whitespace_pattern": r"[ ]|\n[ \t]{0,20}",  # at most one of these in one place
-    "lenient": True,  # warn about what is not enforced
+    "lenient": True,  # warn about keywords that are not enforced
 }
 
-# Keywords that say nothing of the text, or only where it may come from.
+# Keywords that do not restrict the text.
 _NOTES = frozenset(
     """
     title description default examples deprecated readOnly writeOnly $schema $id $comment $defs
     definitions
     """.split()
 )
-# Where a schema says no more than this of an object, the properties listed are all there are.
+# Where a schema has only these keywords about an object, other properties are forbidden.
 _PLAIN_OBJECT = _NOTES | {"type", "properties", "required", "minProperties", "maxProperties"}
-# Schemas below these apply together with what stands beside them: closing one would contradict it.
+# Schemas below these apply together with those beside them, so forbidding properties in one
+# would contradict the others.
 _TOGETHER = frozenset(["allOf", "if", "then", "else", "not", "dependentSchemas"])
 _CHOICES = frozenset(["anyOf", "oneOf"])
 _NAMED = frozenset(["properties", "patternProperties", "dependentSchemas"])
 _DEFINITIONS = frozenset(["$defs", "definitions"])
-_DATA = frozenset(["const", "enum", "default", "examples"])  # what they hold is no schema
+_DATA = frozenset(["const", "enum", "default", "examples"])  # their values are no schemas
 
 _log = logging.getLogger("haversack")
 
 
 def schema_to_grammar(schema: str | dict[str, Any]) -> Grammar:
-    """A grammar for JSON that follows `schema`.
+    """Return a grammar for JSON that follows `schema`.
 
     Keywords that cannot be enforced, such as `not`, are logged as a warning. Raises `PromptError`
     for a schema that is wrong or cannot be satisfied.
@@ -82,7 +83,7 @@ def _converted(text: str) -> Grammar:
 
 
 def _depth(schema: object) -> int:
-    """How many objects of a schema lie in each other at most."""
+    """Return how deep the objects of a schema are nested."""
     deepest, todo = 0, [(schema, 0)]
     while todo:
         node, depth = todo.pop()
@@ -106,8 +107,8 @@ def _definitions(schema: dict[str, Any]) -> list[object]:
 # --------------------------------------------------------------------- objects
 @dataclass(frozen=True)
 class _Place:
-    """Where a schema stands: in which definition, and whether it alone says what its part of the
-    text is, or together with others."""
+    """Where a schema stands: in which definition, and whether it alone describes its part of the
+    text or other schemas describe it too."""
 
     definition: str = "#"
     alone: bool = True
@@ -117,7 +118,7 @@ class _Place:
 
 
 def _close_objects(schema: dict[str, Any]) -> None:
-    """Allow no other properties than those listed, wherever that contradicts nothing."""
+    """Forbid properties that are not listed, wherever that contradicts no other schema."""
     plain: list[tuple[dict[str, Any], str]] = []
     references: list[tuple[str, str]] = []  # (from which definition, to which)
     together: set[str] = set()  # definitions that apply together with something else
@@ -153,7 +154,7 @@ def _is_plain_object(node: dict[str, Any]) -> bool:
 
 
 def _schemas_in(node: dict[str, Any], place: _Place) -> list[tuple[object, _Place]]:
-    """The schemas directly in a schema, and their places."""
+    """Return the schemas directly in a schema, and their places."""
     found: list[tuple[object, _Place]] = []
     for key, value in node.items():
         if key in _DATA:
@@ -170,7 +171,7 @@ def _schemas_in(node: dict[str, Any], place: _Place) -> list[tuple[object, _Plac
 
 
 def _spread(together: set[str], references: list[tuple[str, str]]) -> None:
-    """Add the definitions that those in `together` refer to."""
+    """Add the definitions that the definitions in `together` refer to."""
     todo = list(together)
     while todo:
         definition = todo.pop()

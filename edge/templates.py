@@ -1,7 +1,7 @@
-"""Chat templates: from messages to the prompt text the model was trained on.
+"""Chat templates: from messages to the prompt text that the model was trained on.
 
-A template is Jinja2 with the conventions of Hugging Face, and comes inside the model file, so it
-runs in `edge.sandbox`: it cannot reach Python, and what it may make is bounded.
+A template is Jinja2 with the conventions of Hugging Face. It comes inside the model file, so it
+runs in `edge.sandbox`: it cannot reach Python, and the text it makes is bounded.
 """
 
 import json
@@ -39,7 +39,8 @@ def _strftime_now(date_format: str) -> str:
 def _tojson(
     context: Context, value: Any, indent: int | None = None, sort_keys: bool = False, **style: Any
 ) -> str:
-    """JSON as `json.dumps` writes it; Jinja's own filter would escape HTML and sort the keys."""
+    """Return JSON as `json.dumps` writes it, because Jinja's own filter escapes HTML and sorts
+    keys."""
     if isinstance(indent, str) or (indent or 0) > MAX_INDENT:
         raise SecurityError(f"tojson with an indent other than 0 to {MAX_INDENT}")
     ensure_ascii, separators = style.pop("ensure_ascii", False), style.pop("separators", None)
@@ -70,7 +71,7 @@ class ChatTemplate:
         self._tokens = {"bos_token": bos, "eos_token": eos}
         try:
             self._template = _SANDBOX.compiled(source)
-        except Exception as error:  # Python's compiler adds its own to Jinja's
+        except Exception as error:  # Python's compiler raises other errors than Jinja
             raise PromptError(f"{_compile_fault(error)}; give another chat template") from error
 
     def render(
@@ -80,10 +81,10 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> str:
-        """The prompt for `messages`, each with a `role` and a `content` of text.
+        """Return the prompt for `messages`, each with a `role` and a `content` of text.
 
-        `add_generation_prompt` ends it where the model's answer begins. `variables` are what the
-        template may ask for besides: `tools`, `enable_thinking`. Raises `PromptError`.
+        With `add_generation_prompt` it ends where the model's answer begins. `variables` are others
+        that the template may use: `tools`, `enable_thinking`. Raises `PromptError`.
         """
         check_messages(messages)
         given = {"tools": None, "documents": None} | self._tokens | variables
@@ -95,12 +96,12 @@ class ChatTemplate:
         }
         try:
             return cast(str, self._template.render({METER: Meter(given), **given}))
-        except Exception as error:  # a template can raise whatever Python's operators raise
+        except Exception as error:  # a template can raise whatever Python's operators do
             raise PromptError(_render_fault(error)) from error
 
 
 def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
-    """Raises `PromptError` unless each message is a mapping with `role` and `content` of text."""
+    """Raise `PromptError` unless each message is a mapping with `role` and `content` of text."""
     if isinstance(messages, (str, Mapping)) or not messages:
         raise PromptError('no messages: give a list such as [{"role": "user", "content": "Hi"}]')
     for idx, message in enumerate(messages):

@@ -1,27 +1,27 @@
-"""Text as people give it, and from token bytes to text that may be shown: whole characters, and
-nothing of a stop string."""
+"""Text between people and tokens: marks that are no content, and token bytes as text that may be
+shown, which has whole characters and no part of a stop string."""
 
 import codecs
 from collections.abc import Collection, Sequence
 
 from haversack.devices.errors import PromptError
 
-_FIRST_MARK = 0xD800  # surrogates stand for special tokens, because no decoded text holds any
+_FIRST_MARK = 0xD800  # surrogates stand for special tokens, because decoded text has none
 
 
 def without_mark(text: str) -> str:
-    """`text` without the byte-order mark that some editors put before it: it is no content."""
+    """Return `text` without the byte-order mark that some editors put before it."""
     return text.removeprefix("\N{BYTE ORDER MARK}")
 
 
 class TextStream:
-    """Text from pieces of UTF-8 bytes, cut anywhere; ends before the first stop string.
+    """Makes text of pieces of UTF-8 bytes that may be cut anywhere; the text ends before the first
+    stop string.
 
-    The first stop string to be complete wins; of several that end on the same character, the
-    longest. Where the pieces are cut changes neither the text nor the stop. `specials` are the
-    texts of special tokens that stop strings may contain: such a token is none of the text, and
-    `push` is told where it stands. Raises `PromptError` where `stop` is not a sequence of non-empty
-    strings.
+    The stop string that is complete first ends the text; of several that end on the same character,
+    the longest does. Neither depends on where the pieces are cut. `specials` are the texts of
+    special tokens that stop strings may contain: such a token is no part of the text, and `push` is
+    told where it stands. Raises `PromptError` if `stop` is not a sequence of non-empty strings.
     """
 
     stopped: str | None = None  # the stop string that ended the text
@@ -36,12 +36,12 @@ class TextStream:
         self._held = ""  # may be the start of a stop string
 
     def push(self, piece: bytes, special: str = "") -> str:
-        """The text that `piece`, and the special token behind it, make safe to show; empty once a
-        stop string was found."""
+        """Add `piece` and the special token after it; return the text that can now be shown, empty
+        once a stop string was found."""
         return self._take(self._decoder.decode(piece) + self._mark.get(special, ""))
 
     def finish(self) -> str:
-        """What was held back; the start of an unfinished character becomes U+FFFD."""
+        """Return the text that was held back; an unfinished character at its end becomes U+FFFD."""
         text = self._take(self._decoder.decode(b"", final=True))
         text, self._held = text + self._shown(self._held), ""
         return text
@@ -62,7 +62,7 @@ class TextStream:
         return self._shown(text[:num_shown])
 
     def _span(self, stop: str, text: str) -> tuple[int, int] | None:
-        """Where a stop string stands in `text`, if it does."""
+        """Return where a stop string stands in `text`, None if there is none."""
         view, places = self._view(stop, text)
         start_idx = view.find(stop)
         if start_idx < 0:
@@ -70,7 +70,7 @@ class TextStream:
         return places[start_idx], places[start_idx + len(stop) - 1] + 1
 
     def _start_chars(self, stop: str, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop string."""
+        """Return the length of the longest end of `text` that begins a stop string."""
         view, places = self._view(stop, text)
         for num_chars in range(min(len(stop) - 1, len(view)), 0, -1):
             if view.endswith(stop[:num_chars]):
@@ -84,14 +84,14 @@ class TextStream:
         return stop
 
     def _shown(self, text: str) -> str:
-        """`text` without marks."""
+        """Return `text` without marks."""
         for mark in self._mark.values():
             text = text.replace(mark, "")
         return text
 
     def _view(self, stop: str, text: str) -> tuple[str, Sequence[int]]:
-        """What a stop string is looked for in, and where its characters stand in `text`: without
-        special tokens, unless the stop string has one."""
+        """Return the text in which a stop string is searched, and where its characters stand in
+        `text`. Special tokens are left out unless the stop string has one."""
         if not self._mark or self._shown(stop) != stop:
             return text, range(len(text))
         places = [idx for idx, char in enumerate(text) if char not in self._mark.values()]

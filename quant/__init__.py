@@ -1,1 +1,1 @@
-"""Formats: GGUF geometry, block types and their bytes, the trunk file."""
+"""Formats: the geometry of GGUF files, block types and their bytes, the trunk file."""

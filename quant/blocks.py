@@ -19,7 +19,7 @@ class BlockType:
     block_bytes: int
 
     def row_bytes(self, num_elements: int) -> int:
-        """Bytes of a row. Raises ValueError if blocks do not divide it."""
+        """Return the bytes of a row. Raises ValueError if blocks do not divide it."""
         if num_elements % self.block_elements:
             raise ValueError(
                 f"a row of {num_elements} elements is no multiple of {self.name}'s block of"
@@ -30,7 +30,7 @@ class BlockType:
 
 @lru_cache
 def block_type(type_id: int) -> BlockType:
-    """The type numbered `type_id`. Raises ValueError if this ggml has none."""
+    """Return the type numbered `type_id`. Raises ValueError if this ggml has none."""
     found = type_geometry(type_id) if 0 <= type_id < _NUM_TYPES else ("", 0, 0)
     if found[1] == 0:
         raise ValueError(f"block type {type_id} is not one of this llama.cpp's")
@@ -39,12 +39,12 @@ def block_type(type_id: int) -> BlockType:
 
 @lru_cache
 def weight_types() -> tuple[BlockType, ...]:
-    """All types a weight can have, smallest bytes per element first."""
+    """Return all types that a weight can have, those with the fewest bytes per element first."""
     found = (BlockType(i, *type_geometry(i)) for i in range(_NUM_TYPES))
     usable = (t for t in found if t.block_elements and t.name not in _NOT_FOR_WEIGHTS)
     return tuple(sorted(usable, key=lambda t: (t.block_bytes / t.block_elements, t.type_id)))
 
 
 def smallest_type(row_elements: int) -> BlockType:
-    """The type that takes the fewest bytes among those whose blocks divide a row."""
+    """Return the type that takes the fewest bytes among those whose blocks divide a row."""
     return next(t for t in weight_types() if row_elements % t.block_elements == 0)

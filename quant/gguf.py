@@ -1,4 +1,4 @@
-"""The geometry of a model file: where each routed expert's bytes lie, and what else there is.
+"""The geometry of a model file: where the bytes of each routed expert and of all else lie.
 
 Axis letters: K elements of a row, M rows of a matrix, E experts, L layers with experts.
 """
@@ -17,8 +17,8 @@ from haversack.devices.units import format_bytes
 from haversack.quant.holes import Hole, largest_hole, refuse_holes
 from haversack.quant.kinds import refuse_other_kinds
 
-# llama.cpp's names of the routed experts' weights. Not just "_exps": arctic has a norm called
-# ffn_norm_exps, and biases and scales stay in the trunk.
+# llama.cpp's names of the routed experts' weights. "_exps" alone would match too much: arctic has a
+# norm called ffn_norm_exps, and biases and scales stay in the trunk.
 EXPERT_PATTERN = r"ffn_(gate|up|down|gate_up)_exps\.weight$"
 _EXPERT_NAME = re.compile(r"^blk\.(\d+)\." + EXPERT_PATTERN)
 _LAYER_NAME = re.compile(r"^blk\.(\d+)\.")
@@ -29,10 +29,11 @@ _TENSOR_ALIGNMENT_BYTES = 32
 
 @dataclass(frozen=True)
 class ExpertCopy:
-    """What a matrix of a layer's experts is in one precision: blocks of the type `type_id`, in the
-    file with the index `part`, `num_bytes` for each expert, the first one's at `offset`.
+    """A matrix of a layer's experts in one precision.
 
-    `level` 0 is the precision of the model's own file.
+    Its blocks have the type `type_id` and lie in the file with the index `part`: `num_bytes` for
+    each expert, those of the first expert at `offset`. `level` 0 is the precision of the model's
+    own file.
     """
 
     level: int
@@ -46,7 +47,7 @@ class ExpertCopy:
 class ExpertMatrix:
     """One projection of all experts of a layer: E matrices (M, K), one after the other.
 
-    `part` is the index of the file that holds them, `offset` the first one's place in it.
+    `part` is the index of the file that holds them, `offset` where the first one begins in it.
     """
 
     name: str
@@ -61,7 +62,7 @@ class ExpertMatrix:
 
     @property
     def copies(self) -> tuple[ExpertCopy, ...]:
-        """The matrix in every precision there is, by level: today only the model's own."""
+        """The matrix in every precision, by level. Today only that of the model's file exists."""
         return (ExpertCopy(0, self.type_id, self.part, self.offset, self.expert_bytes),)
 
 
@@ -84,11 +85,11 @@ class ExpertLayer:
 
 @dataclass(frozen=True)
 class ModelGeometry:
-    """What a model file (or its parts) holds; nothing of it is read but the headers.
+    """What a model file (or its parts) holds, as its headers tell.
 
-    `layers` are those that are computed, `unused` the expert matrices of those after them, which
-    only draft tokens (multi-token prediction) and which llama.cpp leaves out, as `trunk_bytes`
-    does.
+    `layers` are the layers that are computed. `unused` are the expert matrices of the layers after
+    them, which only draft tokens (multi-token prediction): llama.cpp does not load them, and
+    `trunk_bytes` does not count them.
     """
 
     paths: tuple[Path, ...]
@@ -111,10 +112,10 @@ class ModelGeometry:
 
 
 def read_geometry(path: Path) -> ModelGeometry:
-    """The geometry of the GGUF at `path`; of a split model, any part names it.
+    """Read the geometry of the GGUF at `path`, or of the split model that `path` is a part of.
 
-    Raises ModelFileError: no such file, no GGUF, no causal text model, truncated, a large hole in
-    it, a part missing or a wrong one.
+    Raises ModelFileError if the file is missing, no GGUF, no causal text model or truncated, if it
+    has a large hole, or if a part is missing or belongs to another model.
     """
     paths = part_paths(path)
     with _opened(paths) as headers:
@@ -127,7 +128,7 @@ def read_geometry(path: Path) -> ModelGeometry:
 
 
 def hole_in(geometry: ModelGeometry) -> Hole | None:
-    """The largest hole in the model's files, if they have one: see `quant.holes`."""
+    """Return the largest hole in the model's files, None if they have none: see `quant.holes`."""
     with _opened(geometry.paths) as headers:
         return largest_hole(headers)
 
@@ -143,7 +144,7 @@ def _opened(paths: Sequence[Path]) -> Iterator[list[GgufHeader]]:
 
 
 def open_headers(paths: Sequence[Path]) -> list[GgufHeader]:
-    """The headers of all parts, to be closed by the caller. Raises ModelFileError."""
+    """Open the headers of all parts; the caller closes them. Raises ModelFileError."""
     headers: list[GgufHeader] = []
     try:
         for path in paths:
@@ -156,7 +157,8 @@ def open_headers(paths: Sequence[Path]) -> list[GgufHeader]:
 
 
 def part_paths(path: Path) -> tuple[Path, ...]:
-    """All files of the model at `path`, in order. Raises ModelFileError if one is missing."""
+    """Return all files of the model at `path`, in order. Raises ModelFileError if one is
+    missing."""
     try:
         found = path.is_file()
     except OSError as error:  # a name too long, a folder that may not be looked into
@@ -190,7 +192,8 @@ def _refuse_truncated(header: GgufHeader) -> None:
 
 
 def _refuse_wrong_parts(headers: Sequence[GgufHeader]) -> None:
-    """A renamed part would leave a hole in the model; llama.cpp aborts at a tensor seen twice."""
+    """Raise ModelFileError if a part was renamed: tensors would be missing, and llama.cpp aborts
+    where it sees a tensor twice."""
     seen = set[str]()
     for index, header in enumerate(headers):
         found = header.value("split.no") or 0, header.value("split.count") or 1
@@ -243,11 +246,11 @@ def _geometry(paths: tuple[Path, ...], headers: Sequence[GgufHeader]) -> ModelGe
 
 
 def _num_layers(header: GgufHeader, architecture: str) -> int:
-    """The layers that are computed; others may follow that only draft tokens."""
+    """Return how many layers are computed. Layers that only draft tokens may follow them."""
     all_layers = header.value(f"{architecture}.block_count")
     drafting = header.value(f"{architecture}.nextn_predict_layers") or 0
     if not isinstance(all_layers, int) or not isinstance(drafting, int):
-        return sys.maxsize  # llama.cpp will say what it thinks of that
+        return sys.maxsize  # llama.cpp refuses the file with a reason
     return all_layers - drafting
 
 
@@ -277,9 +280,9 @@ def _expert_matrix(tensor: TensorInfo, kind: str, part: int) -> ExpertMatrix:
 
 
 def _experts_per_tok(header: GgufHeader, architecture: str) -> int:
-    """The experts used per token; some models give a number for each layer.
+    """Return the experts used per token, the most of any layer where layers differ.
 
-    llama.cpp ends the process where there are fewer experts than that, so it must not see it.
+    Raises ModelFileError if a layer has fewer experts, because llama.cpp would end the process.
     """
     num_experts, used = (
         header.value(f"{architecture}.{key}") for key in ("expert_count", "expert_used_count")

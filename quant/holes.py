@@ -1,12 +1,12 @@
 """Holes in a model file: ranges that were never written and read as zeros.
 
-Programs that download into room set aside beforehand leave them where they were interrupted: the
-file has its full length, and the missing weights are zeros, which llama.cpp takes for weights.
+An interrupted download leaves holes if the program reserved the file's room beforehand. The file
+has its full length, but the missing weights are zeros, and llama.cpp computes with them.
 
-Some holes mean no harm. Copies by rsync -S, by cp --sparse=always and on ZFS turn zeros that were
-written into holes; trained models hold such zeros in biases and in rows that fill up a vocabulary,
-some MB at most. So a hole is refused from 16 MiB on, and a smaller one is only told. Our own trunk
-files have larger ones and are not meant to be run as models.
+Some holes are harmless. rsync -S, cp --sparse=always and ZFS turn zeros that were written into
+holes, and trained models have such zeros in biases and in rows that fill up a vocabulary, some MB
+at most. So a hole of 16 MiB or more is refused, and a smaller one is a warning. Our own trunk files
+have larger holes; they are not run as models.
 """
 
 import errno
@@ -19,7 +19,7 @@ from haversack.devices.errors import ModelFileError
 from haversack.devices.ggml import GgufHeader
 from haversack.devices.units import format_bytes
 
-_LEAST_BYTES = 64 * 1024  # smaller ones are in files of any kind
+_LEAST_BYTES = 64 * 1024  # files of any kind have smaller ones
 _REFUSED_BYTES = 16 * 1024 * 1024
 
 
@@ -39,8 +39,8 @@ class Hole(NamedTuple):
 
 
 def largest_hole(headers: Iterable[GgufHeader]) -> Hole | None:
-    """The largest hole of 64 KiB or more in the tensors of these files. None if there is none, or
-    the system or the file system does not tell."""
+    """Return the largest hole of 64 KiB or more in the tensors of these files. Return None if there
+    is none, or if the system or the file system does not tell."""
     found = [hole for header in headers for hole in _holes_of(header)]
     return max(found, key=lambda hole: hole.end - hole.start, default=None)
 
@@ -74,7 +74,7 @@ def _unwritten(path: Path) -> list[tuple[int, int]]:
 
 
 def _next_data(file: int, start: int, end: int) -> int:
-    """Where a hole that begins at `start` ends."""
+    """Return where a hole that begins at `start` ends."""
     try:
         return os.lseek(file, start, os.SEEK_DATA)
     except OSError as error:
@@ -84,7 +84,7 @@ def _next_data(file: int, start: int, end: int) -> int:
 
 
 def refuse_holes(headers: Iterable[GgufHeader]) -> None:
-    """Raise ModelFileError if one of these files has a hole that no model has."""
+    """Raise ModelFileError if one of these files has a hole larger than any model has."""
     hole = largest_hole(headers)
     if hole is not None and hole.end - hole.start >= _REFUSED_BYTES:
         raise ModelFileError(

@@ -1,9 +1,9 @@
-"""What a GGUF file is where it is no causal text model, as its own keys tell.
+"""Recognising a GGUF file that is no causal text model, by its keys.
 
-A causal text model computes the next token from those before it. llama.cpp also reads embedding
-models, diffusion models, encoders, speech models, and parts of models, which compute other things:
-some of them end the process when tokens are decoded with them. Architectures that are not listed
-here are judged by llama.cpp's answers about the loaded header, see `devices.causality`.
+A causal text model computes the next token from the tokens before it. llama.cpp also loads
+embedding models, diffusion models, encoders, speech models, and parts of models. Some of them end
+the process when tokens are decoded with them. Architectures that are not listed here are judged by
+llama.cpp's answers about the loaded header, see `devices.causality`.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ _PROJECTOR = "a projector (mmproj) that gives another model images or sound"
 _ADAPTER = "an adapter (LoRA) that changes another model"
 _DRAFTER = "a part that drafts tokens for another model"
 
-# llama.cpp's own architectures, all of them that are no causal text models. Some files of these
-# lack the keys that `_kind_by_keys` looks at.
+# All architectures of llama.cpp that are no causal text models. Some of their files lack the keys
+# that `_kind_by_keys` looks at.
 _ARCHITECTURES = {
     **dict.fromkeys(("bert", "modern-bert", "nomic-bert", "nomic-bert-moe"), _EMBEDDING),
     **dict.fromkeys(("neo-bert", "jina-bert-v2", "jina-bert-v3", "eurobert"), _EMBEDDING),
@@ -38,14 +38,14 @@ _TYPES = {
     "imatrix": "an importance matrix that another model is quantised with",
     "mmproj": _PROJECTOR,
 }
-# enum llama_pooling_type: mean, first token, last token. Such a file's result is one vector for a
-# whole text. 4 is a reranker's, and some of those are causal models that answer in text.
+# enum llama_pooling_type: mean, first token, last token. The result of such a model is one vector
+# for a whole text. 4 (a reranker) is left out: some rerankers are causal and answer in text.
 _POOLED = (1, 2, 3)
 
 
 def refuse_other_kinds(headers: Sequence[GgufHeader]) -> None:
-    """Raise ModelFileError, which says what it is, if the model in `headers` (all of its parts) is
-    no causal text model. Keys that say nothing mean that it is one."""
+    """Raise ModelFileError, which says what the model is, if the keys in `headers` (of all parts)
+    tell that it is no causal text model."""
     header = headers[0]
     kind = _kind_by_keys(header)
     if kind is None and not any(part.tensors for part in headers):

@@ -1,4 +1,4 @@
-"""The seal at the end of a trunk file: how a trunk that was cut, zeroed or changed is noticed.
+"""The seal at the end of a trunk file, which shows whether the trunk was cut, zeroed or changed.
 
     bytes     what
     8 x N     digest of each tensor but the experts' holes, in the file's order
@@ -7,8 +7,9 @@
     8         length of the GGUF header
     8         digest of the trunk's name, the two numbers, the header and the N digests
 
-llama.cpp ignores what follows the last tensor. The name stands for the model, so another model's
-trunk under this name is noticed too. Bytes between tensors are in no digest: nobody reads them.
+llama.cpp ignores what follows the last tensor. The trunk's name stands for its model, so a trunk of
+another model under this name is noticed too. Bytes between tensors are in no digest, because they
+are never read.
 """
 
 import os
@@ -33,13 +34,13 @@ class SealedTensor(NamedTuple):
     digest: bytes
 
     def is_in_memory(self, address: int) -> bool:
-        """Whether its bytes lie at `address`. Other threads run meanwhile."""
+        """Return whether its bytes lie at `address`. Other threads run meanwhile."""
         checksum = Checksum(b"")
         checksum.add_memory(address, self.tensor.num_bytes)
         return checksum.digest() == self.digest
 
     def is_in_file(self, file: BinaryIO) -> bool:
-        """Whether its bytes are in the trunk that is open as `file`. Raises StorageError."""
+        """Return whether its bytes are in the trunk open as `file`. Raises StorageError."""
         checksum = Checksum(b"")
         checksum.add_file(file, self.tensor.offset, self.tensor.num_bytes)
         return checksum.digest() == self.digest
@@ -54,16 +55,16 @@ class SealWriter:
         self._digests: list[bytes] = []
 
     def add(self, data: bytes) -> None:
-        """The next bytes of a tensor."""
+        """Add the next bytes of a tensor."""
         self._tensor.add(data)
 
     def end_tensor(self) -> None:
-        """The tensor is whole."""
+        """Note that all bytes of the tensor were added."""
         self._digests.append(self._tensor.digest())
         self._tensor = Checksum(b"")
 
     def seal(self) -> bytes:
-        """What to write at the end of the file."""
+        """Return what to write at the end of the file."""
         numbers = _NUMBERS.pack(len(self._digests), len(self._header))
         table = b"".join(self._digests)
         checksum = Checksum(os.fsencode(self._name) + numbers)
@@ -73,10 +74,10 @@ class SealWriter:
 
 
 def read_seal(trunk: Path, holes: Collection[str]) -> list[SealedTensor]:
-    """The tensors of a trunk that have data (`holes` names the others), to be compared. The header
-    and the seal itself are compared here, before llama.cpp has to understand them.
+    """Return the tensors of a trunk that have data (`holes` names the others), to be compared.
 
-    Raises DamagedTrunkError where they are not as they were written.
+    Compares the header and the seal itself, before llama.cpp reads them. Raises DamagedTrunkError
+    if they are not as they were written.
     """
     try:
         with trunk.open("rb", buffering=0) as file:
@@ -110,12 +111,12 @@ def _checked_digests(trunk: Path, file: BinaryIO) -> list[bytes]:
 
 
 def damaged(trunk: Path, why: object) -> DamagedTrunkError:
-    """The error for a trunk that is not as it was written."""
+    """Return the error for a trunk that is not as it was written."""
     return DamagedTrunkError(f"the trunk file {trunk} is damaged: {why}")
 
 
 def compare_file(trunk: Path, holes: Collection[str]) -> None:
-    """Read all of a trunk. Raises DamagedTrunkError where it is not as it was written."""
+    """Read all of a trunk. Raises DamagedTrunkError if it is not as it was written."""
     sealed = read_seal(trunk, holes)
     try:
         with trunk.open("rb", buffering=0) as file:
@@ -127,7 +128,7 @@ def compare_file(trunk: Path, holes: Collection[str]) -> None:
 
 
 def is_whole(trunk: Path, holes: Collection[str]) -> bool:
-    """Whether a trunk is as it was written; reads all of it."""
+    """Read all of a trunk; return whether it is as it was written."""
     try:
         compare_file(trunk, holes)
     except DamagedTrunkError:

@@ -1,12 +1,12 @@
 """The trunk file: a model without its routed experts, in the form llama.cpp loads.
 
-Same key-values and tensors; the expert tensors are declared in the smallest type there is and
-left as holes, which take no disk. Built once for each model and kept in a cache folder:
-`<model's path, hashed>-<fingerprint>.gguf`, with a `.json` beside it for people and a `.resident`
-that says which experts to start with. The file ends with a seal, which shows at every load whether
-it still is what was written (see `quant.seal`). One process at a time writes trunks to the folder:
-it holds a lock, which the system takes back however the process ends, and its file is named
-`.gguf.unfinished` until it is whole.
+It has the same key-values and tensors as the model. The expert tensors are declared in the smallest
+type there is and left as holes, which take no disk. A trunk is built once for each model and kept
+in a cache folder as `<model's path, hashed>-<fingerprint>.gguf`. Beside it lie a `.json` for people
+and a `.resident`, which says with which experts to start. The file ends with a seal, which shows at
+every load whether the file is what was written (see `quant.seal`). One process at a time writes
+trunks to the folder: it holds a lock, which the system releases however the process ends, and its
+file is named `.gguf.unfinished` until it is whole.
 """
 
 import contextlib
@@ -31,8 +31,9 @@ from haversack.quant.seal import SealWriter, is_whole
 if sys.platform != "win32":
     import fcntl
 
-_FORMAT = "trunk 2, ggml 0.25.3"  # part of the fingerprint: another format, another file
-# The folder may be one that also holds the user's models: touch nothing but names like these.
+# Part of the fingerprint, so that another format gets another file.
+_FORMAT = "trunk 2, ggml 0.25.3"
+# The folder may also hold the user's models: touch no file but those with such names.
 _OUR_NAME = re.compile(
     r"[0-9a-f]{12}-[0-9a-f]{20}\.(gguf|gguf\.unfinished|json|resident(\.\w{8})?)"
 )
@@ -45,7 +46,7 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True)
 class TrunkFile:
-    """A trunk in the cache: of which model, and the disk it takes with its resident file."""
+    """A trunk in the cache: its model, and the disk that it takes with its resident file."""
 
     path: Path
     model: str
@@ -55,16 +56,16 @@ class TrunkFile:
 def ensure_trunk(
     geometry: ModelGeometry, cache_dir: Path, progress: Progress | None = None
 ) -> Path:
-    """The path of the model's trunk in `cache_dir`, written now if it is not there yet.
+    """Return the path of the model's trunk in `cache_dir`; write the trunk if it is not there yet.
 
-    Written under another name and renamed when whole, so a killed process leaves no half trunk;
-    of several processes one writes and the others wait. Older trunks of the same model go.
-    `progress` is told the share done, 0 to 1. Raises StorageError if the disk is full or fails.
+    The trunk is renamed when it is whole, so that a killed process leaves no half trunk. Of several
+    processes one writes and the others wait. Older trunks of the same model are removed. `progress`
+    is told the share done, 0 to 1. Raises StorageError if the disk is full or fails.
     """
     path = cache_dir / _name(geometry)
     if not path.is_file():
         with _writing(geometry, cache_dir):
-            if not path.is_file():  # nobody wrote it while we waited
+            if not path.is_file():  # no other process wrote it while this one waited
                 _write_whole(geometry, path, progress)
     return path
 
@@ -72,29 +73,29 @@ def ensure_trunk(
 def rewrite_trunk(
     geometry: ModelGeometry, cache_dir: Path, progress: Progress | None = None
 ) -> Path:
-    """As `ensure_trunk`, for a trunk that turned out to be damaged: it is written anew, unless
-    another process has just done so."""
+    """Do as `ensure_trunk` for a damaged trunk: write it anew, unless another process has just done
+    so."""
     path = cache_dir / _name(geometry)
     with _writing(geometry, cache_dir):
         if not is_whole(path, hole_names(geometry)):
-            path.unlink(missing_ok=True)  # its room may be needed
+            path.unlink(missing_ok=True)  # the new trunk may need its room
             _write_whole(geometry, path, progress)
     return path
 
 
 def hole_names(geometry: ModelGeometry) -> Set[str]:
-    """The tensors that a trunk holds no data of."""
+    """Return the names of the tensors whose data a trunk leaves out."""
     return {matrix.name for matrix in _expert_matrices(geometry)}
 
 
 def resident_path(trunk: Path) -> Path:
-    """Where it is kept which experts of the model of `trunk` lay in slots; until it is whole it has
-    eight characters more, after a dot."""
+    """Return the path of the file that says which experts of the model of `trunk` lay in slots.
+    Until that file is whole, its name has a dot and eight characters more."""
     return trunk.with_suffix(".resident")
 
 
 def list_trunks(cache_dir: Path) -> list[TrunkFile]:
-    """All trunks in `cache_dir`, also those being written and those a killed process left."""
+    """Return all trunks in `cache_dir`, also those being written or left by a killed process."""
     trunks: list[TrunkFile] = []
     for path in _our_files(cache_dir):
         with contextlib.suppress(FileNotFoundError):  # renamed or removed a moment ago
@@ -107,8 +108,8 @@ def list_trunks(cache_dir: Path) -> list[TrunkFile]:
 
 
 def remove_trunks(cache_dir: Path) -> int:
-    """Remove every trunk, and what lies beside it, from `cache_dir` but one that is being written;
-    returns the bytes of disk this frees. Raises StorageError if the system refuses."""
+    """Remove every trunk but one that is being written, and what lies beside it, from `cache_dir`.
+    Return the bytes of disk that this frees. Raises StorageError if the system refuses."""
     freed_bytes = 0
     if not cache_dir.is_dir():
         return freed_bytes
@@ -128,8 +129,8 @@ def remove_trunks(cache_dir: Path) -> int:
 # ------------------------------------------------------------------ the folder
 @contextlib.contextmanager
 def _writing(geometry: ModelGeometry, cache_dir: Path) -> Iterator[None]:
-    """Be the only one that writes to the folder, which is made if it is not there. What fails
-    inside is a StorageError that says what to do."""
+    """Keep all others from writing to the folder inside the block; make it if it is not there. What
+    fails inside becomes a StorageError that says what to do."""
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with _sole_writer(cache_dir, wait=True):
@@ -146,7 +147,8 @@ def _writing(geometry: ModelGeometry, cache_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _sole_writer(cache_dir: Path, *, wait: bool) -> Iterator[bool]:
-    """Whether no other process or thread writes to the folder inside the block."""
+    """Lock the folder inside the block, so that no other process or thread writes to it; yield
+    whether that worked. With `wait` it always does."""
     with (cache_dir / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -166,7 +168,7 @@ def _disk_bytes(path: Path) -> int:
 
 
 def _remove_useless(path: Path) -> None:
-    """Trunks of the same model that are older than `path`, and what killed processes left."""
+    """Remove older trunks of the same model than `path`, and what killed processes left."""
     prefix = path.name.split("-")[0]
     for other in _our_files(path.parent):
         older = other.name.startswith(prefix) and other.stem != path.stem
@@ -184,7 +186,7 @@ def _name(geometry: ModelGeometry) -> str:
 
 
 def _fingerprint(geometry: ModelGeometry) -> str:
-    """Changes when any part does: its size, its time, or its header."""
+    """Return a digest that changes when the size, the time or the header of any part does."""
     digest = hashlib.sha256(_FORMAT.encode())
     for path in geometry.paths:
         status = path.stat()
@@ -257,7 +259,7 @@ def _expert_matrices(geometry: ModelGeometry) -> list[ExpertMatrix]:
 def _filled_tensors(
     headers: Sequence[GgufHeader], holes: Set[str]
 ) -> Iterator[tuple[GgufHeader, TensorInfo]]:
-    """The tensors that are no holes, in the order in which the trunk holds them."""
+    """Return the tensors that are no holes, in the trunk's order."""
     for part in headers:
         for tensor in part.tensors:
             if tensor.name not in holes:
@@ -267,7 +269,7 @@ def _filled_tensors(
 def _copy_tensor(
     source: Path, tensor: TensorInfo, place: tuple[int, int], seal: SealWriter
 ) -> Iterator[int]:
-    """Copy a tensor to its `place`, an open file and a position in it; yields the bytes of each
+    """Copy a tensor to its `place`, an open file and a position in it; yield the bytes of each
     step."""
     out, position = place
     for data in _pieces(source, tensor):
@@ -300,7 +302,7 @@ def _write_all(out: int, data: bytes, position: int) -> int:
 
 
 def _end_of_tensors(geometry: ModelGeometry, out: int, offsets: dict[str, int]) -> int:
-    """Where the last tensor ends, also where that is a hole, on a boundary of tensors."""
+    """Return where the last tensor ends, hole or not, rounded up to a boundary of tensors."""
     end = os.fstat(out).st_size
     for matrix in _expert_matrices(geometry):
         row_bytes = smallest_type(matrix.row_elements).row_bytes(matrix.row_elements)
