@@ -1,1 +1,1 @@
-"""Bookkeeping in plain integers: which expert lies in which slot, and who goes next."""
+"""Bookkeeping in plain integers: which expert lies in which slot, and which expert leaves next."""

@@ -1,8 +1,8 @@
-"""Which expert goes when another needs its slot: the rules, in numbers and without any I/O.
+"""Policies: which expert leaves its slot when another needs it, in numbers and without I/O.
 
-A key names an expert of a table: its layer's row times the experts of a layer, plus its id. A rule
-hears which experts are used, layer after layer, and orders those that could go. A pass is one walk
-through the layers: a token's, or a batch's.
+A key names an expert of a table: the row of its layer times the number of experts in a layer, plus
+its id. A policy is told which experts are used, layer after layer, and orders those that could
+leave. A pass is one walk through the layers, for a token or for a batch.
 """
 
 from collections import OrderedDict
@@ -16,7 +16,7 @@ import numpy.typing as npt
 Keys = npt.NDArray[np.int32]
 Slots = npt.NDArray[np.int32]
 Scores = npt.NDArray[np.float64]
-Memory = dict[str, Scores]  # what a rule has counted, by name
+Memory = dict[str, Scores]  # what a policy has counted, by name
 
 
 # What `Policy.clock` holds: the number of the pass under way, the row of the layer used last, how
@@ -25,10 +25,11 @@ _PASSES, _ROW, _LAYERS, _UNIT = range(4)
 
 
 class Policy:
-    """What all rules know: when and how often each expert was used, and how far its layer is.
+    """What all policies know: when and how often each expert was used, and how far away its layer
+    is.
 
-    Subclasses score experts; those with the lowest scores go first, of equal ones the lowest key.
-    All they know is in arrays, so that others can keep the same books.
+    Subclasses score experts. Those with the lowest scores leave first; of equal scores the lowest
+    key does. All that a policy knows is in arrays, so that native code can keep the same books.
     """
 
     def __init__(self, num_rows: int, num_experts: int) -> None:
@@ -36,12 +37,12 @@ class Policy:
         num_keys = num_rows * num_experts
         self.row_of = np.arange(num_keys) // num_experts
         self.clock = np.array([1.0, 0.0, 0.0, 1.0])
-        self.uses = np.zeros(num_keys)  # they survive eviction
+        self.uses = np.zeros(num_keys)  # counts survive eviction
         self.last_pass = np.zeros(num_keys)  # in which an expert was used last; 0: never
         self.last_use = np.zeros(num_keys)  # the same by a clock that counts layers
 
     def use(self, keys: Keys) -> None:
-        """The experts `keys`, all of one layer, are used now, resident or not."""
+        """Note that the experts `keys`, all of one layer, are used now, with a slot or without."""
         row = int(keys[0]) // self.num_experts
         self.clock[_PASSES] += row <= self.row and self.layers > 0
         self.clock[_ROW] = row
@@ -57,7 +58,7 @@ class Policy:
 
     @property
     def row(self) -> int:
-        """Of the layer used last."""
+        """The row of the layer used last."""
         return int(self.clock[_ROW])
 
     @property
@@ -66,26 +67,26 @@ class Policy:
         return int(self.clock[_LAYERS])
 
     def leave(self, keys: Keys) -> None:
-        """The experts `keys` were evicted."""
+        """Note that the experts `keys` were evicted."""
 
     def first_to_go(self, keys: Keys, count: int) -> npt.NDArray[np.intp]:
-        """The positions in `keys` of the `count` experts to give up, the first to go first."""
+        """Return the positions in `keys` of the `count` experts that leave first, in that order."""
         scores = self.scores(keys)
         some = np.arange(len(keys))
-        if count < len(keys):  # a token wants a few slots of thousands: do not sort them all
+        if count < len(keys):  # a token needs a few slots of thousands, so not all are sorted
             bound = np.partition(scores, count)[count]
             some = np.flatnonzero(scores <= bound)
         order = np.lexsort((keys[some], scores[some]))[:count]
         return some[order]
 
     def memory(self) -> Memory:
-        """The uses it has counted, for another of its kind to `remember`."""
+        """Return the uses it has counted, which another policy of its kind can `remember`."""
         kept = {"uses": self.uses, "last_pass": self.last_pass, "last_use": self.last_use}
         return {name: array.copy() for name, array in {**kept, "clock": self.clock[:_UNIT]}.items()}
 
     def remember(self, memory: Mapping[str, Scores]) -> None:
-        """Go on from where another left off. Raises ValueError, and changes nothing, if that was
-        another rule or one for other experts."""
+        """Go on with the uses that another policy counted. Raises ValueError, and changes nothing,
+        if that was another rule or one for other experts."""
         own = self.memory()
         fits = memory.keys() == own.keys() and all(
             memory[name].shape == array.shape and np.isfinite(memory[name]).all()
@@ -102,30 +103,31 @@ class Policy:
         self.clock[:_UNIT] = memory["clock"]
 
     def scores(self, keys: Keys) -> Scores:
-        """What each expert is worth."""
+        """Return the score of each expert."""
         raise NotImplementedError
 
     def distance(self, keys: Keys) -> npt.NDArray[np.int64]:
-        """How many layers on from the one used last each expert's layer comes: 1 to all."""
+        """Return how many layers after the one used last the layer of each expert comes: 1 to
+        all."""
         distance: npt.NDArray[np.int64] = (self.row_of[keys] - self.row - 1) % self.num_rows + 1
         return distance
 
     def used_lately(self, keys: Keys) -> npt.NDArray[np.bool_]:
-        """Whether each expert was used when its layer came last."""
+        """Return whether each expert was used when its layer came last."""
         latest = self.passes - (self.row_of[keys] > self.row)
         lately: npt.NDArray[np.bool_] = self.last_pass[keys] == latest
         return lately
 
 
 class Lru(Policy):
-    """The expert used longest ago goes first."""
+    """The expert used longest ago leaves first."""
 
     def scores(self, keys: Keys) -> Scores:
         return self.last_use[keys]
 
 
 class Lfu(Policy):
-    """The expert used least often goes first, of several the one used longest ago."""
+    """The expert used least often leaves first; of several, the one used longest ago."""
 
     def scores(self, keys: Keys) -> Scores:
         return self.uses[keys] + self.last_use[keys] / (self.layers + 1)
@@ -133,7 +135,7 @@ class Lfu(Policy):
 
 @dataclass(frozen=True)
 class Weights:
-    """What counts how much in HOBBIT's priority; `high` is for uses in high precision."""
+    """The weights in HOBBIT's priority; `high` is that of uses in high precision."""
 
     recency: float = 0.3
     frequency: float = 0.2
@@ -162,7 +164,8 @@ class Multidimensional(Policy):
 
 
 class LeastCostlyUsed(Policy):
-    """MoE-APEX's cost of a miss over the layer's distance, with a bonus for the latest uses."""
+    """MoE-APEX's cost of a miss, divided by the layer's distance, with a bonus for the latest
+    uses."""
 
     def scores(self, keys: Keys) -> Scores:
         worth = self.uses[keys] / self.passes + 0.5 * self.used_lately(keys)
@@ -171,8 +174,8 @@ class LeastCostlyUsed(Policy):
 
 
 class LeastStale(Policy):
-    """SpecMD's rule as its abstract tells it (arXiv 2602.03921): experts that this pass has not
-    used go first, and of them those whose layer is over."""
+    """SpecMD's rule, as its abstract describes it (arXiv 2602.03921): experts that this pass has
+    not used leave first, and of them first those whose layer is over."""
 
     def scores(self, keys: Keys) -> Scores:
         fresh = self.last_pass[keys] == self.passes
@@ -182,15 +185,16 @@ class LeastStale(Policy):
 
 
 class ExpectedUse(Policy):
-    """The expert that a slot serves least goes first: the chance that its layer wants it when it
-    comes next, over the time that the slot is held until then.
+    """The expert that gains least from its slot leaves first. The gain is the chance that its layer
+    chooses the expert when it comes next, divided by the time until then.
 
-    The chance is the share of passes that used it, older ones counting less; more if it was used
-    when its layer came last, and a little more the later that was. A loop that is longer than the
-    cache ends in a stable choice and not in a cache without hits, as with `Lru`.
+    The chance is the share of passes that used the expert, with older passes counting less. It is
+    higher if the expert was used when its layer came last, and a little higher the later that was.
+    Over a loop that is longer than the cache, this rule keeps a stable choice of experts, where
+    `Lru` never hits.
     """
 
-    HALF_LIFE = 16  # passes; this and what follows from a grid on four recorded models
+    HALF_LIFE = 16  # passes; this and the values below were fitted on four recorded models
     LATELY = 0.3
     RECENCY = 0.05
 
@@ -210,9 +214,9 @@ class ExpectedUse(Policy):
         self.faded[keys] += self.clock[_UNIT]
 
     def _take_over(self, memory: Mapping[str, Scores]) -> None:
-        """Another text begins: what the latest passes used counts no more than any other, so each
-        expert is taken for one always used in its share of passes (on the built-in model 1% more
-        hits than with the latest ones' weights)."""
+        """Start with another text: the uses of the latest passes count no more than older ones.
+        Each expert is taken for one that was always used in its share of passes (on the built-in
+        model 1 % more hits than with the weights of the latest passes)."""
         super()._take_over(memory)
         self.clock[_UNIT] = 1.0
         self.faded[:] = self.uses / self.passes / (1 - 2 ** (-1 / self.HALF_LIFE))
@@ -226,8 +230,8 @@ class ExpectedUse(Policy):
 
 
 class Arc(Policy):
-    """ARC, a cache for each layer (Megiddo and Modha 2003), the first layers' larger as in Fate
-    (arXiv 2502.12224, authors' code): those that are foreseen worst."""
+    """ARC (Megiddo and Modha 2003), a cache for each layer. The first layers' caches are larger, as
+    in Fate (arXiv 2502.12224, authors' code), because their experts are predicted worst."""
 
     _SHALLOW_ROWS = 4
 
@@ -254,7 +258,7 @@ class Arc(Policy):
             self._layers[key // self.num_experts].leave(key)
 
     def first_to_go(self, keys: Keys, count: int) -> npt.NDArray[np.intp]:
-        """The layer that is furthest above its share gives an expert up, as its own ARC says."""
+        """The layer that is furthest above its share loses an expert, as its own ARC chooses."""
         places = {key: place for place, key in enumerate(keys.tolist())}
         excess = np.array([len(layer) - layer.share for layer in self._layers])
         candidates = [[k for k in layer.in_order() if k in places] for layer in self._layers]
@@ -269,11 +273,11 @@ class Arc(Policy):
 
 
 class _ArcLayer:
-    """One layer's lists: experts used once and more than once, and the ghosts of either."""
+    """One layer's lists: experts used once, experts used more than once, and the ghosts of both."""
 
     def __init__(self, share: int) -> None:
         self.share = share
-        self._target = 0.0  # how many of those used once may stay
+        self._target = 0.0  # how many experts used once may stay
         self._once: OrderedDict[int, None] = OrderedDict()
         self._often: OrderedDict[int, None] = OrderedDict()
         self._once_ghosts: OrderedDict[int, None] = OrderedDict()
@@ -306,14 +310,15 @@ class _ArcLayer:
                     ghosts.popitem(last=False)
 
     def in_order(self) -> list[int]:
-        """Those held, the first to go first."""
+        """Return the experts held, the first to leave first."""
         once, often = list(self._once), list(self._often)
         spare = max(0, len(once) - int(self._target))
         return once[:spare] + often + once[spare:]
 
 
 class Belady(Policy):
-    """The oracle: who is used again last goes first (Belady 1966). It must be told all uses."""
+    """The oracle: the expert that is used again last leaves first (Belady 1966). It must be given
+    all uses."""
 
     def __init__(self, num_rows: int, num_experts: int, uses: Sequence[Keys]) -> None:
         super().__init__(num_rows, num_experts)

@@ -1,8 +1,8 @@
 """The slot table: which expert of which layer lies in which slot of a pool.
 
-A slot is EMPTY, LOADING (it has an owner, its bytes are on their way) or READY. Only a READY
-slot may be multiplied; a pinned slot is never given to another expert. Integers only: who reads
-the bytes tells the table when they are there.
+A slot is EMPTY, LOADING (it has an owner whose bytes are being read) or READY. Only a READY slot
+may be multiplied. A pinned slot is never given to another expert. The table holds integers only:
+the code that reads the bytes tells the table when they are there.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ NOWHERE = -1
 
 
 class SlotTable:
-    """Residency of the experts of some layers in `num_slots` slots.
+    """Which experts of some layers lie in `num_slots` slots.
 
-    `layers` are the layers' own numbers in the order they run; each has `num_experts` experts.
-    `policy` says who goes when the slots are full, and is asked for `num_spare` more than are
-    needed: asking costs the same for a few as for one, and a token asks in every layer.
-    Not thread-safe: one thread keeps the table, whoever moves the bytes.
+    `layers` are the numbers of the layers in the order they run; each has `num_experts` experts.
+    `policy` says which expert leaves when the slots are full. It is asked for `num_spare` experts
+    more than are needed, because asking for a few costs as much as for one, and every layer of
+    every token asks. Not thread-safe: one thread keeps the table, though others may move the bytes.
     """
 
     def __init__(
@@ -45,31 +45,31 @@ class SlotTable:
 
     @property
     def policy(self) -> Policy:
-        """The rule that says who goes."""
+        """The policy that says which expert leaves."""
         return self._policy
 
     def find(self, layer: int, experts: npt.NDArray[np.integer]) -> Slots:
-        """The slot of each expert of `layer`, NOWHERE for those that have none."""
+        """Return the slot of each expert of `layer`, NOWHERE for those that have none."""
         slots: Slots = self._slot_of[self._row[layer], experts]
         return slots
 
     def holds(self, layer: int, expert: int) -> bool:
-        """Whether one expert of `layer` has a slot."""
+        """Return whether one expert of `layer` has a slot."""
         return bool(self._slot_of[self._row[layer], expert] != NOWHERE)
 
     def are_ready(self, slots: Slots) -> bool:
-        """Whether every slot holds all bytes of its expert."""
+        """Return whether every slot holds all bytes of its expert."""
         return bool((self._state[slots] == READY).all())
 
     def use(self, layer: int, experts: npt.NDArray[np.integer]) -> None:
-        """`experts` of `layer` are used now, those with a slot and those without."""
+        """Note that `experts` of `layer` are used now, those with a slot and those without."""
         self._policy.use(self._keys(layer, experts))
 
     def _keys(self, layer: int, experts: npt.NDArray[np.integer]) -> Keys:
         return (self._row[layer] * self._num_experts + experts).astype(np.int32)
 
     def pin(self, slots: Slots) -> None:
-        """Keep what lies in `slots`, until unpinned as often."""
+        """Keep the experts in `slots` until they are unpinned as often."""
         self._pins[slots] += 1
 
     def unpin(self, slots: Slots) -> None:
@@ -78,13 +78,13 @@ class SlotTable:
 
     @property
     def num_unpinned(self) -> int:
-        """How many slots could be claimed or borrowed now."""
+        """Return how many slots could be claimed or borrowed now."""
         return int((self._pins == 0).sum())
 
     def claim(self, layer: int, experts: npt.NDArray[np.integer]) -> Slots:
-        """Give each of `experts` (distinct, without a slot) a slot: LOADING and pinned.
+        """Give each of `experts` (distinct, without a slot) a slot, which is LOADING and pinned.
 
-        Evicts whom the policy says. There must be that many unpinned slots.
+        Evicts the experts that the policy names. There must be that many unpinned slots.
         """
         slots = self._vacate(len(experts))
         keys = self._keys(layer, experts)
@@ -94,7 +94,7 @@ class SlotTable:
         return slots
 
     def fill(self, slots: Slots) -> None:
-        """The bytes of the experts in these LOADING slots are all there."""
+        """Note that the bytes of the experts in these LOADING slots are all there."""
         assert (self._state[slots] == LOADING).all(), "only a loading slot can become ready"
         self._state[slots] = READY
 
@@ -108,7 +108,8 @@ class SlotTable:
         self._state[slots] = EMPTY
 
     def borrow(self, count: int) -> Slots:
-        """`count` slots emptied and pinned, for bytes that will not stay; `unpin` returns them."""
+        """Return `count` slots, emptied and pinned, for bytes that will not stay; `unpin` returns
+        them."""
         return self._vacate(count)
 
     def _vacate(self, count: int) -> Slots:
@@ -126,7 +127,7 @@ class SlotTable:
         return empty
 
     def _evict(self, count: int) -> Slots:
-        """Empty `count` slots and the spare ones, the first to go first."""
+        """Empty `count` slots and the spare ones, in the order of the policy."""
         held: Slots = np.flatnonzero((self._pins == 0) & (self._state != EMPTY)).astype(np.int32)
         assert len(held) >= count, f"{count} more slots wanted, {len(held)} unpinned"
         count = min(len(held), count + self._num_spare)
@@ -136,7 +137,7 @@ class SlotTable:
 
     # ------------------------------------------------------------------ worth
     def residents(self) -> list[tuple[int, int]]:
-        """The layer and id of every expert in a READY slot, the last to go first."""
+        """Return the layer and id of every expert in a READY slot, the last to leave first."""
         keys = self._owner[self._state == READY]
         order = self._policy.first_to_go(keys, len(keys))[::-1]
         rows, experts = np.divmod(keys[order], self._num_experts)
@@ -144,8 +145,9 @@ class SlotTable:
         return list(zip(layers[rows].tolist(), experts.tolist(), strict=True))
 
     def outlasting(self, layer: int, experts: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
-        """Those of `experts` (distinct, without a slot) that are worth one: all while slots are
-        empty, then those that the policy would not give up before others that may go."""
+        """Return those of `experts` (distinct, without a slot) that are worth a slot: all while
+        slots are empty, then those that the policy would keep longer than others that could
+        leave."""
         num_empty = len(self._empty())
         if len(experts) <= num_empty:
             return experts
@@ -156,8 +158,8 @@ class SlotTable:
         return experts[stays[len(held) :]]
 
     def recover(self) -> None:
-        """After a failure, when no read is under way any more: whoever was loading is not there,
-        and nothing is pinned."""
+        """Recover after a failure, when no read is under way any more: experts that were loading
+        lose their slots, and nothing is pinned."""
         self.drop(np.flatnonzero(self._state == LOADING).astype(np.int32))
         self._pins[:] = 0
 
@@ -187,7 +189,7 @@ class SlotTable:
         }
 
     def row(self, layer: int) -> int:
-        """The row of `layer` in the table."""
+        """Return the row of `layer` in the table."""
         return self._row[layer]
 
     def check_integrity(self) -> None:

@@ -1,10 +1,11 @@
-"""How fast and how lean is a start? Loads a model whose trunk file is there, makes one token.
+"""How fast is a start, and does it read only what it needs? Loads a model and makes one token.
 
     python -m haversack.tools.bench.start MODEL --ram 4GiB
 
-Bounds: what the process reads is the trunk, the headers, and the experts of the first tokens; the
-load takes less than 3 s (for a trunk of some hundred MB), and comparing the trunk with its seal at
-most a tenth of that. Linux only: it counts in /proc/self/io.
+The trunk file is there before. Bounds: the process reads no more than the trunk, the headers, and
+the experts of the first token. The load takes less than 3 s (for a trunk of some hundred MB), and
+comparing the trunk with its seal takes at most a tenth of it. Linux only, because bytes are counted
+in /proc/self/io.
 """
 
 import argparse
@@ -23,13 +24,13 @@ from haversack.tools.command_line import positive, tool, verdict
 
 BOUND_S = 3.0
 MOST_CHECK_SHARE = 0.1
-_HEADER_READS = 8  # planning, loading and the fingerprint each read headers, some twice
-_ELSE_BYTES = 4 * 1024 * 1024  # libraries' own files: /proc, locale, time zones
+_HEADER_READS = 8  # planning, loading and the fingerprint each read the headers, some twice
+_ELSE_BYTES = 4 * 1024 * 1024  # files that libraries read: /proc, locale, time zones
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a start took: bytes read by the process, of them the experts', and seconds."""
+    """What a start took: the bytes that the process read and those that it needed, and seconds."""
 
     read_bytes: int
     needed_bytes: int
@@ -48,8 +49,8 @@ def _bytes_read() -> int:
 
 
 def measure_start(model: Path, ram: str | int, options: edge.LoadOptions) -> Start:
-    """Load once to have the trunk file, then measure a second load and its first token, without
-    what earlier runs left to start from."""
+    """Load once to have the trunk file, then measure a second load and its first token. Experts
+    that earlier runs left in slots are not loaded."""
     options = replace(options, warm_start=False)
     edge.load(model, ram=ram, ctx=512, options=options).close()
     before, started = _bytes_read(), time.perf_counter()
@@ -66,8 +67,8 @@ def measure_start(model: Path, ram: str | int, options: edge.LoadOptions) -> Sta
 
 @dataclass(frozen=True)
 class CheckCost:
-    """The fewest seconds of a load with the trunk compared with its seal, and without: other
-    programs only add to them. And the median processor seconds of both."""
+    """The fewest seconds of a load that compares the trunk with its seal, and of one that does not,
+    because other programs only add to them; and the median processor seconds of both."""
 
     checked_s: float
     unchecked_s: float
@@ -76,25 +77,26 @@ class CheckCost:
 
     @property
     def share(self) -> float:
-        """The comparison's share of the load."""
+        """The comparison's share of the load's seconds."""
         return 1 - self.unchecked_s / self.checked_s
 
     @property
     def cpu_share(self) -> float:
-        """The same of the processor's time, which is all there is on a single core."""
+        """The same of the processor seconds, which matter where there is a single core."""
         return 1 - self.unchecked_cpu_s / self.checked_cpu_s
 
 
 def measure_check(
     model: Path, ram: str | int, options: edge.LoadOptions, num_rounds: int
 ) -> CheckCost:
-    """Load so often with and without the comparison, in turns. The trunk file must be there."""
+    """Load `num_rounds` times with and as often without the comparison, in turns. The trunk file
+    must be there."""
     options = replace(options, warm_start=False)
     planned = edge.plan(model, ram=ram, ctx=512)
     times_s: dict[bool, list[float]] = {True: [], False: []}
     cpu_s: dict[bool, list[float]] = {True: [], False: []}
     for number in range(2 * num_rounds):
-        checked = number % 2 == number // 2 % 2  # neither is always the first of a pair
+        checked = number % 2 == number // 2 % 2  # so that neither is always the first of a pair
         with nullcontext() if checked else patch("haversack.offload.engine.TrunkCheck"):
             started, cpu_started = time.perf_counter(), time.process_time()
             loaded = edge.load(planned, options=options)
@@ -107,7 +109,7 @@ def measure_check(
 
 @tool
 def main(arguments: Sequence[str] | None) -> int:
-    """Returns 0 if all bounds hold."""
+    """Return 0 if all bounds hold."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--ram", required=True)

@@ -1,12 +1,12 @@
-"""The last step of training a mixture: starved experts get a part of their fair share again.
+"""The last step of training a mixture: experts that starve get a part of their fair share again.
 
-A balance loss asks for even loads on the whole and may still leave an expert with next to nothing,
-which then costs memory and gives nothing. As auxiliary-loss-free balancing does (Wang et al. 2024,
-arXiv 2408.15664), a starved expert's score is raised by small steps until it is chosen often
-enough. qwen3moe's routers have no bias to keep what was added, so it goes into the expert's row of
-the router, along the mean m of the router's inputs: w + raise * m / (m . m) scores an input h
-higher by raise * (h . m) / (m . m), which is the raise on the mean and near it for most inputs.
-Rows of experts that do not starve stay as they are.
+A balance loss asks for even loads on the whole, so it may leave an expert with next to nothing,
+which then costs memory and adds nothing. As auxiliary-loss-free balancing does (Wang et al. 2024,
+arXiv 2408.15664), the score of a starved expert is raised in small steps until the expert is chosen
+often enough. The routers of qwen3moe have no bias that could keep the raise, so it is added to the
+expert's row of the router, along the mean m of the router's inputs: the row w + raise * m / (m . m)
+scores an input h higher by raise * (h . m) / (m . m). That is the raise for the mean, and near it
+for most inputs. Rows of experts that do not starve stay unchanged.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ _MOST_STEPS = 500
 
 @dataclass(frozen=True)
 class RaisedExpert:
-    """An expert that starved, at first or once others were raised: its load over its fair share
+    """An expert that starved, at first or after others were raised: its load over its fair share
     before and after, and what was added to its mean score."""
 
     layer: int
@@ -42,11 +42,12 @@ class RaisedExpert:
 def settle_routers(
     model: Decoder, windows: Sequence[Tensor], least_load: float
 ) -> list[RaisedExpert]:
-    """The experts of `model` that were raised to `least_load` of their fair share on `windows`,
-    each (B, T) int64: their rows of the routers are changed, no other. None of a dense model.
+    """Raise experts of `model` to `least_load` of their fair share on `windows`, each (B, T) int64;
+    return those raised, none for a dense model.
 
-    Layers go from the first to the last, as a changed one changes the inputs of those after it.
-    Raises HaversackError if an expert stays below, however much its score is raised.
+    Only their rows of the routers change. Layers are settled from the first to the last, because a
+    changed layer changes the inputs of those after it. Raises HaversackError if an expert stays
+    below, however much its score is raised.
     """
     if not model.shape.num_experts:
         return []
@@ -63,7 +64,7 @@ def settle_routers(
 
 
 def _outputs(block: Block, hidden: list[Tensor], routing: Routing | None = None) -> list[Tensor]:
-    """The hidden states (B, T, C) of each of the windows after `block`; fills `routing`."""
+    """Return the hidden states (B, T, C) of each window after `block`; fill `routing`."""
     return [
         block(states, rotary_angles(block.shape, states.shape[1], states.device), routing)[0]
         for states in hidden
@@ -96,7 +97,7 @@ def _raise_starved(
 
 
 def _loads(block: Block, inputs: Tensor) -> npt.NDArray[np.float64]:
-    """Each expert's load over its fair share on `inputs` (N, C): (E,)."""
+    """Return each expert's load over its fair share on `inputs` (N, C): (E,)."""
     scores = functional.linear(inputs, block.ffn_gate_inp)
     chosen = scores.topk(block.shape.num_experts_per_tok, dim=-1).indices
     return expert_load(chosen.cpu().numpy(), block.shape.num_experts)

@@ -13,8 +13,8 @@ Ids = npt.NDArray[np.uint16]
 
 
 def token_row(sources: Sequence[Source], vocabulary: Vocabulary, seed: int) -> Ids:
-    """Every document as often as it repeats, in an order that `seed` decides, each after an
-    end-of-text piece: (tokens,) uint16."""
+    """Return all documents as one row of ids, (tokens,) uint16: each as often as it repeats, in an
+    order that `seed` decides, with an end-of-text piece after it."""
     documents = [text for source in sources for text in source.documents * source.repeats]
     random.Random(seed).shuffle(documents)
     rows = vocabulary.encode_all(documents)
@@ -24,7 +24,8 @@ def token_row(sources: Sequence[Source], vocabulary: Vocabulary, seed: int) -> I
 def windows_at(
     ids: Ids, starts: npt.NDArray[np.int64], window_tokens: int
 ) -> npt.NDArray[np.int64]:
-    """From each of `starts` (W,) on `window_tokens` + 1 ids, as the last one is only predicted."""
+    """Return `window_tokens` + 1 ids from each of `starts` (W,) on: the last one is only
+    predicted."""
     windows: npt.NDArray[np.int64] = ids[starts[:, None] + np.arange(window_tokens + 1)].astype(
         np.int64
     )
@@ -32,7 +33,8 @@ def windows_at(
 
 
 def windows_of(ids: Ids, window_tokens: int, most_tokens: int) -> npt.NDArray[np.int64]:
-    """Windows of `window_tokens` + 1 tokens (W, window_tokens + 1), spread over all of `ids`."""
+    """Return windows of `window_tokens` + 1 tokens (W, window_tokens + 1), spread over all of
+    `ids`."""
     num_windows = max(1, min(most_tokens, len(ids) - 1) // window_tokens)
     last_start = len(ids) - 1 - window_tokens
     if last_start < 0:
@@ -42,7 +44,7 @@ def windows_of(ids: Ids, window_tokens: int, most_tokens: int) -> npt.NDArray[np
 
 
 class Batches:
-    """Batch after batch of a token row, from the start again when it ends."""
+    """Batches of a token row, one after the other, from the start again when it ends."""
 
     def __init__(self, ids: Ids, window_tokens: int, batch_tokens: int) -> None:
         if len(ids) <= batch_tokens:
@@ -52,12 +54,13 @@ class Batches:
         self._num_windows = batch_tokens // window_tokens
 
     def batch(self, index: int) -> npt.NDArray[np.int64]:
-        """Windows of one token more than a window has inputs: (windows, window_tokens + 1)."""
+        """Return windows with one token more than their inputs: (windows, window_tokens + 1)."""
         span = self._num_windows * self._window_tokens
         start = index * span % (len(self._ids) - span)
         starts = start + np.arange(self._num_windows) * self._window_tokens
         return windows_at(self._ids, starts, self._window_tokens)
 
     def spread(self) -> npt.NDArray[np.int64]:
-        """As many windows as a batch has, from the whole of the row instead of side by side."""
+        """Return as many windows as a batch has, spread over the whole row instead of side by
+        side."""
         return windows_of(self._ids, self._window_tokens, self._num_windows * self._window_tokens)

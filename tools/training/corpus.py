@@ -1,8 +1,8 @@
 """The training text: books, dialogues and instructions of a corpus folder, as documents.
 
 A document is a string that starts a new context: plain text, or a dialogue as the chat template
-writes it. What is held out never trains: the held-out books, and of every other file the records
-whose id's CRC-32 is a multiple of 20.
+writes it. Held-out documents are never trained on: the held-out books, and in every other file the
+records whose id's CRC-32 is a multiple of 20.
 """
 
 import gzip
@@ -80,12 +80,13 @@ class Source:
 
 
 def story_sources(folder: Path) -> list[Source]:
-    """What trains first: the simpler chapters and tales, as plain text."""
+    """Return what is trained first: the simpler chapters and tales, as plain text."""
     return [Source("stories", [text for text in _story_texts(folder) if ari(text) <= _HARDEST_ARI])]
 
 
 def chat_sources(folder: Path, seed: int) -> list[Source]:
-    """What trains last: stories told on request, dialogues, instructions, simple chat."""
+    """Return what is trained second: stories told on request, dialogues, instructions, simple
+    chat."""
     asked = random.Random(seed)
     tales = list(_tale_texts(folder))
     return [
@@ -99,8 +100,8 @@ def chat_sources(folder: Path, seed: int) -> list[Source]:
 
 
 def manners_sources(folder: Path, seed: int) -> list[Source]:
-    """What trains at the very end: plain answers, and every tale once more, among stories and
-    dialogues that are new, lest the model learn the earlier ones by heart."""
+    """Return what is trained last: plain answers, and every tale once more. Stories and dialogues
+    that are new are among them, so that the model does not learn the earlier ones by heart."""
     asked = random.Random(seed + 1)
     hard = [text for text in _story_texts(folder) if ari(text) > _HARDEST_ARI]
     plain = [rendered_chat(_exchange(*exchange)) for exchange in plain_answers(asked)]
@@ -116,7 +117,8 @@ def manners_sources(folder: Path, seed: int) -> list[Source]:
 
 
 def held_out_sources(folder: Path) -> list[Source]:
-    """What only measures: of every domain trained on, and of three that are new to the model."""
+    """Return the held-out documents: of every domain trained on, and of three that are new to the
+    model."""
     tales = [r for name in TALES for r in _records(folder / name) if held_out(r)]
     told = story_chats((body(record["text"]) for record in tales), random.Random(0))
     talk, services, orders, instructions = (
@@ -138,23 +140,24 @@ def held_out_sources(folder: Path) -> list[Source]:
 
 
 def simple_chat() -> list[dict[str, Any]]:
-    """The questions and answers written for this model."""
+    """Return the questions and answers written for this model."""
     return [json.loads(line) for line in SIMPLE_CHAT.read_text(encoding="utf-8").splitlines()]
 
 
 def held_out(record: Mapping[str, Any]) -> bool:
-    """Whether this record only measures."""
+    """Return whether this record is held out."""
     return zlib.crc32(str(record["id"]).encode()) % _HELD_OUT_SHARE == 0
 
 
 # ---------------------------------------------------------------------- text
 def clean(text: str) -> str:
-    """`text` with straight quotes, one kind of dash and no invisible characters."""
+    """Return `text` with straight quotes, one kind of dash and no invisible characters."""
     return text.translate(_REPLACED).replace("--", "—").replace("…", "...").strip()
 
 
 def body(text: str) -> str:
-    """Clean text without the headings it starts with: short paragraphs that are no sentence."""
+    """Return clean text without the headings it starts with: short paragraphs that are no
+    sentence."""
     paragraphs = clean(text).split("\n\n")
     while len(paragraphs) > 1 and _is_heading(paragraphs[0]):
         del paragraphs[0]
@@ -167,7 +170,8 @@ def _is_heading(paragraph: str) -> bool:
 
 
 def ari(text: str) -> float:
-    """The automated readability index: the school grade that reads it (Senter and Smith 1967)."""
+    """Return the automated readability index: the school grade that can read it (Senter and Smith
+    1967)."""
     words = text.split()
     sentences = sum(text.count(mark) for mark in ".!?") or 1
     letters = sum(map(len, words))
@@ -176,7 +180,8 @@ def ari(text: str) -> float:
 
 # --------------------------------------------------------------------- chats
 def story_chats(texts: Iterable[str], asked: random.Random) -> Iterator[str]:
-    """Each text's opening, told at the request of somebody who names one or two of its things."""
+    """Return each text's opening as a chat: a user asks for it and names one or two of its
+    things."""
     for text in texts:
         passage = _opening(text, asked.randint(_SHORTEST_PASSAGE, _LONGEST_PASSAGE))
         topics = _topics(passage)
@@ -187,7 +192,8 @@ def story_chats(texts: Iterable[str], asked: random.Random) -> Iterator[str]:
 
 
 def _opening(text: str, least_words: int) -> str:
-    """The first paragraphs with `least_words` at least, or all; "" where they are too long."""
+    """Return the first paragraphs with `least_words` at least, or all; "" where they are too
+    long."""
     taken: list[str] = []
     for paragraph in text.split("\n\n"):
         taken.append(paragraph)
@@ -200,7 +206,8 @@ def _opening(text: str, least_words: int) -> str:
 
 
 def _topics(passage: str) -> list[str]:
-    """The things a passage is about: topic words in the order of how often they occur."""
+    """Return the things that a passage is about: topic words in the order of how often they
+    occur."""
     counts: dict[str, int] = {}
     for word in _WORD.findall(passage.lower()):
         if word in TOPICS:
@@ -218,7 +225,7 @@ def _exchange(question: str, answer: str) -> list[dict[str, str]]:
 
 
 def _messages(record: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The messages of a dialogue, or an instruction and its response as two."""
+    """Return the messages of a dialogue, or an instruction and its response as two."""
     if "messages" in record:
         return [{**m, "content": clean(m["content"])} for m in record["messages"]]
     question = "\n".join(filter(None, [record["instruction"], record.get("input")]))
@@ -246,14 +253,14 @@ def _training(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _story_texts(folder: Path) -> Iterator[str]:
-    """Every tale and chapter that trains."""
+    """Yield every tale and chapter that is trained on."""
     for name in TALES:
         yield from (body(record["text"]) for record in _training(_records(folder / name)))
     yield from (body(record["text"]) for record in _records(folder / BOOKS))
 
 
 def _tale_texts(folder: Path) -> Iterator[str]:
-    """Those that begin and end: fables and fairy tales, no chapters of novels."""
+    """Yield the texts that begin and end: fables and fairy tales, no chapters of novels."""
     for name in TALES:
         yield from (body(record["text"]) for record in _training(_records(folder / name)))
     for record in _records(folder / BOOKS):

@@ -18,8 +18,9 @@ GROUP_MULTIPLE = 64
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """The sizes of a decoder. `num_experts` 0 means dense, with one feed-forward network of
-    `num_experts_per_tok` x `moe_intermediate_size`: the active size of its mixture twin."""
+    """The sizes of a decoder. `num_experts` 0 means dense: its one feed-forward network has the
+    width `num_experts_per_tok` x `moe_intermediate_size`, which is what a token uses of a
+    mixture."""
 
     vocab_size: int = 4096
     hidden_size: int = 256
@@ -45,13 +46,13 @@ class DecoderShape:
         return self.num_experts_per_tok * self.moe_intermediate_size
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, as a checkpoint keeps them."""
+        """Return the fields as plain values, as a checkpoint keeps them."""
         return asdict(self)
 
 
 @dataclass
 class Routing:
-    """What the routers of one pass chose, a list entry a layer.
+    """What the routers of one pass chose: lists with an entry for each layer.
 
     `inputs` (N, C) are the routers' inputs, `probabilities` (N, E) their softmax, `chosen` (N, K)
     the experts from the most to the least likely.
@@ -63,8 +64,8 @@ class Routing:
 
 
 class Decoder(nn.Module):
-    """Logits of next tokens. `balance_loss` of the last pass is Switch Transformer's auxiliary
-    loss (Fedus et al. 2021, section 2.2), mean over layers: 1 when the load is even."""
+    """The model. `balance_loss` of the last pass is the auxiliary loss of Switch Transformer (Fedus
+    et al. 2021, section 2.2), mean over layers: 1 when the load is even."""
 
     def __init__(self, shape: DecoderShape, seed: int = 0) -> None:
         super().__init__()
@@ -86,7 +87,8 @@ class Decoder(nn.Module):
                 nn.init.normal_(parameter, std=std, generator=generator)
 
     def forward(self, tokens: Tensor, routing: Routing | None = None) -> Tensor:
-        """Logits (B, T, V) after each of `tokens` (B, T) int64; fills `routing` if given."""
+        """Return the logits (B, T, V) after each of `tokens` (B, T) int64; fill `routing` if
+        given."""
         balances: list[Tensor] = []
         angles = rotary_angles(self.shape, tokens.shape[1], tokens.device)
         hidden = functional.embedding(tokens, self.token_embd)
@@ -133,7 +135,8 @@ class Block(nn.Module):
     def forward(
         self, hidden: Tensor, angles: tuple[Tensor, Tensor], routing: Routing | None
     ) -> tuple[Tensor, list[Tensor]]:
-        """The hidden states (B, T, C) after this layer, and its load balance loss if it has one."""
+        """Return the hidden states (B, T, C) after this layer, and its load balance loss if it has
+        one."""
         eps = self.shape.rms_norm_eps
         hidden = hidden + self._attention(rms_norm(hidden, self.attn_norm, eps), angles)
         rows = rms_norm(hidden, self.ffn_norm, eps).flatten(0, 1)  # (N, C)
@@ -161,7 +164,9 @@ class Block(nn.Module):
 
     def _experts(self, rows: Tensor, routing: Routing | None) -> tuple[Tensor, Tensor]:
         num_experts, used = self.shape.num_experts, self.shape.num_experts_per_tok
-        with torch.autocast(rows.device.type, enabled=False):  # a router is too small to save on
+        with torch.autocast(
+            rows.device.type, enabled=False
+        ):  # a router is too small to gain from fewer bits
             scores = functional.linear(rows.to(self.ffn_gate_inp.dtype), self.ffn_gate_inp)
             probabilities = scores.softmax(dim=-1)  # (N, E)
         weights, chosen = probabilities.topk(used, dim=-1)  # (N, K)
@@ -179,7 +184,8 @@ class Block(nn.Module):
         return (products * weights.unsqueeze(-1).to(products.dtype)).sum(dim=1), balance
 
     def _products(self, rows: Tensor, ends: Tensor) -> Tensor:
-        """Each expert's network for its rows: those up to its entry of `ends` (E,) int32."""
+        """Return the output of each expert's network for its rows: those up to its entry of `ends`
+        (E,) int32."""
         dtype = torch.bfloat16 if torch.is_autocast_enabled(rows.device.type) else rows.dtype
         gate_up = torch.cat([self.ffn_gate_exps, self.ffn_up_exps], dim=1).to(dtype)
         gated = swiglu(grouped_product(rows.to(dtype), gate_up, ends))
@@ -187,7 +193,7 @@ class Block(nn.Module):
 
 
 class _Dealt(torch.autograd.Function):
-    """Gradients of `dealt` are collected again."""
+    """The function `dealt`, whose gradient is `collected`."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, place: Tensor, num_places: int) -> Tensor:
@@ -200,7 +206,8 @@ class _Dealt(torch.autograd.Function):
 
 
 class _Collected(torch.autograd.Function):
-    """Gradients of `collected` are dealt: indexing's own would add, but no two places are equal."""
+    """The function `collected`, whose gradient is `dealt`. The gradient of indexing would add up
+    rows, which takes longer; no two places are equal."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, place: Tensor) -> Tensor:
@@ -215,27 +222,30 @@ class _Collected(torch.autograd.Function):
 
 
 def dealt(rows: Tensor, place: Tensor, num_places: int) -> Tensor:
-    """`rows` (M, C), each at its `place` (M,) among zero rows: (num_places, C)."""
+    """Return `rows` (M, C), each at its `place` (M,) among zero rows: (num_places, C)."""
     result: Tensor = _Dealt.apply(rows, place, num_places)  # type: ignore[no-untyped-call]
     return result
 
 
 def collected(rows: Tensor, place: Tensor) -> Tensor:
-    """The rows (M, C) at each `place` (M,)."""
+    """Return the rows (M, C) at each `place` (M,)."""
     result: Tensor = _Collected.apply(rows, place)  # type: ignore[no-untyped-call]
     return result
 
 
 def group_places(experts: Tensor, load: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each row goes when rows are grouped by expert, and where each group ends.
+    """Return where each row goes when rows are grouped by expert, and where each group ends.
 
-    `experts` (M,) is each row's expert, `load` (E,) their counts. Groups are padded to a multiple
-    of `GROUP_MULTIPLE` rows: matrix libraries prepare a kernel for every new number of rows, and
-    those of GPUs ask for aligned groups. Returns places (M,) int64 and ends (E,) int32.
+    `experts` (M,) is the expert of each row, `load` (E,) counts the rows of each expert. Groups are
+    padded to a multiple of `GROUP_MULTIPLE` rows, because matrix libraries prepare a kernel for
+    every new number of rows, and those of GPUs require aligned groups. Returns places (M,) int64
+    and ends (E,) int32.
     """
     padded = (load + GROUP_MULTIPLE - 1) // GROUP_MULTIPLE * GROUP_MULTIPLE
     ends = padded.cumsum(0)
-    shift = (ends - padded) - (load.cumsum(0) - load)  # of each group, by the padding before it
+    shift = (ends - padded) - (
+        load.cumsum(0) - load
+    )  # how far the padding before each group moves it
     order = experts.argsort(stable=True)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order), device=order.device) + shift[experts[order]]
@@ -243,10 +253,10 @@ def group_places(experts: Tensor, load: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of (B, H, T, D) to the positions up to each one's own: (B, H, T, D).
+    """Return the attention of (B, H, T, D) to the positions up to each one's own: (B, H, T, D).
 
-    On a CPU written out: its plain products are 2.7 times as fast there as torch's fused kernel
-    (measured, forward and backward, 512 tokens, bfloat16).
+    On a CPU it is written as plain products, which are 2.7 times as fast there as torch's fused
+    kernel (measured, forward and backward, 512 tokens, bfloat16).
     """
     if q.device.type != "cpu":
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -256,25 +266,26 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def grouped_product(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
-    """rows (M, K) sorted by group times the transposed weights (E, N, K) of their group: (M, N)."""
+    """Return rows (M, K), sorted by group, times the transposed weights (E, N, K) of their group:
+    (M, N)."""
     return functional.grouped_mm(rows, weights.transpose(1, 2), offs=ends)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """SiLU of the first half of each row times the second: (M, 2 F) to (M, F)."""
+    """Return the SiLU of the first half of each row times the second half: (M, 2 F) to (M, F)."""
     gate, up = gate_up.chunk(2, dim=-1)
     return functional.silu(gate) * up
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Rows of `x` at mean square 1, times `weight`."""
+    """Return the rows of `x`, scaled to mean square 1, times `weight`."""
     return functional.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
 
 
 def rotary_angles(
     shape: DecoderShape, num_tokens: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Cosine and sine (T, 1, D / 2) of the rotation of each pair of each position."""
+    """Return cosine and sine (T, 1, D / 2) of the rotation of each pair of each position."""
     half = torch.arange(shape.head_dim // 2, device=device)
     frequency = shape.rope_theta ** (-half / (shape.head_dim // 2))
     angle = torch.arange(num_tokens, device=device)[:, None, None] * frequency
@@ -282,7 +293,8 @@ def rotary_angles(
 
 
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """`x` (B, T, H, D) turned by its positions; element i goes with i + D / 2 (NeoX order)."""
+    """Return `x` (B, T, H, D) rotated by its positions; element i is paired with i + D / 2 (NeoX
+    order)."""
     cos, sin = (angle.to(x.dtype) for angle in angles)
     low, high = x.chunk(2, dim=-1)
     return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)

@@ -1,9 +1,9 @@
-"""What a trained model is worth: losses beside baselines, routing beside real models, samples.
+"""How good is a trained model? Losses beside baselines, routing beside real models, samples.
 
     python -m haversack.tools.training.evaluate CORPUS model.gguf FOLDER --beside dense.gguf
 
-Losses and routing come from the weights in the GGUF, by torch; the samples come from the engine.
-FOLDER gets `evaluation.json`, `evaluation.md` and `samples.md`.
+Losses and routing are computed by torch from the weights in the GGUF; the samples come from the
+engine. FOLDER gets `evaluation.json`, `evaluation.md` and `samples.md`.
 """
 
 import argparse
@@ -43,7 +43,7 @@ _TRACE_TOKENS = 512  # of a trace: a story as long as the context
 _DEPTHS = (1, 2, 3)
 _EXTRAS = (0, 2, 4)
 _SCORE_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-_DEAD_SHARE = 0.1  # of the fair load, below which an expert counts as dead
+_DEAD_SHARE = 0.1  # of the fair load; an expert below counts as dead
 
 Report = dict[str, Any]
 
@@ -59,7 +59,7 @@ class Evaluation:
 
     # ------------------------------------------------------------- perplexity
     def losses(self) -> dict[str, Loss]:
-        """The model's loss on every held-out domain; fills `routing` on those trained on."""
+        """Return the model's loss on every held-out domain; fill `routing` on those trained on."""
         found = {}
         for source in held_out_sources(self._corpus):
             windows, num_bytes = self._windows(source)
@@ -69,7 +69,7 @@ class Evaluation:
         return found
 
     def baselines(self) -> dict[str, dict[str, float]]:
-        """Nats a token of counted tokens and pairs, by domain and name."""
+        """Return the losses of counted tokens and pairs, in nats a token, by domain and name."""
         sources = story_sources(self._corpus) + chat_sources(self._corpus, seed=1)
         counted = CountedPairs(token_row(sources, self.vocabulary, 0), len(self.vocabulary))
         found = {}
@@ -82,7 +82,7 @@ class Evaluation:
         return found
 
     def _windows(self, source: Source) -> tuple[npt.NDArray[np.int64], int]:
-        """Held-out windows and the bytes of text that their predicted tokens stand for."""
+        """Return held-out windows and the bytes of text that their predicted tokens stand for."""
         ids = token_row([source], self.vocabulary, 0)
         windows = windows_of(ids, self.model.shape.context_tokens, _TOKENS_A_DOMAIN)
         num_bytes = sum(len(self.vocabulary.decode(row).encode()) for row in windows[:, 1:])
@@ -90,7 +90,8 @@ class Evaluation:
 
     # ---------------------------------------------------------------- routing
     def loads(self) -> list[Report]:
-        """A row a layer: how even the load on held-out text is, and its least and most loaded."""
+        """Return a row for each layer: how even the load on held-out text is, and its least and its
+        most loaded expert."""
         rows = []
         for layer, choice in enumerate(self._choices()):
             load = expert_load(choice, self.model.shape.num_experts)
@@ -106,7 +107,8 @@ class Evaluation:
         return rows
 
     def reuse(self) -> list[Report]:
-        """A row a model, this one first: reuse and hit rates on text told token by token."""
+        """Return a row for each model, this one first: reuse and hit rates on text told token by
+        token."""
         return [_reuse_row(trace) for trace in [self._trace(), *recorded_traces()]]
 
     def _trace(self) -> Trace:
@@ -118,7 +120,8 @@ class Evaluation:
         return Trace(f"{self.path.stem} (this model)", self.model.shape.num_experts, layers)
 
     def recalls(self) -> list[Report]:
-        """A row a layer and depth: how many of that later layer's experts are foreseen."""
+        """Return a row for each layer and depth: how many experts of that later layer are
+        predicted."""
         inputs = self._gathered(self.routing.inputs)
         choices = self._choices()
         rows = []
@@ -136,7 +139,8 @@ class Evaluation:
         return rows
 
     def scores(self) -> list[Report]:
-        """A row a rank: the mean weight of experts of that rank, and quantiles of their score."""
+        """Return a row for each rank: the mean weight of experts of that rank, and quantiles of
+        their score."""
         weights = np.concatenate([_top_weights(p, self._used) for p in self._probabilities()])
         scores = rank_scores(weights)
         return [
@@ -162,7 +166,7 @@ class Evaluation:
         return self._gathered(self.routing.probabilities)
 
     def _gathered(self, passes: list[Any]) -> list[Any]:
-        """What every pass appended layer by layer, as one array a layer."""
+        """Return what every pass appended layer by layer, as one array for each layer."""
         num_layers = self.model.shape.num_hidden_layers
         return [
             np.concatenate([p.numpy() for p in passes[i::num_layers]]) for i in range(num_layers)
@@ -198,8 +202,8 @@ def _reuse_row(trace: Trace) -> Report:
 
 # -------------------------------------------------------------------- report
 def evaluated(path: Path, corpus: Path, beside: Sequence[Path] = ()) -> Report:
-    """All measurements of the model at `path`, and the losses of those `beside` it: its dense twin,
-    say, or itself in other formats. They must have its vocabulary."""
+    """Return all measurements of the model at `path`, and the losses of those `beside` it: its
+    dense twin, or itself in other formats. They must have its vocabulary."""
     evaluation = Evaluation(path, corpus)
     losses = {path.stem: evaluation.losses()}
     losses |= {other.stem: Evaluation(other, corpus).losses() for other in beside}
@@ -218,7 +222,8 @@ def evaluated(path: Path, corpus: Path, beside: Sequence[Path] = ()) -> Report:
 def _loss_rows(
     losses: dict[str, dict[str, Loss]], baselines: dict[str, dict[str, float]]
 ) -> list[Report]:
-    """A row a domain, and one over all that were trained on: perplexities and bits a byte."""
+    """Return perplexities and bits a byte: a row for each domain, and one over all that were
+    trained on."""
     first = next(iter(losses.values()))
     rows = []
     for domain, loss in first.items():
@@ -242,7 +247,7 @@ def _loss_rows(
 
 
 def markdown(report: Report) -> str:
-    """The report as tables."""
+    """Return the report as tables."""
     titles = {
         "losses": "Held-out losses",
         "load": "Load of the experts, 1 is fair",
@@ -269,7 +274,8 @@ def _cell(value: Any) -> str:
 
 
 def samples(path: Path) -> str:
-    """The engine's answers to the prompts that were fixed before training, one attempt each."""
+    """Return the engine's answers to the prompts that were fixed before training, one attempt
+    each."""
     chosen = json.loads(SAMPLES.read_text(encoding="utf-8"))
     settings = {key: chosen[key] for key in ("seed", "temperature", "top_p", "max_tokens")}
     parts = [f"Seed {settings['seed']}, temperature {settings['temperature']}, one attempt each."]

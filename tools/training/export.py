@@ -1,10 +1,10 @@
-"""A trained decoder as a GGUF, qwen3moe with experts and qwen3 without, or as ONNX.
+"""Writing a trained decoder as a GGUF (qwen3moe with experts, qwen3 without), or as ONNX.
 
     python -m haversack.tools.training.export FOLDER model.gguf --format Q4_K_M  # of a run of train
     python -m haversack.tools.training.export twin.gguf twin.onnx                # of a written file
 
-Formats name a block type for all matrices (F16, Q8_0, Q6_K) or, as Q4_K_M, llama.cpp's mixture:
-4 bits, and 6 where they pay most. Norms and routers stay 32-bit floats.
+A format is a block type for all matrices (F16, Q8_0, Q6_K), or llama.cpp's mixture Q4_K_M: 4 bits,
+and 6 where they help most. Norms and routers stay 32-bit floats.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from haversack.tools.models.gguf_stream import TensorPlan, Value, load_gguf_pack
 from haversack.tools.training.decoder import Decoder, DecoderShape
 from haversack.tools.training.vocabulary import Vocabulary
 
-FORMATS = {"F16": 1, "Q8_0": 7, "Q4_K_M": 15, "Q6_K": 18}  # their numbers in general.file_type
+FORMATS = {"F16": 1, "Q8_0": 7, "Q4_K_M": 15, "Q6_K": 18}  # with their numbers in general.file_type
 DESCRIPTION: Mapping[str, Value] = {
     "general.license": "cc-by-sa-4.0",
     "general.languages": ["en"],
@@ -80,7 +80,7 @@ def export_onnx(model: Decoder, path: Path) -> None:
 
 
 def gguf_tensors(model: Decoder) -> dict[str, npt.NDArray[np.float32]]:
-    """The parameters by the names of their GGUF tensors, float32."""
+    """Return the parameters by the names of their GGUF tensors, float32."""
     return {
         f"{name}.weight": parameter.detach().float().cpu().numpy()
         for name, parameter in model.named_parameters()
@@ -88,7 +88,7 @@ def gguf_tensors(model: Decoder) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def block_type(name: str, num_layers: int, format: str) -> str:
-    """The type that the tensor `name` has in a file of `format`."""
+    """Return the type that the tensor `name` has in a file of `format`."""
     if _ALWAYS_F32.search(name):
         return "F32"
     if format != "Q4_K_M":
@@ -99,8 +99,8 @@ def block_type(name: str, num_layers: int, format: str) -> str:
 
 
 def _has_more_bits(layer: int, num_layers: int) -> bool:
-    """Whether llama.cpp gives 6 bits to a layer's values and down projections: the first and last
-    eighth of the layers, and every third between."""
+    """Return whether llama.cpp gives 6 bits to a layer's values and down projections: to the first
+    and last eighth of the layers, and to every third between."""
     eighth = num_layers // 8
     return layer < eighth or layer >= 7 * num_layers // 8 or (layer - eighth) % 3 == 2
 
@@ -132,7 +132,8 @@ def _architecture_metadata(shape: DecoderShape) -> dict[str, Value]:
 
 
 def load_run(folder: Path) -> tuple[Decoder, Vocabulary]:
-    """The model and vocabulary of a run's folder. Raises ModelFileError if it has no checkpoint."""
+    """Load the model and vocabulary of a run's folder. Raises ModelFileError if it has no
+    checkpoint."""
     checkpoint = folder / "checkpoint.pt"
     if not checkpoint.exists():
         raise ModelFileError(f"{folder} has no checkpoint.pt: give the folder of a training run")
@@ -143,7 +144,8 @@ def load_run(folder: Path) -> tuple[Decoder, Vocabulary]:
 
 
 def load_gguf(path: Path) -> tuple[Decoder, Vocabulary]:
-    """The model and vocabulary of a file that `export_gguf` wrote, its blocks turned into floats.
+    """Load the model and vocabulary of a file that `export_gguf` wrote, its blocks turned into
+    floats.
 
     Raises ModelFileError for another architecture, HaversackError without the gguf package.
     """

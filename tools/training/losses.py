@@ -1,4 +1,4 @@
-"""The losses of a training run: a CSV that goes on with the run, and a picture of it."""
+"""The losses of a training run: a CSV that grows with the run, and a picture of it."""
 
 import csv
 from collections.abc import Sequence
@@ -10,7 +10,8 @@ _COLUMNS: list[str] = ["step", "train", "tok_s", "books", "chats"]
 
 
 class LossLog:
-    """A row a step: its loss in nats a token, its speed, and now and then the held-out losses."""
+    """A row for each step: its loss in nats a token, its speed, and now and then the held-out
+    losses."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -36,7 +37,7 @@ class LossLog:
             self._rows = [row for row in csv.DictReader(file) if int(row["step"]) <= last_step]
 
     def draw(self, path: Path, phase_steps: Sequence[int]) -> None:
-        """A picture of the losses; lines mark where chats and manners begin."""
+        """Draw the losses; lines mark where chats and manners begin."""
         matplotlib = import_module("matplotlib")
         matplotlib.use("agg")
         figure, axes = import_module("matplotlib.pyplot").subplots(figsize=(8, 4.5))

@@ -1,6 +1,10 @@
-"""Muon: momentum whose matrices are made orthogonal (Jordan et al. 2024, "Muon: an optimizer for
-hidden layers in neural networks"), scaled as in Liu et al. 2025 ("Muon is Scalable for LLM
-Training", section 2.2) so that one learning rate serves it and AdamW alike."""
+"""Muon, an optimizer whose momentum matrices are made orthogonal, and the number type it computes
+in.
+
+After Jordan et al. 2024 ("Muon: an optimizer for hidden layers in neural networks"), scaled as in
+Liu et al. 2025 ("Muon is Scalable for LLM Training", section 2.2) so that Muon and AdamW use the
+same learning rate.
+"""
 
 import time
 from collections.abc import Iterable
@@ -11,12 +15,12 @@ from torch import Tensor, nn
 
 _COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the quintic that drives singular values towards 1
 _NUM_ITERATIONS = 5
-_ADAM_RMS = 0.2  # what an update of AdamW typically has, per unit of learning rate
+_ADAM_RMS = 0.2  # of a typical update of AdamW, per unit of learning rate
 _TRIED_SIZE, _TRIED_TIMES = 512, 3  # products that are timed
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices (M, N) and stacks of them (E, M, N), each matrix of a stack on its own."""
+    """Muon for matrices (M, N) and stacks of them (E, M, N), each matrix of a stack on its own."""
 
     def __init__(
         self,
@@ -49,7 +53,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """The (nearly) orthogonal factor of each matrix of (..., M, N), in the fastest type."""
+    """Return the (nearly) orthogonal factor of each matrix of (..., M, N), in the fastest type."""
     a, b, c = _COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.to(product_type(matrices.device.type))
@@ -64,15 +68,16 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 @cache
 def product_type(device: str) -> torch.dtype:
-    """bfloat16 where its products are at least as fast as those of float32, as on GPUs and on CPUs
-    with instructions for it; elsewhere it is emulated, 14 times slower (measured on a Zen 3)."""
+    """Return the type that this machine multiplies matrices fastest in: bfloat16 or float32. GPUs
+    and CPUs with instructions for bfloat16 take that; elsewhere it is emulated, 14 times slower
+    (measured on a Zen 3)."""
     if device != "cpu":
         return torch.bfloat16
     return min(torch.bfloat16, torch.float32, key=_product_s)
 
 
 def _product_s(dtype: torch.dtype) -> float:
-    """Seconds of a product of two matrices, the best of a few."""
+    """Return the seconds of a product of two matrices, the best of a few."""
     matrix = torch.ones(_TRIED_SIZE, _TRIED_SIZE, dtype=dtype)
     times = []
     for _ in range(_TRIED_TIMES):

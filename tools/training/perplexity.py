@@ -1,6 +1,6 @@
-"""How well a model predicts text, beside what counting words would do.
+"""How well a model predicts text, beside counting tokens.
 
-Losses are in nats a token. Models with different vocabularies compare in bits a byte only.
+Losses are in nats a token. Models with different vocabularies can only be compared in bits a byte.
 """
 
 import math
@@ -39,7 +39,8 @@ class Loss:
 def model_nats(
     model: Decoder, windows: npt.NDArray[np.int64], routing: Routing | None = None
 ) -> float:
-    """The model's mean loss on the tokens of `windows` after each one's first; fills `routing`."""
+    """Return the model's mean loss on the tokens of `windows`, the first of each left out; fill
+    `routing`."""
     total = 0.0
     for start in range(0, len(windows), _WINDOWS_AT_ONCE):
         part = torch.from_numpy(windows[start : start + _WINDOWS_AT_ONCE])
@@ -52,10 +53,10 @@ def model_nats(
 
 
 class CountedPairs:
-    """The baselines: how often tokens, and pairs of them, stand in the training text.
+    """The baselines: how often tokens, and pairs of them, occur in the training text.
 
-    A pair's probability is mixed with its second token's as Witten and Bell (1991) do: the more
-    different tokens followed the first, the more a new one is expected.
+    The probability of a pair is mixed with that of its second token as Witten and Bell (1991) do:
+    the more different tokens followed the first, the more a new one is expected.
     """
 
     def __init__(self, ids: Ids, vocab_size: int) -> None:
@@ -67,11 +68,11 @@ class CountedPairs:
         self._distinct = np.count_nonzero(self._pairs, axis=1)
 
     def unigram_nats(self, windows: npt.NDArray[np.int64]) -> float:
-        """The mean loss where every token is predicted by its frequency."""
+        """Return the mean loss if every token is predicted by its frequency."""
         return float(-np.log(self._single[windows[:, 1:]]).mean())
 
     def bigram_nats(self, windows: npt.NDArray[np.int64]) -> float:
-        """The mean loss where every token is predicted by the one before it."""
+        """Return the mean loss if every token is predicted by the one before it."""
         first, second = windows[:, :-1], windows[:, 1:]
         weight = self._seen[first] + self._distinct[first]
         expected = self._pairs[first, second] + self._distinct[first] * self._single[second]
@@ -80,7 +81,7 @@ class CountedPairs:
 
 
 def mean_loss(losses: Sequence[Loss]) -> Loss:
-    """The loss over all their tokens together."""
+    """Return the loss over all their tokens together."""
     num_tokens = sum(loss.num_tokens for loss in losses)
     nats = sum(loss.nats * loss.num_tokens for loss in losses) / num_tokens
     return Loss(nats, num_tokens, sum(loss.num_bytes for loss in losses))

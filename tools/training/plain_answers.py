@@ -1,7 +1,8 @@
 """Small questions with one plain answer, made of lists: manners for the last phase of training.
 
-They were written for this project. What the sample prompts ask is left out: "What color is the
-sky?" and "What is the opposite of big?" must be answered without having been seen.
+They were written for this project. The questions of the sample prompts are left out, because the
+model must answer "What color is the sky?" and "What is the opposite of big?" without having seen
+them.
 """
 
 import random
@@ -179,7 +180,7 @@ SKILLS = (
 
 
 def plain_answers(asked: random.Random) -> list[Exchange]:
-    """Every question in two wordings, of which `asked` draws the style."""
+    """Return every question in two wordings; `asked` draws the style of each."""
     found = [*_facts(), *_pairs(), *_sums(), *_order(), *_manners(asked), *_manners(asked)]
     return [(_styled(question, asked), answer) for question, answer in found]
 
@@ -271,7 +272,8 @@ def _manners(asked: random.Random) -> Iterator[Exchange]:
 
 
 def _styled(question: str, asked: random.Random) -> str:
-    """The question as somebody types it: now and then in small letters, or without its mark."""
+    """Return the question as somebody types it: now and then in small letters, or without its
+    mark."""
     style = asked.random()
     if style < 0.2:
         return question.lower()

@@ -4,10 +4,10 @@
     python -m haversack.tools.training.train CORPUS FOLDER --model dense  # its twin, same tokens
     python -m haversack.tools.training.train CORPUS FOLDER --model draft  # dense, own vocabulary
 
-Stories first, then chats, then manners. FOLDER keeps the vocabulary, the losses as numbers and as a
-picture, and a checkpoint: the same command goes on where an interrupted one stopped, with the same
-result. When all is learnt, a mixture's starved experts are raised (`balance`); the last step writes
-the GGUF. The same code runs on a CPU and on a GPU.
+Stories are trained first, then chats, then manners. FOLDER keeps the vocabulary, the losses as
+numbers and as a picture, and a checkpoint: after an interruption the same command goes on, with the
+same result. After training, starved experts of a mixture are raised (`balance`), and the GGUF is
+written. The same code runs on a CPU and on a GPU.
 """
 
 import argparse
@@ -53,7 +53,7 @@ class Recipe:
     Stories and chats share one cycle of the learning rate: it rises over `warmup_steps`, stays, and
     falls to a twentieth over the last `decay_share` of the steps. Manners have a cycle of their
     own, which rises to `manners_learning_rate` and falls from there on. At the end every expert
-    takes `least_load` of its fair share of training text.
+    gets at least `least_load` of its fair share of training text.
     """
 
     shape: DecoderShape = field(default_factory=DecoderShape)
@@ -85,7 +85,7 @@ class Recipe:
         return sum(self.phase_steps)
 
     def phase_at(self, step: int) -> tuple[int, int]:
-        """The phase that `step` belongs to, and the step's index in it."""
+        """Return the phase that `step` belongs to, and the step's index in it."""
         for phase, num_steps in enumerate(self.phase_steps):
             if step < num_steps:
                 return phase, step
@@ -116,7 +116,7 @@ RECIPES = {
 
 
 class Trainer:
-    """The state of a run: weights, optimizers, data, and the step it has come to."""
+    """The state of a run: weights, optimizers, data, and the next step."""
 
     def __init__(self, recipe: Recipe, corpus: Path, folder: Path, device: str = "cpu") -> None:
         self.recipe, self.folder, self.device = recipe, folder, device
@@ -138,7 +138,7 @@ class Trainer:
         return Batches(ids, window_tokens, self.recipe.batch_tokens)
 
     def _held_out_windows(self, corpus: Path) -> dict[str, torch.Tensor]:
-        """A few windows of held-out stories and chats, for the curves."""
+        """Return a few windows of held-out stories and chats, for the curves."""
         sources = held_out_sources(corpus)
         window = self.recipe.shape.context_tokens
         windows = {}
@@ -153,7 +153,7 @@ class Trainer:
 
     # ------------------------------------------------------------------ steps
     def train_step(self) -> float:
-        """Change the weights once; the mean loss in nats a token."""
+        """Change the weights once; return the mean loss in nats a token."""
         recipe = self.recipe
         phase, index = recipe.phase_at(self.step)
         windows = self._tensor(self._phases[phase].batch(index))
@@ -187,11 +187,11 @@ class Trainer:
 
     @torch.no_grad()
     def held_out_losses(self) -> dict[str, float]:
-        """Nats a token on the held-out windows, by name."""
+        """Return the losses on the held-out windows, in nats a token, by name."""
         return {name: float(self._loss(windows)) for name, windows in self._held_out.items()}
 
     def run(self) -> None:
-        """Train until the last step, saving now and then."""
+        """Train until the last step; save now and then."""
         host.keep_freed_memory()
         saved_s = time.monotonic()
         while self.step < self.recipe.num_steps:
@@ -208,11 +208,11 @@ class Trainer:
     def settle(self) -> None:
         """Raise the experts that starve on training text, a batch of each phase; save the weights.
 
-        Done again, it changes nothing.
+        Doing it again changes nothing.
         """
         windows = [self._tensor(phase.spread()) for phase in self._phases]
         parts = [part[:, :-1] for of_phase in windows for part in self._parts(of_phase)]
-        # in float32, as the routers are used: autocast would go on with what it cast before
+        # In float32, as the routers compute: autocast would use weights that it cast before.
         raised = settle_routers(self.model, parts, self.recipe.least_load)
         for each in raised:
             change = f"{each.load_before:.3f} to {each.load_after:.3f}"
@@ -225,7 +225,7 @@ class Trainer:
         return self.folder / "checkpoint.pt"
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint. An interruption leaves the old one or the new one."""
         state = {
             "recipe": asdict(self.recipe),
             "step": self.step,
@@ -238,7 +238,7 @@ class Trainer:
         self.log.save()
 
     def resume(self) -> None:
-        """Go on from the checkpoint, if one is there. Raises HaversackError for another recipe."""
+        """Go on from the checkpoint if one is there. Raises HaversackError for another recipe."""
         if not self.checkpoint.exists():
             return
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
@@ -263,7 +263,7 @@ def _vocabulary(recipe: Recipe, corpus: Path, folder: Path) -> Vocabulary:
 
 
 def _optimizers(model: Decoder, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers but the routers, AdamW for all else."""
+    """Return Muon for the matrices inside the layers but the routers, and AdamW for all else."""
     matrices: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -278,7 +278,8 @@ def _optimizers(model: Decoder, recipe: Recipe) -> list[torch.optim.Optimizer]:
 
 
 def train(recipe: Recipe, corpus: Path, folder: Path, device: str = "cpu") -> Path:
-    """Run `recipe` to its end, from the checkpoint in `folder` if one is there; the GGUF written.
+    """Run `recipe` to its end, from the checkpoint in `folder` if one is there; return the GGUF's
+    path.
 
     Raises StorageError for a corpus that cannot be read, HaversackError for another recipe's
     checkpoint, ValueError for sizes that do not go together.

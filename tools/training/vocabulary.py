@@ -1,7 +1,7 @@
-"""The byte-pair vocabulary of the trained models, and how it stands in a GGUF.
+"""The byte-pair vocabulary of the trained models, and its form in a GGUF.
 
-Pieces are GPT-2's kind: bytes written as characters, text first cut by GPT-2's pattern. So
-llama.cpp, told "gpt2" and "gpt-2", cuts every text into the same ids.
+Pieces are like those of GPT-2: bytes are written as characters, and text is first cut by GPT-2's
+pattern. So llama.cpp, told "gpt2" and "gpt-2", cuts every text into the same ids.
 """
 
 import json
@@ -27,14 +27,15 @@ _NORMAL, _CONTROL = 1, 3  # llama.cpp's token types
 
 
 class Vocabulary:
-    """Text to ids and back. `train` makes one, `save` and `load` keep it as a tokenizer.json."""
+    """Text to ids and back. `train` makes a vocabulary, `save` and `load` keep it as a
+    tokenizer.json."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> "Vocabulary":
-        """The `size` pieces that shorten `texts` most; equal texts give equal pieces.
+        """Return the `size` pieces that shorten `texts` most; equal texts give equal pieces.
 
         Raises ValueError if the texts are too few for so many.
         """
@@ -54,12 +55,12 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path) -> "Vocabulary":
-        """What `save` wrote."""
+        """Load what `save` wrote."""
         return cls(import_module("tokenizers").Tokenizer.from_file(str(path)))
 
     @classmethod
     def of_pieces(cls, pieces: Sequence[str], merges: Sequence[str]) -> "Vocabulary":
-        """The vocabulary that a GGUF's pieces, in the order of their ids, and merges describe."""
+        """Return the vocabulary of the pieces, in the order of their ids, and merges of a GGUF."""
         tokenizers = import_module("tokenizers")
         ids = {piece: i for i, piece in enumerate(pieces)}
         pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
@@ -75,19 +76,19 @@ class Vocabulary:
         return int(self._tokenizer.get_vocab_size())
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, in which special pieces are recognised."""
+        """Return the ids of `text`, in which special pieces are recognised."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, on all cores."""
+        """Return the ids of each text, computed on all cores."""
         return [e.ids for e in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, special pieces included."""
+        """Return the text of `ids`, special pieces included."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def metadata(self) -> dict[str, Value]:
-        """The key-values of a GGUF."""
+        """Return the key-values of a GGUF."""
         model = json.loads(self._tokenizer.to_str())["model"]
         pieces = sorted(model["vocab"], key=lambda piece: int(model["vocab"][piece]))
         merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
@@ -115,7 +116,7 @@ def _byte_level(model: Any) -> Any:
 
 
 def rendered_chat(messages: Sequence[Mapping[str, str]]) -> str:
-    """A whole dialogue as the chat template writes it."""
+    """Return a whole dialogue as the chat template writes it."""
     return "".join(
         f"{TURN_START}{message['role']}\n{message['content']}{TURN_END}\n" for message in messages
     )
