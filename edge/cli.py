@@ -8,7 +8,7 @@ second.
 import logging
 from collections.abc import Generator
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import typer
@@ -101,7 +101,8 @@ def run_model(
         _log.info("prefill of %d tokens begins", generation.prompt_tokens)
         _stream(generation, silent=output.json)
         if output.json:
-            write_json(_answer(generation, planned, sampling.seed))
+            budget = [asdict(entry) for entry in loaded.budget()]
+            write_json({**_answer(generation, planned, sampling.seed), "budget": budget})
         elif generation.stats is not None and wants_detail(log.verbose):
             notice(summary(generation.stats, len(generation.tokens)))
 

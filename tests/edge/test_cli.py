@@ -98,6 +98,10 @@ def test_run_prints_one_object(model: Path, tight: str, trunk_dir: Path) -> None
     assert found["wait_s"] >= 0 and found["hits"] >= 0
     assert found["ram_peak_bytes"] <= found["ram_budget_bytes"]
     assert found["ram_planned_bytes"] <= found["ram_budget_bytes"] == int(tight[:-1])
+    assert sum(entry["reserved_bytes"] for entry in found["budget"]) == found["ram_budget_bytes"]
+    assert {"process", "trunk", "kv", "slots", "free"} <= {
+        entry["name"] for entry in found["budget"]
+    }
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 
 from haversack import edge
 from haversack.devices.ledger import ledger
+from haversack.devices.system.cgroup import run_limited, why_not
 from haversack.edge.planner import streamed
 from haversack.tools.models.architectures import TinyShape
 
@@ -217,6 +218,42 @@ def test_two_models_stay_within_the_sum_and_the_second_within_its_own(
     for line in done.stdout.splitlines():
         given, held = map(int, line.split())
         assert 0.3 * given < held <= given
+
+
+# Two models share a budget that holds the first and some experts of the second; prints the budget,
+# the most that was held, and what the entries of both and the process hold.
+SHARED = """
+import sys
+from pathlib import Path
+from haversack import edge
+from haversack.devices.memory import PeakMeter
+
+options = edge.LoadOptions(cache_dir=Path(sys.argv[3]), warm_start=False)
+plans = [edge.plan(path, ram="4GiB", ctx=256, threads=1) for path in sys.argv[1:3]]
+process_bytes = plans[0].process_bytes
+budget = edge.Budget(process_bytes + sum(plan.own_bytes for plan in plans) - 6 * 2**20)
+meter = PeakMeter()
+models = [edge.load(path, budget, 256, 1, options=options) for path in sys.argv[1:3]]
+assert [model.plan.mode for model in models] == ["resident", "streamed"]
+for model in models:
+    model.logits(range(1, 250), prefill=200)
+entries = [model.budget() for model in models]
+held = sum(entry.held_bytes for entry in (*entries[0], *entries[1][1:]))  # one process
+print(budget.limit_bytes, meter.look(), held)
+"""
+
+
+@pytest.mark.skipif(bool(why_not()), reason=f"{why_not()}")
+def test_a_shared_budget_holds_in_a_group_of_little_more(
+    tiny_model: TinyModel, trunk_dir: Path
+) -> None:
+    paths = [tiny_model(name, shape=SHAPE) for name in ("qwen3moe", "olmoe")]
+    command = [sys.executable, "-c", SHARED, *map(str, paths), str(trunk_dir)]
+    done = run_limited(command, 192 * MIB, timeout_s=300)
+    assert done.returncode == 0, done.stderr
+    limit_bytes, peak_bytes, held_bytes = map(int, done.stdout.split())
+    assert 0.3 * limit_bytes < held_bytes <= peak_bytes + MIB <= limit_bytes + MIB
+    assert limit_bytes < 128 * MIB  # the group has room for file pages beside it
 
 
 # ---------------------------------------------------------------- a model's entries
