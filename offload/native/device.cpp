@@ -4,7 +4,6 @@
 #include <new>
 #include <sys/mman.h>
 
-#include "engine.hpp"
 #include "guard.hpp"
 #include "rows.hpp"
 
@@ -130,19 +129,18 @@ bool ContextDevice::claims(const Tensor *op) const {
 // llama.cpp's scheduler hands over a run of claimed operations: a layer's experts, or operations that
 // depend on the number of rows, or both.
 Status ContextDevice::compute(Graph *graph) {
-    std::vector<Tensor *> nodes(ggml().graph_n_nodes(graph));
-    for (size_t i = 0; i < nodes.size(); i++) nodes[i] = ggml().graph_node(graph, i);
-    std::vector<Product> products;
+    nodes_.resize(ggml().graph_n_nodes(graph));
+    products_.clear();
     int layer = -1;
-    for (size_t i = 0; i < nodes.size(); i++) {
-        const Weight *weight = nodes[i]->op == ggml().op_mul_mat_id ? weight_of(nodes[i]) : nullptr;
+    for (size_t i = 0; i < nodes_.size(); i++) {
+        nodes_[i] = ggml().graph_node(graph, i);
+        const Weight *weight = nodes_[i]->op == ggml().op_mul_mat_id ? weight_of(nodes_[i]) : nullptr;
         if (!weight) continue;
         layer = weight->layer;
-        products.push_back({i, weight->index});
+        products_.push_back({i, weight->index});
     }
-    if (products.empty()) return compute_nodes(nodes.data(), nodes.size(), cpu_);
-    num_calls++;
-    return engine_->compute(layer, nodes, products, cpu_);
+    if (products_.empty()) return compute_nodes(nodes_.data(), nodes_.size(), cpu_);
+    return engine_->compute(layer, nodes_, products_, cpu_);
 }
 
 // --------------------------------------------------------------- expert buffer

@@ -6,11 +6,9 @@
 #include <unordered_map>
 #include <vector>
 
-#include "cpu.hpp"
+#include "engine.hpp"
 
 namespace haversack {
-
-class Engine;
 
 // What the device does for one context of llama.cpp.
 class ContextDevice {
@@ -25,8 +23,6 @@ class ContextDevice {
     bool claims(const Tensor *op) const;
     Status compute(Graph *graph);
 
-    int64_t num_calls = 0;  // of layers with experts, since it was made
-
   private:
     struct Weight {
         int layer, index;
@@ -38,6 +34,8 @@ class ContextDevice {
 
     Engine *const engine_;
     Cpu cpu_;
+    std::vector<Tensor *> nodes_;    // of the call under way
+    std::vector<Product> products_;
     std::unordered_map<const Tensor *, Weight> weights_;
 };
 

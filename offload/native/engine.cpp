@@ -61,11 +61,17 @@ Status Engine::fail_read(Read *read) {
     return fail(READ_FAILED);
 }
 
+// Return when all or any of `reads` are done; false if the caller wants to stop before.
+bool Engine::wait(const std::vector<Read *> &reads, bool for_all) {
+    Stopwatch watch(waited_s_);
+    return readers_.wait(reads.data(), reads.size(), for_all, caller_.should_stop);
+}
+
 // --------------------------------------------------------------------- a layer
 Status Engine::compute(int32_t number, const std::vector<Tensor *> &nodes,
                        const std::vector<Product> &products, Cpu &cpu) {
     if (state.failure) return COMPUTE_FAILED;
-    const double began_s = now_s(), elsewhere_s = cpu.computed_s + readers_.counts().wait_s;
+    const double began_s = now_s(), elsewhere_s = cpu.computed_s + waited_s_;
     const Tensor *ids = nodes[products[0].at]->src[2];
     for (const Product &product : products)
         if (nodes[product.at]->src[2] != ids) return fail(OTHER_CHOICE, nodes[product.at]);
@@ -78,9 +84,9 @@ Status Engine::compute(int32_t number, const std::vector<Tensor *> &nodes,
     state.num_calls++;
     if (ids->ne[1] == 0) return SUCCESS;
     const Layer &layer = layers_[number];
-    const Choice choice(ids, pools_[layer.pool].num_experts);
-    const Status status = compute_layer({number, layer, ids, choice, cpu, nodes, products});
-    state.own_s += now_s() - began_s - (cpu.computed_s + readers_.counts().wait_s - elsewhere_s);
+    choice_.read(ids, pools_[layer.pool].num_experts);
+    const Status status = compute_layer({number, layer, ids, choice_, cpu, nodes, products});
+    state.own_s += now_s() - began_s - (cpu.computed_s + waited_s_ - elsewhere_s);
     return status;
 }
 
@@ -92,11 +98,10 @@ Status Engine::compute_layer(const Call &call) {
     learn(call);
     products_.begin_layer();
     if (!fits(call)) return compute_in_waves(call);
-    Lease lease;
     Drain drain(readers_);
-    if (!take_lease(call, lease)) return COMPUTE_FAILED;
-    if (Status status = compute_leased(call, lease)) return status;
-    release(call, lease);
+    if (!take_lease(call, lease_)) return COMPUTE_FAILED;
+    if (Status status = compute_leased(call, lease_)) return status;
+    release(call, lease_);
     drain.dismiss();
     return SUCCESS;
 }
@@ -123,16 +128,19 @@ template <class Multiply> Status Engine::compute_nodes_between(const Call &call,
 bool Engine::take_lease(const Call &call, Lease &lease) {
     Slots &slots = pools_[call.layer.pool];
     const int64_t needed_before = prefetcher_->counts.needed;
-    std::vector<int32_t> absent, absent_at;
+    lease.slots.clear();
+    lease.absent.clear();
+    lease.absent_at.clear();
+    lease.late.clear();
     lease.coming = prefetcher_->settle(call.number, call.choice.experts);
-    sort_experts(call, lease, absent_at);
+    sort_experts(call, lease);
     if (state.failure) return false;
-    for (int32_t position : absent_at) absent.push_back(call.choice.experts[position]);
+    const auto &absent = lease.absent;
     slots.use(call.layer.row, call.choice.experts);
     if ((int32_t)absent.size() > slots.num_unpinned()) prefetcher_->withdraw();
     if ((int32_t)absent.size() > slots.num_unpinned()) return fail(BOOKS_WRONG), false;
     const auto claimed = slots.claim(call.layer.row, absent);
-    for (size_t i = 0; i < absent.size(); i++) lease.slots[absent_at[i]] = claimed[i];
+    for (size_t i = 0; i < absent.size(); i++) lease.slots[lease.absent_at[i]] = claimed[i];
     prefetcher_->note_choice(call.number, absent.size(), needed_before);
     start_reads(call, lease);
     if (!call.is_batch()) prefetcher_->go_on_warming();
@@ -140,7 +148,7 @@ bool Engine::take_lease(const Call &call, Lease &lease) {
 }
 
 // Pin those that are there; note those that are coming, and those that are absent.
-void Engine::sort_experts(const Call &call, Lease &lease, std::vector<int32_t> &absent_at) {
+void Engine::sort_experts(const Call &call, Lease &lease) {
     Slots &slots = pools_[call.layer.pool];
     for (size_t i = 0; i < call.choice.experts.size(); i++) {
         const int32_t expert = call.choice.experts[i], slot = slots.find(call.layer.row, expert);
@@ -156,7 +164,10 @@ void Engine::sort_experts(const Call &call, Lease &lease, std::vector<int32_t> &
             state.hits++;
             continue;
         }
-        if (slot == NOWHERE) absent_at.push_back(i);
+        if (slot == NOWHERE) {
+            lease.absent.push_back(expert);
+            lease.absent_at.push_back(i);
+        }
         state.misses++;
         Late &late = lease.late.emplace_back();
         late.position = i;
@@ -208,21 +219,22 @@ Status Engine::compute_leased(const Call &call, Lease &lease) {
 Status Engine::compute_over_slots(const Call &call, const Lease &lease) {
     const Choice &choice = call.choice;
     const auto [low, high] = std::minmax_element(lease.slots.begin(), lease.slots.end());
-    std::vector<int32_t> slot_of(pools_[call.layer.pool].num_experts), ids(choice.of_pairs.size());
-    for (size_t i = 0; i < choice.experts.size(); i++) slot_of[choice.experts[i]] = lease.slots[i] - *low;
-    for (size_t i = 0; i < ids.size(); i++) ids[i] = slot_of[choice.of_pairs[i]];
-    Tensor slot_ids = make_tensor(TYPE_I32, choice.num_used, choice.num_rows, 1, ids.data());
+    slot_of_.resize(pools_[call.layer.pool].num_experts);
+    slot_ids_.resize(choice.of_pairs.size());
+    for (size_t i = 0; i < choice.experts.size(); i++) slot_of_[choice.experts[i]] = lease.slots[i] - *low;
+    for (size_t i = 0; i < slot_ids_.size(); i++) slot_ids_[i] = slot_of_[choice.of_pairs[i]];
+    Tensor slot_ids = make_tensor(TYPE_I32, choice.num_used, choice.num_rows, 1, slot_ids_.data());
     Tensor weights[MAX_MATRICES], products[MAX_MATRICES];
-    std::vector<Tensor *> nodes = call.nodes;
+    graph_ = call.nodes;
     for (size_t i = 0; i < call.products.size(); i++) {
         const Product &product = call.products[i];
         const Matrix &matrix = call.layer.matrices[product.index];
         weights[i] = make_tensor(matrix.type, matrix.num_inputs, matrix.num_rows, *high - *low + 1,
                                  matrix.in_slot(*low), matrix.stride);
         products[i] = over_slots(call.nodes[product.at], &weights[i], &slot_ids);
-        nodes[product.at] = &products[i];
+        graph_[product.at] = &products[i];
     }
-    return compute_nodes(nodes.data(), nodes.size(), call.cpu);
+    return compute_nodes(graph_.data(), graph_.size(), call.cpu);
 }
 
 // Multiply with the experts that are there, then with those that come.
@@ -244,8 +256,7 @@ Status Engine::multiply_as_they_come(const Call &call, Lease &lease, const Produ
     if (product.index == 0 && !lease.late.empty())  // most reads are still to come
         if (Status status = predict(call, PREFETCH_DEPTH)) return status;
     while (!reads.empty()) {
-        if (!readers_.wait(reads.data(), reads.size(), false, caller_.should_stop))
-            return fail(STOPPED);
+        if (!wait(reads, false)) return fail(STOPPED);
         positions.clear();
         slots.clear();
         for (size_t i = 0; i < reads.size();) {
@@ -325,8 +336,7 @@ Status Engine::multiply_in_waves(const Call &call, const std::vector<int32_t> &h
     Status status = products_.run(there, there_slots, call.cpu);
     for (size_t wave = 0; wave < num_waves && status == SUCCESS; wave++) {
         if (wave == started.size()) start();
-        if (!readers_.wait(started[wave].data(), started[wave].size(), true, caller_.should_stop))
-            status = fail(STOPPED);
+        if (!wait(started[wave], true)) status = fail(STOPPED);
         for (Read *read : started[wave])
             if (status == SUCCESS && !read->came()) status = fail_read(read);
         if (status != SUCCESS) break;

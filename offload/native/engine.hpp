@@ -75,8 +75,9 @@ class Engine {
         Read own[MAX_MATRICES];
         Read *reads[MAX_MATRICES];
     };
-    struct Lease {  // by position in the choice: each expert's slot, pinned
-        std::vector<int32_t> slots;
+    struct Lease {
+        std::vector<int32_t> slots;  // by position in the choice: each expert's slot, pinned
+        std::vector<int32_t> absent, absent_at;  // experts that had no slot, and their positions
         std::list<Late> late;
         Prefetches coming;  // those that are waited for
     };
@@ -94,10 +95,11 @@ class Engine {
 
     Status fail(Failure why, const Tensor *node = nullptr);
     Status fail_read(Read *read);
+    bool wait(const std::vector<Read *> &reads, bool for_all);
     Status compute_layer(const Call &call);
     bool fits(const Call &call);
     bool take_lease(const Call &call, Lease &lease);
-    void sort_experts(const Call &call, Lease &lease, std::vector<int32_t> &absent_at);
+    void sort_experts(const Call &call, Lease &lease);
     void start_reads(const Call &call, Lease &lease);
     void release(const Call &call, Lease &lease);
     Status compute_leased(const Call &call, Lease &lease);
@@ -124,6 +126,12 @@ class Engine {
     std::vector<Router> routers_;          // by layer
     std::vector<int32_t> attempts_left_;   // to learn a layer's router
     int64_t num_products_ = 0;             // of the model
+    double waited_s_ = 0;                  // for reads
+    // Of the call under way; kept because to make them anew took as long as all the rest.
+    Choice choice_;
+    Lease lease_;
+    std::vector<int32_t> slot_of_, slot_ids_;
+    std::vector<Tensor *> graph_;
     // Of the pass under way:
     int64_t products_seen_ = 0, rows_ = 0, needed_before_ = 0;
     double began_s_ = 0;

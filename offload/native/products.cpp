@@ -5,22 +5,28 @@
 
 namespace haversack {
 
-Choice::Choice(const Tensor *ids, int32_t num_experts)
-    : num_rows(ids->ne[1]), num_used(ids->ne[0]), of_pairs(num_rows * num_used) {
-    std::vector<int32_t> counts(num_experts), position(num_experts);
-    for (int64_t pair = 0; pair < (int64_t)of_pairs.size(); pair++) {
-        const char *at = ids->row(pair / num_used) + pair % num_used * ids->nb[0];
-        const int32_t expert = of_pairs[pair] = *(const int32_t *)at;
-        if (counts[expert]++ == 0) experts.push_back(expert);
+void Choice::read(const Tensor *ids, int32_t num_experts) {
+    num_rows = ids->ne[1];
+    num_used = ids->ne[0];
+    of_pairs.resize(num_rows * num_used);
+    pairs.resize(of_pairs.size());
+    experts.clear();
+    starts.assign(1, 0);
+    counts_.assign(num_experts, 0);
+    next_.resize(num_experts);
+    for (int64_t row = 0, pair = 0; row < num_rows; row++) {
+        for (int64_t place = 0; place < num_used; place++, pair++) {
+            const int32_t expert = *(const int32_t *)(ids->row(row) + place * ids->nb[0]);
+            of_pairs[pair] = expert;
+            if (counts_[expert]++ == 0) experts.push_back(expert);
+        }
     }
     if (num_rows > 1) std::sort(experts.begin(), experts.end());
-    starts.push_back(0);
-    for (size_t i = 0; i < experts.size(); i++) {
-        position[experts[i]] = starts.back();
-        starts.push_back(starts.back() + counts[experts[i]]);
+    for (int32_t expert : experts) {
+        next_[expert] = starts.back();
+        starts.push_back(starts.back() + counts_[expert]);
     }
-    pairs.resize(of_pairs.size());
-    for (size_t pair = 0; pair < of_pairs.size(); pair++) pairs[position[of_pairs[pair]]++] = pair;
+    for (size_t pair = 0; pair < of_pairs.size(); pair++) pairs[next_[of_pairs[pair]]++] = pair;
 }
 
 ExpertProducts::ExpertProducts(int64_t most_rows)

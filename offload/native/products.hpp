@@ -13,15 +13,19 @@ namespace haversack {
 // Which experts a pass's rows chose in a layer, from `ids` (used, rows). A pair is a row with one of its
 // experts, numbered row * used + place.
 struct Choice {
-    Choice(const Tensor *ids, int32_t num_experts);
+    // Read it from `ids`; memory of an earlier choice is used again.
+    void read(const Tensor *ids, int32_t num_experts);
 
-    int64_t num_rows, num_used;
+    int64_t num_rows = 0, num_used = 0;
     std::vector<int32_t> of_pairs;  // each pair's expert
     std::vector<int32_t> experts;   // the distinct ones; as chosen for a single row, else in order
     std::vector<int32_t> starts;    // where an expert's pairs begin in `pairs`, and the end
     std::vector<int32_t> pairs;
 
     int32_t count(int32_t position) const { return starts[position + 1] - starts[position]; }
+
+  private:
+    std::vector<int32_t> counts_, next_;  // by expert
 };
 
 class ExpertProducts {
