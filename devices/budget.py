@@ -7,7 +7,7 @@ _LEFT = "left"
 
 
 class MemoryBudget:
-    """The bytes of one device ("ram", "gpu 0") and who holds how many of them.
+    """The bytes of one device ("ram", "gpu 0") and how many of them each name holds.
 
     Reservations and what is left always add up to `limit_bytes`, to the byte. Nothing is
     allocated here: a planner reserves first, the runtime allocates what was reserved.

@@ -127,7 +127,7 @@ class Readers:
         own.readers_submit(self.address, *_listed(reads))
 
     def demand(self, reads: Sequence[Read]) -> None:
-        """Reads ahead turned out to be wanted: they wait no longer than others."""
+        """Prefetches turned out to be wanted: they wait no longer than demand reads."""
         own.readers_demand(self.address, *_listed(reads))
 
     def cancel(self, reads: Sequence[Read]) -> None:
@@ -149,7 +149,7 @@ class Readers:
 
     def counts(self) -> Any:
         """Totals: `bytes_read`, `busy_s` (at least one read was under way), `wait_s`; and how many
-        reads ahead wait now (`num_ahead`) and how many reads are under way (`num_reading`)."""
+        prefetches wait now (`num_ahead`) and how many reads are under way (`num_reading`)."""
         counts = own.ReadCounts()
         own.readers_counts(self.address, counts)
         return counts

@@ -33,7 +33,7 @@ class EngineLoop:
 
     One thread at a time drives: whoever waits for a result of its own call computes pass after pass
     until that is there, and each pass has rows of all calls that want one. A prompt's batch has a
-    pass of its own, so that its bits do not depend on who else is there; it takes turns with passes
+    pass of its own, so that its bits do not depend on other calls; it takes turns with passes
     of one row of each call that decodes. So calls are computed a few tokens ahead of their readers,
     but only while somebody waits; a call that is not read keeps nobody else from being computed.
     """

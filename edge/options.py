@@ -316,7 +316,7 @@ class BenchOptions:
         typer.Option(
             metavar="FILE",
             help="Force the routing recorded in this .npz, token after token, from its start again"
-            " where it ends; nothing is read ahead then.",
+            " where it ends; nothing is prefetched then.",
         ),
     ] = None
     compare: Annotated[

@@ -220,7 +220,7 @@ def plan(
 
 
 def streamed(planned: Plan, share: float = 1.0) -> Plan:
-    """The same with slots for `share` of the experts and the hook in place, whatever fits:
+    """The same with slots for `share` of the experts, whatever fits:
     for measuring and testing. The budget grows if it must."""
     geometry = planned.geometry
     whole = plan_pools(geometry.layers, geometry.num_experts_per_tok, 2 * geometry.expert_bytes)

@@ -119,7 +119,7 @@ class Replay:
 
     def __init__(self, trace: Trace, geometry: ModelGeometry, recall: float = 0.0) -> None:
         """`geometry` is the model's, which may have fewer layers than the trace. `recall` is what
-        share of a layer's experts `foresee` is to know one layer ahead.
+        share of a layer's experts `predict` is to know one layer ahead.
 
         Raises PromptError unless the trace has all of its layers, as many experts, and as many of
         them per token.
@@ -127,8 +127,8 @@ class Replay:
         _refuse_misfit(trace, geometry)
         self._layers, self.num_steps = trace.layers, trace.num_steps
         recalls = [recall * FADING**further for further in range(DEPTH)] if recall else []
-        self._foreseen = [
-            [foreseen_choice(c, trace.num_experts, known) for c in trace.layers]
+        self._predicted = [
+            [predicted_choice(c, trace.num_experts, known) for c in trace.layers]
             for known in recalls
         ]
         self.callback_s = 0.0  # seconds spent in `on_node`
@@ -149,18 +149,18 @@ class Replay:
         behind = self._first + self._num_tokens  # a last layer may see the last tokens alone
         ids[:] = recorded[np.arange(behind - len(ids), behind) % len(recorded)]
 
-    def foresee(self, layer: int) -> Experts | None:
+    def predict(self, layer: int) -> Experts | None:
         """What a predictor of this recall would say that `layer` chooses for the token under way.
         It knows less the further ahead the layer is; None beyond where it knows anything."""
         depth = layer - self._layer
-        if not 1 <= depth <= len(self._foreseen):
+        if not 1 <= depth <= len(self._predicted):
             return None
-        foreseen = self._foreseen[depth - 1][layer]
-        guess: Experts = foreseen[self._first % len(foreseen)]
-        return guess
+        predicted = self._predicted[depth - 1][layer]
+        experts: Experts = predicted[self._first % len(predicted)]
+        return experts
 
     def on_node(self, address: int, ask: bool, _: object) -> bool:
-        """The same as llama.cpp's evaluation callback, for an engine without a seam."""
+        """The same as llama.cpp's evaluation callback, for plain llama.cpp."""
         began_s = time.perf_counter()
         wanted = is_choice(address)
         if wanted and not ask:
@@ -170,20 +170,20 @@ class Replay:
         return wanted
 
 
-def foreseen_choice(choice: Choice, num_experts: int, recall: float) -> Experts:
+def predicted_choice(choice: Choice, num_experts: int, recall: float) -> Experts:
     """For each step of a layer's `choice` (steps, K) K experts: each of those chosen with the
     chance of `recall`, and others in place of the rest, those first that the layer uses often."""
     random = np.random.default_rng(0)
     often = np.bincount(choice.ravel(), minlength=num_experts) + 1.0
-    foreseen = np.empty(choice.shape, np.int32)
+    predicted = np.empty(choice.shape, np.int32)
     for step, chosen in enumerate(choice):
         known = chosen[random.random(len(chosen)) < recall]
         chances = often.copy()
         chances[chosen] = 0
         count = len(chosen) - len(known)
         wrong = random.choice(num_experts, count, replace=False, p=chances / chances.sum())
-        foreseen[step] = np.concatenate([known, wrong])
-    return foreseen
+        predicted[step] = np.concatenate([known, wrong])
+    return predicted
 
 
 def _refuse_misfit(trace: Trace, geometry: ModelGeometry) -> None:

@@ -12,16 +12,16 @@ class Stats:
     each batch and layer in prefill), `bytes_read` the experts' bytes read for misses,
     ahead of them and at a warm start,
     `disk_bytes_s` the rate while at least one read was under way, `wait_s` the time the model
-    waited for reads, `own_s` what our hook in llama.cpp's graph took besides waiting and
+    waited for reads, `own_s` what the engine's own steps took besides waiting and
     multiplying. `ram_peak_bytes` is the most anonymous memory of the whole process
     since loading began, also what came and went inside a pass (see `PeakMeter`).
 
-    `prefetched` counts experts read ahead of their layer's choice, `prefetched_right` those of
-    them that were then chosen. `prefetchable` counts what reading ahead could have brought: of
-    the layers whose choice was foreseen, the experts chosen that were neither in memory nor on
-    their way when it was. `needed` counts what had to be read: the experts chosen that had no slot
-    before anybody read them ahead. `prefetching` says whether reading ahead is on now: it switches
-    itself off while it does not pay, and is off while routing is watched or forced.
+    `prefetched` counts experts read before their layer chose, `prefetched_right` those of them that
+    it then chose. `prefetchable` counts what prefetching could have brought: of the layers whose
+    choice was predicted, the experts chosen that were neither in memory nor on their way at that
+    time. `needed` counts what had to be read: the experts chosen that had no slot before a prefetch
+    gave them one. `prefetching` says whether prefetching is on now: it switches itself off while it
+    does not pay, and is off while routing is watched or forced.
 
     The `ram_` figures and `prefetching` are not differences.
     """
@@ -68,14 +68,14 @@ class Stats:
 
     @property
     def prefetch_precision(self) -> float:
-        """The share of experts read ahead that were then chosen; 0 where none was."""
+        """The share of prefetched experts that were then chosen; 0 where none was prefetched."""
         return self.prefetched_right / self.prefetched if self.prefetched else 0.0
 
     @property
     def prefetch_recall(self) -> float:
-        """The share of the `prefetchable` experts that was read ahead, whether it then came in
-        time (a hit) or shortened the wait (a miss); 0 where none was. Layers that nobody foresaw
-        do not count."""
+        """The share of the `prefetchable` experts that was prefetched, whether it then came in
+        time (a hit) or shortened the wait (a miss); 0 where none was. Layers without a
+        prediction do not count."""
         return self.prefetched_right / self.prefetchable if self.prefetchable else 0.0
 
     def since(self, earlier: "Stats") -> "Stats":

@@ -1,1 +1,1 @@
-"""Mechanism: the seam in llama.cpp's graph, the experts' memory and reads, their products."""
+"""Mechanism: the ggml device that multiplies with experts, their memory, reads and prefetches."""

@@ -27,9 +27,9 @@ PoolPlans = Callable[[], Sequence[PoolPlan]]
 
 @dataclass(frozen=True)
 class LoadHooks:
-    """What others have to say while a model is loaded: who is told of the progress, how the files
-    of its experts are opened and how many reads their drive needs at once, and whether the model
-    starts from what its last run left."""
+    """How a model is loaded: the function that is told of the progress, how the files of its
+    experts are opened, how many reads their drive needs at once, and whether the model starts from
+    the experts that its last run left."""
 
     progress: Progress | None = None
     open_file: OpenFile = DirectFile

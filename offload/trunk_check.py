@@ -14,7 +14,8 @@ class TrunkCheck:
     """Compares a loaded trunk with its seal, in memory: so it judges the very bytes that llama.cpp
     computes with, and reads nothing twice.
 
-    A thread begins while the rest of the model is made, and who waits for it helps. Where llama.cpp
+    A thread begins while the rest of the model is made; the thread that waits for it helps. Where
+    llama.cpp
     keeps a tensor in another form, the file is compared instead.
     """
 

@@ -20,7 +20,8 @@ class Guard {
     void *outer_;  // where on the stack the enclosing guard stands
 };
 
-// For whom llama.cpp makes or computes a context on this thread now, as the caller said; else null.
+// The owner of the context that llama.cpp makes or computes on this thread now, as the caller named
+// it; else null.
 extern thread_local void *call_owner;
 
 // Keep why the latest guarded call of this thread failed; see haversack_guard_failure.

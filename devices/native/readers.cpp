@@ -158,8 +158,8 @@ Counts Readers::counts() {
 // -------------------------------------------------------------------- reading
 // The read to begin now; null if there is none.
 Read *Readers::next() {
-    bool may_guess = !ahead_.empty() && reading_ahead_ < num_ahead_;
-    if (closing_ || (demanded_.empty() && !may_guess)) return nullptr;
+    bool may_prefetch = !ahead_.empty() && reading_ahead_ < num_ahead_;
+    if (closing_ || (demanded_.empty() && !may_prefetch)) return nullptr;
     auto &queue = demanded_.empty() ? ahead_ : demanded_;
     Read *read = queue.front();
     queue.pop_front();

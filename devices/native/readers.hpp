@@ -1,4 +1,4 @@
-// Reads from files straight into slots, many at once: demand first, then a few reads ahead. They are
+// Reads from files straight into slots, many at once: demand first, then a few prefetches. They are
 // made by a ring (ring.hpp) where all files are plain and the kernel has one, else by threads.
 #pragma once
 
@@ -20,7 +20,7 @@ enum State : int32_t { WAITING = 0, READING = 1, CAME = 2, FAILED = 3, CANCELLED
 // What `error` says of a FAILED read besides an errno.
 enum : int32_t { FILE_ENDED = -1, FOREIGN_ERROR = -2 };
 
-// One read; devices/_native/own.py declares the same fields. Who asked for it keeps it until it is done.
+// One read; devices/_native/own.py declares the same fields. The caller keeps it until it is done.
 struct Read {
     uint8_t *room;       // where `length` bytes from `offset` on land
     int64_t offset, length;
@@ -47,7 +47,7 @@ struct Counts {
     int64_t bytes_read;
     double busy_s;  // time in which at least one read was under way
     double wait_s;  // time that somebody waited
-    int32_t num_ahead, num_reading;  // now: reads ahead that wait, and reads under way
+    int32_t num_ahead, num_reading;  // now: prefetches that wait, and reads under way
 };
 
 // A drive of a steady speed, for benchmarks: first come, first served, no credit for idle time.

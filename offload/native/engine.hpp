@@ -17,7 +17,7 @@ enum Failure : int32_t {
     PRODUCTS_MISSING,
 };
 
-// Who predicts what later layers choose.
+// What predicts the choices of later layers.
 enum Predictions : int32_t { NO_PREDICTIONS = 0, BY_ROUTERS, BY_CALLER };
 
 // What the engine asks its caller.

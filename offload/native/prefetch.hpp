@@ -28,7 +28,7 @@ struct Prefetch {
 using Prefetches = std::list<Prefetch>;
 
 struct PrefetchCounts {
-    int64_t started, right;  // experts read ahead; of them, those that their layer then chose
+    int64_t started, right;  // experts prefetched; of them, those that their layer then chose
     int64_t possible;        // chosen by a layer with predictions, without a slot at that time
     int64_t needed;          // chosen, without a slot before a prefetch gave them one
 };

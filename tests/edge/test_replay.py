@@ -131,7 +131,7 @@ def test_files_that_are_no_traces_are_refused(tmp_path: Path) -> None:
         Trace.load(tmp_path / "missing.npz")
 
 
-def test_as_many_are_foreseen_as_its_recall_says(tiny_model: Any) -> None:
+def test_as_many_are_predicted_as_its_recall_says(tiny_model: Any) -> None:
     geometry = edge.plan(tiny_model(), ram="1TiB", ctx=64).geometry
     random = np.random.default_rng(1)
     layers = [np.array([random.permutation(EXPERTS)[:2] for _ in range(500)]) for _ in range(3)]
@@ -141,14 +141,14 @@ def test_as_many_are_foreseen_as_its_recall_says(tiny_model: Any) -> None:
     for step in range(500):
         replay(0, ids)
         for depth in (1, 2):
-            foreseen = replay.foresee(depth)
-            assert foreseen is not None and len(set(foreseen.tolist())) == 2
-            known[depth - 1] += np.isin(layers[depth][step], foreseen).tolist()
-        assert replay.foresee(0) is None
+            predicted = replay.predict(depth)
+            assert predicted is not None and len(set(predicted.tolist())) == 2
+            known[depth - 1] += np.isin(layers[depth][step], predicted).tolist()
+        assert replay.predict(0) is None
         replay(1, ids)
         replay(2, ids)
     assert [np.mean(k) for k in known] == pytest.approx([0.7, 0.7 * FADING], abs=0.04)
-    assert Replay(Trace("made", EXPERTS, layers), geometry).foresee(1) is None
+    assert Replay(Trace("made", EXPERTS, layers), geometry).predict(1) is None
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])

@@ -74,7 +74,7 @@ class Settings:
 def decode(model: edge.Model, replay: Replay, tokens: int, ahead: bool) -> Decoded:
     """Decode a stretch: `tokens` tokens after a few that are not timed, from the trace's start."""
     replay.rewind()
-    model.watch_routing(replay, replay.foresee if ahead else None)
+    model.watch_routing(replay, replay.predict if ahead else None)
     return decode_timed(model, single_tokens(model.vocab_size, _WARM_TOKENS - 1, tokens))
 
 

@@ -7,8 +7,8 @@ larger of its bounds, computing it with everything resident and reading what it 
 the trace's experts: `--make 24` writes one of Qwen3-30B-A3B's layers. Where it has more layers than
 were recorded, these are replayed over again, at other moments of the recording.
 
-Each is timed with nothing foreseen, and with guesses of `--recall`: a random model's routers
-cannot foresee a forced choice, so the replay says what a predictor that knows that share of the
+Each is timed with nothing predicted, and with guesses of `--recall`: a random model's routers
+cannot predict a forced choice, so the replay says what a predictor that knows that share of the
 next layer's experts would (and less of layers further on). Recorded models: 0.59 to 0.72 for the
 next layer's router on this layer's input.
 
@@ -115,11 +115,11 @@ def suited(trace: Trace, planned: Plan) -> Trace:
 
 
 def replayed(
-    model: edge.Model, replay: Replay, tokens: int, forecast: Predict | None = None
+    model: edge.Model, replay: Replay, tokens: int, predict: Predict | None = None
 ) -> Decoded:
     """What `tokens` tokens take, after a warm-up, with the trace's routing from its start on."""
     replay.rewind()
-    model.watch_routing(replay, forecast)
+    model.watch_routing(replay, predict)
     return decode(model, single_tokens(model.vocab_size, _WARM_TOKENS - 1, tokens))
 
 
@@ -167,7 +167,7 @@ class StreamBench:
         options = edge.LoadOptions(open_file=drive.open, warm_start=False)
         replay = Replay(self._trace, self._planned.geometry, recall)
         with edge.load(streamed(self._planned, cell.share), options=options) as model:
-            return replayed(model, replay, self._tokens, replay.foresee if recall else None)
+            return replayed(model, replay, self._tokens, replay.predict if recall else None)
 
     def _result(
         self, cell: Cell, recall: float, compute_s: float, spent: edge.Stats

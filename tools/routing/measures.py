@@ -1,5 +1,5 @@
 """What routers do: how evenly they load experts, how often they reuse them, how well the next
-layers' choices can be foreseen, and what the weights say for the precision rule.
+layers' choices can be predicted, and what the weights say for the precision rule.
 
 A choice is an array (N, K) of expert ids, a row a token, of one layer. Axis letters: N tokens, K
 experts per token, E experts, C hidden size.

@@ -129,13 +129,13 @@ class Evaluation:
             for depth in _DEPTHS:
                 if layer + depth < len(choices):
                     router = _router(self.model, layer + depth)
-                    foreseen = {
+                    predicted = {
                         f"plus_{extra}": prediction_recall(
                             inputs[layer], router, choices[layer + depth], extra
                         )
                         for extra in _EXTRAS
                     }
-                    rows.append({"layer": layer, "depth": depth, **foreseen})
+                    rows.append({"layer": layer, "depth": depth, **predicted})
         return rows
 
     def scores(self) -> list[Report]:
@@ -252,7 +252,7 @@ def markdown(report: Report) -> str:
         "losses": "Held-out losses",
         "load": "Load of the experts, 1 is fair",
         "reuse": "Reuse from token to token, and hit rates of a cache of a share of each layer",
-        "recall": "Experts of a later layer foreseen from this layer's router input",
+        "recall": "Experts of a later layer predicted from this layer's router input",
         "scores": "Weights and scores by rank (precision rule)",
     }
     parts = [f"# Evaluation of {report['model']}"]

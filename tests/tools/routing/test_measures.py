@@ -70,7 +70,7 @@ def test_load_is_measured_against_the_fair_share() -> None:
     assert load_entropy(np.array([8.0, 0, 0, 0])) == 0
 
 
-def test_recall_counts_what_was_foreseen() -> None:
+def test_recall_counts_what_was_predicted() -> None:
     router = np.eye(4, dtype=np.float32)
     inputs = np.array([[4, 3, 2, 1], [1, 2, 3, 4]], np.float32)
     choice = np.array([[0, 1], [3, 0]])
