@@ -23,10 +23,6 @@ class MemoryBudget:
         self._reservations: dict[str, int] = {}
 
     @property
-    def device(self) -> str:
-        return self._device
-
-    @property
     def limit_bytes(self) -> int:
         """All bytes of the budget; fixed at construction."""
         return self._limit_bytes
@@ -62,10 +58,6 @@ class MemoryBudget:
         Returns its bytes; raises KeyError for a name without a reservation.
         """
         return self._reservations.pop(name)
-
-    def reservation_bytes(self, name: str) -> int:
-        """Bytes held by `name`; raises KeyError for a name without a reservation."""
-        return self._reservations[name]
 
     def rows(self) -> list[tuple[str, int]]:
         """(name, bytes) in the order reserved, "left" last; the bytes add up to the limit."""

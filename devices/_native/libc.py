@@ -19,8 +19,10 @@ def optional(name: str, *numbers: int) -> int | None:
     return None if function is None else int(function(*map(c.c_long, numbers)))
 
 
-def mprotect(address: int, num_bytes: int, protection: int) -> None:
-    """int mprotect(void * addr, size_t len, int prot). Raises OSError."""
+def make_usable(address: int, num_bytes: int) -> None:
+    """int mprotect(void * addr, size_t len, int prot), which changes nothing where it is refused,
+    unlike mapping the pages anew. Raises OSError."""
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
     if _libc.mprotect(Address(address), c.c_size_t(num_bytes), protection):
         raise OSError(c.get_errno(), os.strerror(c.get_errno()))
 

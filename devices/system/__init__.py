@@ -21,7 +21,7 @@ such module has the same functions:
     open_plain(path)      a file for reads at random places
     read_at(file, view, offset)         bytes of one read
 
-On Windows nothing runs yet: what has no value for "not known" raises HaversackError there.
+On Windows (`default.py`) nothing runs yet: what has no value for "not known" raises HaversackError.
 Control groups are Linux's alone (`cgroup.py`): elsewhere none are found.
 """
 
@@ -32,6 +32,6 @@ if sys.platform == "linux":
 elif sys.platform == "darwin":
     from haversack.devices.system import darwin as host
 else:
-    from haversack.devices.system import windows as host
+    from haversack.devices.system import default as host
 
 __all__ = ["host"]

@@ -9,11 +9,8 @@ import re
 from pathlib import Path
 
 from haversack.devices._native import libc
-from haversack.devices.system import unix
 from haversack.devices.system.cgroup import read_text
-from haversack.devices.system.unix import decommit, read_at, reserve, resident_bytes
-
-__all__ = ["decommit", "read_at", "reserve", "resident_bytes"]
+from haversack.devices.system.unix import *  # noqa: F403
 
 _MEMORY_LINES = re.compile(
     rb"VmHWM:\s+(\d+) kB\nVmRSS:.*\nRssAnon:\s+(\d+) kB\nRssFile:\s+(\d+) kB\nRssShmem:\s+(\d+)"
@@ -60,7 +57,7 @@ def allowed_cores() -> int | None:
 
 
 def commit(address: int, num_bytes: int) -> bool:
-    unix.commit(address, num_bytes)
+    libc.make_usable(address, num_bytes)
     if "[never]" in read_text(_HUGE_PAGE_MODE):
         return False
     return libc.madvise(address, num_bytes, mmap.MADV_HUGEPAGE)

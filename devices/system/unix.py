@@ -12,12 +12,6 @@ def reserve(num_bytes: int) -> mmap.mmap:
     return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0)
 
 
-def commit(address: int, num_bytes: int) -> bool:
-    """Unlike mapping the pages anew, mprotect changes nothing where it is refused."""
-    libc.mprotect(address, num_bytes, mmap.PROT_READ | mmap.PROT_WRITE)
-    return False
-
-
 def decommit(address: int, num_bytes: int) -> None:
     """New pages over the old ones also end the charge against the commit limit."""
     libc.map_unusable(address, num_bytes)

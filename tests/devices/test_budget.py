@@ -22,7 +22,7 @@ def test_a_planner_reserves_in_turn_and_slots_take_the_rest() -> None:
     budget.reserve("slots", num_slots * slot_bytes)
 
     assert [name for name, _ in budget.rows()] == ["trunk", "kv", "compute", "slots", "left"]
-    assert budget.reservation_bytes("slots") == num_slots * slot_bytes
+    assert dict(budget.rows())["slots"] == num_slots * slot_bytes
     assert 0 <= budget.left_bytes < slot_bytes
     assert budget.reserved_bytes + budget.left_bytes == budget.limit_bytes
     budget.check_integrity()

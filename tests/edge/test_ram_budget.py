@@ -116,7 +116,7 @@ def test_memory_that_came_after_the_plan_shrinks_the_slots(
     assert planned.mode == "streamed"
     array = np.ones(planned.slot_bytes // 2, np.uint8)
     with edge.load(planned, options=options) as model:
-        experts = model._engine.experts
+        experts = model._loop.engine.experts
         assert experts is not None
         slots = sum(pool.plan.num_bytes for pool in experts.pools)
         slack_bytes = 64 * MIB  # at most so far lay the plan's figure above what it measured

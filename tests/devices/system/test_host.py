@@ -8,9 +8,9 @@ from types import ModuleType
 import pytest
 
 from haversack.devices.errors import HaversackError
-from haversack.devices.system import host, linux, unknown, windows
+from haversack.devices.system import default, host, linux
 
-MODULES: list[ModuleType] = [linux, windows]
+MODULES: list[ModuleType] = [default, linux]
 if sys.platform != "win32":
     from haversack.devices.system import darwin
 
@@ -18,32 +18,29 @@ if sys.platform != "win32":
 
 
 def offered(module: ModuleType) -> dict[str, str]:
-    """The signatures of a module's functions: those of other modules if they are passed on."""
-    functions = inspect.getmembers(module, inspect.isfunction)
-    passed_on = [*getattr(module, "__all__", ())]
+    """The signatures of a module's functions, of which some come from its neighbours."""
     return {
         name: str(inspect.signature(function))
-        for name, function in functions
-        if not name.startswith("_")
-        and (function.__module__ == module.__name__ or name in passed_on)
+        for name, function in inspect.getmembers(module, inspect.isfunction)
+        if name[0] != "_" and "cgroup" not in function.__module__
     }
 
 
 def test_all_systems_offer_the_same() -> None:
     assert host in MODULES
     for module in MODULES:
-        assert offered(module) == offered(linux), module.__name__
+        assert offered(module) == offered(default), module.__name__
 
 
 def test_the_interface_is_described() -> None:
     description = sys.modules["haversack.devices.system"].__doc__ or ""
-    assert all(f"    {name}(" in description for name in offered(linux))
+    assert all(f"    {name}(" in description for name in offered(default))
 
 
 def test_what_is_not_known_is_told(tmp_path: Path) -> None:
-    assert unknown.memory_status() is unknown.ram(tmp_path) is unknown.allowed_cores() is None
-    assert not unknown.keep_freed_memory()
-    with pytest.raises(HaversackError, match="Windows"):
-        windows.reserve(1)
-    file, reason = windows.open_direct(tmp_path)
+    assert default.memory_status() is default.ram(tmp_path) is default.allowed_cores() is None
+    assert not default.keep_freed_memory()
+    with pytest.raises(HaversackError, match="run on Linux or macOS"):
+        default.reserve(1)
+    file, reason = default.open_direct(tmp_path)
     assert file is None and "direct" in reason

@@ -1,4 +1,4 @@
-"""What Windows tells and does, which is little yet; see `devices.system`."""
+"""A system of which nothing is known, as Windows for now; see `devices.system`."""
 
 import io
 import mmap
@@ -6,29 +6,26 @@ from pathlib import Path
 from typing import NoReturn
 
 from haversack.devices.errors import HaversackError
-from haversack.devices.system.unknown import (
-    allowed_cores,
-    forget_peak,
-    give_back_freed_memory,
-    keep_freed_memory,
-    memory_status,
-    open_plain,
-    ram,
-)
-
-__all__ = [
-    "allowed_cores",
-    "forget_peak",
-    "give_back_freed_memory",
-    "keep_freed_memory",
-    "memory_status",
-    "open_plain",
-    "ram",
-]
 
 
 def _not_yet() -> NoReturn:
-    raise HaversackError("experts cannot be read on Windows yet: run on Linux or macOS")
+    raise HaversackError("experts cannot be read on this system yet: run on Linux or macOS")
+
+
+def memory_status() -> tuple[int, int, int] | None:
+    return None
+
+
+def forget_peak() -> None:
+    pass
+
+
+def ram(root: Path) -> tuple[int, int, str] | None:
+    return None
+
+
+def allowed_cores() -> int | None:
+    return None
 
 
 def reserve(num_bytes: int) -> mmap.mmap:
@@ -47,8 +44,20 @@ def resident_bytes(address: int, num_bytes: int) -> int:
     return 0
 
 
+def give_back_freed_memory() -> None:
+    pass
+
+
+def keep_freed_memory() -> bool:
+    return False
+
+
 def open_direct(path: Path) -> tuple[io.FileIO | None, str]:
     return None, "this system has no direct reads"
+
+
+def open_plain(path: Path) -> io.FileIO:
+    return io.FileIO(path)
 
 
 def read_at(file: io.FileIO, view: memoryview, offset: int) -> int:
