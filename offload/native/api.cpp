@@ -87,14 +87,26 @@ API void haversack_slots_claim(Slots *slots, int32_t row, const int32_t *experts
     const auto found = slots->claim(row, {experts, experts + count});
     std::copy(found.begin(), found.end(), claimed);
 }
+API void haversack_slots_borrow(Slots *slots, int32_t count, int32_t *borrowed) {
+    const auto found = slots->borrow(count);
+    std::copy(found.begin(), found.end(), borrowed);
+}
 API void haversack_slots_fill(Slots *slots, int32_t slot) { slots->fill(slot); }
 API void haversack_slots_drop(Slots *slots, int32_t slot) { slots->drop(slot); }
 API void haversack_slots_pin(Slots *slots, int32_t slot) { slots->pin(slot); }
 API void haversack_slots_unpin(Slots *slots, int32_t slot) { slots->unpin(slot); }
+API void haversack_slots_recover(Slots *slots) { slots->recover(); }
 API void haversack_slots_resize(Slots *slots, int32_t num_slots) { slots->resize(num_slots); }
 API size_t haversack_slots_residents(Slots *slots, int32_t *keys, size_t room) {
     const auto found = slots->residents();
     std::copy_n(found.begin(), std::min(room, found.size()), keys);
+    return found.size();
+}
+// Returns how many of `experts` are worth a slot; those are written to `staying`.
+API size_t haversack_slots_outlasting(Slots *slots, int32_t row, const int32_t *experts, size_t count,
+                                      int32_t *staying) {
+    const auto found = slots->outlasting(row, {experts, experts + count});
+    std::copy(found.begin(), found.end(), staying);
     return found.size();
 }
 // `counts`: uses, last passes and last uses of all keys; `clock`: passes, row, layers.
@@ -116,6 +128,26 @@ API void haversack_slots_remember(Slots *slots, const double *counts, const doub
 }
 API const char *haversack_slots_fault(Slots *slots) { return slots->fault(); }
 API void haversack_slots_delete(Slots *slots) { delete slots; }
+
+// --------------------------------------------------------------------- products
+// Compute `node`, a MUL_MAT_ID of llama.cpp's form, with experts that lie in slots of their own numbers,
+// `portion` of them at a time.
+API int32_t haversack_products_compute(const Tensor *node, const Matrix *matrix, int32_t num_experts,
+                                       int32_t portion, int64_t most_rows, int num_threads) {
+    Cpu cpu(num_threads);
+    const Choice choice(node->src[2], num_experts);
+    ExpertProducts products(most_rows);
+    products.begin(node, *matrix, choice);
+    for (int32_t first = 0; first < (int32_t)choice.experts.size(); first += portion) {
+        std::vector<int32_t> positions, slots;
+        for (int32_t i = first; i < std::min<int32_t>(first + portion, choice.experts.size()); i++) {
+            positions.push_back(i);
+            slots.push_back(choice.experts[i]);
+        }
+        if (Status status = products.run(positions, slots, cpu)) return status;
+    }
+    return SUCCESS;
+}
 
 // ---------------------------------------------------------------------- routers
 // How the router chooses whose choice `ids` is; null where that is not known.

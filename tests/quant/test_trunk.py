@@ -17,9 +17,9 @@ import pytest
 from gguf import GGUFReader, GGUFWriter
 
 from haversack.devices.errors import StorageError
-from haversack.devices.expert_buffer import ExpertBuffer
 from haversack.devices.ggml import GgufHeader
 from haversack.devices.llama import LlamaModel
+from haversack.offload.expert_buffer import ExpertBuffer
 from haversack.quant import trunk as trunk_module
 from haversack.quant.gguf import EXPERT_PATTERN, ModelGeometry, read_geometry
 from haversack.quant.seal import is_whole
