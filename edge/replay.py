@@ -19,9 +19,9 @@ Weights = npt.NDArray[np.float32]  # theirs, of the same shape
 Experts = npt.NDArray[np.int32]  # (experts per token,) ids
 
 DEPTH = 3  # how many layers ahead the engine asks
-# Of what is known one layer ahead, how much is known two ahead, and so on. The built-in model's
-# routers know 0.75, 0.65 and 0.61; Mixtral's first choice is known to 0.96, 0.90 and 0.90 (HOBBIT,
-# arXiv 2411.01433).
+# What is known two layers ahead, as a share of what is known one ahead, and so on. The built-in
+# model's routers know 0.75, 0.65 and 0.61 of the experts; of Mixtral's first choices 0.96, 0.90 and
+# 0.90 are known (HOBBIT, arXiv 2411.01433).
 FADING = 0.88
 
 _UNREADABLE = (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -29,9 +29,9 @@ _UNREADABLE = (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zl
 
 @dataclass(frozen=True)
 class Trace:
-    """The choices of a model's layers, step by step; none of a layer without experts.
+    """The choices of a model's layers, step by step; a layer without experts has none.
 
-    `weights` are the routers' of those choices, layer by layer as well, if they were recorded.
+    `weights` are the routers' weights of those choices, by layer as well, if they were recorded.
     """
 
     name: str
@@ -41,7 +41,8 @@ class Trace:
 
     @classmethod
     def load(cls, path: Path) -> "Trace":
-        """A recorded trace; `tools/traces/README.md` describes the file. Raises PromptError."""
+        """Load a recorded trace; `tools/traces/README.md` describes the file. Raises
+        PromptError."""
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
                 events, num_experts = data["events"].astype(np.int64), int(data["n_expert"])
@@ -73,8 +74,8 @@ class Trace:
         return max(map(len, self.layers))
 
     def deepened(self, num_layers: int) -> "Trace":
-        """As of a model of `num_layers` layers: the recorded ones over and over, each time at
-        another moment of the recording, so that no two layers choose alike."""
+        """Return the trace of a model with `num_layers` layers: the recorded layers are repeated,
+        each time from another moment of the recording, so that no two layers choose alike."""
         count = len(self.layers)
         step = self.num_steps // -(-num_layers // count)
 
@@ -118,11 +119,11 @@ class Replay:
     when it ends."""
 
     def __init__(self, trace: Trace, geometry: ModelGeometry, recall: float = 0.0) -> None:
-        """`geometry` is the model's, which may have fewer layers than the trace. `recall` is what
-        share of a layer's experts `predict` is to know one layer ahead.
+        """`geometry` is the model's, which may have fewer layers than the trace. `recall` is the
+        share of a layer's experts that `predict` knows one layer ahead.
 
-        Raises PromptError unless the trace has all of its layers, as many experts, and as many of
-        them per token.
+        Raises PromptError unless the trace has all of the model's layers, as many experts, and as
+        many of them per token.
         """
         _refuse_misfit(trace, geometry)
         self._layers, self.num_steps = trace.layers, trace.num_steps
@@ -150,17 +151,17 @@ class Replay:
         ids[:] = recorded[np.arange(behind - len(ids), behind) % len(recorded)]
 
     def predict(self, layer: int) -> Experts | None:
-        """What a predictor of this recall would say that `layer` chooses for the token under way.
-        It knows less the further ahead the layer is; None beyond where it knows anything."""
+        """Return what a predictor of this recall would predict that `layer` chooses for the token
+        under way. It knows less of a layer that is further ahead; None where it knows nothing."""
         depth = layer - self._layer
         if not 1 <= depth <= len(self._predicted):
             return None
         predicted = self._predicted[depth - 1][layer]
-        experts: Experts = predicted[self._first % len(predicted)]
-        return experts
+        prediction: Experts = predicted[self._first % len(predicted)]
+        return prediction
 
     def on_node(self, address: int, ask: bool, _: object) -> bool:
-        """The same as llama.cpp's evaluation callback, for plain llama.cpp."""
+        """Do the same as an evaluation callback of plain llama.cpp."""
         began_s = time.perf_counter()
         wanted = is_choice(address)
         if wanted and not ask:
@@ -171,8 +172,9 @@ class Replay:
 
 
 def predicted_choice(choice: Choice, num_experts: int, recall: float) -> Experts:
-    """For each step of a layer's `choice` (steps, K) K experts: each of those chosen with the
-    chance of `recall`, and others in place of the rest, those first that the layer uses often."""
+    """Return K experts for each step of a layer's `choice` (steps, K): each expert that was chosen
+    with the chance of `recall`, and in place of the rest others, preferably those that the layer
+    uses often."""
     random = np.random.default_rng(0)
     often = np.bincount(choice.ravel(), minlength=num_experts) + 1.0
     predicted = np.empty(choice.shape, np.int32)

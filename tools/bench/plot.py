@@ -24,7 +24,7 @@ _ORACLE = "belady"
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a CSV file. Raises ValueError if there are none."""
+    """Read the rows of a CSV file. Raises ValueError if there are none."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows:
@@ -33,8 +33,8 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def draw_stream(rows: Sequence[Row], path: Path) -> None:
-    """Speed and bound against the share of the experts in slots, for each drive, without and with
-    reading ahead: a panel for each recorded model."""
+    """Draw speed and bound against the share of the experts in slots: a panel for each recorded
+    model, a line for each drive, without and with prefetching."""
     traces = sorted({row["trace"] for row in rows})
     figure, panels = _figure(len(traces))
     for axes, trace in zip(panels, traces, strict=True):
@@ -61,7 +61,8 @@ def _draw_speeds(rows: Sequence[Row], axes: Any) -> None:
 
 
 def draw_policies(rows: Sequence[Row], path: Path) -> None:
-    """Hit rates of each rule against the share in the cache, a panel for each recorded model."""
+    """Draw hit rates of each policy against the share in the cache, a panel for each recorded
+    model."""
     traces = sorted({row["trace"] for row in rows})
     rules = [name for name in rows[0] if name not in ("trace", "cache")]
     figure, panels = _figure(len(traces))

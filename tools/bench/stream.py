@@ -1,24 +1,25 @@
-"""How near to its bounds does streaming come? Decode of recorded routing, side by side.
+"""How near to its bounds does streaming come? Decoding with recorded routing.
 
     python -m haversack.tools.bench.stream MODEL --trace TRACE.npz [--share 0.25 --rate 1GB ...]
 
-For each share of the expert bytes in slots, at a steady rate of the drive: seconds a token over the
-larger of its bounds, computing it with everything resident and reading what it misses. MODEL needs
-the trace's experts: `--make 24` writes one of Qwen3-30B-A3B's layers. Where it has more layers than
-were recorded, these are replayed over again, at other moments of the recording.
+For each share of the expert bytes in slots and each steady rate of the drive, this measures the
+seconds a token, and divides them by the larger of two bounds: computing a token with everything
+resident, and reading what it misses. MODEL needs experts like those of the trace: `--make 24`
+writes a model with 24 layers of Qwen3-30B-A3B's shape. If MODEL has more layers than were recorded,
+the recorded layers are replayed again for the others, from other moments of the recording.
 
-Each is timed with nothing predicted, and with guesses of `--recall`: a random model's routers
-cannot predict a forced choice, so the replay says what a predictor that knows that share of the
-next layer's experts would (and less of layers further on). Recorded models: 0.59 to 0.72 for the
-next layer's router on this layer's input.
+Each cell is timed without prefetching, and with predictions of `--recall`. A random model's routers
+cannot predict a forced choice, so the replay makes the predictions of a predictor that knows that
+share of the next layer's experts (and less of later layers). Recorded models: 0.59 to 0.72, by the
+next layer's router from this layer's input.
 
-Bytes come from MODEL's own drive, held back to the steady rate, where it is faster by a third, and
-else out of the page cache: copies from there take twice the processor's time. Memory for twice the
-model is needed then, and a share of it besides.
+Bytes come from MODEL's own drive, held back to the steady rate, if it is faster by a third; else
+from the page cache, whose copies take twice the processor's time. Then memory for twice the model
+is needed, and for a share of it besides.
 
-With --limit, as root on Linux: also beside plain llama.cpp, which maps the model, each share on the
-model's own drive and in a memory control group of its own, both with the routing forced upon them;
-`--csv FILE.csv` writes that to `FILE_limited.csv`.
+With --limit, as root on Linux, each share is also measured beside plain llama.cpp, which maps the
+model: on the model's own drive, in a memory control group, with the routing forced upon both
+engines. `--csv FILE.csv` writes these results to `FILE_limited.csv`.
 """
 
 import argparse
@@ -46,7 +47,7 @@ from haversack.tools.command_line import USAGE_EXIT_CODE, positive, tool, write_
 from haversack.tools.models.synth_large import LargeOptions, write_large
 from haversack.tools.routing.simulate import missed
 
-# Before the clock starts: slots fill, and their memory is touched for the first time.
+# Not timed, because slots fill and their memory is touched for the first time.
 _WARM_TOKENS = 64
 
 SHARES = [0.125, 0.25, 0.5, 1.0]
@@ -54,8 +55,8 @@ SHARES = [0.125, 0.25, 0.5, 1.0]
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured: a share of the experts in slots, and a drive of a steady rate, whose bytes
-    come from the model's own drive or out of the page cache."""
+    """What is measured: a share of the experts in slots, and a drive of a steady rate. Its bytes
+    come from the model's own drive or from the page cache."""
 
     share: float
     rate_bytes_s: float
@@ -64,11 +65,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class StreamResult:
-    """One measurement, of a recorded routing. `recall` is of the guesses, 0 for none; `bound_s` is
-    the larger of computing a token (`compute_s`) and reading what it misses without any guess
-    (`disk_s`), both on average. `floor_s` is the average of every token's own bound: some miss five
-    times as much as others, and below it one token's experts must be read while the one before it
-    is computed."""
+    """One measurement of a recorded routing. `recall` is that of the predictions, 0 for none.
+    `bound_s` is the larger of computing a token (`compute_s`) and reading what it misses without
+    prefetching (`disk_s`), both on average. `floor_s` is the average of every token's own bound.
+    Some tokens miss five times as much as others; to be faster than `floor_s`, the experts of one
+    token must be read while the token before it is computed."""
 
     trace: str
     share: float
@@ -96,12 +97,12 @@ class StreamResult:
             f" (every token's own: {self.floor_s / self.bound_s:.2f})"
             f" (waited {1e3 * self.wait_s:.1f} ms, own code {1e3 * self.own_s:.1f},"
             f" read {self.bytes_per_token / 1e6:.0f} MB, hits {100 * self.hit_rate:.1f} %,"
-            f" {'' if self.prefetching else 'not '}reading ahead at the end)"
+            f" {'' if self.prefetching else 'not '}prefetching at the end)"
         )
 
 
 def write_model(path: Path, trace: Trace, layers: int) -> None:
-    """A large random model that `trace` can be replayed on."""
+    """Write a large random model that `trace` can be replayed on."""
     options = LargeOptions(
         num_experts=trace.num_experts, num_experts_per_tok=trace.num_experts_per_tok
     )
@@ -109,7 +110,7 @@ def write_model(path: Path, trace: Trace, layers: int) -> None:
 
 
 def suited(trace: Trace, planned: Plan) -> Trace:
-    """`trace` with at least as many layers as the planned model."""
+    """Return `trace` with at least as many layers as the planned model."""
     num_layers = 1 + max((layer.layer for layer in planned.geometry.layers), default=0)
     return trace if num_layers <= len(trace.layers) else trace.deepened(num_layers)
 
@@ -117,14 +118,16 @@ def suited(trace: Trace, planned: Plan) -> Trace:
 def replayed(
     model: edge.Model, replay: Replay, tokens: int, predict: Predict | None = None
 ) -> Decoded:
-    """What `tokens` tokens take, after a warm-up, with the trace's routing from its start on."""
+    """Decode `tokens` tokens after a warm-up, with the trace's routing from its start; return what
+    they took."""
     replay.rewind()
     model.watch_routing(replay, predict)
     return decode(model, single_tokens(model.vocab_size, _WARM_TOKENS - 1, tokens))
 
 
 def missed_bytes(planned: Plan, trace: Trace, tokens: int) -> npt.NDArray[np.float64]:
-    """What each token after the warm-up misses in the plan's slots, without any reading ahead."""
+    """Return the bytes that each token after the warm-up misses in the plan's slots, without
+    prefetching."""
     layers = len(planned.geometry.layers)
     steps = np.arange(_WARM_TOKENS + tokens) % trace.num_steps
     cut = Trace(trace.name, trace.num_experts, [choice[steps] for choice in trace.layers[:layers]])
@@ -136,15 +139,15 @@ def missed_bytes(planned: Plan, trace: Trace, tokens: int) -> npt.NDArray[np.flo
 
 
 class StreamBench:
-    """Measures cells. Computing alone is timed before and after each, because machines change their
-    speed within minutes."""
+    """Measures cells. Computing alone is timed before and after each, because the speed of machines
+    changes within minutes."""
 
     def __init__(self, model: Path, trace: Trace, tokens: int) -> None:
         self._planned = edge.plan(model, ram="1TiB", ctx=512)
         self._trace, self._tokens = suited(trace, self._planned), tokens
 
     def measure(self, cells: Sequence[Cell], recalls: Sequence[float]) -> Iterator[StreamResult]:
-        """A result for each cell and recall, as they come."""
+        """Yield a result for each cell and recall."""
         replay = Replay(self._trace, self._planned.geometry)
         cold = edge.LoadOptions(warm_start=False)
         with edge.load(streamed(self._planned), options=cold) as resident:
@@ -157,7 +160,7 @@ class StreamBench:
                 yield self._result(cell, recall, float(compute_s), spent.timed)
 
     def measure_limited(self, shares: Sequence[float], tokens: int) -> Iterator[LimitedResult]:
-        """A result for each share beside plain llama.cpp (see `tools/bench/limited.py`)."""
+        """Yield a result for each share, beside plain llama.cpp (see `tools/bench/limited.py`)."""
         return measure_limited(self._planned, self._trace, shares, tokens)
 
     def _streamed(self, cell: Cell, recall: float) -> Decoded:
@@ -217,7 +220,7 @@ def main(arguments: Sequence[str] | None) -> int:
 
 
 def _keep(results: Iterable[StreamResult | LimitedResult], path: Path | None) -> None:
-    """Print each as it comes, and write them all to `path`."""
+    """Print each result as it comes, then write all to `path`."""
     rows = []
     for result in results:
         print(result, flush=True)
@@ -240,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--trace", type=Path, required=True, help="recorded routing (.npz)")
     parser.add_argument("--share", type=float, action="append", help="of the expert bytes")
     parser.add_argument("--rate", action="append", help="of the steady drive: 1GB, say")
-    parser.add_argument("--recall", type=float, default=0.72, help="of guesses; 0: none")
+    parser.add_argument("--recall", type=float, default=0.72, help="of predictions; 0: none")
     parser.add_argument("--tokens", type=positive, default=64)
     parser.add_argument("--make", type=positive, help="write MODEL first, with so many layers")
     parser.add_argument("--csv", type=Path, help="write the results there as well")

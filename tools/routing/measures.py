@@ -1,8 +1,8 @@
-"""What routers do: how evenly they load experts, how often they reuse them, how well the next
-layers' choices can be predicted, and what the weights say for the precision rule.
+"""Measures of routing: how evenly routers load experts, how often they reuse them, how well later
+layers' choices can be predicted, and scores for a rule that chooses precisions.
 
-A choice is an array (N, K) of expert ids, a row a token, of one layer. Axis letters: N tokens, K
-experts per token, E experts, C hidden size.
+A choice is an array (N, K) of expert ids, a row for each token, of one layer. Axis letters: N
+tokens, K experts per token, E experts, C hidden size.
 """
 
 from collections import OrderedDict
@@ -19,31 +19,32 @@ CACHE_SHARES = (0.125, 0.25, 0.5)
 
 
 def recorded_traces() -> list[Trace]:
-    """The traces of real models that come with the project."""
+    """Load the traces of real models that come with the project."""
     return [Trace.load(path) for path in sorted(TRACES.glob("*.npz"))]
 
 
 # ----------------------------------------------------------------------- load
 def expert_load(choice: Choice, num_experts: int) -> npt.NDArray[np.float64]:
-    """Each expert's load over its fair share: (E,), 1 everywhere when even."""
+    """Return each expert's load over its fair share: (E,), 1 everywhere when even."""
     return np.bincount(choice.ravel(), minlength=num_experts) * num_experts / choice.size
 
 
 def load_entropy(load: npt.NDArray[np.float64]) -> float:
-    """The entropy of the load over that of an even one, 0 to 1."""
+    """Return the entropy of the load over that of an even one, 0 to 1."""
     share = load[load > 0] / load.sum()
     return float(-(share * np.log(share)).sum() / np.log(len(load)))
 
 
 # ---------------------------------------------------------------------- reuse
 def step_reuse(choice: Choice) -> float:
-    """The share of a token's experts that the token before it used as well."""
+    """Return the share of a token's experts that the token before it used as well."""
     shared = [len(np.intersect1d(now, before)) for before, now in pairwise(choice)]
     return float(np.sum(shared) / choice[1:].size)
 
 
 def lru_hits(choice: Choice, capacity: int) -> int:
-    """How many lookups hit in a cache of `capacity` experts that evicts the least recently used.
+    """Return how many lookups hit in a cache of `capacity` experts that evicts the least recently
+    used.
 
     Ids are looked up one after the other, and a miss always enters.
     """
@@ -61,7 +62,8 @@ def lru_hits(choice: Choice, capacity: int) -> int:
 
 
 def belady_hits(choice: Choice, capacity: int) -> int:
-    """The same for the oracle, which evicts what is used again last (Belady 1966)."""
+    """Return the same for the oracle, which evicts the expert that is used again last (Belady
+    1966)."""
     ids = [int(expert) for expert in choice.ravel()]
     never = len(ids)
     next_use, seen = [never] * len(ids), dict[int, int]()
@@ -80,7 +82,8 @@ def belady_hits(choice: Choice, capacity: int) -> int:
 
 
 def hit_rates(trace: Trace, share: float) -> tuple[float, float]:
-    """LRU's and Belady's hit rates over all layers, each with a cache of `share` of its experts."""
+    """Return LRU's and Belady's hit rates over all layers, each with a cache of `share` of its
+    experts."""
     capacity = int(share * trace.num_experts)
     lookups = sum(choice.size for choice in trace.layers)
     lru = sum(lru_hits(choice, capacity) for choice in trace.layers)
@@ -92,14 +95,15 @@ def hit_rates(trace: Trace, share: float) -> tuple[float, float]:
 def prediction_recall(
     inputs: npt.NDArray[np.float32], router: npt.NDArray[np.float32], choice: Choice, extra: int
 ) -> float:
-    """The share of a later layer's `choice` (N, K) among its K + `extra` likeliest experts, as told
-    by its `router` (E, C) from an earlier router's `inputs` (N, C) (Fate, arXiv 2502.12224)."""
+    """Return the share of a later layer's `choice` (N, K) that is among its K + `extra` likeliest
+    experts, as predicted by its `router` (E, C) from an earlier router's `inputs` (N, C) (Fate,
+    arXiv 2502.12224)."""
     likeliest = np.argsort(-(inputs @ router.T), axis=1)[:, : choice.shape[1] + extra]
     return float((choice[:, :, None] == likeliest[:, None, :]).any(axis=2).mean())
 
 
 # ------------------------------------------------------------------ precision
 def rank_scores(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The score of each chosen expert: the weight of all ranked above it, 0 for the first (HOBBIT,
-    arXiv 2411.01433). `weights` (N, K) fall from rank to rank and sum to 1."""
+    """Return the score of each chosen expert: the weight of all ranked above it, 0 for the first
+    (HOBBIT, arXiv 2411.01433). `weights` (N, K) fall from rank to rank and sum to 1."""
     return np.cumsum(weights, axis=1) - weights

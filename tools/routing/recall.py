@@ -1,12 +1,13 @@
-"""How many of a layer's experts do earlier layers foretell? By layer, and by how far ahead.
+"""How many of a layer's experts can earlier layers predict? By layer, and by how many layers ahead.
 
     python -m haversack.tools.routing.recall MODEL --ram 6GiB [-p "Once"] [-n 128] [--csv FILE]
 
-While the model answers with its own routing, every layer's router input is given to the routers of
-the next three layers with experts (Fate, arXiv 2502.12224), as the engine does to read ahead. A
-cell is the share, in percent, of the experts which the layer that many layers ahead then chose for
-the token that were among that router's likeliest: as many as it chooses, or with "+2" two more. A
-prompt's batches do not count: nothing is read ahead for them.
+While the model answers with its own routing, each layer's router input is given to the routers of
+the next three layers with experts (Fate, arXiv 2502.12224), as the engine does to prefetch. A cell
+counts the experts that the later layer then chose for the token, and says how many percent of them
+were among the likeliest of that prediction. A prediction has as many experts as the layer chooses,
+or with "+2" two more. A prompt's batches do not count, because experts are not prefetched in this
+way for them.
 """
 
 import argparse
@@ -27,23 +28,26 @@ from haversack.tools.command_line import positive, print_table, tool, write_rows
 Vector = npt.NDArray[np.float32]
 
 DEPTHS = (1, 2, 3)  # layers ahead
-EXTRAS = (0, 2)  # experts guessed beyond as many as a token uses
+EXTRAS = (0, 2)  # experts predicted beyond as many as a token uses
 
 
 class Recall:
-    """Counts, for `layers` (numbers of those with experts), what single tokens' router inputs
-    foretell; a watcher. Axes: L layers whose input it was, D depths, A extras."""
+    """Counts how many experts single tokens' router inputs predict; a watcher. `layers` are the
+    numbers of the layers with experts. Axes: L layers that the input is from, D depths, A
+    extras."""
 
     def __init__(self, layers: Sequence[int]) -> None:
         self.layers = layers
         self.num_chosen = np.zeros((len(layers), len(DEPTHS)), np.int64)  # (L, D)
-        self.num_foretold = np.zeros((len(layers), len(DEPTHS), len(EXTRAS)), np.int64)
+        self.num_predicted = np.zeros((len(layers), len(DEPTHS), len(EXTRAS)), np.int64)
         self._routers: dict[int, Router | None] = {}
         self._single = False  # the pass under way is of one token
-        self._inputs: deque[Vector | None] = deque(maxlen=len(DEPTHS))  # its latest layers' first
+        self._inputs: deque[Vector | None] = deque(
+            maxlen=len(DEPTHS)
+        )  # of the latest layers, the last one first
 
     def __call__(self, layer: int, ids: npt.NDArray[np.int32], choice: GraphNode) -> None:
-        """Compare `ids` (T, K), the choice of `layer`, with what was foretold, if T is 1."""
+        """Compare `ids` (T, K), the choice of `layer`, with what was predicted, if T is 1."""
         if layer not in self._routers:
             self._routers[layer] = Router.learn(choice)
         if layer == self.layers[0]:  # a prompt's last layer may choose for one token
@@ -67,38 +71,39 @@ class Recall:
         cell = self.layers.index(layer) - depth, DEPTHS.index(depth)
         self.num_chosen[cell] += len(chosen)
         for index, extra in enumerate(EXTRAS):
-            foretold = np.isin(chosen, likeliest[: len(chosen) + extra])
-            self.num_foretold[(*cell, index)] += np.count_nonzero(foretold)
+            predicted = np.isin(chosen, likeliest[: len(chosen) + extra])
+            self.num_predicted[(*cell, index)] += np.count_nonzero(predicted)
 
     def rows(self) -> list[dict[str, str]]:
-        """A row for each layer but the last, then one for all: recall in percent by depth and
-        extra, nothing where no layer is that far ahead. Raises ValueError if none was foretold."""
+        """Return a row for each layer but the last, then one for all: recall in percent by depth
+        and extra, empty where no layer is that far ahead. Raises ValueError if nothing was
+        predicted."""
         if not self.num_chosen.any():
             raise ValueError(
-                "no router's choice could be foretold: raise -n, or its weights are not float32"
+                "no router's choice could be predicted: raise -n, or its weights are not float32"
             )
         rows = [
             _row(str(layer), *counts)
-            for layer, *counts in zip(self.layers, self.num_foretold, self.num_chosen, strict=True)
+            for layer, *counts in zip(self.layers, self.num_predicted, self.num_chosen, strict=True)
             if counts[1].any()
         ]
-        return [*rows, _row("all", self.num_foretold.sum(axis=0), self.num_chosen.sum(axis=0))]
+        return [*rows, _row("all", self.num_predicted.sum(axis=0), self.num_chosen.sum(axis=0))]
 
 
 def _row(
-    layer: str, num_foretold: npt.NDArray[np.int64], num_chosen: npt.NDArray[np.int64]
+    layer: str, num_predicted: npt.NDArray[np.int64], num_chosen: npt.NDArray[np.int64]
 ) -> dict[str, str]:
     row = {"layer": layer}
-    for depth, foretold, chosen in zip(DEPTHS, num_foretold, num_chosen, strict=True):
-        for extra, count in zip(EXTRAS, foretold, strict=True):
+    for depth, predicted, chosen in zip(DEPTHS, num_predicted, num_chosen, strict=True):
+        for extra, count in zip(EXTRAS, predicted, strict=True):
             column = f"{depth} ahead" + (f" +{extra}" if extra else "")
             row[column] = f"{100 * count / chosen:.1f}" if chosen else ""
     return row
 
 
 def measure(planned: Plan, prompt: str, max_tokens: int, seed: int = 0) -> Recall:
-    """What is foretold while the `planned` model (streamed) answers `prompt` with at most
-    `max_tokens` tokens. Raises HaversackError."""
+    """Have the `planned` model (streamed) answer `prompt` with at most `max_tokens` tokens; return
+    what was predicted. Raises HaversackError."""
     recall = Recall([layer.layer for layer in planned.geometry.layers])
     with edge.load(planned) as model:
         model.watch_routing(recall)

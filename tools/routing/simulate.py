@@ -1,8 +1,8 @@
-"""Hit rates of eviction rules on recorded routing, by the table that the engine keeps.
+"""Hit rates of eviction policies on recorded routing, by the same table that the engine keeps.
 
     python -m haversack.tools.routing.simulate [TRACE.npz ...] [--csv FILE]
 
-All layers share one cache, as in the engine. Without a trace: the four that come with the project.
+All layers share one cache, as in the engine. Without a trace, the four of the project are used.
 """
 
 import argparse
@@ -34,7 +34,7 @@ DEFAULT = "expected use"
 
 
 def policies(trace: Trace, num_slots: int) -> dict[str, Callable[[], Policy]]:
-    """Every rule by its name, ready to be made for `trace`."""
+    """Return every policy by its name, ready to be made for `trace`."""
     size = len(trace.layers), trace.num_experts
     return {
         "lru": lambda: Lru(*size),
@@ -49,7 +49,7 @@ def policies(trace: Trace, num_slots: int) -> dict[str, Callable[[], Policy]]:
 
 
 def events(trace: Trace) -> Iterator[tuple[int, Keys]]:
-    """What the engine is asked for: layer after layer, step after step."""
+    """Yield what the engine is asked for: layer after layer, step after step."""
     for step in range(len(trace.layers[0])):
         for layer, choice in enumerate(trace.layers):
             yield layer, choice[step].astype(np.int32)
@@ -62,8 +62,8 @@ def _keys(trace: Trace, layer: int, experts: Keys) -> Keys:
 def missed(
     trace: Trace, num_slots: int, policy: Policy, num_spare: int = 0
 ) -> npt.NDArray[np.int64]:
-    """How many lookups of each of `trace`'s steps do not find their expert in a cache of
-    `num_slots`, cold at first, of which `num_spare` are emptied ahead of need."""
+    """Return how many lookups of each step of `trace` find no expert in a cache of `num_slots`,
+    empty at first, which evicts `num_spare` more experts than it needs to."""
     table = SlotTable(range(len(trace.layers)), trace.num_experts, num_slots, policy, num_spare)
     misses = np.zeros(len(trace.layers[0]), np.int64)
     for moment, (layer, experts) in enumerate(events(trace)):
@@ -80,13 +80,13 @@ def missed(
 
 
 def hit_rate(trace: Trace, num_slots: int, policy: Policy, num_spare: int = 0) -> float:
-    """The share of `trace`'s lookups that find their expert, all else as in `missed`."""
+    """Return the share of `trace`'s lookups that find their expert; all else as in `missed`."""
     lookups = sum(layer.size for layer in trace.layers)
     return 1 - int(missed(trace, num_slots, policy, num_spare).sum()) / lookups
 
 
 def rates(trace: Trace, share: float) -> dict[str, float]:
-    """Every rule's hit rate with a cache of `share` of all experts, by name."""
+    """Return every policy's hit rate with a cache of `share` of all experts, by name."""
     num_slots = int(share * trace.num_experts * len(trace.layers))
     made = policies(trace, num_slots)
     return {name: hit_rate(trace, num_slots, make()) for name, make in made.items()}
@@ -94,7 +94,7 @@ def rates(trace: Trace, share: float) -> dict[str, float]:
 
 # -------------------------------------------------------------------- program
 def rows(traces: Sequence[Trace]) -> list[dict[str, str]]:
-    """A row for each trace and share of the experts: all hit rates in percent."""
+    """Return a row for each trace and share of the experts: all hit rates in percent."""
     return [
         {"trace": trace.name, "cache": f"{100 * share:g}%"}
         | {name: f"{100 * rate:.1f}" for name, rate in rates(trace, share).items()}

@@ -28,28 +28,32 @@ from haversack.tools.command_line import positive, tool
 
 @dataclass(frozen=True)
 class Noted:
-    """A choice: `rows` (T, 2 + K) of the step, the layer and the ids chosen, and the `weights`
-    (T, K) of those ids, None where the router has none when it chooses."""
+    """A choice. `rows` (T, 2 + K) are the step, the layer and the ids chosen; `weights` (T, K) are
+    the router's weights of those ids, None if the router has none when it chooses."""
 
     rows: npt.NDArray[np.int32]
     weights: Weights | None
 
 
 class Recorder:
-    """Keeps every router's choices: those of a prompt's batches apart from those of single tokens.
+    """Keeps the choices of all routers: those of a prompt's batches apart from those of single
+    tokens.
 
     Steps of a prompt count the tokens that the layer chose for. Weights are the router's
-    probabilities of those chosen, not renormalised over them (see `chosen_probabilities`).
+    probabilities of the experts chosen, not renormalised over them (see `chosen_probabilities`).
     """
 
     def __init__(self, num_layers: int) -> None:
         self.prefill: list[Noted] = []
         self.decode: list[Noted] = []
-        self._next = {True: [0] * num_layers, False: [0] * num_layers}  # step, by "of a prompt"
+        self._next = {
+            True: [0] * num_layers,
+            False: [0] * num_layers,
+        }  # the next step, by whether it is of a prompt
         self._layer, self._of_prompt = num_layers, False  # of the latest choice
 
     def __call__(self, layer: int, ids: npt.NDArray[np.int32], choice: GraphNode) -> None:
-        """Record `ids` (T, K), the choice of `layer`, and what its router thought of them."""
+        """Record `ids` (T, K), the choice of `layer`, and its router's probabilities of them."""
         self.note(layer, ids, chosen_probabilities(choice))
 
     def note(self, layer: int, ids: npt.NDArray[np.int32], weights: Weights | None) -> None:
@@ -75,7 +79,7 @@ class Recorder:
 
 
 def _sorted(choices: Sequence[Noted], prefix: str) -> dict[str, Any]:
-    """All rows, step after step, and their weights if each has some."""
+    """Return all rows, step after step, and their weights if each has some."""
     events = np.concatenate([noted.rows for noted in choices])
     order = np.lexsort((events[:, 1], events[:, 0]))
     arrays: dict[str, Any] = {f"{prefix}events": events[order]}
@@ -86,8 +90,8 @@ def _sorted(choices: Sequence[Noted], prefix: str) -> dict[str, Any]:
 
 
 def record(model: edge.Model, prompt: str, max_tokens: int, seed: int = 0) -> Recorder:
-    """The routing of an answer of at most `max_tokens` tokens to `prompt`. Raises HaversackError
-    where all experts are in memory and no router is watched."""
+    """Record the routing of an answer of at most `max_tokens` tokens to `prompt`. Raises
+    HaversackError if all experts are in memory, because no router is watched then."""
     recorder = Recorder(1 + max(layer.layer for layer in model.plan.geometry.layers))
     model.watch_routing(recorder)
     try:

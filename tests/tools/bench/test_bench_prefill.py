@@ -45,7 +45,7 @@ def test_the_bound_is_the_slower_of_computing_and_reading() -> None:
     assert by_reading.ratio == 0.75
 
 
-def test_what_is_read_twice_or_guessed_wrongly_too_often_does_not_hold() -> None:
+def test_what_is_read_twice_or_prefetched_wrongly_too_often_does_not_hold() -> None:
     assert PrefillResult(1.0, 1.0, 1e9, 1010, needed_bytes=1000, wrong_bytes=20).read_once
     assert not PrefillResult(1.0, 1.0, 1e9, 1001, needed_bytes=1000, wrong_bytes=0).read_once
     assert not PrefillResult(1.0, 1.0, 1e9, 1030, needed_bytes=1000, wrong_bytes=30).read_once

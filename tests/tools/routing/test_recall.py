@@ -61,7 +61,7 @@ def test_it_is_what_a_whole_run_says(tiny_model: Any, trunk_dir: Path) -> None:
                 )
                 cell = layer, depth - 1
                 assert recall.num_chosen[cell] == 20 * SHAPE.num_experts_per_tok
-                assert recall.num_foretold[(*cell, index)] / recall.num_chosen[cell] == expected
+                assert recall.num_predicted[(*cell, index)] / recall.num_chosen[cell] == expected
     table = recall.rows()
     assert [row["layer"] for row in table] == ["0", "1", "2", "3", "all"]
     assert (table[2]["2 ahead +2"] != "", table[3]["2 ahead +2"]) == (True, "")

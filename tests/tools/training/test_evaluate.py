@@ -54,7 +54,7 @@ def test_its_routing_stands_beside_that_of_real_models(report: evaluate.Report) 
 
 
 @pytest.mark.slow
-def test_later_layers_can_be_foreseen(report: evaluate.Report) -> None:
+def test_later_layers_can_be_predicted(report: evaluate.Report) -> None:
     near = [row["plus_0"] for row in report["recall"] if row["depth"] == 1]
     far = [row["plus_0"] for row in report["recall"] if row["depth"] == 3]
     assert len(near) == 7 and len(far) == 5
@@ -74,7 +74,7 @@ def test_weights_fall_from_rank_to_rank(report: evaluate.Report) -> None:
 @pytest.mark.slow
 def test_the_report_is_written_as_tables(report: evaluate.Report) -> None:
     tables = evaluate.markdown(report)
-    for title in ("Held-out losses", "Load of the experts", "Reuse", "foreseen", "by rank"):
+    for title in ("Held-out losses", "Load of the experts", "Reuse", "predicted", "by rank"):
         assert title in tables
     json.dumps(report)
 
