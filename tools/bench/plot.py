@@ -51,7 +51,7 @@ def _draw_speeds(rows: Sequence[Row], axes: Any) -> None:
             key=lambda row: float(row["share"]),
         )
         shares = [100 * float(row["share"]) for row in chosen]
-        label = f"{rate / 1e9:g} GB/s" + (", read ahead" if recall else "")
+        label = f"{rate / 1e9:g} GB/s" + (", prefetching" if recall else "")
         (line,) = axes.plot(
             shares, [1 / float(r["s_per_token"]) for r in chosen], "o-", label=label
         )
