@@ -64,8 +64,7 @@ def _row_bytes(matrix: ExpertMatrix) -> int:
 
 
 class ExpertEngine:
-    """See the module. `pools` and `readers` must outlive it, but no read may be under way when it
-    is closed: close the readers first."""
+    """See the module. `pools` and `readers` must outlive it; the readers may be closed before."""
 
     def __init__(
         self,
@@ -319,7 +318,7 @@ class ExpertEngine:
         return int(native.engine_not_warm(self.address, None, 0)) == 0
 
     def close(self) -> None:
-        """Free it, after the readers and its device were closed; may be called twice."""
+        """Free it once no read is under way, after its device was closed; may be called twice."""
         if self.address is not None:
             native.engine_delete(self.address)
             self.address = None

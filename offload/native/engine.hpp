@@ -50,6 +50,8 @@ class Engine {
   public:
     // `num_used`: experts that a row uses; `most_rows`: rows of one graph of gathered rows.
     Engine(Caller caller, Readers *readers, int32_t num_used, int64_t most_rows);
+    // Returns when no read is under way: the reads of prefetches go with it. The readers may be closed.
+    ~Engine() { readers_.drain(); }
 
     // Pools first, then the layers in the order they run, then `finish`.
     void add_pool(const Slots &slots) { pools_.push_back(slots); }

@@ -21,9 +21,9 @@ struct Test {
     static const check::Test name##_test(#name, &name); \
     static void name()
 
-#define CHECK(condition)                                                        \
-    do {                                                                        \
-        if (condition) break;                                                   \
+#define CHECK(condition)                                                             \
+    do {                                                                             \
+        if (condition) break;                                                        \
         std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
-        std::abort();                                                           \
+        std::abort();                                                                \
     } while (0)

@@ -17,8 +17,14 @@ constexpr unsigned NUM_ENTRIES = 64, NUM_RESULTS = 2 * NUM_ENTRIES;
 
 FakeRing *current_ring = nullptr;
 
-template <typename T> T load(const T *place) { return __atomic_load_n(place, __ATOMIC_ACQUIRE); }
-template <typename T> void store(T *place, T value) { __atomic_store_n(place, value, __ATOMIC_RELEASE); }
+template <typename T>
+T load(const T *place) {
+    return __atomic_load_n(place, __ATOMIC_ACQUIRE);
+}
+template <typename T>
+void store(T *place, T value) {
+    __atomic_store_n(place, value, __ATOMIC_RELEASE);
+}
 
 void *memory(size_t num_bytes) {
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS;

@@ -20,10 +20,10 @@ class FakeRing {
     int setup_error = 0;
     unsigned features = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_EXT_ARG;
     int num_maps_left = 2;
-    std::atomic<int> refusal{0};         // errno of the next `num_refusals` submissions
+    std::atomic<int> refusal{0};  // errno of the next `num_refusals` submissions
     std::atomic<int> num_refusals{0};
     std::atomic<unsigned> most_taken{64};  // of one submission
-    std::atomic<bool> holds{false};      // reads are not done before `serve`
+    std::atomic<bool> holds{false};        // reads are not done before `serve`
 
     // Do up to `most` reads that are held, in any order: how many were done.
     int serve(int most);

@@ -37,7 +37,8 @@ void install() {
 }
 
 // How a forked process ends that runs `function`, and what it writes to stderr.
-template <typename Function> int exit_code_of(Function function, std::string &written) {
+template <typename Function>
+int exit_code_of(Function function, std::string &written) {
     int ends[2];
     CHECK(pipe(ends) == 0);
     const pid_t child = fork();
@@ -48,7 +49,8 @@ template <typename Function> int exit_code_of(Function function, std::string &wr
     }
     ::close(ends[1]);
     char text[512];
-    for (ssize_t count; (count = read(ends[0], text, sizeof text)) > 0;) written.append(text, count);
+    for (ssize_t count; (count = read(ends[0], text, sizeof text)) > 0;)
+        written.append(text, count);
     ::close(ends[0]);
     int status = 0;
     CHECK(waitpid(child, &status, 0) == child);
@@ -60,7 +62,8 @@ template <typename Function> int exit_code_of(Function function, std::string &wr
 TEST(an_abort_in_a_guard_becomes_a_message) {
     install();
     for (int i = 0; i < 3; ++i) {
-        const int result = guarded<int>(-5, [] { return give_up("/some/where/ggml.c:12: no\nmore"), 0; });
+        const int result =
+            guarded<int>(-5, [] { return give_up("/some/where/ggml.c:12: no\nmore"), 0; });
         CHECK(result == -5);
         CHECK(!std::strcmp(haversack_guard_failure(), "ggml.c:12: no"));
     }
@@ -105,10 +108,12 @@ TEST(an_abort_outside_of_a_guard_ends_the_process_with_a_line) {
     CHECK(exit_code_of([] { give_up("a.c:1: no"); }, written) == GAVE_UP);
     CHECK(written == "haversack: llama.cpp gave up: a.c:1: no\n");
     written.clear();
-    CHECK(exit_code_of([] {
-        haversack_guard_end_process(ENDED);
-        give_up("a.c:1: no");
-    }, written) == ENDED);
+    CHECK(exit_code_of(
+              [] {
+                  haversack_guard_end_process(ENDED);
+                  give_up("a.c:1: no");
+              },
+              written) == ENDED);
     CHECK(written == "haversack: llama.cpp gave up: a.c:1: no\n");
 }
 
@@ -117,16 +122,20 @@ TEST(an_abort_in_a_region_inside_a_guard_ends_the_process_with_a_line) {
     install();
     for (int num_threads : {1, 2}) {
         std::string written;
-        CHECK(exit_code_of([num_threads] {
-            Team::own().set(num_threads, 0);
-            guarded<int>(-1, [] {
-                Team::own().run([](void *) {
-                    if (current_rank->number == 1) give_up("a.c:1: no");
-                    current_rank->team->barrier(*current_rank);
-                }, nullptr, 3);
-                return 0;
-            });
-        }, written) == GAVE_UP);
+        CHECK(exit_code_of(
+                  [num_threads] {
+                      Team::own().set(num_threads, 0);
+                      guarded<int>(-1, [] {
+                          Team::own().run(
+                              [](void *) {
+                                  if (current_rank->number == 1) give_up("a.c:1: no");
+                                  current_rank->team->barrier(*current_rank);
+                              },
+                              nullptr, 3);
+                          return 0;
+                      });
+                  },
+                  written) == GAVE_UP);
         CHECK(written == "haversack: llama.cpp gave up: a.c:1: no\n");
     }
 }
@@ -135,23 +144,26 @@ TEST(an_abort_in_a_region_inside_a_guard_ends_the_process_with_a_line) {
 TEST(an_abort_below_code_of_others_ends_the_process_with_a_line) {
     install();
     std::string written;
-    CHECK(exit_code_of([] {
-        guarded<int>(-1, [] {
-            int numbers[] = {2, 1};
-            qsort(numbers, 2, sizeof *numbers, [](const void *, const void *) {
-                return give_up("a.c:1: no"), 0;
-            });
-            return 0;
-        });
-    }, written) == GAVE_UP);
+    CHECK(exit_code_of(
+              [] {
+                  guarded<int>(-1, [] {
+                      int numbers[] = {2, 1};
+                      qsort(numbers, 2, sizeof *numbers,
+                            [](const void *, const void *) { return give_up("a.c:1: no"), 0; });
+                      return 0;
+                  });
+              },
+              written) == GAVE_UP);
     CHECK(written == "haversack: llama.cpp gave up: a.c:1: no\n");
 }
 
 TEST(an_exception_that_nobody_catches_ends_the_process_with_a_line) {
     std::string written;
-    CHECK(exit_code_of([] {
-        haversack_guard_end_process(ENDED);
-        std::thread([] { throw std::runtime_error("lost"); }).join();
-    }, written) == ENDED);
+    CHECK(exit_code_of(
+              [] {
+                  haversack_guard_end_process(ENDED);
+                  std::thread([] { throw std::runtime_error("lost"); }).join();
+              },
+              written) == ENDED);
     CHECK(written == "haversack: llama.cpp gave up: lost\n");
 }

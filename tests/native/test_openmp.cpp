@@ -51,7 +51,8 @@ TEST(threads_compute_regions_at_once) {
     other.join();
 }
 
-#ifndef __SANITIZE_THREAD__  // GCC's OpenMP, which the thread sanitizer does not know, computes these
+#ifndef __SANITIZE_THREAD__  // GCC's OpenMP, which the thread sanitizer does not know, computes
+                             // these
 TEST(a_region_in_a_region_is_openmps) {
     take_over();
     omp_set_max_active_levels(2);

@@ -1,183 +1,10 @@
 // Reads by threads, by a ring whose answers the test decides, and by the system's own ring.
-#include "check.hpp"
-#include "fake_ring.hpp"
-#include "faults.hpp"
-#include "readers.hpp"
+#include "reads.hpp"
 
-#include <algorithm>
 #include <cerrno>
-#include <cstring>
-#include <fcntl.h>
-#include <memory>
-#include <random>
 #include <thread>
-#include <unistd.h>
-#include <vector>
 
 using namespace haversack;
-
-namespace {
-
-constexpr int64_t PAGE_BYTES = 4096, ROOM_BYTES = 16 * PAGE_BYTES, FILE_BYTES = 200 * PAGE_BYTES + 1234;
-
-enum Way { THREADS, FAKE_RING, SYSTEM_RING };
-const Way EVERY_WAY[] = {THREADS, FAKE_RING, SYSTEM_RING}, SCRIPTED[] = {THREADS, FAKE_RING};
-
-uint8_t byte_at(int64_t place) { return static_cast<uint8_t>(place * 0x9E3779B1u >> 13); }
-
-int write_file() {
-    char path[] = "/tmp/haversack-readers-XXXXXX";
-    const int file = mkstemp(path);
-    CHECK(file >= 0);
-    unlink(path);
-    std::vector<uint8_t> bytes(FILE_BYTES);
-    for (int64_t i = 0; i < FILE_BYTES; ++i) bytes[i] = byte_at(i);
-    CHECK(pwrite(file, bytes.data(), FILE_BYTES, 0) == FILE_BYTES);
-    return file;
-}
-
-// The same file past the page cache; -1 where its file system cannot.
-int reopened_direct(int file) {
-    return open(("/proc/self/fd/" + std::to_string(file)).c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
-}
-
-// A read of `num_bytes` from `offset` on, and its room. Pages are read whole, as the engine does, so
-// the bytes land behind the page's start and are moved to `to`.
-struct Wanted {
-    Wanted(int64_t offset, int64_t num_bytes, int64_t to = 0, bool ahead = false, int32_t file = 0)
-        : room(static_cast<uint8_t *>(std::aligned_alloc(PAGE_BYTES, ROOM_BYTES))), place(offset) {
-        const int64_t from = offset % PAGE_BYTES, need = from + num_bytes;
-        const int64_t length = (need + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
-        std::memset(room.get(), 0, ROOM_BYTES);
-        read.room = room.get(), read.offset = offset - from, read.length = length, read.need = need;
-        read.from = from, read.to = to, read.num_bytes = num_bytes;
-        read.file = file, read.ahead = ahead;
-    }
-    bool is_whole() const {
-        for (int64_t i = 0; i < read.num_bytes; ++i)
-            if (room.get()[read.to + i] != byte_at(place + i)) return false;
-        return read.came();
-    }
-    bool has_failed(int32_t error) const { return read.state == FAILED && read.error == error; }
-
-    struct Free {
-        void operator()(uint8_t *bytes) const { std::free(bytes); }
-    };
-    std::unique_ptr<uint8_t, Free> room;
-    int64_t place;
-    Read read{};
-};
-
-using Wants = std::vector<std::unique_ptr<Wanted>>;
-
-std::vector<Read *> reads_of(const Wants &wants) {
-    std::vector<Read *> reads;
-    for (auto &wanted : wants) reads.push_back(&wanted->read);
-    return reads;
-}
-
-Wants random_wants(std::minstd_rand &random, int count, int num_files = 1) {
-    Wants wants;
-    for (int i = 0; i < count; ++i) {
-        const int64_t num_bytes = 1 + random() % (ROOM_BYTES - 2 * PAGE_BYTES);
-        wants.push_back(std::make_unique<Wanted>(random() % (FILE_BYTES - num_bytes), num_bytes,
-                                                 random() % PAGE_BYTES, random() % 3 == 0,
-                                                 random() % num_files));
-    }
-    return wants;
-}
-
-// Readers of one file, made one of the ways.
-struct Bench {
-    explicit Bench(Way way, int num_readers = 4, Pace *pace = nullptr) : file(write_file()) {
-        if (way == FAKE_RING) fake = std::make_unique<FakeRing>();
-        readers = std::make_unique<Readers>(num_readers, 2, nullptr, way != THREADS);
-        readers->add_file(file, false, pace);
-        CHECK(way == SYSTEM_RING || readers->by_ring() == (way == FAKE_RING));
-    }
-    ~Bench() {
-        readers.reset();
-        faults::answer_reads({});
-        ::close(file);
-    }
-    void submit(Wanted &wanted) { submit(std::vector<Read *>{&wanted.read}); }
-    void submit(const std::vector<Read *> &reads) { readers->submit(reads.data(), reads.size()); }
-    void wait(const std::vector<Read *> &reads) {
-        CHECK(readers->wait(reads.data(), reads.size(), true, nullptr));
-    }
-    void finish(Wanted &wanted) {
-        submit(wanted);
-        wait({&wanted.read});
-    }
-
-    int file;
-    std::unique_ptr<FakeRing> fake;
-    std::unique_ptr<Readers> readers;
-};
-
-// Threads that read stand here until the test opens it.
-class Gate {
-  public:
-    void pass() {
-        std::unique_lock<std::mutex> lock(mutex_);
-        ++num_waiting_;
-        changed_.notify_all();
-        changed_.wait(lock, [&] { return is_open_; });
-    }
-    void await(int count) {
-        std::unique_lock<std::mutex> lock(mutex_);
-        changed_.wait(lock, [&] { return num_waiting_ >= count; });
-    }
-    void open() {
-        std::lock_guard<std::mutex> lock(mutex_);
-        is_open_ = true;
-        changed_.notify_all();
-    }
-
-  private:
-    std::mutex mutex_;
-    std::condition_variable changed_;
-    int num_waiting_ = 0;
-    bool is_open_ = false;
-};
-
-// Reads that are under way and do not end before `release`.
-struct HeldReads {
-    HeldReads(Way way, Bench &bench) : bench_(bench) {
-        if (way == FAKE_RING) bench.fake->holds = true;
-        else
-            faults::answer_reads([this](int file, void *room, size_t length, off_t offset) {
-                gate_.pass();
-                return faults::read_truly(file, room, length, offset);
-            });
-    }
-    void await(int count) {
-        if (bench_.fake) bench_.fake->await_held(count);
-        else gate_.await(count);
-    }
-    void release() {
-        if (bench_.fake) bench_.fake->release();
-        else gate_.open();
-    }
-
-  private:
-    Bench &bench_;
-    Gate gate_;
-};
-
-// A read gets these answers one after the other, then the file's own.
-faults::Answer first(std::vector<ssize_t> answers) {
-    auto left = std::make_shared<std::vector<ssize_t>>(answers.rbegin(), answers.rend());
-    return [left](int file, void *room, size_t length, off_t offset) -> ssize_t {
-        if (left->empty()) return faults::read_truly(file, room, length, offset);
-        const ssize_t answer = left->back();
-        left->pop_back();
-        if (answer < 0) return answer;
-        return faults::read_truly(file, room, std::min<size_t>(answer, length), offset);
-    };
-}
-
-}  // namespace
 
 TEST(reads_of_any_size_bring_the_bytes_to_their_place) {
     for (Way way : EVERY_WAY) {
@@ -198,21 +25,11 @@ TEST(reads_of_any_size_bring_the_bytes_to_their_place) {
     }
 }
 
-TEST(more_reads_than_a_ring_is_deep_are_under_way) {
-    for (Way way : {FAKE_RING, SYSTEM_RING}) {
-        Bench bench(way, 500);
-        std::minstd_rand random(3);
-        Wants wants = random_wants(random, 400);
-        bench.submit(reads_of(wants));
-        bench.wait(reads_of(wants));
-        for (auto &wanted : wants) CHECK(wanted->is_whole());
-    }
-}
-
 TEST(the_end_of_a_file_is_told_from_its_last_bytes) {
     for (Way way : EVERY_WAY) {
         Bench bench(way);
-        Wanted last(FILE_BYTES - 5000, 5000), behind(FILE_BYTES - 5000, 5001), outside(FILE_BYTES + PAGE_BYTES, 1);
+        Wanted last(FILE_BYTES - 5000, 5000), behind(FILE_BYTES - 5000, 5001),
+            outside(FILE_BYTES + PAGE_BYTES, 1);
         bench.finish(last), bench.finish(behind), bench.finish(outside);
         CHECK(last.is_whole());
         CHECK(behind.has_failed(FILE_ENDED) && behind.read.got == behind.read.need - 1);
@@ -273,80 +90,6 @@ TEST(what_interrupts_a_read_is_no_error_of_it) {
     }
 }
 
-TEST(a_kernel_short_of_memory_gets_the_reads_later) {
-    for (int error : {EAGAIN, EBUSY, ENOMEM, EINTR}) {
-        Bench bench(FAKE_RING);
-        bench.fake->refusal = error, bench.fake->num_refusals = 5;
-        std::minstd_rand random(error);
-        Wants wants = random_wants(random, 20);
-        bench.submit(reads_of(wants));
-        bench.wait(reads_of(wants));
-        for (auto &wanted : wants) CHECK(wanted->is_whole());
-    }
-}
-
-TEST(a_kernel_that_takes_no_read_at_all_fails_them) {
-    for (int error : {EBADF, EPERM, ENOSYS}) {
-        Bench bench(FAKE_RING);
-        bench.fake->refusal = error, bench.fake->num_refusals = 1 << 30;
-        Wants wants;
-        for (int i = 0; i < 9; ++i) wants.push_back(std::make_unique<Wanted>(1000 * i, 5000));
-        bench.submit(reads_of(wants));
-        bench.wait(reads_of(wants));
-        for (auto &wanted : wants) CHECK(wanted->has_failed(error));
-        bench.fake->num_refusals = 0;
-        Wanted later(77, 5000);
-        bench.finish(later);
-        CHECK(later.is_whole());
-    }
-}
-
-TEST(memory_that_stays_short_fails_the_reads_that_wait_for_it) {
-    Bench bench(FAKE_RING);
-    bench.fake->refusal = ENOMEM, bench.fake->num_refusals = 1 << 30;
-    Wanted wanted(0, 5000), next(0, 5000);
-    bench.submit(wanted);
-    Read *read = &wanted.read;
-    while (!read->done()) bench.readers->demand(&read, 1);  // each offers it to the kernel again
-    CHECK(wanted.has_failed(ENOMEM));
-    bench.fake->num_refusals = 0;
-    bench.finish(next);
-    CHECK(next.is_whole());
-}
-
-TEST(a_kernel_may_take_a_part_of_what_is_queued) {
-    Bench bench(FAKE_RING, 8);
-    bench.fake->refusal = EBUSY, bench.fake->num_refusals = 1, bench.fake->most_taken = 1;
-    std::minstd_rand random(5);
-    Wants wants = random_wants(random, 30);
-    bench.submit(reads_of(wants));
-    bench.wait(reads_of(wants));
-    for (auto &wanted : wants) CHECK(wanted->is_whole());
-}
-
-TEST(without_a_usable_ring_threads_read) {
-    const auto read_without = [](auto spoil) {
-        FakeRing fake;
-        spoil(fake);
-        const int file = write_file();
-        Readers readers(2, 1, nullptr, true);
-        CHECK(!readers.by_ring());
-        CHECK(fake.descriptor() < 0 || fcntl(fake.descriptor(), F_GETFD) < 0);  // it was closed
-        readers.add_file(file, false, nullptr);
-        Wanted wanted(99, 5000);
-        Read *read = &wanted.read;
-        readers.submit(&read, 1);
-        CHECK(readers.wait(&read, 1, true, nullptr));
-        CHECK(wanted.is_whole());
-        ::close(file);
-    };
-    read_without([](FakeRing &fake) { fake.setup_error = ENOSYS; });
-    read_without([](FakeRing &fake) { fake.setup_error = EPERM; });
-    read_without([](FakeRing &fake) { fake.features &= ~IORING_FEAT_EXT_ARG; });
-    read_without([](FakeRing &fake) { fake.num_maps_left = 0; });
-    read_without([](FakeRing &fake) { fake.num_maps_left = 1; });
-}
-
 TEST(fewer_threads_than_asked_for_read_as_well) {
     faults::num_threads_left = 1;
     {
@@ -370,11 +113,14 @@ TEST(fewer_threads_than_asked_for_read_as_well) {
 }
 
 TEST(a_file_of_another_class_is_read_by_its_own_function) {
-    Readers readers(2, 1, [](Read *read) -> int32_t {
-        if (read->offset >= FILE_BYTES) return 1;
-        for (int64_t i = 0; i < read->need; ++i) read->room[i] = byte_at(read->offset + i);
-        return 0;
-    }, false);
+    Readers readers(
+        2, 1,
+        [](Read *read) -> int32_t {
+            if (read->offset >= FILE_BYTES) return 1;
+            for (int64_t i = 0; i < read->need; ++i) read->room[i] = byte_at(read->offset + i);
+            return 0;
+        },
+        false);
     readers.add_file(-1, false, nullptr);
     Wanted good(5001, 3000, 11), bad(2 * FILE_BYTES, 5);
     std::vector<Read *> reads{&good.read, &bad.read};
@@ -415,6 +161,23 @@ TEST(a_wait_ends_when_its_caller_says_so) {
         bench.wait({read});
         CHECK(wanted.is_whole());
     }
+}
+
+TEST(who_waits_goes_on_with_the_read_it_waits_for) {
+    Bench bench(THREADS, 2);
+    Gate gate;
+    faults::answer_reads([&](int file, void *room, size_t length, off_t offset) {
+        if (offset == 0) gate.pass();
+        return faults::read_truly(file, room, length, offset);
+    });
+    Wanted late(0, 5000), early(3 * PAGE_BYTES, 5000);
+    bench.submit({&late.read, &early.read});
+    std::thread other([&] { bench.wait({&late.read}); });
+    bench.wait({&early.read});
+    CHECK(early.is_whole() && !late.read.done());
+    gate.open();
+    other.join();
+    CHECK(late.is_whole());
 }
 
 TEST(who_settles_drains_or_closes_waits_for_what_is_under_way) {
@@ -511,8 +274,8 @@ TEST(a_paced_file_gives_whole_reads_and_early_errors) {
     }
 }
 
-// Four threads do whatever they may, and drives fail at random. Reads that came are whole, the others
-// failed or were cancelled; all end, also at the close.
+// Four threads do whatever they may, and drives fail at random. Reads that came are whole, the
+// others failed or were cancelled; all end, also at the close.
 static void do_anything(Bench &bench, int seed, std::atomic<int> &num_whole) {
     std::minstd_rand random(seed);
     for (int round = 0; round < 40; ++round) {
@@ -522,11 +285,20 @@ static void do_anything(Bench &bench, int seed, std::atomic<int> &num_whole) {
         readers.submit(reads.data(), reads.size());
         for (int step = random() % 4; step > 0; --step) {
             switch (random() % 8) {
-                case 0: readers.demand(reads.data(), reads.size()); break;
-                case 1: readers.cancel(reads.data() + 4, 4); break;
-                case 2: readers.wait(reads.data(), reads.size(), false, nullptr); break;
-                case 3: readers.drain(); break;
-                default: readers.counts();
+                case 0:
+                    readers.demand(reads.data(), reads.size());
+                    break;
+                case 1:
+                    readers.cancel(reads.data() + 4, 4);
+                    break;
+                case 2:
+                    readers.wait(reads.data(), reads.size(), false, nullptr);
+                    break;
+                case 3:
+                    readers.drain();
+                    break;
+                default:
+                    readers.counts();
             }
         }
         if (random() % 2) CHECK(readers.wait(reads.data(), reads.size(), true, nullptr));

@@ -53,7 +53,8 @@ void compute() {
 }
 
 // The exit code of a forked process that runs `function`.
-template <typename Function> int in_a_child(Function function) {
+template <typename Function>
+int in_a_child(Function function) {
     const pid_t child = fork();
     if (child == 0) {
         function();
@@ -92,20 +93,22 @@ TEST(many_ranks_run_on_few_threads) {
 // The stack of a fiber keeps what lies on it while others run, and exceptions stay on it.
 TEST(ranks_throw_and_catch_on_their_own_stacks) {
     Team::own().set(2, 0);
-    Team::own().run([](void *) {
-        Rank &rank = *current_rank;
-        volatile int mine[1000];
-        for (int i = 0; i < 1000; ++i) mine[i] = i * rank.number;
-        for (int round = 0; round < 3; ++round) {
-            try {
-                rank.team->barrier(rank);
-                throw rank.number;
-            } catch (int number) {
-                CHECK(number == rank.number);
+    Team::own().run(
+        [](void *) {
+            Rank &rank = *current_rank;
+            volatile int mine[1000];
+            for (int i = 0; i < 1000; ++i) mine[i] = i * rank.number;
+            for (int round = 0; round < 3; ++round) {
+                try {
+                    rank.team->barrier(rank);
+                    throw rank.number;
+                } catch (int number) {
+                    CHECK(number == rank.number);
+                }
             }
-        }
-        for (int i = 0; i < 1000; ++i) CHECK(mine[i] == i * rank.number);
-    }, nullptr, 7);
+            for (int i = 0; i < 1000; ++i) CHECK(mine[i] == i * rank.number);
+        },
+        nullptr, 7);
 }
 
 TEST(a_team_does_with_the_threads_that_the_system_grants) {
@@ -115,7 +118,8 @@ TEST(a_team_does_with_the_threads_that_the_system_grants) {
         run(MOST_RANKS, 4);
         faults::num_threads_left = -1;
         run(MOST_RANKS, 4);
-    }).join();
+    })
+        .join();
 }
 
 TEST(threads_that_end_take_their_teams_with_them) {
@@ -131,19 +135,21 @@ TEST(threads_that_end_take_their_teams_with_them) {
 TEST(a_forked_process_computes_with_a_team_of_its_own) {
     run(4, 2);
     CHECK(in_a_child([] {
-        CHECK(!Team::working());
-        run(4, 2);
-    }) == 0);
+              CHECK(!Team::working());
+              run(4, 2);
+          }) == 0);
     run(4, 2);
 }
 
 TEST(a_process_forked_in_a_region_belongs_to_none) {
     Team::own().set(1, 0);
-    Team::own().run([](void *) {
-        CHECK(in_a_child([] {
-            CHECK(!current_rank && !Team::working());
-            run(3, 1);
-        }) == 0);
-        current_rank->team->barrier(*current_rank);
-    }, nullptr, 2);
+    Team::own().run(
+        [](void *) {
+            CHECK(in_a_child([] {
+                      CHECK(!current_rank && !Team::working());
+                      run(3, 1);
+                  }) == 0);
+            current_rank->team->barrier(*current_rank);
+        },
+        nullptr, 2);
 }

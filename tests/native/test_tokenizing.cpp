@@ -28,8 +28,8 @@ constexpr int64_t STACK_BYTES = 4 << 20;
 constexpr double GENEROUS_S = 200;
 
 // Three tokens a byte.
-int32_t in_threes(const void *, const char *text, int32_t length, int32_t *tokens, int32_t room, bool,
-                  bool) {
+int32_t in_threes(const void *, const char *text, int32_t length, int32_t *tokens, int32_t room,
+                  bool, bool) {
     if (room < 3 * length) return -3 * length;
     for (int32_t i = 0; i < 3 * length; ++i) tokens[i] = text[i / 3];
     return 3 * length;
@@ -56,8 +56,8 @@ int32_t deeply(const void *vocab, const char *, int32_t, int32_t *, int32_t, boo
 
 Tokenizing *start(Tokenize function, const std::string &text, const void *vocab = nullptr) {
     int32_t error = -1;
-    Tokenizing *work = haversack_tokenizing_start(function, vocab, text.data(), text.size(),
-                                                  STACK_BYTES, &error);
+    Tokenizing *work =
+        haversack_tokenizing_start(function, vocab, text.data(), text.size(), STACK_BYTES, &error);
     CHECK(work && error == 0);
     return work;
 }
@@ -71,8 +71,8 @@ struct Outcome {
 Outcome outcome_of(Tokenizing *work) {
     CHECK(haversack_tokenizing_wait(work, GENEROUS_S));
     Outcome outcome{};
-    outcome.count = haversack_tokenizing_tokens(work, &outcome.tokens, &outcome.failure,
-                                                &outcome.stack_bytes);
+    outcome.count =
+        haversack_tokenizing_tokens(work, &outcome.tokens, &outcome.failure, &outcome.stack_bytes);
     return outcome;
 }
 

@@ -1,0 +1,458 @@
+// Layers computed by the engine from a file, through slots of any number, while reads fail, come
+// short and late, passes are stopped and the engine goes away: the numbers are those of the file's
+// experts.
+#include "check.hpp"
+#include "engine.hpp"
+#include "fake_ring.hpp"
+#include "faults.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <thread>
+#include <unistd.h>
+
+using namespace haversack;
+
+namespace {
+
+constexpr int32_t NUM_LAYERS = 4, NUM_EXPERTS = 16, NUM_USED = 3, NUM_INPUTS = 12, NUM_INNER = 20;
+constexpr int64_t FIRST_BYTE = 777, PAGE_BYTES = 4096;
+
+enum Way { THREADS, FAKE_RING };
+const Way EVERY_WAY[] = {THREADS, FAKE_RING};
+
+// Small whole numbers, so that sums are exact.
+float weight_at(int64_t place) { return static_cast<float>((place * 2654435761u >> 7) % 7) - 3; }
+
+// The engine's caller: what it predicts, and whether it wants an end.
+std::atomic<bool> should_stop{false};
+std::vector<std::vector<int32_t>> predicted;  // by layer
+
+int32_t predict(int32_t layer, int32_t *experts) {
+    const auto &likely = predicted[layer];
+    std::copy(likely.begin(), likely.end(), experts);
+    return static_cast<int32_t>(likely.size());
+}
+
+// A model of two matrices an expert in a file, and an engine that computes its layers.
+struct Model {
+    Model(Way way, int32_t num_slots, int32_t type = TYPE_F32, int num_readers = 4)
+        : type(type),
+          num_bytes{NUM_INPUTS * NUM_INNER * number_bytes(),
+                    NUM_INNER * NUM_INPUTS * number_bytes()} {
+        write();
+        if (way == FAKE_RING) fake = std::make_unique<FakeRing>();
+        readers = std::make_unique<Readers>(num_readers, 2, nullptr, way == FAKE_RING);
+        readers->add_file(file, false, nullptr);
+        should_stop = false;
+        predicted.assign(NUM_LAYERS, {});
+        engine = std::make_unique<Engine>(Caller{[] { return should_stop.load(); }, predict},
+                                          readers.get(), NUM_USED, 64);
+        engine->add_pool(Slots(NUM_LAYERS, NUM_EXPERTS, num_slots, 0));
+        for (int m = 0; m < 2; ++m) {
+            stride[m] = (num_bytes[m] + 2 * PAGE_BYTES) / PAGE_BYTES * PAGE_BYTES;
+            rooms[m].reset(
+                static_cast<uint8_t *>(std::aligned_alloc(PAGE_BYTES, stride[m] * num_slots)));
+        }
+        for (int32_t number = 0; number < NUM_LAYERS; ++number) {
+            Layer layer{number, number, 0, 2, {}};
+            layer.matrices[0] = {
+                rooms[0].get(), stride[0], 64,  offset(number, 0), num_bytes[0], NUM_INPUTS,
+                NUM_INNER,      0,         type};
+            layer.matrices[1] = {
+                rooms[1].get(), stride[1], 0,   offset(number, 1), num_bytes[1], NUM_INNER,
+                NUM_INPUTS,     0,         type};
+            engine->add_layer(layer);
+        }
+        engine->finish();
+    }
+    ~Model() {
+        engine.reset();
+        readers.reset();
+        faults::answer_reads({});
+        ::close(file);
+    }
+
+    int64_t number_bytes() const { return type == TYPE_F32 ? 4 : 2; }
+    int64_t offset(int32_t layer, int m) const {
+        return FIRST_BYTE + layer * NUM_EXPERTS * (num_bytes[0] + num_bytes[1]) +
+               m * NUM_EXPERTS * num_bytes[0];
+    }
+    float weight(int32_t layer, int m, int32_t expert, int64_t i) const {
+        return weight_at(offset(layer, m) + (expert * num_bytes[m]) + i * number_bytes());
+    }
+    void write() {
+        char path[] = "/tmp/haversack-engine-XXXXXX";
+        file = mkstemp(path);
+        CHECK(file >= 0);
+        unlink(path);
+        std::vector<uint8_t> bytes(offset(NUM_LAYERS, 0));
+        for (int64_t at = FIRST_BYTE; at < static_cast<int64_t>(bytes.size());
+             at += number_bytes()) {
+            const float value = weight_at(at);
+            std::memcpy(&bytes[at], reinterpret_cast<const char *>(&value) + 4 - number_bytes(),
+                        number_bytes());
+        }
+        CHECK(pwrite(file, bytes.data(), bytes.size(), 0) == static_cast<ssize_t>(bytes.size()));
+    }
+    // What a layer gives for one expert and one row.
+    std::vector<float> result(int32_t layer, int32_t expert, const float *row) const {
+        std::vector<float> inner(NUM_INNER), out(NUM_INPUTS);
+        for (int32_t i = 0; i < NUM_INNER; ++i) {
+            for (int32_t j = 0; j < NUM_INPUTS; ++j)
+                inner[i] += weight(layer, 0, expert, i * NUM_INPUTS + j) * row[j];
+            inner[i] = as_stored(inner[i] > 0 ? inner[i] / 2 : 0);
+        }
+        for (int32_t i = 0; i < NUM_INPUTS; ++i)
+            for (int32_t j = 0; j < NUM_INNER; ++j)
+                out[i] += weight(layer, 1, expert, i * NUM_INNER + j) * inner[j];
+        return out;
+    }
+    // Rows are cut to the type of the weights before they are multiplied.
+    float as_stored(float value) const {
+        if (type == TYPE_F32) return value;
+        uint32_t bits;
+        std::memcpy(&bits, &value, 4);
+        bits &= 0xFFFF0000;
+        std::memcpy(&value, &bits, 4);
+        return value;
+    }
+
+    const int32_t type;
+    const int64_t num_bytes[2];
+    int64_t stride[2];
+    int file = -1;
+    std::unique_ptr<FakeRing> fake;
+    std::unique_ptr<Readers> readers;
+    struct Free {
+        void operator()(uint8_t *bytes) const { std::free(bytes); }
+    };
+    std::unique_ptr<uint8_t, Free> rooms[2];
+    std::unique_ptr<Engine> engine;
+    Cpu cpu{1};
+};
+
+std::vector<int32_t> some_experts(std::minstd_rand &random, int32_t count) {
+    std::vector<int32_t> all(NUM_EXPERTS);
+    for (int32_t i = 0; i < NUM_EXPERTS; ++i) all[i] = i;
+    std::shuffle(all.begin(), all.end(), random);
+    all.resize(count);
+    return all;
+}
+
+// One call of the engine: `num_rows` rows that chose `num_used` experts each.
+struct LayerCall {
+    LayerCall(int32_t layer, std::vector<int32_t> chosen, int64_t num_rows)
+        : layer(layer),
+          num_rows(num_rows),
+          num_used(chosen.size() / num_rows),
+          chosen(std::move(chosen)),
+          rows(num_rows * NUM_INPUTS),
+          inner(this->chosen.size() * NUM_INNER),
+          halved(inner.size()),
+          out(this->chosen.size() * NUM_INPUTS) {
+        for (size_t i = 0; i < rows.size(); ++i)
+            rows[i] = static_cast<float>((i * 7 + layer) % 5) - 2;
+        ids = make_tensor(TYPE_I32, num_used, num_rows, 1, this->chosen.data());
+        input = make_tensor(TYPE_F32, NUM_INPUTS, 1, num_rows, rows.data());
+        up = make_tensor(TYPE_F32, NUM_INNER, num_used, num_rows, inner.data());
+        act = make_tensor(TYPE_F32, NUM_INNER, num_used, num_rows, halved.data());
+        down = make_tensor(TYPE_F32, NUM_INPUTS, num_used, num_rows, out.data());
+        up.op = down.op = ggml().op_mul_mat_id, act.op = ggml().op_unary;
+        up.src[1] = &input, up.src[2] = &ids, act.src[0] = &up, down.src[1] = &act,
+        down.src[2] = &ids;
+    }
+    Status compute(Model &model) {
+        return model.engine->compute(layer, {&up, &act, &down}, {{0, 0}, {2, 1}}, model.cpu);
+    }
+    bool is_right(const Model &model) const {
+        for (size_t pair = 0; pair < chosen.size(); ++pair) {
+            const auto right =
+                model.result(layer, chosen[pair], &rows[pair / num_used * NUM_INPUTS]);
+            if (!std::equal(right.begin(), right.end(), &out[pair * NUM_INPUTS])) return false;
+        }
+        return true;
+    }
+
+    const int32_t layer;
+    const int64_t num_rows, num_used;
+    std::vector<int32_t> chosen;
+    std::vector<float> rows, inner, halved, out;
+    Tensor ids, input, up, act, down;
+};
+
+std::vector<int32_t> choose(std::minstd_rand &random, int64_t num_rows,
+                            int32_t num_used = NUM_USED) {
+    std::vector<int32_t> chosen;
+    for (int64_t row = 0; row < num_rows; ++row)
+        for (int32_t expert : some_experts(random, num_used)) chosen.push_back(expert);
+    return chosen;
+}
+
+// A pass of all layers; whether all were computed, and then rightly. Predictions of the next layers
+// are right for some experts.
+bool run_pass(Model &model, std::minstd_rand &random, int64_t num_rows,
+              int32_t num_used = NUM_USED) {
+    std::vector<std::vector<int32_t>> chosen;
+    for (int32_t layer = 0; layer < NUM_LAYERS; ++layer) {
+        chosen.push_back(choose(random, num_rows, num_used));
+        predicted[layer] = some_experts(random, 2 + random() % 3);
+        if (random() % 3)
+            predicted[layer] = {chosen[layer].begin(), chosen[layer].begin() + num_used};
+    }
+    for (int32_t layer = 0; layer < NUM_LAYERS; ++layer) {
+        LayerCall call(layer, chosen[layer], num_rows);
+        if (call.compute(model) != SUCCESS) return false;
+        CHECK(call.is_right(model));
+        CHECK(!model.engine->pool(0).fault());
+    }
+    return true;
+}
+
+Failure end_pass(Model &model, bool computed) {
+    const Failure failure = model.engine->end_pass(computed);
+    CHECK(!model.engine->pool(0).fault());
+    model.engine->state.failure = NO_FAILURE;
+    should_stop = false;
+    return failure;
+}
+
+void run_whole_pass(Model &model, std::minstd_rand &random, int64_t num_rows,
+                    int32_t num_used = NUM_USED) {
+    CHECK(run_pass(model, random, num_rows, num_used));
+    CHECK(end_pass(model, true) == NO_FAILURE);
+}
+
+// The reads of one matrix of an expert get this answer, the others the file's own.
+faults::Answer only(const Model &model, int32_t layer, int m, int32_t expert,
+                    faults::Answer answer) {
+    const int64_t first = model.offset(layer, m) + expert * model.num_bytes[m];
+    const int64_t start = first - first % PAGE_BYTES;
+    const size_t length =
+        (first - start + model.num_bytes[m] + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
+    return [=](int file, void *room, size_t count, off_t offset) {
+        const bool is_it = offset >= start && offset + count == start + length;
+        return (is_it ? answer : faults::read_truly)(file, room, count, offset);
+    };
+}
+
+ssize_t input_error(int, void *, size_t, off_t) { return -EIO; }
+ssize_t end_of_file(int, void *, size_t, off_t) { return 0; }
+
+}  // namespace
+
+TEST(every_number_of_slots_gives_the_same_numbers) {
+    for (Way way : EVERY_WAY) {
+        for (int32_t num_slots : {NUM_USED, 2 * NUM_USED, NUM_EXPERTS, NUM_LAYERS * NUM_EXPERTS}) {
+            for (int32_t predictions : {NO_PREDICTIONS, BY_CALLER}) {
+                Model model(way, num_slots);
+                model.engine->state.predictions = predictions;
+                std::minstd_rand random(num_slots);
+                for (int64_t num_rows : {1, 1, 1, 2, 7, 1, 30, 1, 12, 1})
+                    run_whole_pass(model, random, num_rows);
+            }
+        }
+    }
+}
+
+TEST(rows_are_cut_to_the_type_of_the_weights_once) {
+    Model model(THREADS, 8, TYPE_BF16);
+    std::minstd_rand random(3);
+    for (int64_t num_rows : {1, 5, 40, 1}) run_whole_pass(model, random, num_rows);
+}
+
+TEST(one_expert_a_row_works_in_a_single_slot) {
+    for (Way way : EVERY_WAY) {
+        Model model(way, 1);
+        std::minstd_rand random(5);
+        for (int64_t num_rows : {1, 1, 4, 25, 1}) run_whole_pass(model, random, num_rows, 1);
+    }
+}
+
+TEST(a_read_that_fails_or_comes_short_fails_its_pass_alone) {
+    for (Way way : EVERY_WAY) {
+        for (auto answer : {input_error, end_of_file}) {
+            for (int m : {0, 1}) {
+                Model model(way, 2 * NUM_USED);
+                std::minstd_rand random(7);
+                run_whole_pass(model, random, 1);
+                model.readers->drain();
+                faults::answer_reads(only(model, 1, m, 9, answer));
+                for (int64_t num_rows : {1, 20}) {
+                    std::vector<int32_t> chosen(num_rows * NUM_USED);
+                    for (size_t i = 0; i < chosen.size(); ++i) chosen[i] = 9 + i % NUM_USED;
+                    LayerCall call(1, chosen, num_rows);
+                    CHECK(call.compute(model) == COMPUTE_FAILED);
+                    const EngineState &state = model.engine->state;
+                    CHECK(state.failed_error == (answer == input_error ? EIO : FILE_ENDED));
+                    CHECK(state.failed_offset <= model.offset(1, m) + 9 * model.num_bytes[m]);
+                    LayerCall next(2, choose(random, 1), 1);
+                    CHECK(next.compute(model) == COMPUTE_FAILED);  // the pass is lost
+                    CHECK(end_pass(model, false) == READ_FAILED);
+                }
+                model.readers->drain();
+                faults::answer_reads({});
+                run_whole_pass(model, random, 1);
+                run_whole_pass(model, random, 20);
+            }
+        }
+    }
+}
+
+TEST(a_prefetch_that_fails_costs_nothing_but_another_read) {
+    for (Way way : EVERY_WAY) {
+        Model model(way, NUM_EXPERTS);
+        model.engine->state.predictions = BY_CALLER;
+        std::atomic<int> num_failures{1};
+        faults::answer_reads(
+            only(model, 1, 1, 9, [&](int file, void *room, size_t length, off_t offset) {
+                return num_failures-- > 0 ? -EIO : faults::read_truly(file, room, length, offset);
+            }));
+        predicted[1] = {9, 10};
+        LayerCall first(0, {1, 2, 3}, 1), second(1, {9, 10, 11}, 1), third(2, {1, 2, 3}, 1),
+            last(3, {1, 2, 3}, 1);
+        for (LayerCall *call : {&first, &second, &third, &last}) {
+            CHECK(call->compute(model) == SUCCESS);
+            CHECK(call->is_right(model));
+        }
+        CHECK(end_pass(model, true) == NO_FAILURE);
+        CHECK(num_failures < 0);
+        CHECK(model.engine->prefetcher().counts.right == 2);
+    }
+}
+
+TEST(a_caller_that_wants_an_end_gets_it_while_reads_are_under_way) {
+    for (int64_t num_rows : {1, 20}) {
+        Model model(FAKE_RING, 2 * NUM_USED);
+        std::minstd_rand random(11);
+        run_whole_pass(model, random, 1);
+        model.fake->holds = true;
+        LayerCall call(0, choose(random, num_rows), num_rows);
+        const double waited_s = model.readers->counts().wait_s;
+        std::thread stops([&] {
+            model.fake->await_held(1);
+            should_stop = true;
+            while (model.readers->counts().wait_s == waited_s) std::this_thread::yield();
+            model.fake->release();  // the call has given up, and waits for its reads to end
+        });
+        CHECK(call.compute(model) == COMPUTE_FAILED);
+        stops.join();
+        CHECK(end_pass(model, false) == STOPPED);
+        run_whole_pass(model, random, num_rows);
+    }
+}
+
+TEST(an_engine_that_goes_away_has_ended_its_prefetches) {
+    for (Way way : EVERY_WAY) {
+        Model model(way, NUM_LAYERS * NUM_EXPERTS);
+        model.engine->state.predictions = BY_CALLER;
+        std::minstd_rand random(13);
+        run_whole_pass(model, random, 1);
+        model.readers->drain();
+        if (model.fake) model.fake->holds = true;
+        predicted[1] = {}, predicted[0] = {};
+        const auto absent = [&](int32_t layer) {
+            std::vector<int32_t> found;
+            for (int32_t expert = 0; expert < NUM_EXPERTS; ++expert)
+                if (model.engine->pool(0).find(layer, expert) == NOWHERE) found.push_back(expert);
+            return found;
+        };
+        CHECK(model.engine->prefetcher().predicted(1, absent(1), 1) > 0);
+        std::deque<std::pair<int32_t, int32_t>> warm;
+        for (int32_t expert : absent(2)) warm.emplace_back(2, expert);
+        model.engine->prefetcher().start_warm(warm);
+        if (model.fake) model.fake->await_held(2);
+        std::thread releases([&] {
+            if (model.fake) model.fake->release();
+        });
+        model.engine.reset();
+        releases.join();
+        model.readers->drain();
+    }
+}
+
+TEST(a_warm_start_fills_slots_while_passes_go_on) {
+    for (Way way : EVERY_WAY) {
+        for (bool fails : {false, true}) {
+            Model model(way, 2 * NUM_EXPERTS);
+            std::minstd_rand random(17);
+            std::atomic<unsigned> number{0};
+            if (fails)
+                faults::answer_reads([&](int file, void *room, size_t length, off_t offset) {
+                    // misses must come: the warm start's alone have whole layers of the last two
+                    const bool is_warm = offset >= model.offset(2, 0) && number++ % 3 == 0;
+                    return is_warm ? -EIO : faults::read_truly(file, room, length, offset);
+                });
+            std::deque<std::pair<int32_t, int32_t>> wanted;
+            for (int32_t expert = 0; expert < NUM_EXPERTS; ++expert)
+                wanted.emplace_back(2, expert), wanted.emplace_back(3, expert);
+            model.engine->prefetcher().start_warm(wanted);
+            for (int i = 0; i < 10; ++i) {
+                for (int32_t layer : {0, 1}) {
+                    LayerCall call(layer, choose(random, 1), 1);
+                    CHECK(call.compute(model) == SUCCESS);
+                    CHECK(call.is_right(model));
+                    CHECK(!model.engine->pool(0).fault());
+                }
+                CHECK(end_pass(model, false) == NO_FAILURE);
+            }
+            model.engine->prefetcher().withdraw();
+            model.readers->drain();
+            CHECK(model.engine->prefetcher().not_warm().size() <= wanted.size());
+            faults::answer_reads({});
+            for (int i = 0; i < 5; ++i) run_whole_pass(model, random, 1);
+        }
+    }
+}
+
+TEST(pools_grow_and_shrink_between_passes) {
+    Model model(THREADS, NUM_LAYERS * NUM_EXPERTS);
+    model.engine->state.predictions = BY_CALLER;
+    std::minstd_rand random(19);
+    for (int32_t num_slots : {64, 5, 40, NUM_USED, 64}) {
+        model.engine->resize_pool(0, num_slots);
+        for (int64_t num_rows : {1, 20, 1}) run_whole_pass(model, random, num_rows);
+    }
+}
+
+// Drives fail at random, the caller stops at random, and every pass that was computed is right.
+TEST(whatever_fails_the_passes_that_end_well_are_right) {
+    for (Way way : EVERY_WAY) {
+        for (int32_t num_slots : {NUM_USED, 10, 40}) {
+            Model model(way, num_slots);
+            model.engine->state.predictions = BY_CALLER;
+            std::minstd_rand random(num_slots);
+            std::atomic<unsigned> state{1};
+            faults::answer_reads([&](int file, void *room, size_t length, off_t offset) -> ssize_t {
+                const unsigned dice = state.fetch_add(1) * 2654435761u >> 22;
+                if (dice < 8) return -EIO;
+                if (dice < 12) return 0;
+                if (dice < 60) return -EINTR;
+                if (dice < 90 && way == FAKE_RING) return dice % 2 ? -EAGAIN : -ECANCELED;
+                return faults::read_truly(file, room, dice < 200 ? 1 + length / 2 : length, offset);
+            });
+            if (model.fake) model.fake->holds = true;
+            std::thread kernel([&] {
+                while (model.fake && model.fake->holds) {
+                    model.fake->await_held(1);
+                    model.fake->serve(2);
+                }
+            });
+            int num_whole = 0, num_failed = 0;
+            for (int pass = 0; pass < 60; ++pass) {
+                const int64_t num_rows = pass % 7 == 6 ? 20 : 1 + pass % 3;
+                should_stop = random() % 10 == 0;
+                const bool computed = run_pass(model, random, num_rows);
+                num_whole += computed, num_failed += !computed;
+                const Failure failure = end_pass(model, computed);
+                CHECK(computed == (failure == NO_FAILURE));
+            }
+            CHECK(num_whole > 0 && num_failed > 0);
+            if (model.fake) model.fake->release();
+            kernel.join();
+        }
+    }
+}
