@@ -100,9 +100,6 @@ class Decoder(nn.Module):
         hidden = rms_norm(hidden, self.output_norm, self.shape.rms_norm_eps)
         return functional.linear(hidden, self.output)
 
-    def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())
-
 
 class Block(nn.Module):
     """One layer: attention, then experts or the dense network, each added to its input."""
