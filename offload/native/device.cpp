@@ -120,7 +120,7 @@ bool ContextDevice::claims_between(const Tensor *op) const {
 
 bool ContextDevice::claims(const Tensor *op) const {
     if (op->op == ggml().op_mul_mat_id) return weight_of(op) != nullptr;
-    if (depends_on_rows(op)) return true;
+    if (takes_rows(op)) return true;
     if (weights_.empty() || !claims_between(op)) return false;
     const Weight *product = nearest_product(op->src[0], 0);
     return product && (!product->is_last || op->op == ggml().op_add_id);

@@ -11,9 +11,9 @@ namespace haversack {
 // multiplies in tiles, which round differently.
 constexpr int MOST_EXACT_ROWS = 7;
 
-// Whether the bits of a row of `op` depend on how many rows there are, and there are 2 to
-// MOST_EXACT_ROWS.
-bool depends_on_rows(const Tensor *op);
+// Whether to take `op` from llama.cpp: it has 2 to MOST_EXACT_ROWS rows, and their bits depend on how
+// many there are, or our product is faster.
+bool takes_rows(const Tensor *op);
 
 // Compute `nodes` in this order, as llama.cpp does; of the operations that depend on the number of
 // rows, each row as if it were alone.

@@ -1,0 +1,55 @@
+// Products of matrices with a few rows, each row with the bits that it would have alone.
+#pragma once
+
+#include <atomic>
+#include <vector>
+
+#include "ggml.hpp"
+#include "shared_blocks.hpp"
+
+namespace haversack {
+
+// What is known of the products with weights of one type.
+struct Kernels {
+    bool depend_on_rows;  // whether llama.cpp's round several rows otherwise than one
+    SharedDot shared;     // unpacks blocks once for all rows, with the same bits; null: none does
+};
+// It depends on the processor and on how llama.cpp was built, so it is tried once for each type.
+const Kernels &kernels_of(int32_t type);
+
+// A MUL_MAT or MUL_MAT_ID whose numbers have the bits of llama.cpp's dot product for single rows. The
+// rows that multiply with a matrix take its tiles together, so they are read from memory once.
+class MatrixProduct {
+  public:
+    MatrixProduct(const Tensor *op, SharedDot shared);
+    MatrixProduct(const MatrixProduct &) = delete;
+
+    // Two operations for a graph of the CPU backend: to prepare, and to multiply.
+    Tensor steps[2];
+
+  private:
+    struct Group {  // rows of one matrix, by their place in `inputs_` and `outputs_`
+        const char *matrix;
+        int first, count;
+    };
+    static void prepare(Tensor *, int thread, int num_threads, void *self);
+    static void multiply(Tensor *, int, int, void *self);
+
+    void convert(int thread, int num_threads);
+    void group_all();
+    void group_by_expert();
+    void add_row(int64_t in_i1, int64_t out_i1, int64_t i2, int64_t i3);
+    void multiply_tile(const Group &group, int64_t first, int64_t end) const;
+
+    const Tensor *op_, *weight_, *input_;
+    const TypeTraits *traits_;
+    const SharedDot shared_;
+    std::vector<char> converted_;
+    size_t row_bytes_ = 0;  // of `converted_`; 0 where the input is multiplied as it is
+    std::vector<Group> groups_;
+    std::vector<const char *> inputs_;
+    std::vector<float *> outputs_;
+    std::atomic<int64_t> next_{0};
+};
+
+}  // namespace haversack
