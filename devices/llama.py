@@ -234,6 +234,8 @@ def context_params(shape: ContextShape) -> Any:
     params.n_threads = params.n_threads_batch = shape.threads
     params.n_outputs_max = max(MOST_ROWS, shape.sequences)
     params.offload_kqv = params.op_offload = params.kv_unified = False
+    # Else llama.cpp tries whether its own device computes it, and turns it off where ours does.
+    params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
     return params
 
 

@@ -127,9 +127,9 @@ void MatrixProduct::multiply_tile(const Group &group, int64_t first, int64_t end
 namespace {
 
 // A trial product of random numbers, of several rows and of each row alone.
-class Trial {
+class KernelTrial {
   public:
-    explicit Trial(int32_t type) {
+    explicit KernelTrial(int32_t type) {
         uint32_t state = 1;
         auto random = [&state] { return (state = state * 1664525 + 1013904223) >> 24; };
         // Small bytes make finite numbers of whatever type reads them.
@@ -179,7 +179,7 @@ class Trial {
 
 Kernels try_kernels(int32_t type) {
     if (!ggml().get_type_traits_cpu(type)->vec_dot) return {false, nullptr};
-    Trial trial(type);
+    KernelTrial trial(type);
     const SharedDot shared = shared_dot(type);
     return {trial.is_exact(nullptr) && trial.depends_on_rows(),
             shared && trial.is_exact(shared) ? shared : nullptr};
