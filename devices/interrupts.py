@@ -8,7 +8,13 @@ raises a flag that the call looks at, and KeyboardInterrupt is raised at the cal
 
 import signal
 import threading
+from importlib import import_module
 from types import FrameType, TracebackType
+from typing import Any
+
+# signal.signal and signal.getsignal look what they take and give up in enumerations, which takes 20
+# times as long: a token of a small model would spend 3 % of its time there.
+_signal: Any = import_module("_signal")
 
 
 class StopFlag:
@@ -67,12 +73,12 @@ class Listening:
         self._active = False
 
     def __enter__(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
+        if threading.get_ident() != threading.main_thread().ident:
             return
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        if _signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._stop.take_interrupt()  # one that came while an earlier block was ending
             self._active = True
-            signal.signal(signal.SIGINT, self._stop.hear)
+            _signal.signal(signal.SIGINT, self._stop.hear)
 
     def __exit__(
         self,
@@ -82,6 +88,6 @@ class Listening:
     ) -> None:
         if not self._active:
             return
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _signal.signal(signal.SIGINT, signal.default_int_handler)
         if self._stop.take_interrupt():
             raise KeyboardInterrupt from error

@@ -135,7 +135,8 @@ API void haversack_slots_delete(Slots *slots) { delete slots; }
 API int32_t haversack_products_compute(const Tensor *node, const Matrix *matrix, int32_t num_experts,
                                        int32_t portion, int64_t most_rows, int num_threads) {
     Cpu cpu(num_threads);
-    const Choice choice(node->src[2], num_experts);
+    Choice choice;
+    choice.read(node->src[2], num_experts);
     ExpertProducts products(most_rows);
     products.begin(node, *matrix, choice);
     for (int32_t first = 0; first < (int32_t)choice.experts.size(); first += portion) {
