@@ -63,23 +63,19 @@ bool takes_attention(const Tensor *op) {
            keys->ne[3] == query->ne[3];
 }
 
+bool is_ours(const Tensor *op) { return takes_rows(op) || shares_experts(op); }
+
 // --------------------------------------------------------------------- steps
 // A graph for the CPU backend, made of operations of llama.cpp's and ours.
 class Steps {
   public:
     void add(Tensor *op) {
-        const bool is_product = op->op == ggml().op_mul_mat && takes_product(op);
-        if (is_product || shares_experts(op)) add_product(op);
-        else if (op->op == ggml().op_flash_attn_ext && takes_attention(op)) add_attention(op);
-        else nodes_.push_back(op);
+        if (!is_ours(op)) nodes_.push_back(op);
+        else if (op->op == ggml().op_flash_attn_ext) add_attention(op);
+        else add_product(op);
     }
 
-    Status compute(Cpu &cpu) const {
-        Status status = SUCCESS;
-        for (size_t i = 0; i < nodes_.size() && status == SUCCESS; i += Cpu::MOST_NODES)
-            status = cpu.compute(&nodes_[i], std::min(nodes_.size() - i, Cpu::MOST_NODES));
-        return status;
-    }
+    const std::vector<Tensor *> &nodes() const { return nodes_; }
 
   private:
     void add_product(const Tensor *op) {
@@ -112,6 +108,13 @@ class Steps {
     std::vector<Tensor *> nodes_;
 };
 
+Status compute_in_parts(Tensor *const *nodes, size_t count, Cpu &cpu) {
+    Status status = SUCCESS;
+    for (size_t i = 0; i < count && status == SUCCESS; i += Cpu::MOST_NODES)
+        status = cpu.compute(nodes + i, std::min(count - i, Cpu::MOST_NODES));
+    return status;
+}
+
 }  // namespace
 
 bool takes_rows(const Tensor *op) {
@@ -120,9 +123,10 @@ bool takes_rows(const Tensor *op) {
 }
 
 Status compute_nodes(Tensor *const *nodes, size_t count, Cpu &cpu) {
+    if (std::none_of(nodes, nodes + count, is_ours)) return compute_in_parts(nodes, count, cpu);
     Steps steps;
     for (size_t i = 0; i < count; i++) steps.add(nodes[i]);
-    return steps.compute(cpu);
+    return compute_in_parts(steps.nodes().data(), steps.nodes().size(), cpu);
 }
 
 }  // namespace haversack

@@ -5,7 +5,7 @@ model, and the optional tensors that published files have.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 Key = int | float | list[int]
 Metadata = dict[str, str | Key]
@@ -56,6 +56,7 @@ class Architecture:
     shared_expert: bool = False
     fusable: bool = False
     fused: bool = False
+    least_layers: int = 2
 
 
 _ATTENTION_BIASES = ("attn_q.bias", "attn_k.bias", "attn_v.bias")
@@ -123,6 +124,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         optional=("ssm_dt.bias",),
         fusable=True,
     ),
+    "llama4": Architecture(keys={"interleave_moe_layer_step": 1}, least_layers=4),
+    "smallthinker": Architecture(keys={"attention.sliding_window": SLIDING_WINDOW, **_SIGMOID}),
     "gemma4": Architecture(
         keys={
             "attention.sliding_window": SLIDING_WINDOW,
@@ -150,6 +153,9 @@ def architecture_named(name: str) -> Architecture:
 def tiny_metadata(name: str, shape: TinyShape) -> Metadata:
     """Return the GGUF key-values of a tiny model of the architecture, without a vocabulary."""
     architecture = architecture_named(name)
+    shape = replace(
+        shape, num_hidden_layers=max(shape.num_hidden_layers, architecture.least_layers)
+    )
     layers = range(shape.num_hidden_layers)
     arrays = {
         key: [values[layer % len(values)] for layer in layers]

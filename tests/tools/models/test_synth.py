@@ -62,7 +62,7 @@ def type_name(tensor: TensorInfo) -> str:
 def test_every_architecture_computes(architecture: str, tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     assert write_tiny(architecture, path) == [path]
-    assert path.stat().st_size < 13e6
+    assert path.stat().st_size < 17e6
     check_computes(path)
 
 
