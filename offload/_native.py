@@ -87,6 +87,7 @@ if own.library is not None:
     engine_delete = _prototype("engine_delete", None, _A)
     slots_new = _prototype("slots_new", _A, _L, _L, _L, _L)
     slots_find = _prototype("slots_find", _L, _A, _L, _L)
+    slots_num_unpinned = _prototype("slots_num_unpinned", _L, _A)
     slots_use = _prototype("slots_use", None, _A, _L, _A, _Q)
     slots_claim = _prototype("slots_claim", None, _A, _L, _A, _Q, _A)
     slots_borrow = _prototype("slots_borrow", None, _A, _L, _A)

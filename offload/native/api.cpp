@@ -79,6 +79,7 @@ API Slots *haversack_slots_new(int32_t num_rows, int32_t num_experts, int32_t nu
 API int32_t haversack_slots_find(Slots *slots, int32_t row, int32_t expert) {
     return slots->find(row, expert);
 }
+API int32_t haversack_slots_num_unpinned(Slots *slots) { return slots->num_unpinned(); }
 API void haversack_slots_use(Slots *slots, int32_t row, const int32_t *experts, size_t count) {
     slots->use(row, {experts, experts + count});
 }

@@ -89,6 +89,17 @@ const char *register_device(const void *llama_function) {
 }
 
 // ---------------------------------------------------------------- one context
+namespace {
+
+void *get_base(Buffer *buffer) { return buffer->context; }
+
+// Whether this is a weight in an expert buffer: it has no memory, so llama.cpp cannot compute with it.
+bool is_kept_out(const Tensor *weight) {
+    return weight && weight->buffer && weight->buffer->iface.get_base == get_base;
+}
+
+}  // namespace
+
 void ContextDevice::add_weight(const Tensor *weight, int layer, int index, bool is_last) {
     weights_[weight] = {layer, index, is_last};
 }
@@ -119,7 +130,8 @@ bool ContextDevice::claims_between(const Tensor *op) const {
 }
 
 bool ContextDevice::claims(const Tensor *op) const {
-    if (op->op == ggml().op_mul_mat_id) return weight_of(op) != nullptr;
+    if (is_kept_out(op->src[0])) return true;
+    if (op->op == ggml().op_mul_mat_id) return false;
     if (takes_rows(op)) return true;
     if (weights_.empty() || !claims_between(op)) return false;
     const Weight *product = nearest_product(op->src[0], 0);
@@ -127,7 +139,8 @@ bool ContextDevice::claims(const Tensor *op) const {
 }
 
 // llama.cpp's scheduler hands over a run of claimed operations: a layer's experts, or operations that
-// depend on the number of rows, or both.
+// depend on the number of rows, or both. An operation with a weight that is kept out and that nobody has
+// told the device of ends the pass.
 Status ContextDevice::compute(Graph *graph) {
     nodes_.resize(ggml().graph_n_nodes(graph));
     products_.clear();
@@ -135,6 +148,10 @@ Status ContextDevice::compute(Graph *graph) {
     for (size_t i = 0; i < nodes_.size(); i++) {
         nodes_[i] = ggml().graph_node(graph, i);
         const Weight *weight = nodes_[i]->op == ggml().op_mul_mat_id ? weight_of(nodes_[i]) : nullptr;
+        if (!weight && is_kept_out(nodes_[i]->src[0])) {
+            engine_->state.failure = PRODUCTS_MISSING;
+            return COMPUTE_FAILED;
+        }
         if (!weight) continue;
         layer = weight->layer;
         products_.push_back({i, weight->index});
@@ -150,7 +167,6 @@ const char *buffer_name(BufferType *) { return NAME; }
 size_t alignment(BufferType *) { return ALIGNMENT_BYTES; }
 bool is_host(BufferType *type) { return !((ExpertBuffer *)type->context)->loading; }
 void free_nothing(Buffer *) {}
-void *get_base(Buffer *buffer) { return buffer->context; }
 void set_nothing(Buffer *, Tensor *, const void *, size_t, size_t) {}
 
 }  // namespace

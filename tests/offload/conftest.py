@@ -1,0 +1,134 @@
+"""Streamed models below the public API: an engine, its context, and the drive it reads from."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from haversack.devices.llama import ContextShape, Row
+from haversack.devices.storage import Buffer, DirectFile
+from haversack.offload import _native as native
+from haversack.offload.engine import Engine, LoadHooks, open_streamed
+from haversack.offload.expert_engine import ExpertEngine
+from haversack.offload.pool import plan_pools, pools_bytes
+from haversack.quant.gguf import ModelGeometry, read_geometry
+from haversack.quant.trunk import ensure_trunk
+
+Logits = npt.NDArray[np.float32]
+
+
+class Drive:
+    """What all reads of a model go through. `on_read` is called before each, with the file's
+    offset: it may wait, or raise what the read shall fail with."""
+
+    def __init__(self) -> None:
+        self.on_read: Callable[[int], None] = lambda _: None
+        self.num_reads = 0
+        self._counting = threading.Lock()
+
+    def read(self, offset: int) -> None:
+        with self._counting:
+            self.num_reads += 1
+        self.on_read(offset)
+
+
+class DrivenFile(DirectFile):
+    """A file of `drive`'s."""
+
+    drive: Drive
+
+    def read_into(self, buffer: Buffer, offset: int, need_bytes: int) -> None:
+        self.drive.read(offset)
+        super().read_into(buffer, offset, need_bytes)
+
+
+class Opened:
+    """A model with `share` of its experts in slots, at least as many as a token needs twice."""
+
+    def __init__(self, path: Path, share: float, trunk_dir: Path, warm_start: bool) -> None:
+        self.geometry: ModelGeometry = read_geometry(path)
+        self.drive = Drive()
+        used, layers = self.geometry.num_experts_per_tok, self.geometry.layers
+        all_bytes = pools_bytes(plan_pools(layers, used, 2 * self.geometry.expert_bytes))
+        self.plans = plan_pools(layers, used, int(share * all_bytes))
+        self.engine: Engine = open_streamed(
+            self.geometry,
+            ensure_trunk(self.geometry, trunk_dir),
+            ContextShape(ctx_tokens=256, batch_tokens=128, threads=1),
+            lambda: self.plans,
+            LoadHooks(open_file=self._open, num_readers=8, warm_start=warm_start),
+        )
+
+    def _open(self, path: Path) -> DrivenFile:
+        file = DrivenFile(path)
+        file.drive = self.drive
+        return file
+
+    @property
+    def experts(self) -> ExpertEngine:
+        assert self.engine.experts is not None
+        return self.engine.experts
+
+    @property
+    def bytes_read(self) -> int:
+        return int(self.experts.readers.counts().bytes_read)
+
+    def logits(self, tokens: Sequence[int], prefill: int) -> Logits:
+        """After the first `prefill` tokens, a batch of them, and after each other one alone; the
+        books are looked at after each pass."""
+        context, rows = self.engine.context, list[Logits]()
+        context.forget(0)
+        for batch in [tokens[:prefill], *([token] for token in tokens[prefill:])]:
+            context.decode(batch)
+            rows.append(context.logits())
+            self.experts.check_integrity()
+        return np.stack(rows)
+
+    def rows(self, tokens: Sequence[int]) -> Logits:
+        """After each of `tokens`, computed in one pass."""
+        context = self.engine.context
+        context.forget(0)
+        context.compute([Row(token, place, 0, True) for place, token in enumerate(tokens)])
+        return np.stack([context.logits(row) for row in range(len(tokens))])
+
+    def wait_until_idle(self) -> None:
+        """Return when no read waits or is under way."""
+        counts = self.experts.readers.counts
+        while counts().num_ahead or counts().num_reading:
+            threading.Event().wait(0.001)
+
+    def num_unpinned(self) -> int:
+        """Slots that could be claimed now, once what was prefetched has come."""
+        native.engine_withdraw(self.experts.address)
+        self.experts.check_integrity()
+        pools = range(len(self.plans))
+        slots = [native.engine_pool(self.experts.address, number) for number in pools]
+        return sum(native.slots_num_unpinned(each) for each in slots)
+
+    def num_slots(self) -> int:
+        return sum(pool.num_slots for pool in self.experts.pools)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+OpenModel = Callable[..., Opened]
+
+
+@pytest.fixture
+def open_model(trunk_dir: Path) -> Iterator[OpenModel]:
+    """A function that opens the model at a path with slots for a share of its experts, 0 for as few
+    as possible. What it opens is closed at the end."""
+    opened: list[Opened] = []
+
+    def give(path: Path, share: float = 0.0, warm_start: bool = False) -> Opened:
+        opened.append(Opened(path, share, trunk_dir, warm_start))
+        return opened[-1]
+
+    yield give
+    for model in reversed(opened):
+        model.drive.on_read = lambda _: None
+        model.close()
