@@ -145,8 +145,7 @@ class EngineLoop:
 
     # --------------------------------------------------------------- sequences
     def _find_sequence(self, call: Call, wanted: TokenSequence | None) -> None:
-        """Give `call` a sequence if it is first in the queue and one is free: the one that shares
-        the longest beginning with it, of several the one that was not used for longest."""
+        """Give `call` a sequence if it is first in the queue and one is free (see `_fitness`)."""
         if call not in self._queue:
             self._queue.append(call)
         self._drop_ended()
@@ -158,7 +157,7 @@ class EngineLoop:
             free = [each for each in of_use if self._evicted_for(call, each)][:1]
         if not free:
             return
-        found = max(free, key=lambda each: (each.num_shared(call.tokens), -each.last_used))
+        found = max(free, key=lambda each: _fitness(each, call.tokens))
         self._queue.remove(call)
         if call in self._evicted:
             self._evicted.remove(call)
@@ -215,7 +214,8 @@ class EngineLoop:
         finally:
             with self._turn:
                 self._under_way = ()
-                self._drop_ended()
+                if any(call.is_over for call, _ in work.parts):
+                    self._drop_ended()
                 self._wake()
 
     def _next_work(self) -> _Work:
@@ -415,6 +415,14 @@ class EngineLoop:
             ram_planned_bytes=self._plan.planned_bytes,
             ram_peak_bytes=self._peak.look(),
         )
+
+
+def _fitness(sequence: TokenSequence, tokens: Sequence[int]) -> tuple[int, int]:
+    """How well `tokens` go on from a sequence: by what they share, if that is most of them. What
+    else was said there would be lost for little: then the sequence that was not used for longest
+    fits best."""
+    shared = sequence.num_shared(tokens)
+    return shared if 2 * shared > len(tokens) else 0, -sequence.last_used
 
 
 def _wants_logits(call: Call, idx: int, tokens: Sequence[int]) -> bool:

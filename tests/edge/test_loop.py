@@ -145,6 +145,14 @@ def test_a_new_call_takes_the_sequence_that_shares_most(model: edge.Model) -> No
     assert model.stats().since(before).prompt_tokens == 2
 
 
+def test_a_new_text_leaves_others_alone_that_share_little(model: edge.Model) -> None:
+    prompts = [[1, *LONG], [1, *reversed(LONG)]]  # as texts that begin with the start token
+    assert all(text_of(model, prompt, 2) for prompt in prompts)
+    before = model.stats()
+    assert all(text_of(model, prompt, 2) for prompt in prompts)
+    assert model.stats().since(before).prompt_tokens == 0
+
+
 @pytest.mark.parametrize("architecture", ["lfm2moe", "gpt-oss", "qwen35moe", "deepseek2"])
 def test_other_architectures_hold_several_sequences(
     architecture: str, tiny_model: TinyModel
