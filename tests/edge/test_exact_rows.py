@@ -105,7 +105,7 @@ def test_texts_written_together_are_those_written_alone(
                 texts[number] += next(generation, "")
         model.check_integrity()
     assert texts == expected
-    assert passes.count(4) > 10
+    assert 4 in passes
 
 
 def _count_rows(model: edge.Model, passes: list[int]) -> None:
