@@ -72,7 +72,7 @@ class Engine:
             self.experts.predict_by(predict)
         else:
             self.experts.predict_by_routers(watcher is None)
-        watch = None if watcher is None else RoutingWatch(watcher, self.experts.fail).on_node
+        watch = None if watcher is None else RoutingWatch(watcher, self.experts).on_node
         self._renew_context(watch)
 
     def on_close(self, closer: Callable[[], None]) -> None:

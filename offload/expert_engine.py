@@ -175,6 +175,10 @@ class ExpertEngine:
     def _on_predict(self, layer: int, experts: Any) -> int:
         try:
             found = self._predict(layer) if self._predict is not None else None
+            if found is not None:
+                self.check_choice(layer, found)
+                if len(set(found.tolist())) < len(found):
+                    raise HaversackError(f"an expert of layer {layer} is predicted twice")
         except BaseException as error:  # it may not cross the C frame: end_pass gives it
             self._error = error
             return -1
@@ -183,6 +187,15 @@ class ExpertEngine:
         for rank, expert in enumerate(found.tolist()):
             experts[rank] = expert
         return len(found)
+
+    def check_choice(self, layer: int, experts: Experts) -> None:
+        """Raise HaversackError if `layer` lacks one of `experts`, which are given from outside."""
+        most = self._geometry.layers[self._place[layer]].num_experts
+        if experts.size and not 0 <= experts.min() <= experts.max() < most:
+            raise HaversackError(
+                f"experts {experts.min()} to {experts.max()} of layer {layer} are asked for: give"
+                f" ids from 0 to {most - 1}"
+            )
 
     # ------------------------------------------------------------------- passes
     def fail(self, error: BaseException) -> None:

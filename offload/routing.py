@@ -13,6 +13,7 @@ import numpy.typing as npt
 from haversack.devices import _native as devices
 from haversack.devices.ggml import GraphNode, is_choice
 from haversack.offload import _native as native
+from haversack.offload.expert_engine import ExpertEngine
 
 Watcher = Callable[[int, npt.NDArray[np.int32], GraphNode], None]
 
@@ -23,11 +24,11 @@ class RoutingWatch:
     """Tells `watcher` of every choice: the layer, the ids (T, N), which it may change, and their
     node, which leads to all that the choice was made from.
 
-    `fail` is given what `watcher` raises: no exception may cross the C frame.
+    `experts` is given what `watcher` raises: no exception may cross the C frame.
     """
 
-    def __init__(self, watcher: Watcher, fail: Callable[[BaseException], None]) -> None:
-        self._watcher, self._fail = watcher, fail
+    def __init__(self, watcher: Watcher, experts: ExpertEngine) -> None:
+        self._watcher, self._experts = watcher, experts
 
     def on_node(self, address: int, ask: bool, _: object) -> bool:
         """`ask`: whether llama.cpp shall stop after this node. Else it is computed: go on?"""
@@ -37,9 +38,11 @@ class RoutingWatch:
             return True
         node = GraphNode(address)
         try:
-            self._watcher(int(node.name.rpartition("-")[2]), node.array(np.int32)[0], node)
+            layer, ids = int(node.name.rpartition("-")[2]), node.array(np.int32)[0]
+            self._watcher(layer, ids, node)
+            self._experts.check_choice(layer, ids)
         except BaseException as error:
-            self._fail(error)
+            self._experts.fail(error)
             return False
         return True
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from haversack.devices.llama import ContextShape, Row
+from haversack.devices.memory import PAGE_BYTES
 from haversack.devices.storage import Buffer, DirectFile
 from haversack.offload import _native as native
 from haversack.offload.engine import Engine, LoadHooks, open_streamed
@@ -17,6 +18,7 @@ from haversack.offload.pool import plan_pools, pools_bytes
 from haversack.quant.gguf import ModelGeometry, read_geometry
 from haversack.quant.trunk import ensure_trunk
 
+Experts = dict[int, tuple[int, ...]]  # by layer
 Logits = npt.NDArray[np.float32]
 
 
@@ -93,6 +95,25 @@ class Opened:
         context.forget(0)
         context.compute([Row(token, place, 0, True) for place, token in enumerate(tokens)])
         return np.stack([context.logits(row) for row in range(len(tokens))])
+
+    def is_read_of(self, offset: int, layer: int, expert: int) -> bool:
+        """Whether a read of a matrix of that expert begins at `offset`."""
+        (matrices,) = [each.matrices for each in self.geometry.layers if each.layer == layer]
+        starts = [matrix.offset + expert * matrix.expert_bytes for matrix in matrices]
+        return offset in [start - start % PAGE_BYTES for start in starts]
+
+    def force(self, chosen: Experts, predicted: Experts | None = None) -> None:
+        """From now on every row uses the same experts, by layer, and those `predicted` are
+        prefetched. The dictionaries may be changed later."""
+
+        def choose(layer: int, ids: npt.NDArray[np.int32], _: object) -> None:
+            ids[:] = chosen[layer]
+
+        def predict(layer: int) -> npt.NDArray[np.integer] | None:
+            experts = (predicted or {}).get(layer)
+            return None if experts is None else np.array(experts)
+
+        self.engine.watch(choose, predict)
 
     def wait_until_idle(self) -> None:
         """Return when no read waits or is under way."""
