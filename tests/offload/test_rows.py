@@ -146,18 +146,31 @@ def test_rows_of_different_sequences(architecture: str, tiny_model: Any) -> None
 
 
 @pytest.mark.parametrize("share", [pytest.param(0.0, id="floor"), 0.25, 1.0])
-def test_rows_that_share_streamed_experts(share: float, tiny_model: Any, trunk_dir: Path) -> None:
-    """Equal tokens choose equal experts, whose blocks are unpacked once for all rows."""
+@pytest.mark.parametrize(
+    "architecture",
+    ["gpt-oss", "deepseek2", "gemma4", "smallthinker", "llama4", "qwen35moe", "lfm2moe"],
+)
+def test_streamed_experts(
+    architecture: str, share: float, tiny_model: Any, trunk_dir: Path
+) -> None:
+    assert_rows_equal_streamed(tiny_model(architecture), share, trunk_dir)
+
+
+@pytest.mark.parametrize("share", [pytest.param(0.0, id="floor"), 0.25, 1.0])
+def test_streamed_experts_of_shared_blocks(share: float, tiny_model: Any, trunk_dir: Path) -> None:
     layout = TinyLayout(trunk_type="Q4_K", down_type="Q6_K")
     path = tiny_model("qwen3moe", expert_type="Q4_K", layout=layout)
+    assert_rows_equal_streamed(path, share, trunk_dir)
+
+
+def assert_rows_equal_streamed(path: Path, share: float, trunk_dir: Path) -> None:
+    """Equal tokens choose equal experts, so that rows share them."""
     planned = streamed(edge.plan(path, ram="2GiB", ctx=CTX, threads=THREADS), share)
     tokens = [5, 5, 5, 5, 5, 5, 9, 5, 5, 9, 9, 5, 7, 7, 7, 7, 8, 7, 7, 7]
     options = edge.LoadOptions(cache_dir=trunk_dir, warm_start=False)
     with edge.load(planned, options=options) as model:
+        single = model.logits(tokens, prefill=1)[1:]
         model.logits(tokens[:1], prefill=1)
-        single = np.concatenate([model.verify([token]) for token in tokens[1:]])
-        model.rewind(len(tokens) - 1)
-        grouped = np.concatenate(
-            [model.verify(tokens[a:b]) for a, b in [(1, 8), (8, 13), (13, 20)]]
-        )
+        groups = [(1, 8), (8, 13), (13, 17), (17, 20)]
+        grouped = np.concatenate([model.verify(tokens[a:b]) for a, b in groups])
     np.testing.assert_array_equal(grouped, single)
