@@ -6,7 +6,7 @@ leave. A pass is one walk through the layers, for a token or for a batch.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ import numpy.typing as npt
 Keys = npt.NDArray[np.int32]
 Slots = npt.NDArray[np.int32]
 Scores = npt.NDArray[np.float64]
-Memory = dict[str, Scores]  # what a policy has counted, by name
 
 
 # What `Policy.clock` holds: the number of the pass under way, the row of the layer used last, how
@@ -29,7 +28,7 @@ class Policy:
     is.
 
     Subclasses score experts. Those with the lowest scores leave first; of equal scores the lowest
-    key does. All that a policy knows is in arrays, so that native code can keep the same books.
+    key does. The engine keeps the counts of `ExpectedUse` in C++ (offload/native/slots.cpp).
     """
 
     def __init__(self, num_rows: int, num_experts: int) -> None:
@@ -78,29 +77,6 @@ class Policy:
             some = np.flatnonzero(scores <= bound)
         order = np.lexsort((keys[some], scores[some]))[:count]
         return some[order]
-
-    def memory(self) -> Memory:
-        """Return the uses it has counted, which another policy of its kind can `remember`."""
-        kept = {"uses": self.uses, "last_pass": self.last_pass, "last_use": self.last_use}
-        return {name: array.copy() for name, array in {**kept, "clock": self.clock[:_UNIT]}.items()}
-
-    def remember(self, memory: Mapping[str, Scores]) -> None:
-        """Go on with the uses that another policy counted. Raises ValueError, and changes nothing,
-        if that was another rule or one for other experts."""
-        own = self.memory()
-        fits = memory.keys() == own.keys() and all(
-            memory[name].shape == array.shape and np.isfinite(memory[name]).all()
-            for name, array in own.items()
-        )
-        if not fits:
-            raise ValueError("the memory is that of another rule, or of other experts")
-        self._take_over(memory)
-
-    def _take_over(self, memory: Mapping[str, Scores]) -> None:
-        self.uses[:] = memory["uses"]
-        self.last_pass[:] = memory["last_pass"]
-        self.last_use[:] = memory["last_use"]
-        self.clock[:_UNIT] = memory["clock"]
 
     def scores(self, keys: Keys) -> Scores:
         """Return the score of each expert."""
@@ -212,14 +188,6 @@ class ExpectedUse(Policy):
                 self.faded /= self.clock[_UNIT]
                 self.clock[_UNIT] = 1.0
         self.faded[keys] += self.clock[_UNIT]
-
-    def _take_over(self, memory: Mapping[str, Scores]) -> None:
-        """Start with another text: the uses of the latest passes count no more than older ones.
-        Each expert is taken for one that was always used in its share of passes (on the built-in
-        model 1 % more hits than with the weights of the latest passes)."""
-        super()._take_over(memory)
-        self.clock[_UNIT] = 1.0
-        self.faded[:] = self.uses / self.passes / (1 - 2 ** (-1 / self.HALF_LIFE))
 
     def scores(self, keys: Keys) -> Scores:
         chance = self.faded[keys] / (self.HALF_LIFE * self.clock[_UNIT])

@@ -6,7 +6,6 @@ the code that reads the bytes tells the table when they are there.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,10 +55,6 @@ class SlotTable:
     def holds(self, layer: int, expert: int) -> bool:
         """Return whether one expert of `layer` has a slot."""
         return bool(self._slot_of[self._row[layer], expert] != NOWHERE)
-
-    def are_ready(self, slots: Slots) -> bool:
-        """Return whether every slot holds all bytes of its expert."""
-        return bool((self._state[slots] == READY).all())
 
     def use(self, layer: int, experts: npt.NDArray[np.integer]) -> None:
         """Note that `experts` of `layer` are used now, those with a slot and those without."""
@@ -162,35 +157,6 @@ class SlotTable:
         lose their slots, and nothing is pinned."""
         self.drop(np.flatnonzero(self._state == LOADING).astype(np.int32))
         self._pins[:] = 0
-
-    def books(self) -> dict[str, Any]:
-        """The sizes and the table's own arrays, by the names that devices/native/table.hpp gives
-        them: it keeps the same books for single tokens. Only for the default policy."""
-        policy = self._policy
-        assert isinstance(policy, ExpectedUse), "no other rule is known there"
-        return {
-            "num_rows": policy.num_rows,
-            "num_experts": self._num_experts,
-            "num_slots": self.num_slots,
-            "num_spare": self._num_spare,
-            "slot_of": self._slot_of,
-            "owner": self._owner,
-            "state": self._state,
-            "pins": self._pins,
-            "uses": policy.uses,
-            "last_pass": policy.last_pass,
-            "last_use": policy.last_use,
-            "faded": policy.faded,
-            "clock": policy.clock,
-            "half_life": policy.HALF_LIFE,
-            "growth": 2 ** (1 / policy.HALF_LIFE),
-            "lately": policy.LATELY,
-            "recency": policy.RECENCY,
-        }
-
-    def row(self, layer: int) -> int:
-        """Return the row of `layer` in the table."""
-        return self._row[layer]
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless both directions of the table agree and states make sense."""

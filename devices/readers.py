@@ -1,7 +1,7 @@
-"""Reads into slots, as our own library makes them; sources in devices/native/."""
+"""The readers that bring experts into slots; their C++ sources are devices/native/readers.*."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,60 +13,11 @@ from haversack.devices.forks import Birthplace
 from haversack.devices.pace import PacedFile
 from haversack.devices.storage import DirectFile
 
-_CAME, _FAILED = 2, 3  # of enum State; all from the first of them on are final
 _FILE_ENDED, _FOREIGN_ERROR = -1, -2
 
 
-class Request(NamedTuple):
-    """Read `length` bytes from `offset` of the file numbered `file` to the address `room`, `need`
-    of them at least; then have the `num_bytes` that land at `source` in the room lie at
-    `target`."""
-
-    room: int
-    offset: int
-    length: int
-    need: int
-    source: int
-    target: int
-    num_bytes: int
-    file: int
-
-
-class Read:
-    """One read, in memory that the library shares. It must be kept until it is `done`: then it
-    came, or failed with `error`, or was cancelled."""
-
-    __slots__ = ("_readers", "fields")
-
-    def __init__(self, readers: "Readers", request: Request, ahead: bool) -> None:
-        self._readers = readers
-        self.fields = own.Read(*request, ahead)
-
-    @property
-    def ahead(self) -> bool:
-        return bool(self.fields.ahead)
-
-    @property
-    def done(self) -> bool:
-        """Whether it will not change any more."""
-        return int(self.fields.state) >= _CAME
-
-    @property
-    def came(self) -> bool:
-        return int(self.fields.state) == _CAME
-
-    @property
-    def error(self) -> BaseException | None:
-        """Why it failed, None if it did not."""
-        fields = self.fields
-        if int(fields.state) != _FAILED:
-            return None
-        numbers = fields.file, fields.error, fields.offset, fields.need, fields.got
-        return self._readers.error(Failure(native.addressof(fields), *numbers))
-
-
 class Failure(NamedTuple):
-    """What a read that failed left behind; `read` is its address."""
+    """The fields of a read that failed; `read` is its address."""
 
     read: int
     file: int
@@ -77,10 +28,11 @@ class Failure(NamedTuple):
 
 
 class Readers:
-    """Makes `num_readers` reads at once, at most `num_ahead` of them ahead of demand.
+    """Makes `num_readers` reads at once, at most `num_ahead` of them prefetches.
 
-    Direct files are read by Linux's io_uring where there is one and all are plain or paced; else
-    so many threads read, files of another class by its own `read_into`.
+    Linux's io_uring makes the reads if the system has one and all files are plain or paced and
+    direct. Otherwise `num_readers` threads read. A file of another class is read by its own
+    `read_into`. The engine submits the reads, by `address`.
     """
 
     def __init__(
@@ -90,7 +42,7 @@ class Readers:
         self._files = files
         self._errors: dict[int, BaseException] = {}  # of foreign files, by read
         self._read_into = own.ReadInto(self._read_foreign)
-        # reads out of the page cache are copies: threads make those beside the caller
+        # A read out of the page cache is a copy, so threads make it beside the caller.
         with_ring = ring and all(_is_plain(file) and file.direct for file in files)
         self._birthplace = Birthplace()
         self.address = own.readers_new(num_readers, num_ahead, self._read_into, with_ring)
@@ -100,11 +52,6 @@ class Readers:
             descriptor = file.fileno() if _is_plain(file) else -1
             pace = file.pace.address if type(file) is PacedFile else None
             own.readers_add_file(self.address, descriptor, file.direct, pace)
-
-    @property
-    def by_ring(self) -> bool:
-        """Whether Linux's io_uring reads, in place of threads."""
-        return bool(own.readers_by_ring(self.address))
 
     def _read_foreign(self, read: Any) -> int:
         fields = read.contents
@@ -117,45 +64,23 @@ class Readers:
         return 0
 
     def touch_ahead(self, address: int, num_bytes: int) -> None:
-        """Make pages of these `num_bytes` of slots before reads land there, as far as 16 MiB beyond
-        the highest read so far. A later call for the same address changes their number; it returns
-        when no page beyond them is being made. Before Linux 5.14 and elsewhere nothing is done."""
+        """Make the pages of the `num_bytes` of slots at `address` before reads land there, up to
+        16 MiB beyond the highest read so far.
+
+        A later call for the same address changes the number of bytes. It returns when no page
+        beyond them is being made. Before Linux 5.14 and on other systems nothing happens.
+        """
         own.readers_touch_ahead(self.address, address, num_bytes)
 
-    def submit(self, reads: Sequence[Read]) -> None:
-        """Begin `reads` in this order as soon as threads are free."""
-        own.readers_submit(self.address, *_listed(reads))
-
-    def demand(self, reads: Sequence[Read]) -> None:
-        """Prefetches turned out to be wanted: they wait no longer than demand reads."""
-        own.readers_demand(self.address, *_listed(reads))
-
-    def cancel(self, reads: Sequence[Read]) -> None:
-        """Those of `reads` that have not begun never begin."""
-        own.readers_cancel(self.address, *_listed(reads))
-
-    def wait(self, reads: Sequence[Read], for_all: bool, should_stop: Callable[[], bool]) -> bool:
-        """Return when all (or any) `reads` are done; False if `should_stop` came first."""
-        stop = own.ShouldStop(should_stop)
-        return bool(own.readers_wait(self.address, *_listed(reads), for_all, stop))
-
-    def settle(self, reads: Sequence[Read]) -> None:
-        """Cancel what has not begun, wait for the rest."""
-        own.readers_settle(self.address, *_listed(reads))
-
-    def drain(self) -> None:
-        """Return when no read is under way any more; those not begun never begin."""
-        own.readers_drain(self.address)
-
     def counts(self) -> Any:
-        """Totals: `bytes_read`, `busy_s` (at least one read was under way), `wait_s`; and how many
-        prefetches wait now (`num_ahead`) and how many reads are under way (`num_reading`)."""
+        """Return the totals `bytes_read`, `busy_s` (at least one read was under way) and `wait_s`,
+        and how many prefetches wait now (`num_ahead`) and reads are under way (`num_reading`)."""
         counts = own.ReadCounts()
         own.readers_counts(self.address, counts)
         return counts
 
     def error(self, failure: Failure) -> BaseException:
-        """Why a read failed, as an exception to raise."""
+        """Return the exception that says why a read failed."""
         if failure.error == _FOREIGN_ERROR:
             return self._errors[failure.read]
         why = "the file ends there" if failure.error == _FILE_ENDED else os.strerror(failure.error)
@@ -163,18 +88,13 @@ class Readers:
         return file.read_error(failure.offset, failure.need, failure.got, why)
 
     def close(self) -> None:
-        """Wait for the reads under way; no thread is left behind. May be called twice."""
+        """Wait for the reads under way and end all threads. May be called twice."""
         own.readers_close(self.address)
 
     def __del__(self) -> None:
-        if self._birthplace.is_here:  # a child of it has none of its threads to wait for
+        if self._birthplace.is_here:  # a forked child has none of the threads to wait for
             own.readers_delete(self.address)
 
 
 def _is_plain(file: DirectFile) -> bool:
     return type(file) in (DirectFile, PacedFile)
-
-
-def _listed(reads: Sequence[Read]) -> tuple[Any, int]:
-    kind = own.ReadPointer * len(reads)
-    return kind(*[native.pointer_to(read.fields) for read in reads]), len(reads)

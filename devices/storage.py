@@ -39,17 +39,6 @@ _ROOM_BYTES = 64 * 1024 * 1024
 _READS_PER_FILE = 16  # fewer places than this in a file measure the drive's own cache
 
 
-def padded_range(offset: int, num_bytes: int) -> tuple[int, int, int]:
-    """(start, length, residue) of the whole pages around `num_bytes` at `offset`.
-
-    Read `length` bytes from `start`: the wanted ones begin at `residue` in the buffer, and
-    `residue + num_bytes` is the least a read must bring.
-    """
-    residue = offset % PAGE_BYTES
-    length_bytes = residue + num_bytes + -(residue + num_bytes) % PAGE_BYTES
-    return offset - residue, length_bytes, residue
-
-
 class DirectFile:
     """A file opened for positional reads by many threads, past the page cache where possible.
 
@@ -112,7 +101,7 @@ class DirectFile:
             if offset % PAGE_BYTES or address % PAGE_BYTES or len(view) % PAGE_BYTES:
                 raise ValueError(
                     f"a direct read wants multiples of {PAGE_BYTES}, not offset {offset}, "
-                    f"address {address:#x} and length {len(view)}: see padded_range"
+                    f"address {address:#x} and length {len(view)}: read whole pages around it"
                 )
 
     @contextlib.contextmanager

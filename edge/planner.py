@@ -1,6 +1,5 @@
 """The planner: how a budget is spent, worked out before anything is allocated."""
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -105,12 +104,8 @@ class Plan:
         budget.reserve("slots", self.slot_bytes if self.mode == STREAMED else 0)
         return budget
 
-    def to_json(self) -> str:
-        """One JSON object: every figure, and the pools of slots."""
-        return json.dumps(self.to_dict())
-
     def to_dict(self) -> dict[str, Any]:
-        """The figures as plain values."""
+        """Return every figure, and the pools of slots, as values that JSON can hold."""
         figures = {name: value for name, value in vars(self).items() if name.endswith("_bytes")}
         return {
             "model": str(self.path),

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from haversack.cache.policies import Memory
 from haversack.devices import _native as devices
 from haversack.devices._native import own
 from haversack.devices.errors import BindingError, CancelledError, HaversackError
@@ -17,7 +16,7 @@ from haversack.devices.interrupts import StopFlag
 from haversack.devices.readers import Failure, Readers
 from haversack.offload import _native as native
 from haversack.offload.pool import ExpertPool, resting_place, spare_slots
-from haversack.offload.resident_file import Residents
+from haversack.offload.resident_file import Memory, Residents
 from haversack.quant.blocks import block_type
 from haversack.quant.gguf import ExpertLayer, ExpertMatrix, ModelGeometry
 
@@ -324,11 +323,6 @@ class ExpertEngine:
         native.engine_not_warm(self.address, devices.address_of(pairs), count)
         layers = self._geometry.layers
         return [(layers[place].layer, expert) for place, expert in pairs.tolist()]
-
-    @property
-    def is_warm(self) -> bool:
-        """Whether a warm start has nothing left that waits."""
-        return int(native.engine_not_warm(self.address, None, 0)) == 0
 
     def close(self) -> None:
         """Free it once no read is under way, after its device was closed; may be called twice."""

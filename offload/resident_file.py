@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from haversack.cache.policies import Memory
 from haversack.quant.trunk import resident_path
 
 _log = logging.getLogger("haversack.residents")
@@ -26,11 +26,13 @@ _log = logging.getLogger("haversack.residents")
 _FORMAT = "residents 1"
 
 Expert = tuple[int, int]  # layer, id
+Memory = dict[str, npt.NDArray[np.float64]]  # what the eviction rule has counted, by name
 
 
 @dataclass(frozen=True)
 class Residents:
-    """The experts worth reading back, the most valuable first, and each pool's policy's memory."""
+    """The experts worth reading back, the most valuable first, and what the eviction rule of each
+    pool has counted."""
 
     experts: Sequence[Expert]
     memories: Sequence[Memory]

@@ -88,14 +88,10 @@ if library is not None:
     pace_admit = own_prototype("pace_admit", c.c_double, _A, c.c_int64)
     pace_delete = own_prototype("pace_delete", None, _A)
     readers_touch_ahead = own_prototype("readers_touch_ahead", None, _A, _A, c.c_int64)
+    # The engine submits reads and waits for them in C++; these two serve tests.
     readers_submit = own_prototype("readers_submit", None, _A, _Reads, c.c_size_t)
-    readers_demand = own_prototype("readers_demand", None, _A, _Reads, c.c_size_t)
-    readers_cancel = own_prototype("readers_cancel", None, _A, _Reads, c.c_size_t)
     readers_wait = own_prototype("readers_wait", _B, _A, _Reads, c.c_size_t, _B, ShouldStop)
-    readers_settle = own_prototype("readers_settle", None, _A, _Reads, c.c_size_t)
-    readers_drain = own_prototype("readers_drain", None, _A)
     readers_counts = own_prototype("readers_counts", None, _A, c.POINTER(ReadCounts))
-    readers_by_ring = own_prototype("readers_by_ring", _B, _A)
     readers_close = own_prototype("readers_close", None, _A)
     readers_delete = own_prototype("readers_delete", None, _A)
     context_sizes = own_prototype(

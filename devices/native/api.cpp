@@ -29,25 +29,15 @@ API Pace *haversack_pace_new(double bytes_s, double latency_s) {
 }
 API double haversack_pace_admit(Pace *pace, int64_t num_bytes) { return pace->admit(num_bytes); }
 API void haversack_pace_delete(Pace *pace) { delete pace; }
+// The engine submits reads and waits for them itself; these two serve tests.
 API void haversack_readers_submit(Readers *readers, Read *const *reads, size_t count) {
     readers->submit(reads, count);
-}
-API void haversack_readers_demand(Readers *readers, Read *const *reads, size_t count) {
-    readers->demand(reads, count);
-}
-API void haversack_readers_cancel(Readers *readers, Read *const *reads, size_t count) {
-    readers->cancel(reads, count);
 }
 API bool haversack_readers_wait(Readers *readers, Read *const *reads, size_t count, bool all,
                                 Poll poll) {
     return readers->wait(reads, count, all, poll);
 }
-API void haversack_readers_settle(Readers *readers, Read *const *reads, size_t count) {
-    readers->settle(reads, count);
-}
-API void haversack_readers_drain(Readers *readers) { readers->drain(); }
 API void haversack_readers_counts(Readers *readers, Counts *counts) { *counts = readers->counts(); }
-API bool haversack_readers_by_ring(Readers *readers) { return readers->by_ring(); }
 API void haversack_readers_close(Readers *readers) { readers->close(); }
 API void haversack_readers_delete(Readers *readers) { delete readers; }
 

@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from haversack.cache.policies import ExpectedUse
 from haversack.cache.slots import EMPTY, LOADING, NOWHERE, READY, SlotTable
 from haversack.devices._native import address_of
 from haversack.offload import _native as native
@@ -127,8 +128,12 @@ class Twins:
         self.slots.recover()
 
     def remember(self) -> None:
-        """Go on from their own memory, as another run would."""
-        self.table.policy.remember(self.table.policy.memory())
+        """Go on from their own counts, as another run would: every expert counts as one that was
+        used in its share of the passes, lately or not."""
+        policy = self.table.policy
+        assert isinstance(policy, ExpectedUse)
+        policy.clock[-1] = 1.0  # the unit
+        policy.faded[:] = policy.uses / policy.passes / (1 - 2 ** (-1 / policy.HALF_LIFE))
         self.slots.remember(*self.slots.uses())
 
     def absent(self, row: int, experts: Sequence[int]) -> list[int]:
@@ -153,10 +158,10 @@ class Twins:
             assert found == self.table.find(row, np.arange(self.num_experts)).tolist()
         residents = [row * self.num_experts + expert for row, expert in self.table.residents()]
         assert self.slots.residents() == residents
-        (counts, clock), memory = self.slots.uses(), self.table.policy.memory()
+        (counts, clock), policy = self.slots.uses(), self.table.policy
         for name, values in zip(COUNTS, counts, strict=True):
-            np.testing.assert_array_equal(values, memory[name])
-        np.testing.assert_array_equal(clock, memory["clock"])
+            np.testing.assert_array_equal(values, getattr(policy, name))
+        np.testing.assert_array_equal(clock, policy.clock[: len(clock)])
 
 
 class Asked(RuleBasedStateMachine):
@@ -262,6 +267,21 @@ def test_thousands_of_passes_evict_alike() -> None:
         if number % 200 == 0:
             twins.assert_alike()
     assert twins.table.policy.clock[-1] < 1e50  # the unit
+    twins.assert_alike()
+    twins.slots.close()
+
+
+def test_a_new_text_counts_how_often_experts_were_used_not_how_lately() -> None:
+    twins = Twins(1, 8, num_slots=8, num_spare=0)
+    for experts, num_passes in (([0], 300), ([1], 100), ([2], 1)):
+        for _ in range(num_passes):
+            twins.load(0, experts)
+    assert twins.slots.residents() == [1, 2, 0]
+    twins.remember()
+    assert twins.slots.residents() == [0, 1, 2]
+    for _ in range(40):
+        twins.load(0, [1])
+    assert twins.slots.residents() == [1, 0, 2]
     twins.assert_alike()
     twins.slots.close()
 
