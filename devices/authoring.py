@@ -1,4 +1,4 @@
-"""Writing model files with llama.cpp as the authority on tensors and block layouts."""
+"""Writing model files. llama.cpp decides which tensors they hold and lays out the blocks."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,7 +29,7 @@ BLOCK_TYPES = _block_types()  # "Q4_K" to its ggml type, for all that weights ca
 
 
 def block_geometry(block_type: str) -> tuple[int, int]:
-    """(elements, bytes) of a block. Raises ModelFileError for a type weights are not stored in."""
+    """Return (elements, bytes) of a block. Raises ModelFileError for a type without weights."""
     if block_type not in BLOCK_TYPES:
         raise ModelFileError(
             f'"{block_type}" is no block type of weights: choose one of {", ".join(BLOCK_TYPES)}'
@@ -39,7 +39,7 @@ def block_geometry(block_type: str) -> tuple[int, int]:
 
 
 def row_bytes(block_type: str, num_columns: int) -> int:
-    """Bytes of a row of `num_columns` elements in blocks of `block_type`.
+    """Return the bytes of a row of `num_columns` elements in blocks of `block_type`.
 
     Raises ModelFileError for an unknown type and for a row that is no whole number of blocks.
     """
@@ -53,10 +53,10 @@ def row_bytes(block_type: str, num_columns: int) -> int:
 
 
 def quantize_rows(data: npt.NDArray[np.float32], block_type: str) -> npt.NDArray[np.uint8]:
-    """`data` (..., K) float32 in blocks of `block_type`: (..., bytes of a row) uint8.
+    """Return `data` (..., K) float32 in blocks of `block_type`: (..., bytes of a row) uint8.
 
-    llama.cpp's own quantiser, every column equally important. Raises ModelFileError as
-    `row_bytes` does.
+    llama.cpp's quantiser computes them, with every column equally important. Raises ModelFileError
+    as `row_bytes` does.
     """
     num_columns = data.shape[-1]
     out = np.empty((*data.shape[:-1], row_bytes(block_type, num_columns)), np.uint8)
@@ -81,7 +81,7 @@ def random_model(
 ) -> None:
     """Write to `path` a GGUF of float32 tensors of the architecture that `metadata` describes.
 
-    llama.cpp decides which tensors there are, every optional one among them, and `fill` gives the
+    llama.cpp decides which tensors there are; every optional one is included. `fill` returns the
     float32 values of each from its name and shape (slowest axis first). Raises ModelFileError if
     llama.cpp refuses the metadata, StorageError if there is no folder to write to, and whatever
     `fill` raises.

@@ -1,4 +1,4 @@
-"""`MemoryBudget`: the bytes of one device, handed out as named reservations. Pure arithmetic."""
+"""`MemoryBudget`: the bytes of one device, reserved by name. Pure arithmetic."""
 
 from haversack.devices.errors import BudgetError
 from haversack.devices.units import format_bytes
@@ -14,7 +14,7 @@ class MemoryBudget:
     """
 
     def __init__(self, device: str, limit_bytes: int, *, knob: str) -> None:
-        """`knob` ends every refusal: what the user can turn, such as "raise --ram"."""
+        """`knob` ends every refusal. It says what the user can change, such as "raise --ram"."""
         if limit_bytes < 0:
             raise ValueError(f"the budget of {device} is negative: {limit_bytes} bytes")
         self._device = device
@@ -24,7 +24,7 @@ class MemoryBudget:
 
     @property
     def limit_bytes(self) -> int:
-        """All bytes of the budget; fixed at construction."""
+        """Return all bytes of the budget, which never change."""
         return self._limit_bytes
 
     @property
@@ -36,7 +36,7 @@ class MemoryBudget:
         return self._limit_bytes - self.reserved_bytes
 
     def reserve(self, name: str, num_bytes: int, *, knob: str = "") -> None:
-        """Set `num_bytes` aside for `name`, all of them or none.
+        """Reserve `num_bytes` for `name`, all of them or none.
 
         `knob` is a remedy for this reservation ("lower --ctx"), named before the budget's own.
 
@@ -60,7 +60,7 @@ class MemoryBudget:
         return self._reservations.pop(name)
 
     def rows(self) -> list[tuple[str, int]]:
-        """(name, bytes) in the order reserved, "left" last; the bytes add up to the limit."""
+        """Return (name, bytes) in the order reserved, "left" last; they add up to the limit."""
         return [*self._reservations.items(), (_LEFT, self.left_bytes)]
 
     def check_integrity(self) -> None:
@@ -69,7 +69,7 @@ class MemoryBudget:
         assert sum(num_bytes for _, num_bytes in self.rows()) == self._limit_bytes, self.rows()
 
     def __str__(self) -> str:
-        """The budget as a table, one reservation a line."""
+        """Return the budget as a table, one reservation a line."""
         rows = [(self._device, self._limit_bytes)]
         rows += [(f"  {name}", num_bytes) for name, num_bytes in self.rows()]
         width = max(len(name) for name, _ in rows)

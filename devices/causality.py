@@ -1,7 +1,7 @@
-"""What llama.cpp says of a loaded header whose model is no causal text model.
+"""Refusing models that are no causal text models, by what llama.cpp says of a loaded header.
 
-It knows more architectures with every version. So nothing is asked by name here: the file's own
-keys are judged first, by `quant.kinds`.
+llama.cpp knows more architectures with every version, so no architecture is named here. Before that
+`quant.kinds` judges the keys of the file.
 """
 
 from pathlib import Path
@@ -13,13 +13,13 @@ from haversack.devices.errors import ModelFileError
 
 
 def wrong_kind(path: Path, kind: str) -> ModelFileError:
-    """The error for a file that is of another `kind`, such as "an embedding model"."""
+    """Return the error for a file of another `kind`, such as "an embedding model"."""
     return ModelFileError(f"{path} is {kind}: haversack runs causal text models, give one")
 
 
 def refuse_wrong_kind(path: Path, model: Any, context: Any) -> None:
-    """Raise ModelFileError unless the llama_model at `path` and its llama_context, which may be
-    without weights, compute the next token from those before it."""
+    """Raise ModelFileError unless the model computes the next token from those before it. `model`,
+    read from `path`, and its `context` are llama.cpp's; they may be without weights."""
     kind = _kind(model, context)
     if kind is not None:
         raise wrong_kind(path, kind)

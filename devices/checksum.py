@@ -15,30 +15,31 @@ DIGEST_BYTES = 8
 
 
 class Checksum:
-    """The checksum of bytes that come piece by piece. It finds damage, not malice.
+    """Computes the checksum of bytes that come piece by piece. It finds damage, not forgery.
 
-    Zeros at the end may be unseen, so the number of bytes must be known by other means.
+    Zeros at the end may not change it, so the caller must check the number of bytes itself.
     """
 
     def __init__(self, seed: bytes) -> None:
-        """`seed` is what the bytes belong to: equal bytes of another seed have another digest."""
+        """`seed` names what the bytes belong to: equal bytes with another seed have another
+        digest."""
         self._fields = own.Checksum()
         self._fields.lanes[:] = range(1, len(self._fields.lanes) + 1)
         self.add(seed)
         own.checksum_pad(self._fields)
 
     def add(self, data: bytes) -> None:
-        """Go on with `data`."""
+        """Add `data`."""
         array = np.frombuffer(data, np.uint8)
         self.add_memory(native.address_of(array), len(array))
 
     def add_memory(self, address: int, num_bytes: int) -> None:
-        """Go on with what lies in memory. Other threads run meanwhile."""
+        """Add `num_bytes` of memory from `address` on. Other threads run meanwhile."""
         own.checksum_add(self._fields, address, num_bytes)
 
     def add_file(self, file: BinaryIO, offset: int, num_bytes: int) -> None:
-        """Go on with a part of an open file. Other threads run meanwhile. Raises StorageError if
-        the drive refuses or the file is too short."""
+        """Add a part of an open file. Other threads run meanwhile. Raises StorageError if the drive
+        fails or the file is too short."""
         for start in range(offset, offset + num_bytes, _STEP_BYTES):
             step_bytes = min(_STEP_BYTES, offset + num_bytes - start)
             status = own.checksum_add_file(self._fields, file.fileno(), start, step_bytes)
@@ -48,5 +49,5 @@ class Checksum:
                 raise StorageError(f"it cannot be read: {os.strerror(-status)}")
 
     def digest(self) -> bytes:
-        """What all bytes give; nothing may be added after it."""
+        """Return the checksum of all bytes added. Nothing may be added after it."""
         return int(own.checksum_digest(self._fields)).to_bytes(DIGEST_BYTES, "little")

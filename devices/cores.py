@@ -1,4 +1,4 @@
-"""How many cores there are for computing."""
+"""The number of cores that this process can compute on."""
 
 import os
 from dataclasses import dataclass
@@ -19,16 +19,17 @@ class Cores:
 
 
 def usable_cores() -> int:
-    """Cores that this process can keep busy, see `count_cores`."""
+    """Return how many cores this process can keep busy, see `count_cores`."""
     return count_cores().num_cores
 
 
 def count_cores(root: Path = Path("/")) -> Cores:
-    """The least of the physical cores (two threads of one core do not compute faster), the cores
-    this process may run on, and the CPU quota of its control groups; at least one.
+    """Return the least of three counts: the physical cores, the cores that this process may run
+    on, and the CPU quota of its control groups; at least one.
 
-    A quota is rounded down: threads beyond it use up the period's grant early, and then all of
-    them stand still until the next period. `root` is where /proc and /sys are.
+    Two threads of one core do not compute faster, so physical cores are counted. A quota is rounded
+    down, because threads beyond it use up the CPU time of a period early: then all threads stand
+    still until the next period. `root` is where /proc and /sys are.
     """
     found = [Cores(psutil.cpu_count(logical=False) or os.cpu_count() or 1, "physical cores")]
     allowed_cores = host.allowed_cores()

@@ -1,4 +1,4 @@
-"""How many threads compute, and how they wait, on a machine that others use too.
+"""How many threads compute, and how they wait, on a machine that other programs use too.
 
 The speed of each setting is measured in the passes that are computed anyway. Plain numbers go in
 and come out: the caller runs the passes.
@@ -6,32 +6,35 @@ and come out: the caller runs the passes.
 
 from typing import NamedTuple
 
-LONG_SPIN_S = 200e-6  # as long as the steps between two regions of a token take; more gains nothing
+LONG_SPIN_S = 200e-6  # the time between two regions of a token; more gains nothing
 SHORT_SPIN_S = 10e-6
-_WINDOW_S = 0.03  # passes are judged in windows of so long
+_WINDOW_S = 0.03  # length of a window, over which passes are averaged
 _WINDOW_WEIGHT = 0.3  # of the latest window in the running averages
 _CROWDED_SHARE, _FREE_SHARE = 0.2, 0.1  # reads alone delay threads for 0.05 of their time
 _TRIAL_S, _TRIAL_PASSES = 0.12, 3  # a setting is tried for at least so long and so many passes,
 _LONG_TRIAL_S = 0.2  # or for so long in however few
-_HOPELESS = 2.0  # so many times the best one's time: two passes are trial enough, of twice it one
+_HOPELESS = 2.0  # of the best pass time: two such passes end a trial, or one of twice that
 _CROWDED_GAIN, _FREE_GAIN = 1.05, 1.1  # another setting must be faster by this factor
 _SHORTEST_REST_S, _LONGEST_REST_S = 1.0, 16.0  # from one round to the next
-_CHANGE_REST_S = 0.25  # the same where others seem to have come or gone
+_CHANGE_REST_S = 0.25  # the same where other programs seem to have begun or ended
 _REST_FACTOR = 100  # a round may lose a hundredth of the time
 _NOISE = 1.5  # rounds that find no more than this factor apart are averaged
 
 
 class Setting(NamedTuple):
-    """How a pass is computed: by at most `num_threads` threads, each of which looks for `spin_s`
-    seconds for what it waits for before it sleeps."""
+    """How a pass is computed: by at most `num_threads` threads. A thread that waits spins for
+    `spin_s` seconds before it sleeps."""
 
     num_threads: int
     spin_s: float
 
 
 def settings_for(num_ranks: int) -> list[Setting]:
-    """What is tried for a context of so many ranks: first what suits a machine that is free, then
-    threads that sleep soon: all, all but one, half of them, a quarter, ... and one."""
+    """Return the settings to try for a context of `num_ranks` ranks.
+
+    The first one suits a machine that runs nothing else. In the others threads sleep soon: all
+    threads, all but one, half of them, a quarter, ... and one.
+    """
     counts = {num_ranks, max(1, num_ranks - 1)}
     halved = num_ranks
     while halved > 1:
@@ -64,16 +67,16 @@ class _Trial:
 
     @property
     def pass_s(self) -> float:
-        """Seconds a pass takes."""
+        """Return the seconds that a pass takes."""
         return self._elapsed_s / self._num_passes if self._num_passes else self._first_s or 0.0
 
     def lost_s(self, best_pass_s: float) -> float:
-        """What it took more than as many passes of the best setting."""
+        """Return the seconds it took beyond as many passes of the best setting."""
         spent_s = self._elapsed_s if self._num_passes else self._first_s or 0.0
         return max(0.0, spent_s - max(1, self._num_passes) * best_pass_s)
 
     def is_enough(self, best_pass_s: float) -> bool:
-        """Whether its speed is known, or known to be far from the best."""
+        """Return whether its speed is known, or known to be far from the best."""
         hopeless = _HOPELESS * best_pass_s * (1 if self._num_passes >= 2 else 2)
         if self._num_passes != 1 and self.pass_s > hopeless:
             return True
@@ -96,7 +99,7 @@ class _Windows:
         self._elapsed_s = self._delayed_s = 0.0
 
     def note(self, pass_s: float, delayed_s: float) -> bool:
-        """Whether this pass completes a window, and so changes the averages."""
+        """Count a pass. Return whether it completes a window, and so changes the averages."""
         self._num_passes += 1
         self._elapsed_s += pass_s
         self._delayed_s += max(0.0, delayed_s)
@@ -114,9 +117,10 @@ class _Windows:
 class Crowd:
     """Chooses the setting of every pass of a context of `num_ranks` ranks.
 
-    All settings are tried in a round, one after the other, and the fastest is used until the next
-    round: when the share of time in which threads were ready and did not run says that others came
-    or went, and else after a rest, which grows while rounds change nothing.
+    A round tries all settings, one after the other. The fastest is used until the next round. A
+    round begins soon after other programs begin or end, which shows in the share of time in which
+    threads were ready and did not run. Otherwise it begins after a rest, which grows while rounds
+    change nothing.
     """
 
     def __init__(self, num_ranks: int) -> None:
@@ -132,14 +136,18 @@ class Crowd:
         self._change_rest_s = _CHANGE_REST_S
 
     def setting(self, num_rows: int) -> Setting:
-        """For the next pass. One of many rows has long nodes: all threads compute it."""
+        """Return the setting for the next pass. All threads compute a pass of several rows, because
+        its nodes are long."""
         if num_rows > 1:
             return self._settings[min(self._best, _ALL_BRIEFLY)]
         return self._settings[self._best if self._trial is None else self._trial.index]
 
     def note(self, pass_s: float, delayed_s: float) -> None:
-        """A pass of one row took `pass_s` with the setting that was asked for; its threads together
-        were ready and did not run for `delayed_s`, negative where nobody knows."""
+        """Count a pass of one row that took `pass_s` with the current setting.
+
+        `delayed_s` is how long its threads together were ready and did not run, negative where that
+        is not known.
+        """
         if len(self._settings) == 2:  # one rank: there is nothing to choose
             return
         if self._trial is not None:
@@ -150,12 +158,12 @@ class Crowd:
             self._begin_round()
 
     def _is_time(self) -> bool:
-        """Whether to try all settings again."""
+        """Return whether to try all settings again."""
         before, share = self._crowded, self._windows.delayed_share
         self._crowded = share > (_FREE_SHARE if before else _CROWDED_SHARE)
         if before is None or self._crowded == before:
             return self._rested_s >= self._rest_s
-        # Others came or went: try again soon, once the averages are wholly of the time after that.
+        # Other programs began or ended: try again soon, with averages of the time after that.
         self._rest_s = min(self._rest_s, self._change_rest_s)
         self._pass_s.clear()
         self._windows = _Windows(self._settings[self._best].num_threads)
@@ -164,7 +172,7 @@ class Crowd:
     # ------------------------------------------------------------------- rounds
     def _begin_round(self) -> None:
         """Try the other settings that may be faster."""
-        # To spin for long never pays beside others, and on a free machine to sleep soon does not.
+        # Spinning for long never pays beside other programs, nor does sleeping soon without them.
         hopeless = _FREE if self._crowded else _ALL_BRIEFLY
         others = [i for i in range(len(self._settings)) if i not in (self._best, hopeless)]
         self._to_try = others[::-1]

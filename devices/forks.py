@@ -1,7 +1,7 @@
-"""What a process inherits from the one that it was forked from: its memory, but not its threads.
+"""Forked processes: a child has a copy of its parent's memory, but none of its threads.
 
-A child that waits for a thread of its parent's waits for ever. So what belongs to threads knows the
-process that it was made in.
+A child that waits for a thread of its parent waits for ever. So an object that has threads
+remembers the process that made it.
 """
 
 import os
@@ -10,18 +10,18 @@ from haversack.devices.errors import ClosedError
 
 
 class Birthplace:
-    """The process that something was made in."""
+    """Remembers the process that made an object."""
 
     def __init__(self) -> None:
         self._process_id = os.getpid()
 
     @property
     def is_here(self) -> bool:
-        """Whether this is that process, and no child of it."""
+        """Return whether this is that process, and no child of it."""
         return os.getpid() == self._process_id
 
     def check(self) -> None:
-        """Raises ClosedError in a child of that process."""
+        """Raise ClosedError in a child of that process."""
         if not self.is_here:
             raise ClosedError(
                 f"the model was loaded in process {self._process_id} and its threads stayed there:"

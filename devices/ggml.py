@@ -27,13 +27,14 @@ Value = str | int | float | bool | list[int | float | bool]
 
 # ------------------------------------------------------------------ block types
 def type_geometry(type_id: int) -> tuple[str, int, int]:
-    """(name, elements of a block, bytes of a block) of a ggml type; 0 elements if unknown."""
+    """Return (name, elements of a block, bytes of a block) of a ggml type; 0 elements if
+    unknown."""
     name = native.ggml_type_name(type_id).decode()
     return name, native.ggml_blck_size(type_id), native.ggml_type_size(type_id)
 
 
 def row_type(type_id: int) -> int:
-    """The type that activations take before a CPU product with weights of `type_id`."""
+    """Return the type that activations get before a CPU product with weights of `type_id`."""
     return int(native.ggml_get_type_traits_cpu(type_id).contents.vec_dot_type)
 
 
@@ -91,11 +92,12 @@ class GgufHeader:
         return self._gguf
 
     def tensor_address(self, name: str) -> int:
-        """The tensor called `name`, without data."""
+        """Return the address of the tensor called `name`, which has no data."""
         return int(native.ggml_get_tensor(self._tensor_context, name.encode()))
 
     def value(self, key: str) -> Value | None:
-        """The value under `key`: a number, a string, a list of numbers, or None if absent."""
+        """Return the value under `key`: a number, a string, a list of numbers, or None if
+        absent."""
         index = native.gguf_find_key(self._gguf, key.encode())
         if index < 0:
             return None
@@ -139,7 +141,7 @@ class GgufHeader:
 
 
 def _advice(path: Path) -> str:
-    """What to do about a file that llama.cpp does not read as a GGUF."""
+    """Say what to do about a file that llama.cpp does not read as a GGUF."""
     try:
         with path.open("rb") as file:
             begin = file.read(len(_MAGIC))
@@ -156,7 +158,7 @@ def _advice(path: Path) -> str:
 def merged_header(
     parts: Sequence[GgufHeader], types: Mapping[str, int], drop_keys: Sequence[str]
 ) -> tuple[bytes, dict[str, int]]:
-    """One header for all tensors of `parts`, with the type of some of them changed.
+    """Build one header for all tensors of `parts`, with the types of some of them changed.
 
     Returns the header's bytes (key-values of the first part, without `drop_keys`) and each
     tensor's offset from the start of the file that the header begins.
@@ -193,7 +195,7 @@ _OP_MUL_MAT, _OP_ADD = map(_op_code, (b"MUL_MAT", b"ADD"))
 
 
 class GraphNode:
-    """A tensor of llama.cpp's at `address`: its fields, read and written in place."""
+    """A tensor of llama.cpp at `address`: its fields are read and written in place."""
 
     __slots__ = ("_tensor", "address")
 
@@ -211,7 +213,7 @@ class GraphNode:
 
     @property
     def data_address(self) -> int:
-        """Where its values lie; 0 if nowhere."""
+        """Return where its values lie; 0 if it has none."""
         return int(self._tensor.data or 0)
 
     @property
@@ -227,16 +229,17 @@ class GraphNode:
 
     @property
     def is_sum(self) -> bool:
-        """Whether it adds its sources."""
+        """Return whether it adds its sources."""
         return bool(self._tensor.op == _OP_ADD)
 
     @property
     def is_product(self) -> bool:
-        """Whether it multiplies a matrix, its first source, with its second."""
+        """Return whether it multiplies a matrix, its first source, with its second source."""
         return bool(self._tensor.op == _OP_MUL_MAT)
 
     def array(self, dtype: Any) -> npt.NDArray[Any]:
-        """The node's values as a strided view, slowest axis first: (n2, n1, n0) of `dtype`."""
+        """Return the node's values as a strided view, slowest axis first: (n2, n1, n0) of
+        `dtype`."""
         n0, n1, n2, _ = self._tensor.ne
         b0, b1, b2, _ = self._tensor.nb
         span_bytes = (n2 - 1) * b2 + (n1 - 1) * b1 + n0 * b0
@@ -245,12 +248,12 @@ class GraphNode:
 
 
 ROUTER_CHOICE = "ffn_moe_topk-"  # how llama.cpp names a layer's node of the experts chosen
-# No other node of interest has a "t" there, and few others at all.
+# Few other nodes have a "t" at that place of their name.
 _MARK, _MARK_PLACE = ord("t"), native.Tensor.name.offset + ROUTER_CHOICE.index("t")
 
 
 def is_choice(address: int) -> bool:
-    """Whether the node at `address` is a router's choice; cheap enough to ask of every node."""
+    """Return whether the node at `address` is a router's choice; cheap enough for every node."""
     return native.memory[address + _MARK_PLACE] == _MARK and GraphNode(address).name.startswith(
         ROUTER_CHOICE
     )

@@ -1,4 +1,4 @@
-"""Grammars: which tokens may come next, as llguidance works it out.
+"""Grammars: llguidance computes which tokens may come next.
 
 llguidance is imported with the first grammar, so that a chat without one starts as fast as before.
 `edge.schema` and `edge.lark` write the grammars.
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from haversack.devices.errors import PromptError
 
-# A token of this first byte is none of the text for llguidance. UTF-8 has no such byte.
+# llguidance takes a token that begins with this byte for no text. UTF-8 has no such byte.
 _NO_TEXT = b"\xff"
 _TOO_MANY_STATES = "too many states"  # its error where `max_lexer_states` is reached
 _DEAD_END = "NoExtensionBias"  # llguidance's error where no token may come next
@@ -36,7 +36,7 @@ _TOKEN_BYTES, _TEXT_FACTOR = 88, 16
 
 
 def trie_bytes(num_tokens: int, text_bytes: int) -> int:
-    """The most memory that a `TokenTrie` of so many tokens with so much text takes."""
+    """Return the most memory that a `TokenTrie` of `num_tokens` with `text_bytes` of text takes."""
     return _TOKEN_BYTES * num_tokens + _TEXT_FACTOR * text_bytes
 
 
@@ -49,13 +49,14 @@ class Grammar:
     max_readings: int = 1000
 
     def parts(self) -> dict[str, Any]:
-        """The arguments that llguidance takes."""
+        """Return the arguments that llguidance takes."""
         limits = _llguidance().LLParserLimits(max_items_in_row=self.max_readings, **_LIMITS)
         return {"grammar": _HEADER + self.lark, "limits": limits}
 
 
 def check_grammar(grammar: Grammar) -> list[str]:
-    """Warnings about what of `grammar` is not enforced. Raises PromptError if it is wrong."""
+    """Return warnings about parts of `grammar` that are not enforced. Raises PromptError if it is
+    wrong."""
     failed, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(**grammar.parts())
     if failed:
         raise PromptError(_reason(messages[0]))
@@ -76,13 +77,13 @@ class TokenTrie:
         self._tokenizer: Any = _llguidance().LLTokenizer(wrapper, slices=[])
 
     def matcher(self, grammar: Grammar) -> "GrammarMatcher":
-        """A reader of one text. Raises PromptError if the grammar is wrong."""
+        """Return a matcher for one text. Raises PromptError if the grammar is wrong."""
         return GrammarMatcher(self, self._tokenizer, grammar)
 
 
 class _Tokens(Sequence[bytes]):
-    """What llguidance asks of a tokenizer. The texts are handed over one by one, so that no list
-    of them is kept beside the trie."""
+    """The tokenizer that llguidance asks for texts. It gives them one by one, so that no list of
+    them is kept beside the trie."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
@@ -104,7 +105,7 @@ class _Tokens(Sequence[bytes]):
         return b"" if token in self._ends or text.startswith(_NO_TEXT) else text
 
     def __call__(self, text: bytes) -> list[int]:
-        """The ids of `text`: needed where a grammar forces tokens, which `_HEADER` turns off."""
+        """Return no ids: llguidance needs them only to force tokens, which `_HEADER` turns off."""
         return []
 
 
@@ -119,16 +120,16 @@ class GrammarMatcher:
 
     @property
     def may_end(self) -> bool:
-        """Whether the text so far is a whole one."""
+        """Return whether the text so far is complete."""
         return bool(self._matcher.is_accepting())
 
     @property
     def must_end(self) -> bool:
-        """Whether nothing can be added to the text."""
+        """Return whether nothing can be added to the text."""
         return bool(self._matcher.is_stopped()) and self.may_end
 
     def allows(self, token: int) -> bool:
-        """Whether `token` may come next; takes some microseconds."""
+        """Return whether `token` may come next; takes some microseconds."""
         if token in self._trie.ends:
             return self.may_end
         matches = self._matcher.validate_tokens([token])
@@ -137,7 +138,7 @@ class GrammarMatcher:
         return bool(matches == 1)
 
     def allowed(self) -> npt.NDArray[np.bool_]:
-        """Which tokens may come next, (vocabulary,); none if the grammar has a dead end here.
+        """Return which tokens may come next, (vocabulary,): none if the grammar has a dead end.
 
         Takes up to some milliseconds. Raises PromptError if the grammar is too complex here.
         """
@@ -170,8 +171,10 @@ class GrammarMatcher:
         self._refuse_errors()
 
     def _renewed(self) -> bool:
-        """Begin anew where the states are used up, and read the text so far again: llguidance keeps
-        those of all the ways that were only looked at. Whether that was done."""
+        """Read the text so far again if the states are used up. Return whether that was done.
+
+        llguidance also keeps the states of tokens that were only looked at, so states run out.
+        """
         if _TOO_MANY_STATES not in self._matcher.get_error():
             return False
         self._begin()
@@ -185,7 +188,8 @@ class GrammarMatcher:
 
 
 def _reason(message: str) -> str:
-    """llguidance's error in one line, without the position in a text that the user never wrote."""
+    """Return llguidance's error in one line, without a position, because the user did not write
+    that text."""
     lines = message.replace("<non-verbose/>", "").split("\n   1 | ")[0].splitlines()
     told = re.sub(r"^at \d+\(\d+\): ", "", " ".join(line.strip() for line in lines if line.strip()))
     told = told.removeprefix("failed to compile JSON schema: ")

@@ -1,9 +1,9 @@
-"""Calls of llama.cpp that survive its giving up: a failed assertion or an exception of C++, either
-of which would end the process of whoever uses this library.
+"""Calls of llama.cpp that survive when it gives up: a failed assertion or a C++ exception, either
+of which would end the process.
 
-Such a call is made by our own library, which throws the one and catches both; see
-devices/native/guard.cpp. It cannot where other code lies between, such as a team of threads or
-Python itself: then a line on stderr says what failed, and the process ends.
+Our own library makes such calls: it turns a failed assertion into an exception and catches all
+exceptions, see devices/native/guard.cpp. An exception cannot pass other code, such as a team of
+threads or Python. There the process ends with a line on stderr that says what failed.
 """
 
 from typing import Any
@@ -36,13 +36,13 @@ _ACCEPT = native.llama_function("llama_sampler_accept")
 
 
 def end_process_on_abort() -> None:
-    """For programs: where llama.cpp gives up and nothing can be raised, end the process with one
-    line and exit code 2 and not with a dump of its memory."""
+    """Have the process end with one line and exit code 2, without a memory dump, where llama.cpp
+    gives up and nothing can be raised. Programs call this, libraries do not."""
     own.guard_end_process(_ABORTED_EXIT_CODE)
 
 
 def failure() -> str | None:
-    """Why llama.cpp gave up in the latest guarded call of this thread, or None if it did not."""
+    """Return why llama.cpp gave up in this thread's latest guarded call, None if it did not."""
     told = own.guard_failure()
     return None if told is None else str(told.decode(errors="replace"))
 
@@ -53,35 +53,35 @@ def check_failure() -> None:
         raise AbortedError(f"llama.cpp gave up: {told}")
 
 
-# What these return is llama.cpp's own result; `check_failure` tells whether there is one.
+# These return llama.cpp's own result, which is valid only if `check_failure` raises nothing.
 def load_model(path: bytes, params: Any) -> Any:
-    """llama_model_load_from_file; None where it cannot be loaded."""
+    """Call llama_model_load_from_file; None if the model cannot be loaded."""
     return own.guard_load_model(_LOAD, path, native.addressof(params))
 
 
 def init_context(model: Any, params: Any, owner: int | None = None) -> Any:
-    """llama_init_from_model; None where it cannot be made. `owner` is the address of the device
-    that computes parts of its graphs."""
+    """Call llama_init_from_model; None if the context cannot be made. `owner` is the address of the
+    device that computes parts of its graphs."""
     return own.guard_init_context(_INIT, model, native.addressof(params), owner)
 
 
 def decode(context: Any, batch: Any, owner: int | None = None) -> int:
-    """llama_decode; `owner` as the context was made with."""
+    """Call llama_decode; `owner` is the one that the context was made with."""
     return int(own.guard_decode(_DECODE, context, native.addressof(batch), owner))
 
 
 def token_to_piece(vocab: Any, token: int, buffer: bytes, special: bool) -> int:
-    """llama_token_to_piece."""
+    """Call llama_token_to_piece."""
     return int(own.guard_piece(_PIECE, vocab, token, buffer, len(buffer), special))
 
 
 def sampler_apply(sampler: Any, candidates: Any) -> None:
-    """llama_sampler_apply. Raises AbortedError."""
+    """Call llama_sampler_apply. Raises AbortedError."""
     own.guard_apply(_APPLY, sampler, candidates)
     check_failure()
 
 
 def sampler_accept(sampler: Any, token: int) -> None:
-    """llama_sampler_accept. Raises AbortedError."""
+    """Call llama_sampler_accept. Raises AbortedError."""
     own.guard_accept(_ACCEPT, sampler, token)
     check_failure()

@@ -1,9 +1,9 @@
 """Stopping a running call: from another thread, or by Ctrl-C.
 
-Python raises KeyboardInterrupt at the next bytecode, which during a call into llama.cpp is the
-first of a callback, where an exception would be lost in the C frame; and between two lines that
-belong together it would leave a model's books half written. So while a call runs, Ctrl-C only
-raises a flag that the call looks at, and KeyboardInterrupt is raised at the call's end.
+Python raises KeyboardInterrupt at the next bytecode. During a call into llama.cpp that is in a
+callback, and the exception would be lost in the C frame. Between two lines that belong together it
+would leave a model's state half written. So while a call runs, Ctrl-C only sets a flag that the
+call checks. KeyboardInterrupt is raised when the call ends.
 """
 
 import signal
@@ -12,13 +12,13 @@ from importlib import import_module
 from types import FrameType, TracebackType
 from typing import Any
 
-# signal.signal and signal.getsignal look what they take and give up in enumerations, which takes 20
-# times as long: a token of a small model would spend 3 % of its time there.
+# signal.signal and signal.getsignal convert their values to enumerations, which makes them 20 times
+# slower: a token of a small model would spend 3 % of its time there.
 _signal: Any = import_module("_signal")
 
 
 class StopFlag:
-    """Asks a call to stop. Any thread and any signal handler may set it: it takes no lock."""
+    """Asks a call to stop. Any thread or signal handler may set it, because it takes no lock."""
 
     def __init__(self) -> None:
         self._asked = False
@@ -27,10 +27,10 @@ class StopFlag:
 
     @property
     def requested(self) -> bool:
-        """Whether the call that runs is to stop."""
+        """Return whether the running call is to stop."""
         if self._asked or self._interrupted:
             return True
-        for call in self._calls:  # few, and looked at often: a generator would take longer
+        for call in self._calls:  # few, and checked often: a generator would take longer
             if call.requested:
                 return True
         return False
@@ -40,33 +40,35 @@ class StopFlag:
         self._asked = True
 
     def clear(self, *calls: "StopFlag") -> None:
-        """Forget earlier requests. From now on stop where one of `calls` is asked to: a call brings
-        a flag of its own, so that a request which comes too late for it cannot reach the next
-        one."""
+        """Forget earlier requests. From now on stop also if one of `calls` is asked to stop.
+
+        Each call has a flag of its own, so that a request that comes too late for one call cannot
+        stop the next one.
+        """
         self._asked = self._interrupted = False
         self._calls = calls
 
     def listening(self) -> "Listening":
         """Turn Ctrl-C into a request inside the block, and into KeyboardInterrupt after it.
 
-        Only in the main thread, and only where nobody has installed a handler of their own (an
-        outer block has): then the block changes nothing.
+        The block changes nothing in other threads than the main one, and where another handler is
+        installed, such as that of an outer block.
         """
         return Listening(self)
 
     def hear(self, _: int, __: FrameType | None) -> None:
-        """Take note of Ctrl-C: a signal handler."""
+        """Note Ctrl-C. This is a signal handler."""
         self._interrupted = True
 
     def take_interrupt(self) -> bool:
-        """Whether Ctrl-C came since the last time; if so, it is forgotten."""
+        """Return whether Ctrl-C came since the last call of this, and forget it."""
         interrupted, self._interrupted = self._interrupted, False
         return interrupted
 
 
 class Listening:
-    """The block of `StopFlag.listening`. A class and not a generator: Ctrl-C between two lines of
-    a generator that is a context manager would be raised before its block has begun or after."""
+    """The block of `StopFlag.listening`. It is a class, because Ctrl-C between two lines of a
+    generator would be raised before its block has begun or after its end."""
 
     def __init__(self, stop: StopFlag) -> None:
         self._stop = stop

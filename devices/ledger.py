@@ -1,5 +1,5 @@
-"""Whose memory it is: what the models that are open hold of this process's anonymous memory, and
-what everything else in the process holds."""
+"""How much of this process's anonymous memory each open model holds, and how much everything else
+holds."""
 
 import os
 import threading
@@ -22,7 +22,8 @@ _SLACK_BYTES = 32 * _MIB  # how far a new figure lies above it
 
 @dataclass(frozen=True)
 class Entry:
-    """A named part of a device's memory: what is set aside for it, and what of that is held."""
+    """A named part of a device's memory: the bytes reserved for it, and how many of them are
+    held."""
 
     name: str
     reserved_bytes: int
@@ -30,12 +31,12 @@ class Entry:
 
 
 class Lease:
-    """One holder's part of a budget, and what is held of it; made by `Ledger.lease`, it lasts until
-    `close`.
+    """One model's part of a budget, and how much of it is held. `Ledger.lease` makes it, `close`
+    ends it.
 
-    `parts` are what a model takes outside its slots, by name: weights, caches, scratch. llama.cpp
-    touches its scratch only as wide as batches come, so `held_bytes` grows after loading. Slots are
-    not in it: they are counted where they lie (see `slots_resident_bytes`).
+    `parts` are the bytes that a model takes outside its slots, by name: weights, caches, scratch.
+    llama.cpp touches more of its scratch when a larger batch comes, so `held_bytes` grows after
+    loading. It leaves out slots, which `slots_resident_bytes` counts.
     """
 
     def __init__(
@@ -48,12 +49,15 @@ class Lease:
         self._ledger, self._parts = ledger, dict(parts)
 
     def grow(self, num_bytes: int) -> None:
-        """Count so many bytes more, up to what was planned."""
+        """Count `num_bytes` more as held, up to what was planned."""
         self.held_bytes = min(self.most_held_bytes, self.held_bytes + max(0, num_bytes))
 
     def entries(self, slots_held_bytes: int = 0) -> list[Entry]:
-        """Each part by name, slots last. What is held was measured for all parts together: it is
-        taken to fill them in their order, so the first are to be those that are held in full."""
+        """Return each part by name, slots last.
+
+        The bytes held were measured for all parts together. They fill the parts in order, so the
+        parts that are held in full must come first.
+        """
         entries, left_bytes = list[Entry](), self.held_bytes
         for name, num_bytes in self._parts.items():
             entries.append(Entry(name, num_bytes, min(num_bytes, left_bytes)))
@@ -61,7 +65,7 @@ class Lease:
         return [*entries, Entry("slots", self.slots_bytes, slots_held_bytes)]
 
     def close(self) -> None:
-        """Give the part back, after its memory was freed; a second call does nothing."""
+        """Return the part to the budget, after its memory was freed; a second call does nothing."""
         self._ledger.end(self)
 
 
@@ -118,15 +122,15 @@ class Ledger:
             lease.close()
 
     def others_bytes(self) -> int:
-        """Anonymous memory that no lease covers, now: the interpreter, libraries, and whatever the
-        application made. Memory that was freed does not count."""
+        """Return the anonymous memory that no lease covers: of the interpreter, libraries and the
+        application. Memory that was freed does not count."""
         host.give_back_freed_memory()
         with self._lock:
             held_bytes = sum(lease.held_bytes for lease in self._names)
             return max(0, anonymous_bytes() - slots_resident_bytes() - held_bytes)
 
     def process_bytes(self) -> int:
-        """The same rounded up with slack, as plans are made with: equal while the process changes
+        """Return `others_bytes` with slack, for plans: it stays equal while the process changes
         little. While another thread loads a model it is the last figure."""
         if self._loading.acquire(blocking=False):
             try:
@@ -138,7 +142,7 @@ class Ledger:
         return self._figure_bytes
 
     def untouched_bytes(self) -> int:
-        """What is leased and not taken yet, such as empty slots."""
+        """Return the bytes that are leased and not held yet, such as empty slots."""
         with self._lock:
             open_bytes = sum(lease.reserved_bytes - lease.held_bytes for lease in self._names)
         return max(0, open_bytes - slots_resident_bytes())
@@ -151,7 +155,7 @@ class Ledger:
 
     @contextmanager
     def measured(self, lease: Lease) -> Iterator[None]:
-        """Count what the process takes inside the block as the lease's."""
+        """Count the memory that the process takes inside the block as held by the lease."""
         before_bytes = self.others_bytes()
         try:
             yield
@@ -159,14 +163,17 @@ class Ledger:
             lease.grow(self.others_bytes() - before_bytes)
 
     def forget_threads(self) -> None:
-        """Release what other threads held: in a process that was forked they do not exist."""
+        """Replace the locks, which threads may hold that do not exist in a forked process."""
         self._loading, self._lock = threading.RLock(), threading.RLock()
 
 
 def steady_figure(measured_bytes: int, last_bytes: int) -> int:
-    """A figure at least 8 MiB above `measured_bytes`. It is the last one while that is at most 64
-    MiB above, so that two plans in an unchanged process agree. Otherwise it is what a plain process
-    takes once a model has run, or `measured_bytes` with slack if that is more."""
+    """Return a figure at least 8 MiB above `measured_bytes`.
+
+    It is the last figure while that is at most 64 MiB above, so that two plans in an unchanged
+    process agree. Otherwise it is the memory of a plain process after a model has run, or
+    `measured_bytes` with slack if that is more.
+    """
     least = max(_LEAST_BYTES, measured_bytes + _MARGIN_BYTES)
     if least <= last_bytes <= max(_LEAST_BYTES, measured_bytes + 2 * _SLACK_BYTES):
         return last_bytes

@@ -1,4 +1,5 @@
-"""Host memory: what there is (RAM and control groups), what we hold, and where slots live."""
+"""Host memory: how much there is (RAM and control groups), how much this process holds, and the
+memory of slots."""
 
 import mmap
 import weakref
@@ -38,19 +39,19 @@ _MARK_SLACK_BYTES = 1024 * 1024
 
 @dataclass(frozen=True)
 class RamProbe:
-    """What the machine and its control groups leave to this process, in bytes."""
+    """The bytes that the machine and its control groups leave to this process."""
 
     total_bytes: int
     available_bytes: int
-    limit_bytes: int | None  # the tightest control group's; None where none limits us
-    source: str  # which number ruled `available_bytes`
+    limit_bytes: int | None  # of the tightest control group; None if no group sets a limit
+    source: str  # where `available_bytes` was read
 
 
 def probe_ram(root: Path = Path("/")) -> RamProbe:
-    """The RAM of this machine and how much of it may still be taken.
+    """Return the RAM of this machine and how much of it may still be taken.
 
-    Available is the smaller of the system's own estimate and of what each control group, from ours
-    up to the root, leaves. `root` is where /proc and /sys are.
+    `available_bytes` is the least of the system's own estimate and of what each control group
+    leaves, from ours up to the root. `root` is where /proc and /sys are.
     """
     total_bytes, available_bytes, source = host.ram(root) or _virtual_memory()
     limits = memory_limits(root)
@@ -67,16 +68,16 @@ def _virtual_memory() -> tuple[int, int, str]:
 
 
 def anonymous_bytes() -> int:
-    """Anonymous memory of this process: what a RAM budget bounds. About 15 us on Linux.
+    """Return the anonymous memory of this process, which a RAM budget bounds. Takes 15 us on Linux.
 
-    Elsewhere the nearest figure there is: memory that only this process holds.
+    On other systems it is the nearest figure there is: memory that only this process holds.
     """
     return _Status.read().anonymous_bytes
 
 
 class _Status(NamedTuple):
-    """The highest resident size ever of this process, and of what is resident now the anonymous and
-    the other pages."""
+    """The highest resident size that this process ever had, and the bytes of anonymous and of other
+    pages that are resident now."""
 
     mark_bytes: int
     anonymous_bytes: int
@@ -94,11 +95,11 @@ def _unshared_bytes() -> int:
 class PeakMeter:
     """The most anonymous memory that this process held since the meter was made.
 
-    The kernel keeps the highest resident size ever, VmHWM, file pages included. If it grew between
-    two looks, the peak fell between them, and its anonymous part was at most VmHWM less the file
-    pages, of which the smaller count of both looks is taken. So what was allocated and freed
-    between two looks is seen, and the figure is not too low; it is too high by the file pages
-    that came meanwhile. Where the system does not tell it is the highest of the looks.
+    The kernel keeps the highest resident size ever, VmHWM, which includes file pages. If VmHWM grew
+    between two looks, the peak fell between them. Its anonymous part was at most VmHWM less the
+    file pages; the smaller count of file pages of both looks is taken. So memory that was allocated
+    and freed between two looks is seen. The figure is never too low; it is too high by the file
+    pages that were added between the looks. Without VmHWM it is the highest of the looks.
     """
 
     def __init__(self) -> None:
@@ -110,7 +111,7 @@ class PeakMeter:
         _meters.add(self)
 
     def look(self) -> int:
-        """The peak so far, in bytes. About 20 us on Linux."""
+        """Return the peak so far in bytes. Takes 20 us on Linux."""
         before, self._status = self._status, _Status.read()
         peak_bytes = self._status.anonymous_bytes
         if self._status.mark_bytes != before.mark_bytes:  # it grew, or a newer meter lowered it
@@ -124,8 +125,8 @@ _meters: "weakref.WeakSet[PeakMeter]" = weakref.WeakSet()
 
 
 def _lower_the_mark() -> None:
-    """Have the kernel count the peak from now on, so that an old one does not hide later ones.
-    Where it cannot, peaks below the old one are seen only if they last until a look."""
+    """Have the kernel count the peak anew, so that an old peak does not hide later ones. Where it
+    cannot, a peak below the old one is seen only if it lasts until a look."""
     status = _Status.read()
     if status.mark_bytes - status.anonymous_bytes - status.file_bytes >= _MARK_SLACK_BYTES:
         host.forget_peak()
@@ -135,7 +136,7 @@ Self = TypeVar("Self", bound="AddressSpace")
 
 
 class AddressSpace:
-    """`most_bytes` addresses that are ours and cost no memory: reading or writing there crashes.
+    """A range of `most_bytes` reserved addresses without memory: reading or writing there crashes.
 
     Tensors that are declared and never read get their addresses here.
     """
@@ -156,10 +157,10 @@ class AddressSpace:
     def close(self) -> None:
         """Give the addresses and the memory back; a second call does nothing.
 
-        While an array of the caller still looks into the range, it stays as it is, and goes with
-        the last such array. An address alone gives no such protection: stop using it first.
+        The range stays while an array of the caller views it, and goes with the last such array. An
+        address alone does not keep it, so stop using addresses first.
         """
-        self._mapping = None  # goes with its last reference
+        self._mapping = None  # it is unmapped with its last reference
 
     def __enter__(self: Self) -> Self:
         return self
@@ -172,21 +173,21 @@ class SlotMemory(AddressSpace):
     """Memory that grows and shrinks in its place: of `most_bytes` addresses the first `num_bytes`
     may be used. Reading or writing beyond them crashes.
 
-    It begins at a multiple of 2 MiB and lies on huge pages if possible (`huge_pages`): direct reads
-    into those run twice as fast as into small ones. A page counts as memory from its first touch
-    on; when all are touched, `num_bytes` rounded up to whole pages are held, no more.
+    It begins at a multiple of 2 MiB and lies on huge pages if possible (`huge_pages`), because
+    direct reads into huge pages run twice as fast. A page counts as memory once it was touched.
+    When all are touched, `num_bytes` rounded up to whole pages are held.
     """
 
     def __init__(self, most_bytes: int, num_bytes: int | None = None) -> None:
-        """`num_bytes` defaults to all. Raises as AddressSpace and `resize`."""
+        """`num_bytes` defaults to all. Raises what AddressSpace and `resize` raise."""
         super().__init__(most_bytes)
         self.num_bytes, self.huge_pages = 0, False
         self.resize(most_bytes if num_bytes is None else num_bytes)
         _memories.add(self)
 
     def resize(self, num_bytes: int) -> None:
-        """Have the first `num_bytes` be usable. What is new reads as zeros. What is no longer
-        usable goes back to the system, so nothing may read or write there.
+        """Make the first `num_bytes` usable. New bytes read as zeros. Bytes that are no longer
+        usable go back to the system, so nothing may read or write there.
 
         Raises BudgetError where the system refuses the memory, ClosedError after `close`.
         """
@@ -206,12 +207,13 @@ class SlotMemory(AddressSpace):
 
     @property
     def bytes(self) -> npt.NDArray[np.uint8]:
-        """What may be used as an array, (num_bytes,) uint8. Raises ClosedError after `close`."""
+        """Return the usable bytes as an array, (num_bytes,) uint8. Raises ClosedError after
+        `close`."""
         return np.asarray(_View(self._open_mapping(), self.address, self.num_bytes))
 
     @property
     def resident_bytes(self) -> int:
-        """How much of it is in memory now: pages that were touched. 0 after `close`."""
+        """Return how many of its bytes are in memory: pages that were touched. 0 after `close`."""
         if self._mapping is None:
             return 0
         return host.resident_bytes(self.address, _whole_pages(self.num_bytes))
@@ -223,7 +225,7 @@ class SlotMemory(AddressSpace):
 
 
 class _View:
-    """What NumPy makes an array of that keeps its mapping."""
+    """A range of a mapping, of which NumPy makes an array that keeps the mapping."""
 
     def __init__(self, mapping: mmap.mmap, address: int, num_bytes: int) -> None:
         self._mapping = mapping
@@ -235,8 +237,8 @@ _memories: "weakref.WeakSet[SlotMemory]" = weakref.WeakSet()
 
 
 def slots_resident_bytes() -> int:
-    """What all open `SlotMemory` of this process holds together: less than its size while parts
-    were never touched. Takes about 5 ms for each GiB."""
+    """Return the bytes that all open `SlotMemory` of this process hold in memory: less than their
+    size while parts were never touched. Takes about 5 ms for each GiB."""
     return sum(memory.resident_bytes for memory in list(_memories))
 
 

@@ -1,4 +1,4 @@
-"""What memory a context of llama.cpp takes, before there is one."""
+"""The memory that a context of llama.cpp will take, before it is made."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,17 +24,17 @@ _KEY_BYTES = 256
 
 @dataclass(frozen=True)
 class MemoryNeeds:
-    """Bytes a context allocates beside the weights."""
+    """The bytes that a context allocates beside the weights."""
 
     kv_bytes: int
     compute_bytes: int
 
 
 def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
-    """What a context over a `dry` model would allocate, asked of llama.cpp's own dry run.
+    """Return what a context over a `dry` model would allocate, by llama.cpp's own dry run.
 
-    llama.cpp does not count the rows of logits, the tables of cells and what describes its graphs:
-    these are added here. Raises ModelFileError where llama.cpp makes no such context, and where
+    llama.cpp does not count the rows of logits, the tables of cells and the graphs' descriptions,
+    so these are added here. Raises ModelFileError where llama.cpp makes no such context, and where
     the model is no causal text model.
     """
     with captured_logs() as log, StopFlag().listening():
@@ -73,13 +73,13 @@ def _context_sizes(context: Any, batch_tokens: int) -> own.ContextSizes:
 
 
 def cell_bytes(ctx_tokens: int) -> int:
-    """What a cache's table of its cells takes when all of them are in use, beside the cache."""
+    """Return the bytes of a cache's table of its cells when all cells are in use."""
     return _CELL_BYTES * ctx_tokens
 
 
 def _num_cell_tables(model: LlamaModel) -> int:
-    """At most so many caches of the context's length: one, one more for layers that see a window,
-    and those of an indexer or of compressed keys."""
+    """Return the most caches of the context's length that there are: one, one more for layers that
+    see a window, and two for an indexer or compressed keys."""
     num_keys = llama.llama_model_meta_count(model.address)
     buffer = native.text_buffer(_KEY_BYTES)
     tables = 1 + int(llama.llama_model_n_swa(model.address) > 0)
@@ -91,7 +91,9 @@ def _num_cell_tables(model: LlamaModel) -> int:
 
 
 def _graph_bytes(max_nodes: int) -> int:
-    """llama.cpp keeps two graphs, the largest and the latest, and tables to schedule one; little
-    for most models, but hybrid ones get 40 nodes for each token of a batch."""
+    """Return the bytes of two graphs, the largest and the latest, and of tables to schedule one.
+
+    They are small for most models, but hybrid ones get 40 nodes for each token of a batch.
+    """
     tensors_bytes = int(native.ggml_tensor_overhead()) * max_nodes
     return 2 * tensors_bytes + 3 * int(native.ggml_graph_overhead_custom(max_nodes, False))

@@ -1,4 +1,4 @@
-"""A file on a drive of a steady speed, as a yardstick: real drives swing by a factor of four."""
+"""A file on a drive of a steady speed, for benchmarks: real drives vary by a factor of four."""
 
 import time
 from pathlib import Path
@@ -8,14 +8,15 @@ from haversack.devices.storage import Buffer, DirectFile
 
 
 class Pace:
-    """`bytes_s` bytes a second for all that share it, each read there `latency_s` after its bytes
-    have passed. First come, first served, and no credit for idle time."""
+    """A drive that gives `bytes_s` bytes a second to all its readers together. A read is done
+    `latency_s` after its bytes have passed. Reads are served in order, and idle time earns
+    nothing."""
 
     def __init__(self, bytes_s: float, latency_s: float) -> None:
         self.address = own.pace_new(bytes_s, latency_s)
 
     def admit(self, num_bytes: int) -> float:
-        """Queue a read: the moment (of `time.perf_counter`) when it is there."""
+        """Queue a read. Return the moment (of `time.perf_counter`) when it is done."""
         return float(own.pace_admit(self.address, num_bytes))
 
     def __del__(self) -> None:
@@ -23,7 +24,7 @@ class Pace:
 
 
 class PacedFile(DirectFile):
-    """A file whose reads take as long as `pace` says, if its own drive is as fast."""
+    """A file whose reads take as long as `pace` says, if its own drive is fast enough."""
 
     def __init__(self, path: Path, pace: Pace, direct: bool | None = False) -> None:
         """`direct` as of `DirectFile`; by default bytes come from the page cache."""
@@ -31,7 +32,7 @@ class PacedFile(DirectFile):
         self.pace = pace
 
     def read_into(self, buffer: Buffer, offset: int, need_bytes: int) -> None:
-        """As `DirectFile.read_into`, in time."""
+        """Read as `DirectFile.read_into`, and return when the read is due."""
         there_at_s = self.pace.admit(len(buffer))
         super().read_into(buffer, offset, need_bytes)
         time.sleep(max(0.0, there_at_s - time.perf_counter()))

@@ -1,4 +1,4 @@
-"""Choosing tokens: a grammar, and llama.cpp's samplers put together one after the other."""
+"""Choosing tokens: a grammar, and llama.cpp's samplers one after the other."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -23,7 +23,7 @@ _MOST_REFUSED = 16
 
 
 def chain_bytes(num_tokens: int) -> int:
-    """The memory that sampling from so many tokens takes."""
+    """Return the memory that sampling from `num_tokens` tokens takes."""
     return _CHAIN_BYTES_PER_TOKEN * num_tokens
 
 
@@ -38,7 +38,7 @@ class SamplerTables:
 
     @property
     def num_bytes(self) -> int:
-        """The memory that they take."""
+        """Return the memory that they take."""
         return self.ids.nbytes + self.candidates.nbytes
 
 
@@ -62,7 +62,7 @@ class SamplerChain:
         llama.llama_sampler_chain_add(self._chain, sampler)
 
     def add_grammar(self, grammar: Grammar) -> None:
-        """Only tokens that the grammar allows next. Raises PromptError."""
+        """Allow only the tokens that the grammar allows next. Raises PromptError."""
         self._matcher = self._vocabulary.trie.matcher(grammar)
 
     def add_penalties(self, last_n: int, repeat: float, frequency: float, presence: float) -> None:
@@ -96,11 +96,11 @@ class SamplerChain:
         self._add(llama.llama_sampler_init_temp(temperature))
 
     def add_random(self, seed: int) -> None:
-        """Draw from what is left; the same seed draws the same."""
+        """Draw from the tokens that are left; the same seed draws the same."""
         self._add(llama.llama_sampler_init_dist(seed))
 
     def add_greedy(self) -> None:
-        """Take the likeliest."""
+        """Take the likeliest token."""
         self._keep(1)
         self._add(llama.llama_sampler_init_greedy())
 
@@ -111,7 +111,7 @@ class SamplerChain:
 
     @property
     def finished(self) -> bool:
-        """Whether the grammar allows no further token because the text is complete."""
+        """Return whether the grammar allows no further token because the text is complete."""
         return self._matcher is not None and self._matcher.must_end
 
     def follow(self, prompt: Iterable[int]) -> None:
@@ -121,10 +121,10 @@ class SamplerChain:
                 guard.sampler_accept(self._penalties, token)
 
     def sample(self, logits: npt.NDArray[np.float32]) -> int:
-        """The next token by its `logits`, (vocabulary,); it counts as taken.
+        """Choose the next token by its `logits`, (vocabulary,), and add it to the text.
 
         Raises PromptError if the grammar leaves no token or is too complex, NotFiniteError if the
-        logits are no numbers.
+        logits are not finite.
         """
         _refuse_not_finite(logits)
         candidates = self._among(self._tables.ids, logits)
@@ -140,7 +140,7 @@ class SamplerChain:
         return token
 
     def _among(self, ids: npt.NDArray[np.int32], logits: npt.NDArray[np.float32]) -> Any:
-        """llama.cpp's array of candidates, with penalties applied."""
+        """Return llama.cpp's array of candidates, with penalties applied."""
         candidates = self._tables.candidates[: len(ids)]
         candidates["id"], candidates["logit"] = ids, logits
         array = llama.llama_token_data_array(self._tables.data, len(ids), -1, False)
@@ -148,9 +148,9 @@ class SamplerChain:
         return array
 
     def _shown(self, matcher: GrammarMatcher, candidates: Any) -> Any | None:
-        """The likeliest candidates that the grammar allows, as many as the samplers keep; None if
-        they are not found soon. What is drawn from them is what would be drawn from all that are
-        allowed, because the samplers cut the others off."""
+        """Return the likeliest candidates that the grammar allows, as many as the samplers keep;
+        None if they are not found soon. The draw from them equals the draw from all allowed ones,
+        because the samplers cut the others off."""
         num_kept = self._num_kept or 0
         if not 0 < num_kept <= _MOST_SHOWN:
             return None
@@ -167,7 +167,7 @@ class SamplerChain:
         return None
 
     def _masked(self, logits: npt.NDArray[np.float32]) -> Any:
-        """All candidates that the grammar allows."""
+        """Return all candidates that the grammar allows."""
         assert self._matcher is not None
         allowed = self._matcher.allowed()
         ids = np.compress(allowed, self._tables.ids)

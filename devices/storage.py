@@ -1,4 +1,4 @@
-"""Reading a file past the page cache, and how fast the drive under it is."""
+"""Reading a file past the page cache, and measuring the speed of its drive."""
 
 import contextlib
 import io
@@ -33,8 +33,8 @@ _READ_BYTES = (64 * 1024, 1024 * 1024)
 _NUM_CELLS = len(_NUM_READERS) * len(_READ_BYTES)
 _CELL_S = 1.5 / _NUM_CELLS
 _CELL_BYTES = 512 * 1024 * 1024 // _NUM_CELLS
-# Where reads land: more than a processor's caches hold, as slots are. On a drive that is software
-# reads into 4 MiB that stay in the caches are a fifth faster (3.15 against 2.65 GB/s).
+# Reads land in more memory than a processor's caches hold, as in slots. On a drive made by
+# software, reads into 4 MiB that stay in the caches are a fifth faster (3.15 against 2.65 GB/s).
 _ROOM_BYTES = 64 * 1024 * 1024
 _READS_PER_FILE = 16  # fewer places than this in a file measure the drive's own cache
 
@@ -75,7 +75,7 @@ class DirectFile:
             raise self.read_error(offset, need_bytes, got_bytes, "the file ends there")
 
     def fileno(self) -> int:
-        """The descriptor, for those that read without Python; they must stop before `close`."""
+        """Return the descriptor, for reads by C++. They must end before `close`."""
         return self._file.fileno()
 
     def close(self) -> None:
@@ -118,7 +118,7 @@ class DirectFile:
                 self._turn.notify_all()
 
     def _fill(self, view: memoryview, offset: int, need_bytes: int) -> int:
-        """Bytes read: `need_bytes` or more, fewer only where the file ends."""
+        """Return the bytes read: `need_bytes` or more, fewer only if the file ends."""
         step_bytes = PAGE_BYTES if self.direct else 1
         got_bytes = 0
         while got_bytes < need_bytes:
@@ -134,7 +134,7 @@ class DirectFile:
         return got_bytes
 
     def read_error(self, offset: int, need_bytes: int, got_bytes: int, why: str) -> StorageError:
-        """What to raise if of `need_bytes` at `offset` only `got_bytes` came."""
+        """Return the error for a read that got only `got_bytes` of `need_bytes` at `offset`."""
         return StorageError(
             f"{self.path}: wanted {need_bytes} bytes at offset {offset}, got {got_bytes}: {why} "
             "(is the file whole and the drive there?)"
@@ -143,12 +143,12 @@ class DirectFile:
 
 @dataclass(frozen=True)
 class DiskSpeed:
-    """What the drive under a file gives at random places.
+    """How fast a file's drive reads at random places.
 
     `bytes_s` is the best rate found, reached with `num_readers` reads of `read_bytes` under way
-    at once; `enough_readers` of its longest reads, about those of an expert's matrix, are the
-    fewest under way that give nine tenths of the best rate: more would only wait for each other,
-    those asked for first too. `latency_s` is the median time of a lone 64 KiB read. Where `direct`
+    at once; `enough_readers` is the least number of its longest reads (about as long as
+    those of an expert's matrix) under way that gives nine tenths of the best rate. More reads would
+    only wait for each other. `latency_s` is the median time of a lone 64 KiB read. Where `direct`
     is False the page cache may have answered.
     """
 
@@ -168,11 +168,11 @@ class DiskSpeed:
 
 
 def measure_disk(path: str | Path, *, cache_dir: Path, refresh: bool = False) -> DiskSpeed:
-    """The speed of the drive that holds `path`, measured once and kept in `cache_dir`.
+    """Return the speed of the drive that holds `path`, measured once and kept in `cache_dir`.
 
     Measuring reads at most 512 MiB in about 1.5 s, into 64 MiB of memory. A file below 16 MiB is
-    measured with small reads only, and that is not kept. A file with holes measures too fast: give
-    a real one.
+    measured with small reads only, and the result is not kept. A file with holes measures too fast,
+    so give one without.
 
     Raises StorageError where the file is below 1 MiB, or cannot be read, or the result cannot
     be kept.
@@ -189,7 +189,8 @@ def measure_disk(path: str | Path, *, cache_dir: Path, refresh: bool = False) ->
 
 
 def known_speed(path: Path, cache_dir: Path) -> DiskSpeed | None:
-    """What `measure_disk` kept of the drive that holds `path`; None if it was not asked yet."""
+    """Return the speed that `measure_disk` kept of the drive that holds `path`; None without
+    one."""
     return _read_speed(_kept(path, cache_dir))
 
 
@@ -223,8 +224,8 @@ def _measure(file: DirectFile, sizes: list[int]) -> DiskSpeed:
 
 
 def _measure_cell(file: DirectFile, buffers: npt.NDArray[np.uint8]) -> tuple[float, float]:
-    """(bytes per second of all readers, median seconds of one read), each reader into the one of
-    its `buffers` (readers, buffers, bytes) after the other."""
+    """Return (bytes per second of all readers, median seconds of one read). Each reader fills its
+    part of `buffers` (readers, buffers, bytes), one buffer after the other."""
     num_readers, _, read_bytes = buffers.shape
     max_reads = max(_CELL_BYTES // (num_readers * read_bytes), 1)
     with ThreadPoolExecutor(num_readers) as pool:
@@ -238,7 +239,7 @@ def _measure_cell(file: DirectFile, buffers: npt.NDArray[np.uint8]) -> tuple[flo
 def _read_at_random(
     file: DirectFile, deadline_s: float, max_reads: int, buffers: npt.NDArray[np.uint8]
 ) -> list[float]:
-    """Seconds of each read into `buffers`: at least one, then until the deadline."""
+    """Return the seconds of each read into `buffers`: at least one, then until the deadline."""
     num_buffers, read_bytes = buffers.shape
     num_places = (file.num_bytes - read_bytes) // PAGE_BYTES + 1
     times_s: list[float] = []
@@ -251,8 +252,11 @@ def _read_at_random(
 
 
 def _read_speed(kept: Path) -> DiskSpeed | None:
-    """The speed measured earlier; None where there is none that can be understood, or the file
-    names readers that nobody measured with: so many threads would be started."""
+    """Return the speed measured earlier; None if no valid one is kept.
+
+    A number of readers that is never measured with is not valid, because that many threads would be
+    started.
+    """
     try:
         speed = DiskSpeed(**json.loads(kept.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError):
@@ -262,7 +266,7 @@ def _read_speed(kept: Path) -> DiskSpeed | None:
 
 
 def _write_speed(kept: Path, speed: DiskSpeed) -> None:
-    """Whole or not at all: other processes read the same file."""
+    """Write the file whole or not at all, because other processes read it."""
     draft = kept.with_name(f"{kept.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -273,7 +277,7 @@ def _write_speed(kept: Path, speed: DiskSpeed) -> None:
 
 
 def _open(path: Path, direct: bool | None) -> tuple[io.FileIO, bool, str]:
-    """(open file, whether its reads are direct, why)."""
+    """Return (open file, whether its reads are direct, why)."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise StorageError(f"{path} is not a regular file: give the path of a file")

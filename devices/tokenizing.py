@@ -1,8 +1,8 @@
-"""Tokenizing texts of any length: on a stack that suffices, and so that Ctrl-C ends the wait.
+"""Tokenizing texts of any length, on a stack that is large enough. Ctrl-C ends the wait.
 
-llama.cpp splits a text by regular expressions. For some vocabularies those take hundreds of bytes
-of stack for each character of a match: 60,000 equal letters would overflow a thread's stack. How
-many bytes is measured, on short texts, for the vocabulary that is used.
+llama.cpp splits a text by regular expressions. For some vocabularies they take hundreds of bytes of
+stack for each character of a match: 60,000 equal letters would overflow a thread's stack. The bytes
+for a character are measured on short texts, for each vocabulary.
 """
 
 import time
@@ -15,7 +15,7 @@ from haversack.devices.errors import AbortedError, HaversackError, PromptError
 from haversack.devices.guard import check_failure
 from haversack.devices.units import format_bytes
 
-LEAST_STACK_BYTES = 16 * 1024 * 1024  # what a text may take of any budget
+LEAST_STACK_BYTES = 16 * 1024 * 1024  # stack that a text may take in any budget
 
 # A text with no more than this is tokenized on the stack of the thread that asks.
 _SHORT_RUN_CHARS = 500
@@ -36,7 +36,7 @@ _TOKENIZE = native.llama_function("llama_tokenize")
 
 
 class Tokenizer:
-    """From UTF-8 to token ids, with no start or end token added."""
+    """Turns UTF-8 into token ids, without a start or end token."""
 
     def __init__(self, vocab: Any) -> None:
         self._vocab = vocab
@@ -44,10 +44,10 @@ class Tokenizer:
         self._abandoned: list[_LongWork] = []
 
     def tokens(self, data: bytes, most_stack_bytes: int) -> list[int]:
-        """The ids of `data`; special tokens written out in it count as such.
+        """Return the ids of `data`; special tokens written out in it count as such.
 
         Raises PromptError if it takes more than `most_stack_bytes` of stack, AbortedError, and in
-        the main thread KeyboardInterrupt at once: what has begun then ends in the background.
+        the main thread KeyboardInterrupt at once: the tokenizing then ends in the background.
         """
         runs = own.longest_runs_of(data)
         if len(data) <= _SHORT_TEXT_BYTES and max(runs) <= _SHORT_RUN_CHARS:
@@ -63,12 +63,12 @@ class Tokenizer:
 
     @property
     def is_busy(self) -> bool:
-        """Whether work that was abandoned still uses the vocabulary."""
+        """Return whether work that was abandoned still uses the vocabulary."""
         self._abandoned = [work for work in self._abandoned if not work.ended(0)]
         return bool(self._abandoned)
 
     def settle(self) -> None:
-        """Wait for what was abandoned: the vocabulary can be freed then."""
+        """Wait for the work that was abandoned, so that the vocabulary can be freed."""
         while self.is_busy:
             time.sleep(_LOOK_S)
 
@@ -93,7 +93,7 @@ class Tokenizer:
 
     # ------------------------------------------------------------------- stack
     def _stack_bytes(self, runs: Sequence[int]) -> int:
-        """What a text takes whose longest runs have so many characters."""
+        """Return the stack for a text whose longest runs have these numbers of characters."""
         if not self._stack_per_char:
             least_bytes = self._used_stack_bytes("a b. c")
             self._stack_per_char = [
@@ -129,11 +129,11 @@ class _LongWork:
         self._work = work
 
     def ended(self, timeout_s: float) -> bool:
-        """Whether it has ended, after `timeout_s` at the latest."""
+        """Wait at most `timeout_s`. Return whether it has ended."""
         return bool(own.tokenizing_wait(self._work, timeout_s))
 
     def tokens(self) -> list[int]:
-        """What came of it, once it has ended. Raises AbortedError."""
+        """Return the token ids, once it has ended. Raises AbortedError."""
         found, failure, self.used_stack_bytes = own.tokenizing_result(self._work)
         if found is None:
             raise AbortedError(f"llama.cpp gave up on the text: {failure}")

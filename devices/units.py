@@ -20,9 +20,9 @@ _SIZE = re.compile(r"([+-]?)([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([a-z]*)", re.ASCII 
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes in a size such as "6GiB", "1.5 GiB", "100kB"; part of a byte is rounded down.
+    """Return the bytes of a size such as "6GiB", "1.5 GiB", "100kB", rounded down to whole bytes.
 
-    Raises UnitError for everything else; the message says what to write instead.
+    Raises UnitError for other texts; the message says what to write instead.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
@@ -41,7 +41,7 @@ def parse_bytes(text: str) -> int:
 
 
 def format_bytes(num_bytes: int) -> str:
-    """A binary size for people: "5.2 GiB", "0 B", "-1.0 MiB"; whole bytes below 1 KiB.
+    """Return a binary size for people: "5.2 GiB", "0 B", "-1.0 MiB"; whole bytes below 1 KiB.
 
     `parse_bytes` reads it back to within half of the digit shown.
     """
@@ -56,7 +56,7 @@ def format_bytes(num_bytes: int) -> str:
 
 
 def format_need(num_bytes: int) -> str:
-    """The same, rounded up: a budget that people give as they read it suffices."""
+    """Return the same rounded up, so that a budget of the size shown suffices."""
     shown = format_bytes(num_bytes)
     number, unit = shown.split()
     if int(Decimal(number) * UNIT_BYTES[unit.lower()]) >= num_bytes:

@@ -1,4 +1,4 @@
-"""A model's vocabulary: from text to token ids and back, and what its special tokens are."""
+"""A model's vocabulary: text to token ids and back, and the special tokens."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -34,11 +34,11 @@ class Vocabulary:
     def tokenize(
         self, text: str, *, add_special: bool = True, most_stack_bytes: int = LEAST_STACK_BYTES
     ) -> list[int]:
-        """Token ids of `text`; special tokens written out in it count as such.
+        """Return the token ids of `text`; special tokens written out in it count as such.
 
-        `add_special` puts the start token first where the model wants one and the text does not
-        begin with it. What some models add at the end is left out: text would be generated after
-        its end. Raises PromptError without a vocabulary, and see `Tokenizer.tokens`.
+        `add_special` puts the start token first if the model wants one and the text does not begin
+        with it. No end token is added, because text would be generated after the end. Raises
+        PromptError without a vocabulary, and see `Tokenizer.tokens`.
         """
         if not self.has_text:
             raise PromptError("the model has no vocabulary: give token ids, not text")
@@ -49,10 +49,10 @@ class Vocabulary:
         return found
 
     def least_tokens(self, text: str) -> int:
-        """How many tokens `text` has at least, told by its length and the longest token's alone.
+        """Return the least number of tokens of `text`, by its length and that of the longest token.
 
-        Blanks do not count, because some special tokens swallow them. 0 for vocabularies that
-        change texts before they split them.
+        Blanks do not count, because some special tokens include the blanks beside them. It is 0 for
+        vocabularies that change texts before they split them.
         """
         if self._kind not in (_SENTENCEPIECE, _BYTE_PAIRS):
             return 0
@@ -65,7 +65,7 @@ class Vocabulary:
         return int(own.longest_piece(_PIECE, self._vocab, self.num_tokens))
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
-        """The bytes of one token; a special token's are empty unless asked for."""
+        """Return the bytes of one token; none for a special token, unless `special`."""
         assert self.has_text and 0 <= token < self.num_tokens, f"no token {token} has text"
         room = 64
         while True:
@@ -77,29 +77,30 @@ class Vocabulary:
             room = -count
 
     def special_texts(self, text: str) -> set[str]:
-        """The special tokens that are written out in `text`."""
+        """Return the special tokens that are written out in `text`."""
         tokens = self.tokenize(text, add_special=False) if self.has_text else []
         special = (self.piece(token, special=True) for token in tokens if not self.piece(token))
         return {piece.decode(errors="replace") for piece in special if piece}
 
     def ends(self, token: int) -> bool:
-        """Whether `token` ends a generation."""
+        """Return whether `token` ends a generation."""
         return bool(llama.llama_vocab_is_eog(self._vocab, token))
 
     @cached_property
     def adds_space(self) -> bool:
-        """Whether the vocabulary puts a space before every text, as SentencePiece ones do."""
+        """Return whether the vocabulary puts a space before every text, as SentencePiece ones
+        do."""
         pieces = map(self.piece, self.tokenize("a", add_special=False))
         return b"".join(pieces).startswith(b" ")
 
     @property
     def bos(self) -> str:
-        """The text of the start token, or ''."""
+        """Return the text of the start token, or ''."""
         return self._special(llama.llama_vocab_bos(self._vocab))
 
     @property
     def eos(self) -> str:
-        """The text of the end token, or ''."""
+        """Return the text of the end token, or ''."""
         return self._special(llama.llama_vocab_eos(self._vocab))
 
     def _special(self, token: int) -> str:
@@ -107,28 +108,28 @@ class Vocabulary:
 
     @cached_property
     def trie(self) -> TokenTrie:
-        """The vocabulary ordered for grammars; built at first use, freed with the model. Raises
-        PromptError without a vocabulary."""
+        """Return the vocabulary ordered for grammars; it is built at first use and freed with the
+        model. Raises PromptError without a vocabulary."""
         if not self.has_text:
             raise PromptError("the model has no vocabulary: it cannot follow a grammar")
         return TokenTrie(_Texts(self), list(filter(self.ends, range(self.num_tokens))))
 
     def text_bytes(self) -> int:
-        """About how many bytes the texts of all tokens have, from a sample of them."""
+        """Return about how many bytes the texts of all tokens have, by a sample of them."""
         if not self.has_text:
             return 0
         step = max(1, self.num_tokens // _SAMPLED_TOKENS)
         return step * sum(len(self.piece(token)) for token in range(0, self.num_tokens, step))
 
     def close(self) -> None:
-        """Free what was built beside the model's own vocabulary, and wait until nothing uses that
-        any more; may be called twice."""
+        """Wait until nothing uses the model's vocabulary, and free what was built from it; may be
+        called twice."""
         self.tokenizer.settle()
         self.__dict__.pop("trie", None)
 
 
 class _Texts(Sequence[bytes]):
-    """What each token adds to the text."""
+    """The bytes that each token adds to the text."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary

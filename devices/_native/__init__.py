@@ -1,5 +1,4 @@
-"""All that speaks ctypes: libggml and libllama as shipped in llama-cpp-python, and in `own` our own
-library.
+"""All uses of ctypes: libggml and libllama of llama-cpp-python, and in `own` our own library.
 
 It loads the libraries, refuses a build whose layouts it does not know, declares the structures
 and prototypes (the C prototype stands beside each), and offers a few helpers for memory at an
@@ -30,8 +29,10 @@ __all__ = ["llama"]  # the low-level binding of libllama, passed on to devices/l
 
 # ------------------------------------------------------------------ libraries
 def _library(stem: str, version: str = "") -> c.CDLL:
-    """The library `stem` of llama-cpp-python's, by the name under which libllama has loaded it: a
-    copy would be a library of its own, which the log callback, for one, does not reach."""
+    """Load llama-cpp-python's library `stem` by the name under which libllama has loaded it.
+
+    Another name would load a second copy, which the log callback, for one, does not reach.
+    """
     folder = Path(llama_cpp.__file__).parent / "lib"
     names = {"darwin": f"lib{stem}{version}.dylib", "win32": f"{stem}.dll"}
     path = folder / names.get(sys.platform, f"lib{stem}.so{version}")
@@ -261,19 +262,19 @@ llama_model_save_to_file = prototype(_llama, "llama_model_save_to_file", None, _
 
 
 # -------------------------------------------------------------------- helpers
-# The bytes of this process by their addresses: one of them costs 50 ns to look at, ten times less
-# than a structure's field.
+# All bytes of this process by their addresses. Reading one takes 50 ns, a tenth of the time that a
+# structure's field takes.
 memory = memoryview((c.c_ubyte * sys.maxsize).from_address(0)).cast("B")
 
 
 def array_at(address: int, shape: tuple[int, ...], dtype: Any) -> "np.ndarray[Any, Any]":
-    """A NumPy view of the memory at `address`; the caller answers for its lifetime."""
+    """Return a NumPy view of the memory at `address`. The caller must keep the memory."""
     num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     return np.frombuffer(memory[address : address + num_bytes], dtype).reshape(shape)
 
 
 def address_of(array: "np.ndarray[Any, Any]") -> int:
-    """The address of an array's first element."""
+    """Return the address of an array's first element."""
     return int(array.__array_interface__["data"][0])
 
 
@@ -283,8 +284,8 @@ def move_bytes(target: int, source: int, num_bytes: int) -> None:
 
 
 def llama_function(*names: str) -> int:
-    """The address of a function of libllama by the first of its names that is exported. Raises
-    BindingError without."""
+    """Return the address of a function of libllama, by the first of its names that is exported.
+    Raises BindingError if none is."""
     for name in names:
         function = getattr(_llama, name, None)
         if function is not None:
@@ -296,34 +297,35 @@ def llama_function(*names: str) -> int:
 
 
 def address_of_function(function: Any) -> int:
-    """Where the code of a C function lies."""
+    """Return the address of a C function's code."""
     return int(c.cast(function, Address).value or 0)
 
 
 def int32_buffer(count: int) -> Any:
-    """Room for so many numbers of 32 bits, which C may fill."""
+    """Return an array of `count` 32-bit integers, which C may fill."""
     return (c.c_int32 * count)()
 
 
 def floats_at(address: int, count: int) -> "np.ndarray[Any, Any]":
-    """The `count` floats at an address, as an array that does not own them."""
+    """Return the `count` floats at an address, as an array that does not own them."""
     floats: np.ndarray[Any, Any] = np.asarray((c.c_float * count).from_address(address))
     return floats
 
 
 def bytes_of(array: "np.ndarray[Any, Any]") -> Any:
-    """uint8_t *: an array's bytes."""
+    """Return an array's bytes as uint8_t *."""
     return c.cast(address_of(array), c.POINTER(c.c_uint8))
 
 
 def batch_arrays(most_rows: int) -> tuple[Any, Any, Any, Any]:
-    """The tokens, positions, sequences and logits flags of so many rows of a llama_batch."""
+    """Return tokens, positions, sequences and logits flags for `most_rows` rows of a
+    llama_batch."""
     ids = c.c_int32 * most_rows
     return ids(), ids(), ids(), (c.c_int8 * most_rows)()
 
 
 def batch_of(kind: Any, arrays: tuple[Any, Any, Any, Any]) -> Any:
-    """A struct llama_batch over `batch_arrays`; each row belongs to one sequence."""
+    """Return a struct llama_batch over `batch_arrays`; each row belongs to one sequence."""
     tokens, positions, sequences, wanted = arrays
     pointer, most_rows = c.POINTER(c.c_int32), len(tokens)
     counts = (c.c_int32 * most_rows)(*[1] * most_rows)

@@ -1,4 +1,4 @@
-"""The binding to the C library of Linux and macOS, for what Python's own modules leave out."""
+"""The binding to functions of the C library of Linux and macOS that Python's modules leave out."""
 
 import ctypes as c
 import mmap
@@ -13,8 +13,8 @@ _MAP_FIXED = 0x10  # of sys/mman.h
 
 
 def optional(name: str, *numbers: int) -> int | None:
-    """What a C function of `long` arguments that returns an int gives; None where the C library
-    has none of that name."""
+    """Call a C function of `long` arguments that returns an int; None if the C library has no
+    function of that name."""
     function = getattr(_libc, name, None)
     return None if function is None else int(function(*map(c.c_long, numbers)))
 

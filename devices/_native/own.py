@@ -1,5 +1,5 @@
-"""The binding to our own library: what a token would spend too long in Python for. Its sources are
-in devices/native/."""
+"""The binding to our own library, which does what would take too long in Python. Its sources are in
+devices/native/."""
 
 import ctypes as c
 import sys
@@ -12,7 +12,7 @@ from haversack.devices.errors import BindingError
 
 
 def _own_library() -> c.CDLL | None:
-    """Our own library; an installation in place has it elsewhere than the sources."""
+    """Load our own library; an editable installation has it in another folder than the sources."""
     if sys.platform == "win32":
         return None
     paths = [Path(found, "native", "libhaversack.so") for found in haversack.devices.__path__]
@@ -79,7 +79,7 @@ if library is not None:
     _I, _L, _B = c.c_int, c.c_int32, c.c_bool
 
     def own_prototype(name: str, *types: Any, of: c.CDLL = library) -> Any:
-        """The function of our library `haversack_` and `name`."""
+        """Return the function `haversack_NAME` of our library."""
         return prototype(of, "haversack_" + name, *types)
 
     readers_new = own_prototype("readers_new", _A, _I, _I, ReadInto, _B)
@@ -146,7 +146,7 @@ if library is not None:
 
 # -------------------------------------------------------------------- helpers
 def sizes_passed_by_value() -> list[int]:
-    """The bytes of llama_model_params, llama_context_params and llama_batch as compiled in."""
+    """Return the bytes of llama_model_params, llama_context_params and llama_batch as compiled."""
     sizes = (c.c_int64 * NUM_PASSED)()
     guard_sizes(c.byref(sizes))
     return list(sizes)
@@ -162,14 +162,14 @@ def longest_runs_of(text: bytes) -> list[int]:
 def start_tokenizing(
     tokenize: int, vocab: Any, text: bytes, stack_bytes: int
 ) -> tuple[int | None, int]:
-    """The work that was begun, or None and errno."""
+    """Start to tokenize. Return the work and 0, or None and errno."""
     error = c.c_int32(0)
     work = tokenizing_start(tokenize, vocab, text, len(text), stack_bytes, c.byref(error))
     return work, error.value
 
 
 def tokenizing_result(work: int) -> tuple[list[int] | None, str, int]:
-    """The tokens, or None and why there are none; and the bytes of stack that were used."""
+    """Return the tokens, or None and why there are none; and the bytes of stack that were used."""
     tokens, failure, stack_bytes = Address(), c.c_char_p(), c.c_int64()
     count = tokenizing_tokens(work, c.byref(tokens), c.byref(failure), c.byref(stack_bytes))
     if count < 0:

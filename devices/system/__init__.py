@@ -1,5 +1,5 @@
-"""What only the operating system can tell or do. `host` is the module of the system we run on. Each
-such module has the same functions:
+"""Facts and calls of the operating system. `host` is the module of the system that this process
+runs on. Each such module has the same functions:
 
     memory_status()       (most bytes ever resident, anonymous bytes, other resident bytes) of this
                           process; None where not known

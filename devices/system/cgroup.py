@@ -1,5 +1,5 @@
-"""Control groups: those that limit this process, and ones of our own, with which "inside a budget"
-is proven on Linux."""
+"""Control groups: those that limit this process, and groups of our own, which prove on Linux that a
+model stays inside its budget."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ _SYSTEM = Path("/")
 # --------------------------------------------------------------- groups we are in
 @dataclass(frozen=True)
 class MemoryLimit:
-    """A group's limit, what it leaves to its processes, and the file that sets it."""
+    """A group's limit, how much of it is left to its processes, and the file that sets it."""
 
     limit_bytes: int
     available_bytes: int
@@ -39,13 +39,13 @@ class CpuQuota:
 
 
 def memory_limits(root: Path) -> list[MemoryLimit]:
-    """The memory limits of our groups and those above them. Available is limit - usage + inactive
-    file pages. `root` is where /proc and /sys are."""
+    """Return the memory limits of our groups and those above them. Available is limit - usage +
+    inactive file pages. `root` is where /proc and /sys are."""
     return [limit for folder in _folders(root, "memory") for limit in _limits_of(folder)]
 
 
 def _limits_of(folder: Path) -> Iterator[MemoryLimit]:
-    """The limits of one control group; none where it sets none or has no memory files.
+    """Yield the limits of one control group; none if it sets none or has no memory files.
 
     Version 1 may limit memory and swap together ("memsw"), which counts what was swapped out too.
     """
@@ -61,7 +61,7 @@ def _limits_of(folder: Path) -> Iterator[MemoryLimit]:
 
 
 def _reclaimable_bytes(folder: Path) -> int:
-    """File pages of the group and those below it that the kernel drops first."""
+    """Return the file pages of the group and those below it that the kernel drops first."""
     lines = (line.split() for line in read_text(folder / "memory.stat").splitlines())
     stat = {words[0]: int(words[1]) for words in lines if len(words) == 2}
     # version 1 leaves the groups below out of "inactive_file"; usage and the total have them
@@ -74,7 +74,7 @@ def _read_int(file: Path) -> int | None:
 
 
 def cpu_quota(root: Path = _SYSTEM) -> CpuQuota | None:
-    """The tightest CPU quota of our groups and those above them; None where none is set."""
+    """Return the tightest CPU quota of our groups and those above them; None if none is set."""
     quotas = [
         CpuQuota(num_cores, str(file))
         for folder in _folders(root, "cpu")
@@ -85,13 +85,13 @@ def cpu_quota(root: Path = _SYSTEM) -> CpuQuota | None:
 
 
 def _quota_1(folder: Path) -> tuple[Path, float | None]:
-    """Version 1: quota and period in two files; -1 is no quota."""
+    """Read a quota of version 1: quota and period in two files; -1 is no quota."""
     file = folder / "cpu.cfs_quota_us"
     return file, _cores(read_text(file), read_text(folder / "cpu.cfs_period_us"))
 
 
 def _quota_2(folder: Path) -> tuple[Path, float | None]:
-    """Version 2: "QUOTA PERIOD" in one file; the quota "max" is none."""
+    """Read a quota of version 2: "QUOTA PERIOD" in one file; "max" is no quota."""
     file = folder / "cpu.max"
     quota, _, period = read_text(file).partition(" ")
     return file, _cores(quota, period)
@@ -105,8 +105,9 @@ def _cores(quota_us: str, period_us: str) -> float | None:
 
 
 def _folders(root: Path, controller: str) -> list[Path]:
-    """Folders of our control groups that `controller` ("memory", "cpu") may limit, of both
-    versions, each from our own group up to the mount point. `root` is where /proc and /sys are."""
+    """Return the folders of our control groups that `controller` ("memory", "cpu") may limit, of
+    both versions, each from our own group up to the mount point. `root` is where /proc and /sys
+    are."""
     folders: list[Path] = []
     for line in read_text(root / "proc/self/cgroup").splitlines():
         hierarchy, controllers, group = line.split(":", 2)
@@ -119,7 +120,7 @@ def _folders(root: Path, controller: str) -> list[Path]:
 
 
 def _group_mounts(root: Path, kind: str, controller: str) -> list[tuple[str, str]]:
-    """(group shown there, mount point) of mounted hierarchies that may have the controller."""
+    """Return (group shown there, mount point) of each hierarchy that may have the controller."""
     mounts: list[tuple[str, str]] = []
     for line in read_text(root / "proc/self/mountinfo").splitlines():
         place, _, source = line.partition(" - ")
@@ -131,10 +132,10 @@ def _group_mounts(root: Path, kind: str, controller: str) -> list[tuple[str, str
 
 
 def _folders_up(group: str, mount_root: str, mount_point: Path) -> list[Path]:
-    """The group's folder and its parents, the mount point last.
+    """Return the group's folder and its parents, the mount point last.
 
-    A container may see its own group at the mount point while `group` names it from outside:
-    what does not lie below `mount_root` is then the mount point itself.
+    A container may see its own group at the mount point while `group` names it from outside: a
+    group that does not lie below `mount_root` is then the mount point itself.
     """
     try:
         inside = PurePosixPath(group).relative_to(mount_root)
@@ -146,7 +147,7 @@ def _folders_up(group: str, mount_root: str, mount_point: Path) -> list[Path]:
 
 
 def read_text(file: Path) -> str:
-    """The file's text, empty where it is missing or not ours to read."""
+    """Return the file's text, empty if it is missing or may not be read."""
     try:
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -164,7 +165,7 @@ class LimitedGroup:
 
 
 def why_not() -> str:
-    """Why no group can be made here that proves a budget, or '' if one can."""
+    """Return why no group that proves a budget can be made here, or '' if one can."""
     try:
         with limited_group(1 << 30) as group:
             if group.swap_limited or not _has_swap(_SYSTEM):
@@ -179,8 +180,8 @@ def why_not() -> str:
 
 @contextmanager
 def limited_group(limit_bytes: int, root: Path = _SYSTEM) -> Iterator[LimitedGroup]:
-    """A new group whose processes together get at most `limit_bytes`, swap included where the
-    kernel keeps account of it.
+    """Make a group whose processes together get at most `limit_bytes`, swap included if the kernel
+    counts it.
 
     A process joins by writing its id into the folder's `cgroup.procs`. `root` is where /sys is.
     Raises OSError where groups cannot be made.
@@ -223,5 +224,5 @@ def _write_present(file: Path, text: str) -> bool:
 
 
 def _has_swap(root: Path) -> bool:
-    """Whether the machine has any swap; /proc/swaps has a heading and a line for each."""
+    """Return whether the machine has swap; /proc/swaps has a heading and a line for each."""
     return len(read_text(root / "proc/swaps").splitlines()) > 1

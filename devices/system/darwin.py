@@ -1,4 +1,4 @@
-"""What macOS tells and does; see `devices.system` for what each function returns."""
+"""The functions of macOS; `devices.system` says what each returns."""
 
 import fcntl
 import io

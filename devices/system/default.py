@@ -1,4 +1,4 @@
-"""A system of which nothing is known, as Windows for now; see `devices.system`."""
+"""The functions of a system that is not supported, such as Windows; see `devices.system`."""
 
 import io
 import mmap

@@ -1,4 +1,4 @@
-"""What Linux tells and does; see `devices.system` for what each function returns."""
+"""The functions of Linux; `devices.system` says what each returns."""
 
 import contextlib
 import errno
@@ -24,7 +24,7 @@ _GROWTH_BYTES = 256 * 1024 * 1024
 
 
 def memory_status() -> tuple[int, int, int] | None:
-    """About 15 us; the kernel's counts are right to about 0.2 MiB."""
+    """Takes about 15 us. The kernel's counts are right to about 0.2 MiB."""
     try:
         with open("/proc/self/status", "rb", buffering=0) as file:
             found = _MEMORY_LINES.search(file.read(65536))
@@ -73,7 +73,7 @@ def keep_freed_memory() -> bool:
 
 
 def open_direct(path: Path) -> tuple[io.FileIO | None, str]:
-    """Some file systems refuse at the open, others at the first read: a page is read to know."""
+    """Reads a page, because some file systems refuse at the open and others at the first read."""
     file = None
     try:
         file = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_DIRECT))
@@ -89,6 +89,6 @@ def open_direct(path: Path) -> tuple[io.FileIO | None, str]:
 
 def open_plain(path: Path) -> io.FileIO:
     file = io.FileIO(path)
-    # whole experts at random places: reading ahead of them halves the rate
+    # experts lie at random places: the kernel's own read-ahead would halve the rate
     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
     return file

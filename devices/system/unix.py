@@ -1,4 +1,4 @@
-"""What Linux and macOS do alike."""
+"""Functions that Linux and macOS share."""
 
 import io
 import mmap
@@ -8,12 +8,12 @@ from haversack.devices._native import libc
 
 
 def reserve(num_bytes: int) -> mmap.mmap:
-    """Private and not writable, so that it is not charged against the commit limit."""
+    """The mapping is private and not writable, so it does not count against the commit limit."""
     return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0)
 
 
 def decommit(address: int, num_bytes: int) -> None:
-    """New pages over the old ones also end the charge against the commit limit."""
+    """Maps new pages over the old ones, so that they no longer count against the commit limit."""
     libc.map_unusable(address, num_bytes)
 
 
