@@ -108,7 +108,7 @@ def ancestors(choice: GraphNode) -> list[GraphNode]:
         found.append(node)
         if node.is_product:
             break
-        waiting += [node.source(i) for i in (1, 0) if node.source_address(i)]
+        waiting += [node.source(i) for i in (0, 1) if node.source_address(i)]
     return found
 
 

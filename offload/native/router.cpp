@@ -13,7 +13,8 @@ namespace {
 constexpr size_t MOST_NODES = 40;      // between a router's product and its choice
 constexpr int64_t SAMPLED_ROWS = 128;  // what two of so many choose, one of all the rows will
 
-// The tensors that `ids` is made from, up to the router's product, which comes last.
+// The tensors that `ids` is made from, up to the router's product, which comes last. The second source
+// of each is followed first: it leads over the choice of groups, where there are any.
 std::vector<const Tensor *> ancestors(const Tensor *ids) {
     std::vector<const Tensor *> found, waiting{ids};
     while (!waiting.empty() && found.size() < MOST_NODES) {
@@ -21,7 +22,7 @@ std::vector<const Tensor *> ancestors(const Tensor *ids) {
         waiting.pop_back();
         found.push_back(node);
         if (node->op == ggml().op_mul_mat) return found;
-        for (int i : {1, 0})
+        for (int i : {0, 1})
             if (node->src[i]) waiting.push_back(node->src[i]);
     }
     return {};

@@ -126,6 +126,15 @@ def test_everything_in_memory_needs_no_hook(tiny_model: Any, trunk_dir: Path) ->
         assert model.stats().misses == 0
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_one_expert_per_token_at_the_floor(
+    architecture: str, tiny_model: Any, trunk_dir: Path
+) -> None:
+    """Two slots: of a batch's experts one stays, and all others go through a single slot."""
+    path = tiny_model(architecture, shape=TinyShape(num_experts=8, num_experts_per_tok=1))
+    assert_exact(path, 0.0, trunk_dir)
+
+
 @pytest.mark.parametrize("num_experts_per_tok", [1, 2, 3, 8])
 def test_the_floor_whatever_a_token_uses(
     num_experts_per_tok: int, tiny_model: Any, trunk_dir: Path
