@@ -52,7 +52,7 @@ def log_to_stderr(verbose: bool) -> None:
     logger = logging.getLogger("haversack")
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG if verbose else logging.WARNING)
-    if not verbose:  # what matters of it is in the errors that are raised
+    if not verbose:  # the errors that are raised say what matters of it
         logging.getLogger("haversack.llama").setLevel(logging.CRITICAL)
 
 

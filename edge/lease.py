@@ -1,4 +1,4 @@
-"""The part of its budget that a model gets when it is loaded, which may be later than planned."""
+"""The part of its budget that a model gets when it is loaded, which may be long after planning."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes
 
 
 def lease_for(planned: Plan) -> Lease:
-    """The model's part of its budget. Raises BudgetError where the process or other models have
-    taken more since it was planned than the least part leaves."""
+    """Lease the model's part of its budget. Raises BudgetError if the process or other models took
+    so much since it was planned that not even the floor is left."""
     budget = (planned.shared or Budget(planned.ram_bytes)).ram
     process_bytes = max(planned.process_bytes, ledger.others_bytes())
     room_bytes = budget.left_bytes - process_bytes
@@ -30,7 +30,7 @@ def lease_for(planned: Plan) -> Lease:
 
 
 def _smaller_pools(planned: Plan, room_bytes: int) -> Sequence[PoolPlan]:
-    """Pools of at most `room_bytes`, but never less than the floor."""
+    """Return pools of at most `room_bytes`, but never less than the floor."""
     geometry = planned.geometry
     return plan_pools(geometry.layers, geometry.num_experts_per_tok, max(0, room_bytes))
 
@@ -38,7 +38,7 @@ def _smaller_pools(planned: Plan, room_bytes: int) -> Sequence[PoolPlan]:
 def _overtaken(
     need_bytes: int, process_bytes: int, budget: MemoryBudget, room_bytes: int
 ) -> BudgetError:
-    """`room_bytes` is what other models leave of the budget."""
+    """Return the error; `room_bytes` is what other models leave of the budget."""
     others_bytes = budget.limit_bytes - room_bytes
     beside = f" and {format_bytes(others_bytes)} for other models" if others_bytes else ""
     return BudgetError(
@@ -51,8 +51,9 @@ def _overtaken(
 
 
 def pools_left(planned: Plan, lease: Lease) -> Sequence[PoolPlan]:
-    """The planned pools, or smaller ones where less is left than was planned: the trunk is loaded
-    now, so that what it took is known. Raises BudgetError if not even the floor is left."""
+    """Return the planned pools, or smaller ones if less memory is left than was planned. It is
+    called after the trunk was loaded, so that its memory is known. Raises BudgetError if not even
+    the floor is left."""
     taken_bytes = ledger.others_bytes() + planned.kv_bytes + planned.compute_bytes
     room_bytes = lease.budget.left_bytes + lease.reserved_bytes
     left_bytes = min(room_bytes - taken_bytes, lease.slots_bytes)

@@ -1,4 +1,4 @@
-"""`load()`: from a plan to a model that is ready."""
+"""`load()`: makes a model from a plan."""
 
 import logging
 import sys
@@ -41,13 +41,12 @@ LoadProgress = Callable[[str, float], None]  # (what is being done, share done 0
 class LoadOptions:
     """The rarer settings of `load`.
 
-    `batch` is the prompt tokens computed at once, `sequences` how many texts are held and continued
-    at the same time, each with a context of its own, `cache_dir` where trunk files lie (the user's
-    cache folder by default), `progress` is told what is being done and the share done.
-    `open_file` opens a file to read experts from; benchmarks give one of a known speed.
-    `warm_start` has a streamed model start from the experts its last run left, read back while
-    nothing else is asked for, and leave its own when closed; without it a run neither reads nor
-    writes which experts were used.
+    `batch` is the number of prompt tokens computed at once, `sequences` how many texts are held and
+    continued at the same time, each with a context of its own, `cache_dir` where trunk files lie
+    (the user's cache folder by default). `progress` is called with the step and the share done.
+    `open_file` opens a file to read experts from; benchmarks give one of a known speed. With
+    `warm_start`, a streamed model reads back the experts that its last run saved, while no other
+    read is wanted, and saves its own when closed. Without it, nothing is read back or saved.
     """
 
     batch: int = DEFAULT_BATCH_TOKENS
@@ -59,12 +58,12 @@ class LoadOptions:
 
 
 def default_cache_dir() -> Path:
-    """Where trunk files lie unless told otherwise."""
+    """Return the folder where trunk files lie by default."""
     return Path(platformdirs.user_cache_dir("haversack")) / "trunks"
 
 
 def builtin_model() -> Path:
-    """The small model that comes with haversack."""
+    """Return the path of the small model that comes with haversack."""
     return Path(str(files("haversack.edge") / "builtin" / "tales-moe.gguf"))
 
 
@@ -76,7 +75,7 @@ def load(
     seed: int | None = None,
     options: LoadOptions | None = None,
 ) -> "Model":
-    """A model ready to generate, inside `ram` bytes of anonymous memory of this process.
+    """Return a model ready to generate, inside `ram` bytes of anonymous memory of this process.
 
     `model` is the path of a GGUF (any part of a split one) or a plan, which says `ram`, `ctx`,
     `threads`, `batch` and `sequences` itself. `ram` is a size ("6GiB"), bytes, or a `Budget` that
@@ -98,7 +97,7 @@ def load(
         planned = plan(model, ram, ctx, threads, options.batch, options.sequences)
     stop, loaded = StopFlag(), list[Model]()
     try:
-        # Ctrl-C comes where a step has ended, and leaves nothing behind
+        # KeyboardInterrupt is raised between two steps, so that nothing is left behind
         with ledger.loading(), stop.listening():
             loaded.append(_loaded(planned, options, stop, seed))
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The planner: how a budget is spent, worked out before anything is allocated."""
+"""The planner: decides how a budget is spent, before anything is allocated."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,13 +39,13 @@ _MATRIX_SCRATCH_BYTES = 72  # of each expert there
 class Plan:
     """How `ram_bytes` are spent on one model. All figures are bytes and add up to the budget.
 
-    `trunk_bytes` weights but the routed experts; `kv_bytes` the context's cache; `compute_bytes`
-    scratch and, of it, `sampling_bytes` samplers and grammars and `scratch_bytes` products with
-    experts; `reserve_bytes` what else the model takes and, of it, `process_bytes` the process
-    itself: everything in it but open models. `slot_bytes` room for experts (all of them in
-    mode "resident"); `headroom_bytes` what stays free. `floor_bytes` is the least budget that
-    works, `full_bytes` the one from which no expert is streamed. With a `shared` budget,
-    `ram_bytes` are what its open models leave.
+    `trunk_bytes` are the weights without the routed experts, `kv_bytes` the context's cache.
+    `compute_bytes` are scratch; they include `sampling_bytes` for samplers and grammars and
+    `scratch_bytes` for products with experts. `reserve_bytes` are all else; they include
+    `process_bytes` of the process itself without its open models. `slot_bytes` are room for experts
+    (for all of them in mode "resident"), `headroom_bytes` stay free. `floor_bytes` is the least
+    budget that works, `full_bytes` the least with which no expert is streamed. With a `shared`
+    budget, `ram_bytes` are what its open models leave.
     """
 
     path: Path
@@ -70,12 +70,12 @@ class Plan:
 
     @property
     def planned_bytes(self) -> int:
-        """What this model and the process itself will take at most."""
+        """Return the most that this model and the process itself will take."""
         return self.budget().reserved_bytes
 
     @property
     def own_bytes(self) -> int:
-        """What this model will take at most."""
+        """Return the most that this model will take."""
         parts = (self.trunk_bytes, self.kv_bytes, self.compute_bytes, self.slot_bytes)
         return sum(parts) + self.reserve_bytes - self.process_bytes
 
@@ -84,7 +84,8 @@ class Plan:
         return self.ram_bytes - self.planned_bytes
 
     def parts(self) -> dict[str, int]:
-        """What this model will take outside slots, by name; first what is taken in full."""
+        """Return what this model will take outside slots, by name; parts taken in full come
+        first."""
         return {
             "trunk": self.trunk_bytes,
             "experts": 0 if self.mode == STREAMED else self.slot_bytes,
@@ -96,7 +97,7 @@ class Plan:
         }
 
     def budget(self) -> MemoryBudget:
-        """The same as named reservations. Raises BudgetError if they exceed the budget."""
+        """Return the plan as named reservations. Raises BudgetError if they exceed the budget."""
         budget = MemoryBudget("ram", self.ram_bytes, knob="raise --ram")
         budget.reserve("process", self.process_bytes)
         for name, num_bytes in self.parts().items():
@@ -159,7 +160,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Costs:
-    """What a model needs beside its experts' slots."""
+    """The bytes that a model needs beside its experts' slots."""
 
     trunk_bytes: int
     kv_bytes: int
@@ -188,18 +189,18 @@ def plan(
     batch: int = DEFAULT_BATCH_TOKENS,
     sequences: int = 1,
 ) -> Plan:
-    """How the model at `path` would run in `ram`; reads its header and allocates nothing.
+    """Plan how the model at `path` would run in `ram`; reads its header and allocates nothing.
 
     `ram` is a size ("6GiB") or a number of bytes for this model and what the process itself takes,
-    or a `Budget` that several models share; without it, what the machine has free less 2 GiB. What
-    other open models hold is not in it: they have budgets of their own. `ctx` defaults to 4096
-    tokens or what the model was trained for, `threads` to the cores that may be used (see
+    or a `Budget` that several models share; by default the free memory of the machine less 2 GiB.
+    The memory of other open models is not in it: they have budgets of their own. `ctx` defaults to
+    4096 tokens or what the model was trained for, `threads` to the cores that may be used (see
     `haversack doctor`), `batch` is the prompt tokens computed at once, `sequences` how many texts
     are held at the same time, each with a context of `ctx` tokens. Raises BudgetError with the
     floor, ModelFileError, UnitError.
     """
     geometry, ram_bytes = read_geometry(Path(path)), _ram_bytes(ram)
-    process_bytes = ledger.process_bytes()  # before a dry run takes its part
+    process_bytes = ledger.process_bytes()  # measured before the dry run allocates
     model = LlamaModel(geometry.path, dry=True)
     try:
         shape = _context_shape(ctx, threads, batch, sequences, model.trained_ctx_tokens)
@@ -215,8 +216,8 @@ def plan(
 
 
 def streamed(planned: Plan, share: float = 1.0) -> Plan:
-    """The same with slots for `share` of the experts, whatever fits:
-    for measuring and testing. The budget grows if it must."""
+    """Return the plan with slots for `share` of the experts, for measuring and testing. The budget
+    grows if it must."""
     geometry = planned.geometry
     whole = plan_pools(geometry.layers, geometry.num_experts_per_tok, 2 * geometry.expert_bytes)
     room = int(share * pools_bytes(whole))
@@ -261,7 +262,8 @@ def _context_shape(
 
 
 def _refuse_boundless(shape: ContextShape, ram_bytes: int) -> None:
-    """A context whose mere table of cells exceeds the budget would exceed it while planning."""
+    """Raise BudgetError if the table of cells alone exceeds the budget, because planning makes
+    it."""
     need_bytes = cell_bytes(shape.ctx_tokens * shape.sequences)
     if need_bytes > ram_bytes:
         raise BudgetError(
@@ -273,9 +275,9 @@ def _refuse_boundless(shape: ContextShape, ram_bytes: int) -> None:
 
 
 def _sampling_bytes(vocabulary: Vocabulary, sequences: int) -> int:
-    """What choosing tokens takes, with a grammar too: it may be asked for at any time. The tables
-    are shared by all sequences; each keeps the logits after its prompt, and those of a verification
-    are copied."""
+    """Return the bytes for choosing tokens, with a grammar too, because a call may bring one at any
+    time. All sequences share the tables. Each keeps the logits after its prompt, and the logits of
+    a verification are copied."""
     num_tokens = vocabulary.num_tokens
     rows_bytes = (sequences + MOST_ROWS) * LOGIT_BYTES * num_tokens
     if not vocabulary.has_text:
@@ -312,7 +314,7 @@ def _costs(
 
 
 def _product_scratch(num_matrices: int, num_pairs: int) -> int:
-    """llama.cpp's scratch for a MUL_MAT_ID over so many matrices and (row, expert) pairs."""
+    """Return llama.cpp's scratch for a MUL_MAT_ID over `num_matrices` and (row, expert) pairs."""
     return num_matrices * (_MATRIX_SCRATCH_BYTES + _ROW_ID_BYTES * num_pairs)
 
 

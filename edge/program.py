@@ -1,4 +1,4 @@
-"""A command from its arguments to its exit code: what went wrong becomes one line."""
+"""Running a command: an error becomes one line and an exit code."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ _USAGE_EXIT_CODE = 2
 
 
 def run() -> int:
-    """Run the command line; the exit code. Raises KeyboardInterrupt."""
+    """Run the command line and return the exit code. Raises KeyboardInterrupt."""
     end_process_on_abort()
     try:
         prepare_streams()
@@ -24,12 +24,14 @@ def run() -> int:
         return error.exit_code
     except OSError as error:  # no StorageError: the text could not be written out
         notice(f"haversack: cannot write the output: {error.strerror}: give it room elsewhere")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor can what is left of it
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # nor can the rest be written
         return _USAGE_EXIT_CODE
     except typer.TyperException as error:
         notice(f"haversack: {error.format_message().rstrip('.')}: see haversack --help")
         return _USAGE_EXIT_CODE
-    except SystemExit as end:  # typer's answer to a reader that has gone
+    except SystemExit as end:  # typer raises it when the reader of stdout is gone
         return int(end.code or 0)
-    except typer.Abort:  # what typer makes of Ctrl-C
+    except typer.Abort:  # typer raises it for Ctrl-C
         raise KeyboardInterrupt from None

@@ -5,34 +5,34 @@ from haversack.devices.units import parse_bytes
 
 
 class Budget:
-    """Anonymous memory of this process for all models that are loaded with it as `ram`:
+    """Anonymous memory of this process for all models that are loaded with this budget as `ram`:
 
         budget = edge.Budget("8GiB")
         small = edge.load("small.gguf", ram=budget)
         large = edge.load("large.gguf", ram=budget)  # slots for experts in what is left
 
-    What the process itself takes is in it, once. A model holds its part until it is closed. A
-    model that streams its experts takes all that is left, so load it last.
+    The memory of the process itself counts once. A model holds its part until it is closed. A model
+    that streams its experts takes all that is left, so load it last.
     """
 
     def __init__(self, ram: str | int, vram: str | int | None = None) -> None:
-        """Sizes ("8GiB") or numbers of bytes. `vram` is memory of GPUs, which no model can use
-        yet: a load that is given some is refused. Raises UnitError."""
+        """Both are sizes ("8GiB") or numbers of bytes. `vram` is memory of GPUs, which no model can
+        use yet: a load with some is refused. Raises UnitError."""
         self.ram = MemoryBudget("ram", _bytes(ram), knob="raise --ram")
         self.vram = MemoryBudget("vram", _bytes(vram or 0), knob="raise --vram")
 
     @property
     def limit_bytes(self) -> int:
-        """All of the RAM."""
+        """Return all bytes of the RAM budget."""
         return self.ram.limit_bytes
 
     @property
     def room_bytes(self) -> int:
-        """What the open models leave: for what the process itself takes, and for another model."""
+        """Return the bytes that open models leave for the process itself and for another model."""
         return self.ram.left_bytes
 
     def __str__(self) -> str:
-        """The models' parts as a table."""
+        """Return the models' parts as a table."""
         return str(self.ram)
 
 

@@ -1,4 +1,4 @@
-"""What a model did and what it took: counted since it was loaded."""
+"""Counts of a model's work, time and memory since it was loaded."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,19 +9,18 @@ class Stats:
     """Totals since loading, or the difference of two of them.
 
     `hits` and `misses` count uses of experts (one for each token and layer in decode, one for
-    each batch and layer in prefill), `bytes_read` the experts' bytes read for misses,
-    ahead of them and at a warm start,
-    `disk_bytes_s` the rate while at least one read was under way, `wait_s` the time the model
-    waited for reads, `own_s` what the engine's own steps took besides waiting and
-    multiplying. `ram_peak_bytes` is the most anonymous memory of the whole process
-    since loading began, also what came and went inside a pass (see `PeakMeter`).
+    each batch and layer in prefill). `bytes_read` counts the bytes of experts read for misses, by
+    prefetches and at a warm start. `disk_bytes_s` is the rate while at least one read was under
+    way, `wait_s` the time the model waited for reads, `own_s` the time of the engine's own steps
+    without waits and products. `ram_peak_bytes` is the most anonymous memory of the whole process
+    since loading began, including memory that was freed within a pass (see `PeakMeter`).
 
     `prefetched` counts experts read before their layer chose, `prefetched_right` those of them that
-    it then chose. `prefetchable` counts what prefetching could have brought: of the layers whose
-    choice was predicted, the experts chosen that were neither in memory nor on their way at that
-    time. `needed` counts what had to be read: the experts chosen that had no slot before a prefetch
-    gave them one. `prefetching` says whether prefetching is on now: it switches itself off while it
-    does not pay, and is off while routing is watched or forced.
+    the layer then chose. `prefetchable` counts what prefetches could have brought: in layers whose
+    choice was predicted, the chosen experts that were neither in memory nor being read when the
+    prediction was made. `needed` counts the chosen experts that had to be read: those without a
+    slot before a prefetch gave them one. `prefetching` says whether prefetching is on now: it is
+    off while it does not pay, and while routing is watched or forced.
 
     The `ram_` figures and `prefetching` are not differences.
     """
@@ -47,39 +46,41 @@ class Stats:
 
     @property
     def decode_tok_s(self) -> float:
-        """Tokens decoded in a second."""
+        """Return the tokens decoded in a second."""
         return self.tokens / self.decode_s if self.decode_s else 0.0
 
     @property
     def prefill_tok_s(self) -> float:
-        """Prompt tokens computed in a second."""
+        """Return the prompt tokens computed in a second."""
         return self.prompt_tokens / self.prefill_s if self.prefill_s else 0.0
 
     @property
     def disk_bytes_s(self) -> float:
-        """Bandwidth reached while reading."""
+        """Return the bandwidth reached while reading."""
         return self.bytes_read / self.read_s if self.read_s else 0.0
 
     @property
     def hit_rate(self) -> float:
-        """The share of uses that found the expert in memory; 1 where nothing is streamed."""
+        """Return the share of uses that found the expert in memory; 1 if nothing is streamed."""
         uses = self.hits + self.misses
         return self.hits / uses if uses else 1.0
 
     @property
     def prefetch_precision(self) -> float:
-        """The share of prefetched experts that were then chosen; 0 where none was prefetched."""
+        """Return the share of prefetched experts that were then chosen; 0 without prefetches."""
         return self.prefetched_right / self.prefetched if self.prefetched else 0.0
 
     @property
     def prefetch_recall(self) -> float:
-        """The share of the `prefetchable` experts that was prefetched, whether it then came in
-        time (a hit) or shortened the wait (a miss); 0 where none was. Layers without a
-        prediction do not count."""
+        """Return the share of the `prefetchable` experts that were prefetched; 0 without any.
+
+        A prefetch counts whether it came in time (a hit) or shortened the wait (a miss). Layers
+        without a prediction do not count.
+        """
         return self.prefetched_right / self.prefetchable if self.prefetchable else 0.0
 
     def since(self, earlier: "Stats") -> "Stats":
-        """What happened after `earlier`."""
+        """Return the difference to `earlier`."""
         kept = {
             name: value
             for name, value in vars(self).items()
@@ -93,7 +94,7 @@ class Stats:
         return Stats(**counted, **kept)
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures and rates as plain values."""
+        """Return all figures and rates as plain values."""
         rates = {
             "decode_tok_s": self.decode_tok_s,
             "prefill_tok_s": self.prefill_tok_s,

@@ -1,4 +1,4 @@
-"""haversack's ggml device, as one context of llama.cpp has it; its sources are in native/."""
+"""haversack's ggml device for one context of llama.cpp; its sources are in native/."""
 
 from haversack.devices.errors import BindingError
 from haversack.offload import _native as native
@@ -16,8 +16,8 @@ class ContextDevice:
         self.address: int | None = native.device_new(engine and engine.address, num_threads)
 
     def attach(self, geometry: ModelGeometry, weights: dict[str, int]) -> None:
-        """Claim the products with `weights`, the tensors that stand for the experts, by name;
-        before a context exists. Raises BindingError where one is missing."""
+        """Claim the products with `weights`, the tensors of the experts by name, before a context
+        exists. Raises BindingError if one is missing."""
         for place, layer in enumerate(geometry.layers):
             for index, matrix in enumerate(layer.matrices):
                 if matrix.name not in weights:
@@ -30,12 +30,11 @@ class ContextDevice:
                 native.device_add_weight(self.address, weight, place, index, is_last)
 
     def end_pass(self, computed: bool) -> BaseException | None:
-        """A pass has ended, `computed` to its last node or not: what is wrong with it, if
-        anything."""
+        """End a pass, `computed` to its last node or not. Return its error, None if it has none."""
         return self._engine.end_pass(computed) if self._engine is not None else None
 
     def close(self) -> None:
-        """Free it, after its context; may be called twice."""
+        """Free the device, after its context; may be called twice."""
         if self.address is not None:
             native.device_delete(self.address)
             self.address = None

@@ -1,4 +1,4 @@
-"""A loaded model that can decode: plainly in memory, or with its experts streamed."""
+"""A loaded model that can decode: wholly in memory, or with its experts streamed."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -27,9 +27,12 @@ PoolPlans = Callable[[], Sequence[PoolPlan]]
 
 @dataclass(frozen=True)
 class LoadHooks:
-    """How a model is loaded: the function that is told of the progress, how the files of its
-    experts are opened, how many reads their drive needs at once, and whether the model starts from
-    the experts that its last run left."""
+    """How a model is loaded.
+
+    `progress` is called with the share done, `open_file` opens the files of its experts,
+    `num_readers` is how many reads their drive needs at once. With `warm_start` the model starts
+    with the experts that its last run saved.
+    """
 
     progress: Progress | None = None
     open_file: OpenFile = DirectFile
@@ -64,8 +67,10 @@ class Engine:
         self.context = LlamaContext(self.model, self._shape, self._device, self.stop, on_node)
 
     def watch(self, watcher: Watcher | None, predict: Predict | None = None) -> None:
-        """Have `watcher` told of every choice of a router, or nobody, see `RoutingWatch`. The
-        context is made anew, and empty. Raises HaversackError where no experts are streamed."""
+        """Have `watcher` called for every choice of a router, see `RoutingWatch`; None ends that.
+
+        The context is made anew, and is empty. Raises HaversackError if no experts are streamed.
+        """
         if self.experts is None:
             raise HaversackError("all experts are in memory and no router is watched: lower --ram")
         if predict is not None:
@@ -76,7 +81,7 @@ class Engine:
         self._renew_context(watch)
 
     def on_close(self, closer: Callable[[], None]) -> None:
-        """Have `close` call `closer`, before those it was told of earlier."""
+        """Have `close` call `closer`, before the closers that were given earlier."""
         self._closers.append(closer)
 
     def close(self) -> None:
@@ -86,7 +91,7 @@ class Engine:
 
 
 def open_resident(path: Path, shape: ContextShape, progress: Progress | None = None) -> Engine:
-    """The whole model in memory: llama.cpp alone multiplies with experts. Raises ModelFileError."""
+    """Open a model wholly in memory: llama.cpp multiplies with experts. Raises ModelFileError."""
     engine = Engine(shape)
     try:
         engine.model = LlamaModel(path, progress=progress)
@@ -105,10 +110,11 @@ def open_streamed(
     pool_plans: PoolPlans,
     hooks: LoadHooks | None = None,
 ) -> Engine:
-    """The trunk in memory and the experts in slots.
+    """Open a model with the trunk in memory and the experts in slots.
 
-    `pool_plans` is asked once the trunk is loaded, so that it can measure what is left. Raises
-    DamagedTrunkError, ModelFileError, StorageError, and whatever `pool_plans` and the hooks raise.
+    `pool_plans` is called after the trunk was loaded, so that it can measure the memory left.
+    Raises DamagedTrunkError, ModelFileError, StorageError, and whatever `pool_plans` and the hooks
+    raise.
     """
     engine = Engine(shape)
     try:
@@ -156,8 +162,8 @@ def _open_experts(
     hooks: LoadHooks,
     batch_tokens: int,
 ) -> ExpertEngine:
-    """The slots, what reads into them and what keeps their books. They close the other way round,
-    but the readers first: no read may outlive its slot or what remembers it."""
+    """Open the slots, the readers and the engine. The readers close first, because no read may
+    outlive its slot or the engine; then the engine and the slots."""
     pools: list[ExpertPool] = []
     for plan in plans:
         pools.append(ExpertPool(plan))
@@ -177,13 +183,13 @@ def _load_trunk(
 ) -> LlamaModel:
     try:
         return LlamaModel(trunk, experts=buffer, progress=progress)
-    except ModelFileError:  # of a damaged trunk llama.cpp may say anything
+    except ModelFileError:  # llama.cpp's error may not show that the trunk is damaged
         check.compare_file()
         raise
 
 
 def _start_warm(experts: ExpertEngine, trunk: Path) -> None:
-    """What cannot be used is of a form that only another version writes: it is no error."""
+    """Start from the saved experts. Unusable ones are no error: another version wrote them."""
     saved = read_residents(trunk)
     if saved is not None:
         try:
@@ -199,5 +205,5 @@ def _save_residents(experts: ExpertEngine, trunk: Path) -> None:
 
 
 def _without_holes(progress: Progress, factor: float) -> Progress:
-    """llama.cpp counts the trunk file's holes as work to do, and never does it."""
+    """Return `progress` without the trunk file's holes, which llama.cpp counts and never loads."""
     return lambda share: progress(min(1.0, share * factor))

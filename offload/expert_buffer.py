@@ -1,4 +1,4 @@
-"""The buffer type that keeps llama.cpp's hands off the routed experts."""
+"""The buffer type that keeps llama.cpp from loading the routed experts."""
 
 from haversack.devices import _native as native
 from haversack.devices.errors import HaversackError
@@ -7,7 +7,7 @@ from haversack.offload import _native as engine
 
 
 class ExpertBuffer:
-    """Address space without memory, where llama.cpp believes its expert weights to lie; see
+    """Address space without memory in which llama.cpp places its expert weights; see
     native/device.hpp. The object must outlive the model.
 
     `pattern` is the regular expression of the tensor names to keep out.
@@ -22,12 +22,12 @@ class ExpertBuffer:
 
     @property
     def overrides_address(self) -> int:
-        """What `llama_model_params.tensor_buft_overrides` takes."""
+        """Return the value for `llama_model_params.tensor_buft_overrides`."""
         return int(native.addressof(self._overrides))
 
     @property
     def error(self) -> HaversackError | None:
-        """Why the addresses could not be had, if they could not."""
+        """Return why the addresses could not be reserved; None if they were."""
         if self._address is None or not engine.expert_buffer_failed(self._address):
             return None
         return HaversackError(
@@ -36,17 +36,17 @@ class ExpertBuffer:
         )
 
     def weights(self) -> dict[str, int]:
-        """The addresses of the tensors that were kept out, by name."""
+        """Return the addresses of the tensors that were kept out, by name."""
         assert self._address is not None, "the buffer is closed"
         found = engine.placed_weights(self._address)
         return {GraphNode(address).name: address for address in found}
 
     def finish_loading(self) -> None:
-        """The model is loaded: from now on this is host memory."""
+        """Treat the buffer as host memory from now on, because the model is loaded."""
         engine.expert_buffer_finish_loading(self._address)
 
     def close(self) -> None:
-        """Give the address space back, after the model is gone; may be called twice."""
+        """Give the address space back, after the model was freed; may be called twice."""
         if self._address is not None:
             engine.expert_buffer_delete(self._address)
             self._address = None

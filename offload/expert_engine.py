@@ -1,5 +1,5 @@
-"""The experts of a model in slots, and what brings them there: the engine in offload/native/, as
-Python starts it, watches it and ends it. While a pass runs nothing of it is Python's."""
+"""The engine that brings experts into slots and keeps account of them. Its sources are in
+offload/native/. Python starts it, watches it and ends it, and takes no part in a pass."""
 
 from collections.abc import Callable, Sequence
 from enum import IntEnum
@@ -21,7 +21,7 @@ from haversack.quant.blocks import block_type
 from haversack.quant.gguf import ExpertLayer, ExpertMatrix, ModelGeometry
 
 Experts = npt.NDArray[np.integer]
-Predict = Callable[[int], Experts | None]  # what a layer may choose, the likeliest first
+Predict = Callable[[int], Experts | None]  # predicted experts of a layer, the likeliest first
 
 _LEAST_ROWS = 1024  # of several rows' experts in one graph: enough to keep the cores busy
 _MOST_TABLE_BYTES = 8 * 1024 * 1024  # of llama.cpp's table of matrices and rows, see engine.cpp
@@ -42,12 +42,12 @@ class _Predictions(IntEnum):
 
 
 def _most_rows(batch_tokens: int) -> int:
-    """An expert's rows come in one product, and a batch may send all its rows to one expert."""
+    """Return the most rows of one product: a batch may send all its rows to one expert."""
     return max(_LEAST_ROWS, batch_tokens)
 
 
 def scratch_bytes(layers: Sequence[ExpertLayer], batch_tokens: int, experts_per_tok: int) -> int:
-    """Memory that the engine takes for such layers and batches besides slots, at most."""
+    """Return the most memory that the engine takes besides slots for such layers and batches."""
     matrices = [matrix for layer in layers for matrix in layer.matrices]
     row_bytes = max(_row_bytes(matrix) for matrix in matrices)
     num_rows = max(matrix.num_rows for matrix in matrices)
@@ -121,53 +121,54 @@ class ExpertEngine:
     # ------------------------------------------------------------- what it did
     @property
     def hits(self) -> int:
-        """Uses of experts that were in slots."""
+        """Return how often an expert was used that was in a slot."""
         return int(self._state.hits)
 
     @property
     def misses(self) -> int:
-        """Uses of experts that were not, or not wholly."""
+        """Return how often an expert was used that was not, or not wholly, in a slot."""
         return int(self._state.misses)
 
     @property
     def num_calls(self) -> int:
-        """Layers computed: one for each layer with experts and pass."""
+        """Return how many layers were computed: each layer with experts counts in each pass."""
         return int(self._state.num_calls)
 
     @property
     def own_s(self) -> float:
-        """Seconds of the engine's own steps: no read was waited for, nothing multiplied."""
+        """Return the seconds of the engine's own steps, without waits for reads and products."""
         return float(self._state.own_s)
 
     @property
     def readers(self) -> Readers:
-        """What reads experts into slots."""
+        """Return the readers that bring experts into slots."""
         return self._readers
 
     def prefetch_counts(self) -> native.PrefetchCounts:
-        """What was prefetched, see `Stats`."""
+        """Return the counts of prefetches, see `Stats`."""
         assert self.address is not None, "the engine is closed"
         return native.prefetch_counts(self.address)
 
     @property
     def is_prefetching(self) -> bool:
-        """Whether experts are read before their layer chooses: not while that does not pay."""
+        """Return whether experts are prefetched: not while that does not pay."""
         return bool(native.engine_is_prefetching(self.address))
 
     def check_integrity(self) -> None:
-        """Raise AssertionError unless the books of every pool agree with themselves."""
+        """Raise AssertionError unless the bookkeeping of every pool is consistent."""
         for number in range(len(self.pools)):
             fault = native.slots_fault(native.engine_pool(self.address, number))
             assert fault is None, fault.decode()
 
     # -------------------------------------------------------------- predictions
     def predict_by_routers(self, on: bool) -> None:
-        """Prefetch what the routers predict, or nothing: they cannot predict a forced choice."""
+        """Prefetch what the routers predict, or with False nothing: routers cannot predict a forced
+        choice."""
         self._predict = None
         self._state.predictions = _Predictions.BY_ROUTERS if on else _Predictions.NONE
 
     def predict_by(self, predict: Predict) -> None:
-        """Prefetch what `predict` says of a layer, by its number."""
+        """Prefetch what `predict` returns for a layer's number."""
         self._predict = predict
         self._state.predictions = _Predictions.BY_CALLER
 
@@ -178,7 +179,7 @@ class ExpertEngine:
                 self.check_choice(layer, found)
                 if len(set(found.tolist())) < len(found):
                     raise HaversackError(f"an expert of layer {layer} is predicted twice")
-        except BaseException as error:  # it may not cross the C frame: end_pass gives it
+        except BaseException as error:  # it may not cross the C frame, so end_pass returns it
             self._error = error
             return -1
         if found is None:
@@ -188,7 +189,7 @@ class ExpertEngine:
         return len(found)
 
     def check_choice(self, layer: int, experts: Experts) -> None:
-        """Raise HaversackError if `layer` lacks one of `experts`, which are given from outside."""
+        """Raise HaversackError if `layer` lacks one of `experts`, which a user gave."""
         most = self._geometry.layers[self._place[layer]].num_experts
         if experts.size and not 0 <= experts.min() <= experts.max() < most:
             raise HaversackError(
@@ -203,8 +204,8 @@ class ExpertEngine:
         self._state.failure = _Failed.CALLER
 
     def end_pass(self, computed: bool) -> BaseException | None:
-        """A pass has ended, `computed` to its last node or not: what is wrong with it, if
-        anything. The books are true again."""
+        """End a pass, `computed` to its last node or not. Return its error, None if it has none.
+        Afterwards the bookkeeping is consistent again."""
         why = _Failed(native.engine_end_pass(self.address, computed))
         if why == _Failed.NOT:
             return None
@@ -239,8 +240,8 @@ class ExpertEngine:
                 return AssertionError("the books of the slots were wrong")
 
     def resize(self, number: int, num_slots: int) -> None:
-        """Have so many slots in the pool of that number, between two passes. Raises BudgetError
-        where the system refuses the memory."""
+        """Change the number of slots of pool `number`, between two passes. Raises BudgetError if
+        the system refuses the memory."""
         pool = self.pools[number]
         if num_slots < pool.num_slots:
             native.engine_resize_pool(self.address, number, num_slots)
@@ -251,9 +252,9 @@ class ExpertEngine:
 
     # --------------------------------------------------------------- warm start
     def start_warm(self, saved: Residents) -> None:
-        """Take over what the eviction rule had learnt, and read the experts of `saved` back while
-        nothing else is asked for. Before the first pass. Raises ValueError if it is another
-        model's."""
+        """Restore the eviction rule's counts, and read the experts of `saved` back while no other
+        read is wanted. To be called before the first pass. Raises ValueError if `saved` does not
+        fit."""
         wanted = list(dict.fromkeys(saved.experts))
         if len(saved.memories) != len(self.pools) or not all(map(self._exists, wanted)):
             raise ValueError("it names experts that this model does not have")
@@ -285,8 +286,8 @@ class ExpertEngine:
             raise ValueError("the memory is that of another rule, or of other experts")
 
     def residents(self) -> Residents | None:
-        """What lies in slots now and what a warm start would still have brought, the most valuable
-        first; None if no expert was used, so that nothing was learnt."""
+        """Return the experts in slots and those that a warm start has not read yet, the most
+        valuable first; None if no expert was used yet."""
         native.engine_withdraw(self.address)
         if self.hits + self.misses == 0:
             return None
@@ -325,7 +326,7 @@ class ExpertEngine:
         return [(layers[place].layer, expert) for place, expert in pairs.tolist()]
 
     def close(self) -> None:
-        """Free it once no read is under way, after its device was closed; may be called twice."""
+        """Free the engine, after its device and with no read under way; may be called twice."""
         if self.address is not None:
             native.engine_delete(self.address)
             self.address = None

@@ -1,7 +1,7 @@
-"""The model's files, opened for reading experts, and what reads them.
+"""The model's files, opened for reading experts, and their readers.
 
-Two classes of work: a demand read is waited for, a prefetch is not. Prefetches begin only while no
-demand read waits, and few at a time, so that a demand read finds the drive all but free.
+A pass waits for a demand read, not for a prefetch. Prefetches begin only while no demand read
+waits, and few at a time, so that a demand read finds the drive almost free.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,14 +10,14 @@ from pathlib import Path
 from haversack.devices.readers import Readers
 from haversack.devices.storage import DirectFile
 
-NUM_READERS = 4  # on a drive that was not measured; its speed says how many it needs
-PREFETCH_READERS = 2  # of them, at most: what a demand read may have to wait for
+NUM_READERS = 4  # on a drive that was not measured; a measured speed has its own number
+PREFETCH_READERS = 2  # at most, because a demand read may have to wait for these
 
 OpenFile = Callable[[Path], DirectFile]
 
 
 class ExpertFiles:
-    """See the module; `readers` makes the reads. Raises StorageError if a file cannot be opened."""
+    """Opens the files; `readers` reads them. Raises StorageError if a file cannot be opened."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class ExpertFiles:
 
     @property
     def direct(self) -> bool:
-        """Whether reads bypass the page cache."""
+        """Return whether reads bypass the page cache."""
         return all(file.direct for file in self._files)
 
     @property
@@ -45,12 +45,12 @@ class ExpertFiles:
 
     @property
     def busy_s(self) -> float:
-        """Time in which at least one read was under way."""
+        """Return the seconds in which at least one read was under way."""
         return float(self.readers.counts().busy_s)
 
     @property
     def wait_s(self) -> float:
-        """Time the model waited for reads."""
+        """Return the seconds that the model waited for reads."""
         return float(self.readers.counts().wait_s)
 
     def _close_files(self) -> None:

@@ -1,4 +1,4 @@
-"""Memory for experts of one shape: the slots of a pool, and how an expert lies in one."""
+"""Pools: the memory of slots for experts of one shape, and the place of an expert in a slot."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,31 +15,34 @@ Shape = tuple[int, ...]  # bytes of each matrix of an expert, in the order they 
 
 
 def shape_of(layer: ExpertLayer) -> Shape:
-    """Layers of one shape, and of as many experts, share a pool."""
+    """Return the bytes of each matrix. Layers of equal shape and number of experts share a pool."""
     return tuple(matrix.expert_bytes for matrix in layer.matrices)
 
 
 def stride_bytes(matrix_bytes: int) -> int:
-    """Room for one matrix in a slot: whole pages, and one more for the padding of a read."""
+    """Return the room for one matrix in a slot: whole pages, and one page for a read's padding."""
     return matrix_bytes + -matrix_bytes % PAGE_BYTES + PAGE_BYTES
 
 
 def slot_bytes(shape: Shape) -> int:
-    """Memory that one slot of a pool for `shape` takes."""
+    """Return the memory of one slot of a pool for `shape`."""
     return sum(stride_bytes(matrix_bytes) for matrix_bytes in shape)
 
 
 def resting_place(matrix: ExpertMatrix) -> int:
-    """Where in a slot's room a matrix lies: where direct reads put it, if that is the same for
-    all experts of its tensor, else at the start (reads then land higher and are moved down)."""
+    """Return where a matrix lies in its room of a slot.
+
+    It lies where direct reads put it, if that is the same for all experts of its tensor. Otherwise
+    it lies at the start, and its bytes are moved there after each read.
+    """
     return matrix.offset % PAGE_BYTES if matrix.expert_bytes % PAGE_BYTES == 0 else 0
 
 
 def spare_slots(num_slots: int) -> int:
-    """How many of a pool's slots are emptied ahead of need.
+    """Return how many more slots an eviction empties than are needed.
 
-    A few save more than half of the 0.19 ms that a layer's books take (24 layers, 768 slots). More
-    save little else, and on recorded routing bring the default rule below LRU in a large cache.
+    A few save more than half of the 0.19 ms of a layer's bookkeeping (24 layers, 768 slots). More
+    save little, and on recorded routing they bring the default rule below LRU in a large cache.
     """
     return min(4, num_slots // 64)
 
@@ -60,8 +63,8 @@ class PoolPlan:
 
 class ExpertPool:
     """The slots of one shape. Each matrix of an expert has memory of its own, so that consecutive
-    slots are a fixed stride apart and can be one tensor of llama.cpp's. There are addresses for as
-    many slots as there are experts: the pool grows and shrinks in its place."""
+    slots are a fixed stride apart and can form one tensor of llama.cpp. There are addresses for as
+    many slots as there are experts, so that the pool can grow and shrink without moving."""
 
     def __init__(self, plan: PoolPlan) -> None:
         self.plan = plan
@@ -79,10 +82,10 @@ class ExpertPool:
             readers.touch_ahead(memory.address, memory.num_bytes)
 
     def resize(self, num_slots: int) -> None:
-        """Have so many slots. The last ones go first, and their memory goes back to the system:
-        no read may be under way there, and no product may use them.
+        """Change the number of slots. The last ones are removed first, and their memory goes back
+        to the system: no read may be under way there, and no product may use them.
 
-        Raises BudgetError where the system refuses the memory: the number stays what it was.
+        Raises BudgetError if the system refuses the memory; the number of slots then stays.
         """
         try:
             self._resize(num_slots)
@@ -93,7 +96,7 @@ class ExpertPool:
 
     def _resize(self, num_slots: int) -> None:
         for stride, memory in zip(self._strides, self._memories, strict=True):
-            if self._readers is not None:  # nobody may touch what goes
+            if self._readers is not None:  # memory that goes back may not be touched
                 kept_bytes = min(memory.num_bytes, stride * num_slots)
                 self._readers.touch_ahead(memory.address, kept_bytes)
             memory.resize(stride * num_slots)
@@ -102,24 +105,24 @@ class ExpertPool:
 
     @property
     def resident_bytes(self) -> int:
-        """How much of the slots is in memory now: pages that were touched."""
+        """Return how many bytes of the slots are in memory: pages that were touched."""
         return sum(memory.resident_bytes for memory in self._memories)
 
     def room(self, index: int, slot: int) -> npt.NDArray[np.uint8]:
-        """The bytes of `slot` for the matrix numbered `index`, where a read lands."""
+        """Return the bytes of `slot` for the matrix numbered `index`, where a read lands."""
         stride = self._strides[index]
         return self._memories[index].bytes[slot * stride : (slot + 1) * stride]
 
     def stride(self, index: int) -> int:
-        """Bytes from one slot's matrix `index` to the next slot's."""
+        """Return the bytes from one slot's matrix `index` to the next slot's."""
         return self._strides[index]
 
     def address(self, index: int, slot: int = 0) -> int:
-        """The address of `room(index, slot)`."""
+        """Return the address of `room(index, slot)`."""
         return self._memories[index].address + slot * self._strides[index]
 
     def close(self) -> None:
-        """Give the memory back, when its readers are closed; may be called twice."""
+        """Give the memory back, after its readers were closed; may be called twice."""
         for memory in self._memories:
             memory.close()
 
@@ -127,10 +130,10 @@ class ExpertPool:
 def plan_pools(
     layers: Sequence[ExpertLayer], num_experts_per_tok: int, num_bytes: int
 ) -> tuple[PoolPlan, ...]:
-    """A pool for each shape among `layers`, together of at most `num_bytes`.
+    """Return a pool for each shape among `layers`, together of at most `num_bytes`.
 
-    Each gets its floor, one layer's worst case for one token, twice, whatever `num_bytes` says;
-    what is left is shared in proportion to what each still misses.
+    Each pool gets its floor, twice the slots that one token needs in one layer, even beyond
+    `num_bytes`. The rest is shared in proportion to the bytes that each pool still lacks.
     """
     groups: dict[tuple[Shape, int], list[ExpertLayer]] = {}
     for layer in layers:
@@ -153,5 +156,5 @@ def plan_pools(
 
 
 def pools_bytes(pools: Sequence[PoolPlan]) -> int:
-    """Memory of all `pools`."""
+    """Return the memory of all `pools`."""
     return sum(pool.num_bytes for pool in pools)

@@ -1,9 +1,9 @@
-"""The resident file: which experts lay in slots when a model was closed, and what the policies knew
-of past uses. It lies beside the model's trunk file and is kept as long.
+"""The resident file: which experts lay in slots when a model was closed, and how often each expert
+was used. It lies beside the model's trunk file and is kept as long.
 
-Its first line is a hash of the model's identity, which the trunk file's name is, and of the rest;
-the rest is JSON. So a damaged file, one of another model, and one of another form all look alike:
-they are left alone, and the next close writes over them.
+Its first line is a hash of the trunk file's name, which identifies the model, and of the rest. The
+rest is JSON. A damaged file, one of another model, and one of another form have a wrong hash: they
+are not used, and the next close overwrites them.
 """
 
 import contextlib
@@ -39,8 +39,8 @@ class Residents:
 
 
 def read_residents(trunk: Path) -> Residents | None:
-    """What was saved beside `trunk`; None if nothing was, or nothing that can be used, which is
-    logged."""
+    """Return what was saved beside `trunk`; None without a file. An unusable file is logged and
+    gives None."""
     path = resident_path(trunk)
     try:
         given, _, text = path.read_bytes().partition(b"\n")
@@ -61,8 +61,8 @@ def read_residents(trunk: Path) -> Residents | None:
 
 
 def save_residents(trunk: Path, residents: Residents) -> None:
-    """Save `residents` beside `trunk`, whole or not at all. Where the disk is full or the folder
-    cannot be written, that is logged; where the trunk is gone, so would be the use of it."""
+    """Save `residents` beside `trunk`, whole or not at all. A failure is logged. If the trunk is
+    gone, nothing is saved, because nothing would use it."""
     if not trunk.is_file():
         return
     memories = [
@@ -77,7 +77,7 @@ def save_residents(trunk: Path, residents: Residents) -> None:
 
 
 def _write_whole(path: Path, data: bytes) -> None:
-    """Several processes may write the same file: each has one of its own until it is whole."""
+    """Write a file of this process first, because several processes may write the same path."""
     descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
     try:
         with open(descriptor, "wb") as file:

@@ -21,17 +21,18 @@ _MOST_NODES = 40  # between a router's product and its choice
 
 
 class RoutingWatch:
-    """Tells `watcher` of every choice: the layer, the ids (T, N), which it may change, and their
-    node, which leads to all that the choice was made from.
+    """Calls `watcher` for every choice: with the layer, the ids (T, N), which it may change, and
+    the node of the choice, which leads to all nodes that the choice was made from.
 
-    `experts` is given what `watcher` raises: no exception may cross the C frame.
+    `experts` gets the exception that `watcher` raises, because none may cross the C frame.
     """
 
     def __init__(self, watcher: Watcher, experts: ExpertEngine) -> None:
         self._watcher, self._experts = watcher, experts
 
     def on_node(self, address: int, ask: bool, _: object) -> bool:
-        """`ask`: whether llama.cpp shall stop after this node. Else it is computed: go on?"""
+        """With `ask`, return whether llama.cpp shall stop after this node. Without, the node is
+        computed: return whether to go on."""
         if not is_choice(address):
             return not ask
         if ask:
@@ -48,22 +49,22 @@ class RoutingWatch:
 
 
 class Router:
-    """How one layer chooses, as the engine has read it from llama.cpp's graph to predict what
-    later layers choose (native/router.hpp)."""
+    """How one layer chooses its experts. The engine reads this from llama.cpp's graph, to predict
+    the choices of later layers (native/router.hpp)."""
 
     def __init__(self, address: int) -> None:
         self._address = address
 
     @classmethod
     def learn(cls, choice: GraphNode) -> "Router | None":
-        """The router that has made `choice`, a node of the graph under way; None where the graph
-        has a form that is not known."""
+        """Return the router that made `choice`, a node of the running graph; None if the graph has
+        an unknown form."""
         address = native.router_learn(choice.address)
         return None if address is None else cls(address)
 
     def likeliest(self, inputs: npt.NDArray[np.float32], extra: int = 0) -> npt.NDArray[np.int32]:
-        """The experts that it would choose from `inputs` (hidden size,) float32, and the `extra`
-        next ones, the likeliest first."""
+        """Return the experts that it would choose from `inputs` (hidden size,) float32, and the
+        `extra` next ones, the likeliest first."""
         experts = np.empty(native.router_num_experts(self._address), np.int32)
         row = np.ascontiguousarray(inputs, np.float32)
         count = native.router_choose(
@@ -76,14 +77,15 @@ class Router:
 
 
 def router_input(choice: GraphNode) -> GraphNode | None:
-    """What the router of `choice` was given, (T, hidden size); None where it cannot be told."""
+    """Return the node of the router's input, (T, hidden size); None if the graph does not show
+    it."""
     address = native.router_input(choice.address)
     return None if address is None else GraphNode(address)
 
 
 def chosen_probabilities(choice: GraphNode) -> npt.NDArray[np.float32] | None:
-    """The router's probabilities (T, K) of the experts chosen in `choice`, the node of a choice;
-    None where the graph makes them only later (Llama 4).
+    """Return the router's probabilities (T, K) of the experts in `choice`, the node of a choice;
+    None if the graph computes them only later (Llama 4).
 
     They are the softmax over all experts or the sigmoids, whichever the router has, without a bias
     on the choice and before any renormalisation or scaling of those chosen. Where llama.cpp has
@@ -100,7 +102,7 @@ def chosen_probabilities(choice: GraphNode) -> npt.NDArray[np.float32] | None:
 
 
 def ancestors(choice: GraphNode) -> list[GraphNode]:
-    """The nodes that `choice` is made from; the last is the router's product, if there is one."""
+    """Return the nodes that `choice` is made from; the last is the router's product, if any."""
     found: list[GraphNode] = []
     waiting = [choice]
     while waiting and len(found) < _MOST_NODES:
@@ -113,7 +115,7 @@ def ancestors(choice: GraphNode) -> list[GraphNode]:
 
 
 def _by_name(nodes: list[GraphNode]) -> dict[str, Any]:
-    """By the name without the layer; of a node and its views, the node."""
+    """Return the nodes by their names without the layer; of a node and its views, the node."""
     return {node.name.partition("-")[0]: node for node in nodes}
 
 

@@ -1,4 +1,4 @@
-"""Whether the weights that llama.cpp has loaded are those that were written to the trunk file."""
+"""Checking that the weights that llama.cpp loaded are those that were written to the trunk file."""
 
 import threading
 from collections import defaultdict, deque
@@ -11,7 +11,7 @@ from haversack.quant.seal import SealedTensor, compare_file, damaged, read_seal
 
 
 class TrunkCheck:
-    """Compares a loaded trunk with its seal, in memory: so it judges the very bytes that llama.cpp
+    """Compares a loaded trunk with its seal, in memory. So it checks the bytes that llama.cpp
     computes with, and reads nothing twice.
 
     A thread begins while the rest of the model is made; the thread that waits for it helps. Where
@@ -29,7 +29,7 @@ class TrunkCheck:
         self._thread: threading.Thread | None = None
 
     def compare_file(self) -> None:
-        """Read the whole file instead. Raises DamagedTrunkError."""
+        """Compare the whole file instead. Raises DamagedTrunkError."""
         compare_file(self._trunk, self._holes)
 
     def begin(self, model: LlamaModel) -> None:
@@ -58,7 +58,7 @@ class TrunkCheck:
                 self._left.clear()
 
     def finish(self) -> None:
-        """Compare what is left. Raises DamagedTrunkError."""
+        """Compare the weights that are left. Raises DamagedTrunkError."""
         self._compare()
         self.close()
         if self._differs or self._in_another_form:
