@@ -11,14 +11,14 @@ namespace haversack {
 namespace {
 
 constexpr uint64_t FACTOR = 0x9E3779B97F4A7C15;  // odd, about 2^64 over the golden ratio
-constexpr int64_t READ_BYTES = 128 * 1024;       // of one read: stays in a core's own cache
+constexpr int64_t READ_BYTES = 128 * 1024;       // of one read: fits into a core's own cache
 
 uint64_t step(uint64_t lane, uint64_t word) {
     lane ^= word;
     return (lane << 29 | lane >> 35) * FACTOR;
 }
 
-// As many lanes as hide the time of a multiplication behind those of the others.
+// Enough lanes that the multiplications of the others hide the time of each.
 void add_blocks(uint64_t *lanes, const uint8_t *bytes, size_t num_blocks) {
     uint64_t a = lanes[0], b = lanes[1], c = lanes[2], d = lanes[3];
     uint64_t e = lanes[4], f = lanes[5], g = lanes[6], h = lanes[7];

@@ -13,14 +13,14 @@ namespace {
 
 constexpr size_t STACK_BYTES = 2 * 1024 * 1024, GUARD_BYTES = 64 * 1024;
 
-thread_local Fiber *entered = nullptr;  // the fiber that `Fiber::main` has to begin
+thread_local Fiber *entered = nullptr;  // the fiber that `Fiber::main` begins
 
 }  // namespace
 
 #if defined(__linux__) && (defined(__x86_64__) || defined(__aarch64__))
 
-// void haversack_switch_stack(void **left, void *entered): keep the registers that a call must not
-// change on this stack, store where they lie in `*left`, and take those that lie at `entered`.
+// void haversack_switch_stack(void **left, void *entered): push the registers that a call must not
+// change onto this stack, store their address in `*left`, and load those that lie at `entered`.
 extern "C" void haversack_switch_stack(void **left, void *entered)
     __attribute__((visibility("hidden")));
 
@@ -101,8 +101,8 @@ Fiber::~Fiber() { munmap(mapping_, GUARD_BYTES + STACK_BYTES); }
 void Fiber::begin(void (*function)(void *), void *argument) {
     watch_.begin(static_cast<char *>(mapping_) + GUARD_BYTES, STACK_BYTES);
     function_ = function, argument_ = argument;
-    // The words that the first switch takes, below one that stands for the caller's address: so the
-    // stack is aligned as after a call.
+    // The words that the first switch loads. They lie below a word in place of the return address,
+    // so that the stack is aligned as after a call.
     auto *end = reinterpret_cast<uintptr_t *>(static_cast<char *>(mapping_) + GUARD_BYTES +
                                               STACK_BYTES);
     constexpr size_t NUM_WORDS = NUM_SAVED + (NUM_SAVED == RETURN_ADDRESS ? 2 : 0);
@@ -140,7 +140,7 @@ void Fiber::main() {
     fiber->watch_.after_entering();
     fiber->function_(fiber->argument_);
     fiber->leave();
-    __builtin_unreachable();  // `begin` puts another start in its place
+    __builtin_unreachable();  // `begin` replaces a fiber that has returned
 }
 
 }  // namespace haversack

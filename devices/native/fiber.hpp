@@ -1,4 +1,5 @@
-// A fiber: a function with a stack of its own, which a thread enters and leaves where it likes.
+// A fiber: a function with a stack of its own, which a thread can leave at any place and enter
+// again.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +23,7 @@ namespace haversack {
 
 class Fiber {
   public:
-    // Whether this processor's registers are known here; nothing else of the class works elsewhere.
+    // Returns whether fibers work on this processor, because its registers are known here.
     static constexpr bool SUPPORTED =
 #if defined(__linux__) && (defined(__x86_64__) || defined(__aarch64__))
         true;
@@ -30,7 +31,7 @@ class Fiber {
         false;
 #endif
 
-    // Null where the system has no memory for the stack. A page counts as memory once it is used.
+    // Returns null if the system has no memory for the stack. A page counts as memory once used.
     static std::unique_ptr<Fiber> make();
     ~Fiber();
 
@@ -38,16 +39,16 @@ class Fiber {
     void begin(void (*function)(void *), void *argument);
     // Run the function until it calls `leave` or returns.
     void enter();
-    // Called by the function: go back to `enter`, which goes on here when it is called again.
+    // Return to the caller of `enter`. The function calls this; the next `enter` continues here.
     void leave();
 
   private:
     explicit Fiber(void *mapping) : mapping_(mapping) {}
     static void main();
 
-    void *mapping_;               // the stack, above a page that stops it from growing further
-    void *stack_ = nullptr;       // where the function stands
-    void *thread_stack_ = nullptr;  // where the thread stood when it entered
+    void *mapping_;               // the stack, above an unusable page that stops overflows
+    void *stack_ = nullptr;       // stack pointer of the function
+    void *thread_stack_ = nullptr;  // stack pointer of the thread when it entered
     void (*function_)(void *) = nullptr;
     void *argument_ = nullptr;
     StackWatch watch_;

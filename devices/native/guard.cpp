@@ -1,4 +1,4 @@
-// Calls of llama.cpp that survive its giving up, and what happens where one cannot.
+// Calls of llama.cpp that survive when it gives up, and the end of the process where one cannot.
 #include "guard.hpp"
 
 #include "team.hpp"
@@ -22,13 +22,13 @@ using AbortCallback = void (*)(const char *message);
 thread_local void *innermost = nullptr;  // stack address of this thread's innermost guard
 thread_local std::string failure;
 thread_local bool has_failed = false;
-int abort_exit_code = -1;  // of a program that ends with a line; else the process is aborted
+int abort_exit_code = -1;  // for programs that end with a line; -1: the process is aborted
 
 class GaveUp : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// The first line of an abort's message, its source file without the folders of another computer.
+// Returns the first line of an abort's message, with its source file's name without folders.
 std::string first_line(const char *message) {
     std::string line(message, std::strcspn(message, "\n"));
     const size_t end = line.find(':');
@@ -48,8 +48,8 @@ struct Walk {
     bool reached, crosses_others;
 };
 
-// An exception may only pass through code that expects one, or that has nothing to put in order:
-// an interpreter or a team of threads on its way would be left in the middle of a step.
+// An exception may only pass code that expects one or that has no state to restore. An interpreter
+// or a team of threads in between would be left in the middle of a step.
 _Unwind_Reason_Code step(_Unwind_Context *context, void *data) {
     auto *walk = static_cast<Walk *>(data);
     if (reinterpret_cast<void *>(_Unwind_GetCFA(context)) > walk->guard) {
@@ -67,7 +67,7 @@ _Unwind_Reason_Code step(_Unwind_Context *context, void *data) {
 }
 
 bool may_throw() {
-    if (innermost == nullptr || current_rank != nullptr) {  // the other ranks would wait for ever
+    if (innermost == nullptr || current_rank != nullptr) {  // other ranks would wait for ever
         return false;
     }
     Walk walk{innermost, false, false};
@@ -78,7 +78,7 @@ bool may_throw() {
 void write_line(const std::string &reason) {
     const std::string line = "haversack: llama.cpp gave up: " + reason + "\n";
     const ssize_t written = write(STDERR_FILENO, line.data(), line.size());
-    static_cast<void>(written);  // there is nowhere else to say it
+    static_cast<void>(written);  // a failed write cannot be reported
 }
 
 // ggml_abort calls this, and aborts the process where it returns.
@@ -110,7 +110,7 @@ void on_abort(const char *message) {
 }  // namespace
 
 Guard::Guard() : outer_(innermost) {
-    innermost = this;  // above all that is called while it stands
+    innermost = this;  // on the stack above all that is called while it exists
     has_failed = false;
 }
 Guard::~Guard() { innermost = outer_; }
@@ -126,7 +126,7 @@ thread_local void *call_owner = nullptr;
 
 namespace {
 
-// Names the owner for the time of a call.
+// Names the owner during a call.
 class Owned {
   public:
     explicit Owned(void *owner) : outer_(call_owner) { call_owner = owner; }
@@ -142,7 +142,7 @@ class Owned {
 
 using namespace haversack;
 
-// Structures that llama.h passes by value: more than two words go by their bytes alone.
+// Structures that llama.h passes by value. With more than two words, only their size matters.
 template <int num_words> struct ByValue {
     int64_t words[num_words];
 };
@@ -158,7 +158,7 @@ API void haversack_guard_end_process(int exit_code) {
     abort_exit_code = exit_code;
     std::set_terminate(on_terminate);
 }
-// Why the latest guarded call of this thread failed; null if it did not.
+// Returns why this thread's latest guarded call failed; null if it did not.
 API const char *haversack_guard_failure() { return has_failed ? failure.c_str() : nullptr; }
 API void haversack_guard_sizes(int64_t *sizes) {
     sizes[0] = sizeof(ModelParams), sizes[1] = sizeof(ContextParams), sizes[2] = sizeof(Batch);

@@ -1,4 +1,4 @@
-// llama.cpp ends the process where an assertion fails, and throws C++ exceptions through functions
+// llama.cpp ends the process if an assertion fails, and throws C++ exceptions through functions
 // that Python calls. Inside a Guard both become a message for the caller.
 #pragma once
 
@@ -7,8 +7,8 @@
 
 namespace haversack {
 
-// While one of this thread exists, an abort of llama.cpp is thrown, to be caught where the guard
-// stands. Guards may be nested: the innermost counts.
+// While a Guard exists in a thread, an abort of llama.cpp in it becomes an exception, which the
+// code with the Guard catches. Guards may be nested: the innermost counts.
 class Guard {
   public:
     Guard();
@@ -17,18 +17,18 @@ class Guard {
     Guard &operator=(const Guard &) = delete;
 
   private:
-    void *outer_;  // where on the stack the enclosing guard stands
+    void *outer_;  // stack address of the enclosing guard
 };
 
-// The owner of the context that llama.cpp makes or computes on this thread now, as the caller named
-// it; else null.
+// The owner, named by the caller, of the context that llama.cpp makes or computes on this thread
+// now; null outside such calls.
 extern thread_local void *call_owner;
 
 // Keep why the latest guarded call of this thread failed; see haversack_guard_failure.
 void keep_failure(const char *message);
 const char *last_failure();
 
-// What `call` returns, or `failed` if llama.cpp gave up in it.
+// Returns the result of `call`, or `failed` if llama.cpp gave up in it.
 template <class Result, class Call> Result guarded(Result failed, Call call) {
     Guard guard;
     try {

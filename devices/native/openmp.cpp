@@ -28,7 +28,7 @@ void parallel(void (*function)(void *), void *argument, unsigned num_ranks, unsi
     Rank *outside = current_rank;
     if (team && !outside && num_ranks > 1) {
         team->run(function, argument, static_cast<int>(num_ranks));
-    } else {  // regions in regions are OpenMP's too
+    } else {  // OpenMP computes regions within regions too
         current_rank = nullptr;
         openmp.parallel(function, argument, num_ranks, flags);
         current_rank = outside;
@@ -82,7 +82,7 @@ const Replacement *replacement_of(const char *name) {
     return nullptr;
 }
 
-// What a loaded library imports: its tables of addresses that the loader filled in.
+// The imports of a loaded library: its tables of addresses, which the loader filled.
 struct Imports {
     ElfW(Addr) base;
     const ElfW(Sym) *symbols = nullptr;
@@ -126,7 +126,7 @@ struct Imports {
     }
 };
 
-// Where the library that holds `address` begins; 0 where none does.
+// Returns where the library that holds `address` begins; 0 if none holds it.
 ElfW(Addr) base_of(void *address) {
     Dl_info found;
     return dladdr(address, &found) ? reinterpret_cast<ElfW(Addr)>(found.dli_fbase) : 0;
@@ -137,7 +137,8 @@ bool is_openmp(const char *name) {
            !std::strncmp(name, "__kmpc_", 7);
 }
 
-// The loader may have made the page read-only. It stays writable: others of its tables may be too.
+// Make the page writable, because the loader may have made it read-only. It stays writable, because
+// other tables on it may need to be.
 bool replace(void **place, void *address) {
     const auto page_bytes = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
     const uintptr_t page = reinterpret_cast<uintptr_t>(place) & ~(page_bytes - 1);
@@ -160,8 +161,8 @@ int take_over(dl_phdr_info *library, size_t, void *given) {
     imports.each([&](const char *name, void **place) {
         if (const Replacement *known = replacement_of(name)) {
             if (*place != known->ours) *known->theirs = *place;
-            // An address inside the library is a part of the loader's own: it looks for the function
-            // at the first call, and would undo our change.
+            // An address inside the library belongs to the loader, which looks the function up at
+            // the first call and would undo our change.
             num_known += base_of(*place) != search.base;
         } else if (is_openmp(name)) {
             ++num_unknown;

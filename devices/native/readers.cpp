@@ -12,14 +12,14 @@ namespace haversack {
 namespace {
 
 constexpr int64_t PAGE_BYTES = 4096;
-constexpr std::chrono::duration<double> LOOK_UP(0.1);  // longest wait without asking `poll`
+constexpr std::chrono::duration<double> LOOK_UP(0.1);  // between two calls of `poll`
 
-// A direct read can only go on from a page's start, so its page is read again.
+// Where a read continues. A direct read must begin at a page, so the last page is read again.
 int64_t go_on_from(const Read *read, bool direct) {
     return direct ? read->got - read->got % PAGE_BYTES : read->got;
 }
 
-// `count` bytes came that were asked for from `start` of the room on, or an -errno.
+// Note that `count` bytes came at `start` of the room, or that the read failed with -errno.
 void note(Read *read, int64_t start, int64_t count) {
     if (count < 0) read->error = -count;
     else if (start + count <= read->got) read->error = FILE_ENDED;
@@ -28,7 +28,7 @@ void note(Read *read, int64_t start, int64_t count) {
 
 bool has_to_move(const Read *read) { return read->error == 0 && read->from != read->to; }
 
-// Put the wanted bytes where they are to lie.
+// Move the wanted bytes to their place.
 void move(Read *read) {
     if (has_to_move(read))
         std::memmove(read->room + read->to, read->room + read->from, read->num_bytes);
@@ -62,7 +62,7 @@ Readers::Readers(int num_readers, int num_ahead, ReadInto read_into, bool with_r
         for (int i = 0; i < (ring_ ? 1 : num_readers); i++)
             threads_.emplace_back([this] { ring_ ? reap() : serve(); });
     } catch (const std::system_error &) {
-        if (threads_.empty()) throw;  // fewer threads read as well
+        if (threads_.empty()) throw;  // fewer threads can read too
     }
 }
 
@@ -120,9 +120,9 @@ bool Readers::wait(Read *const *reads, size_t count, bool all, Poll poll) {
     std::unique_lock<std::mutex> lock(mutex_);
     bool stopped = false;
     while (!stopped && !met()) {
-        progress_.wait_for(lock, LOOK_UP);  // others' reads that come wake it as well
+        progress_.wait_for(lock, LOOK_UP);  // other reads that are done wake it too
         if (met() || !poll || now_s() - looked_up < LOOK_UP.count()) continue;
-        lock.unlock();  // whoever is asked may want the readers itself
+        lock.unlock();  // `poll` may call the readers
         stopped = poll();
         lock.lock();
         looked_up = now_s();
@@ -156,7 +156,7 @@ Counts Readers::counts() {
 }
 
 // -------------------------------------------------------------------- reading
-// The read to begin now; null if there is none.
+// Returns the read to begin now; null if there is none.
 Read *Readers::next() {
     bool may_prefetch = !ahead_.empty() && reading_ahead_ < num_ahead_;
     if (closing_ || (demanded_.empty() && !may_prefetch)) return nullptr;
@@ -174,14 +174,14 @@ void Readers::begin(Read *read) {
     read->due_s = pace ? pace->admit(read->length) : 0;
 }
 
-// The drive has done its part, so another read may begin. This one is not done yet.
+// Note that a read left the drive, so that another may begin. This one is not done yet.
 void Readers::leave_drive(Read *read) {
     reading_ahead_ -= read->ahead != 0;
     if (--reading_ == 0) counts_.busy_s += now_s() - busy_since_;
     moving_++;
 }
 
-// The read is done. The caller may free it now.
+// Note that a read is done. The caller may free it from now on.
 void Readers::finish(Read *read) {
     moving_--;
     if (!read->error) counts_.bytes_read += read->num_bytes;
@@ -221,7 +221,7 @@ void Readers::perform(Read *read) {
     if (early_s > 0) std::this_thread::sleep_for(std::chrono::duration<double>(early_s));
 }
 
-// As DirectFile.read_into in devices/storage.py.
+// Reads as DirectFile.read_into in devices/storage.py does.
 bool Readers::fill(const File &file, Read *read) {
     while (read->got < read->need) {
         int64_t start = go_on_from(read, file.direct);
@@ -235,7 +235,8 @@ bool Readers::fill(const File &file, Read *read) {
 }
 
 // ------------------------------------------------------------------ by a ring
-// Hand over what may begin, one by one: of several, the kernel begins with the lowest offset.
+// Hand over the reads that may begin, one by one: of several at once, the kernel would begin the
+// one with the lowest offset first.
 void Readers::feed() {
     if (!ring_) return;
     while (ring_->flush() && reading_ < num_readers_ && !ring_->full()) {
@@ -246,8 +247,8 @@ void Readers::feed() {
     }
 }
 
-// The one thread. It moves bytes without the lock, so that others hand over reads meanwhile, and
-// looks after each move for what else came, so that the drive does not rest.
+// Run the ring's only thread. It moves bytes without the lock, so that other threads can hand over
+// reads meanwhile. After each move it takes the reads that came, so that the drive stays busy.
 void Readers::reap() {
     std::unique_lock<std::mutex> lock(mutex_);
     while (!closing_ || reading_ > 0 || moving_ > 0) {
@@ -268,13 +269,13 @@ void Readers::take_those_that_came() {
     ssize_t result;
     while (Read *read = ring_->pop(&result)) {
         if (!take(read, result)) continue;
-        if (read->due_s == 0) leave_drive(read);  // one of a paced file leaves when it is due
+        if (read->due_s == 0) leave_drive(read);  // a read of a paced file leaves when it is due
         arrived_.push_back(read);
     }
 }
 
-// Have the bytes of the first that arrived lie in place. Nobody else uses a read that is not done,
-// nor its room, so the lock is not needed for that.
+// Move the bytes of the first read that arrived to their place. Until it is done, no other thread
+// uses the read or its room, so the move needs no lock.
 void Readers::settle_one(std::unique_lock<std::mutex> &lock) {
     Read *read = arrived_.front();
     arrived_.pop_front();
@@ -287,7 +288,7 @@ void Readers::settle_one(std::unique_lock<std::mutex> &lock) {
     else early_.push_back(read);
 }
 
-// What came of a read: whether that was all; the rest is asked for.
+// Note the result of a read. Returns whether it is complete; if not, asks for the rest.
 bool Readers::take(Read *read, int64_t result) {
     const File &file = files_[read->file];
     int64_t start = go_on_from(read, file.direct);
@@ -297,7 +298,7 @@ bool Readers::take(Read *read, int64_t result) {
     return false;
 }
 
-// Finish the reads of paced files whose time has come: how long it is until that of the next.
+// Finish the reads of paced files that are due. Returns the time until the next one is due.
 double Readers::finish_those_due() {
     double now = now_s(), next_s = now + LOOK_UP.count();
     auto is_due = [&](Read *read) {
@@ -315,7 +316,7 @@ double Readers::finish_those_due() {
 
 // -------------------------------------------------------------------- closing
 void Readers::close() {
-    std::lock_guard<std::mutex> one(close_mutex_);  // a second one waits for the threads as well
+    std::lock_guard<std::mutex> one(close_mutex_);  // a second call waits for the threads too
     toucher_.close();
     {
         std::lock_guard<std::mutex> lock(mutex_);

@@ -1,5 +1,5 @@
-// Reads from files straight into slots, many at once: demand first, then a few prefetches. They are
-// made by a ring (ring.hpp) where all files are plain and the kernel has one, else by threads.
+// Reads files into slots, many reads at once: demand reads first, then a few prefetches. A ring
+// (ring.hpp) makes the reads if all files are plain and the kernel has one, otherwise threads do.
 #pragma once
 
 #include <atomic>
@@ -17,44 +17,44 @@ namespace haversack {
 
 enum State : int32_t { WAITING = 0, READING = 1, CAME = 2, FAILED = 3, CANCELLED = 4 };
 
-// What `error` says of a FAILED read besides an errno.
+// Values of a FAILED read's `error` besides an errno.
 enum : int32_t { FILE_ENDED = -1, FOREIGN_ERROR = -2 };
 
 // One read; devices/_native/own.py declares the same fields. The caller keeps it until it is done.
 struct Read {
-    uint8_t *room;       // where `length` bytes from `offset` on land
+    uint8_t *room;       // where the `length` bytes from `offset` land
     int64_t offset, length;
-    int64_t need;        // the least that must come
-    int64_t from, to;    // where in the room the wanted bytes land, and where they are to lie
-    int64_t num_bytes;   // how many they are
+    int64_t need;        // the least number of bytes that must come
+    int64_t from, to;    // places in the room: where the wanted bytes land, and where they must lie
+    int64_t num_bytes;   // number of wanted bytes
     int32_t file;
     int32_t ahead;
     std::atomic<int32_t> state;
     int32_t error;
     int64_t got;         // bytes that came before an error
-    double due_s;        // when it may be done, of a paced file
+    double due_s;        // of a paced file: the moment when the read may be done
 
     bool done() const { return state.load(std::memory_order_acquire) >= CAME; }
     bool came() const { return state.load(std::memory_order_acquire) == CAME; }
 };
 
-// Reads for a file that is no plain one; 0 if all that was needed came.
+// Makes a read of a file that is not plain; returns 0 if all needed bytes came.
 using ReadInto = int32_t (*)(Read *read);
-// Whether the call that waits shall stop.
+// Returns whether the waiting call shall stop.
 using Poll = bool (*)();
 
 struct Counts {
     int64_t bytes_read;
     double busy_s;  // time in which at least one read was under way
-    double wait_s;  // time that somebody waited
+    double wait_s;  // time in which calls waited
     int32_t num_ahead, num_reading;  // now: prefetches that wait, and reads under way
 };
 
-// A drive of a steady speed, for benchmarks: first come, first served, no credit for idle time.
+// A drive of a steady speed, for benchmarks. It serves reads in order; idle time earns nothing.
 class Pace {
   public:
     Pace(double bytes_s, double latency_s) : bytes_s_(bytes_s), latency_s_(latency_s) {}
-    // Queue a read: the moment (of `now_s`) when it is there.
+    // Queue a read. Returns the moment (of `now_s`) when it is done.
     double admit(int64_t num_bytes);
 
   private:
@@ -69,24 +69,24 @@ class Ring;
 
 class Readers {
   public:
-    // At most `num_readers` reads are under way at once, `num_ahead` of them ahead. `with_ring`: a
-    // ring may be used if there is one. Throws std::system_error where no thread can be started.
+    // At most `num_readers` reads are under way at once, `num_ahead` of them prefetches. With
+    // `with_ring` a ring is used if there is one. Throws std::system_error if no thread starts.
     Readers(int num_readers, int num_ahead, ReadInto read_into, bool with_ring);
     ~Readers();
 
-    // A file of which `descriptor` is open, `direct` or not; -1: its reads go through `read_into`.
-    // With `pace` they take as long as that says.
+    // Add a file, open as `descriptor`, whose reads are direct or not. -1: `read_into` makes its
+    // reads. With `pace` its reads take as long as that says.
     void add_file(int descriptor, bool direct, Pace *pace);
-    // The first `num_bytes` from `base` on are slots now: their pages are made ahead of reads. Returns
-    // when no page beyond is being made.
+    // Make the pages of the `num_bytes` of slots at `base` ahead of reads. Returns when no page
+    // beyond them is being made.
     void touch_ahead(uint8_t *base, int64_t num_bytes) { toucher_.set_memory(base, num_bytes); }
-    // Begin them in this order as soon as that is possible. After `close` they are cancelled.
+    // Begin `reads` in this order as soon as possible. After `close` they are cancelled.
     void submit(Read *const *reads, size_t count);
     void demand(Read *const *reads, size_t count);
     void cancel(Read *const *reads, size_t count);
-    // Return when all (or any) are done; false if `poll` said so before.
+    // Return when all (or any) are done; false if `poll` returned true before.
     bool wait(Read *const *reads, size_t count, bool all, Poll poll);
-    // Cancel what has not begun, wait for the rest.
+    // Cancel the reads that have not begun, and wait for the others.
     void settle(Read *const *reads, size_t count);
     void drain();
     void close();
@@ -125,10 +125,11 @@ class Readers {
     std::mutex close_mutex_, mutex_;
     std::condition_variable work_, progress_;
     std::deque<Read *> demanded_, ahead_;
-    // By a ring, a read whose bytes came goes through these; its state is READING until it is done.
-    std::deque<Read *> arrived_;  // its bytes may have to be moved
-    std::vector<Read *> early_;   // of a paced file: all bytes lie in place, but it is not time yet
-    // Reads under way on the drive, those of them ahead, and those that left it and are not done.
+    // With a ring, a read whose bytes came passes through these. It is READING until it is done.
+    std::deque<Read *> arrived_;  // reads whose bytes may have to be moved
+    std::vector<Read *> early_;   // whose bytes lie in place before they are due
+    // Idle threads, reads on the drive, prefetches among them, and reads that left the drive and
+    // are not done.
     int idle_ = 0, reading_ = 0, reading_ahead_ = 0, moving_ = 0;
     bool closing_ = false;
     double busy_since_ = 0;

@@ -17,7 +17,7 @@ namespace haversack {
 namespace {
 
 constexpr unsigned NUM_ENTRIES = 64;
-constexpr unsigned MOST_DELAYS = 100;     // some ten seconds, if nothing but a waiting reader flushes
+constexpr unsigned MOST_DELAYS = 100;     // about ten seconds if only waiting readers flush
 constexpr int64_t MOST_BYTES = 1 << 30;  // of one request; the kernel would cut it short at 2 GiB
 constexpr unsigned NEEDED = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_EXT_ARG;
 
@@ -32,8 +32,8 @@ struct Ring::Queues {
     size_t num_bytes;
     io_uring_sqe *entries;
     unsigned num_entries;
-    unsigned *tail, *mask, *order;             // of what is asked for
-    unsigned *done_head, *done_tail, *done_mask;  // of what is done
+    unsigned *tail, *mask, *order;             // the queue of requests
+    unsigned *done_head, *done_tail, *done_mask;  // the queue of results
     io_uring_cqe *done;
 
     ~Queues() {
@@ -129,7 +129,7 @@ void Ring::sleep(double most_s) {
     argument.ts = (uint64_t)&time;
     constexpr unsigned FLAGS = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG;
     int failed = syscall(SYS_io_uring_enter, descriptor_, 0, 1, FLAGS, &argument, sizeof argument);
-    if (failed < 0 && errno != ETIME && errno != EINTR) usleep(1000);  // it would not sleep again
+    if (failed < 0 && errno != ETIME && errno != EINTR) usleep(1000);  // do not spin
 }
 
 void Ring::wake() {
@@ -151,7 +151,7 @@ Read *Ring::pop(ssize_t *result) {
     return refusal_ ? pop_refused(result) : nullptr;
 }
 
-// Take back the last read that is queued. The kernel looks at the queue's end in a flush only.
+// Take back the last queued read. The kernel looks at the queue's end only in a flush.
 Read *Ring::pop_refused(ssize_t *result) {
     while (num_queued_) {
         unsigned tail = *queues_->tail - 1;

@@ -1,5 +1,5 @@
-// Reads by Linux's io_uring: a request reaches the drive as it is made. Threads that read have to be
-// woken before, on cores that compute; they began 0.4 ms late, and cost three times the processor.
+// Reads by Linux's io_uring: a request reaches the drive at once. Threads that read must be woken
+// first, on cores that compute: they began 0.4 ms later and took three times the processor time.
 #pragma once
 
 #include <memory>
@@ -11,21 +11,21 @@ namespace haversack {
 
 class Ring {
   public:
-    // Null where the kernel has none, or does not allow it, as in many containers.
+    // Returns null if the kernel has no io_uring or forbids it, as in many containers.
     static std::unique_ptr<Ring> open();
     ~Ring();
     Ring(const Ring &) = delete;
 
     bool full() const;
-    // Queue a read of what is missing from `start` on of the room.
+    // Queue a read of the missing bytes from `start` of the room on.
     void push(Read *read, int descriptor, int64_t start);
-    // Hand all that is queued to the kernel: whether it took everything. What it did not take stays
-    // queued for the next flush. Where the kernel will not take it at all, `pop` returns it failed.
+    // Hand all queued reads to the kernel. Returns whether it took all. Others stay queued for the
+    // next flush. If the kernel refuses them for good, `pop` returns them as failed.
     bool flush();
-    // Sleep until something is done, or `wake` is called, or for `most_s`.
+    // Sleep until a read is done, `wake` is called, or `most_s` have passed.
     void sleep(double most_s);
     void wake();
-    // A read that is done, with what `pread` would have returned, or -errno; null: none is.
+    // Returns a read that is done and the result of `pread` for it, or -errno; null if none is.
     Read *pop(ssize_t *result);
 
   private:
@@ -40,8 +40,8 @@ class Ring {
     const int descriptor_;
     std::unique_ptr<Queues> queues_;
     unsigned num_queued_ = 0, num_under_way_ = 0;
-    unsigned num_delays_ = 0;  // flushes in a row of which the kernel took nothing
-    int refusal_ = 0;          // the errno with which the kernel refused what is queued
+    unsigned num_delays_ = 0;  // consecutive flushes from which the kernel took nothing
+    int refusal_ = 0;          // the errno with which the kernel refused the queued reads
 };
 
 }  // namespace haversack

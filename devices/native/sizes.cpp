@@ -1,5 +1,5 @@
-// What a context of llama.cpp takes, asked of llama.cpp itself. Its function returns a C++ map,
-// which Python cannot receive.
+// Asks llama.cpp for the memory of a context. Its function returns a C++ map, which Python cannot
+// receive.
 #include <cstddef>
 #include <cstdint>
 #include <map>

@@ -17,7 +17,7 @@ thread_local Rank *current_rank = nullptr;
 
 namespace {
 
-constexpr int LOOKS_PER_CLOCK = 32;  // a look takes 5 to 50 ns, the clock 25
+constexpr int LOOKS_PER_CLOCK = 32;  // reading the value takes 5 to 50 ns, the clock 25
 
 double now_s() {
     using namespace std::chrono;
@@ -36,14 +36,14 @@ long futex(std::atomic<uint32_t> *word, int operation, uint32_t value) {
     return syscall(SYS_futex, word, operation | FUTEX_PRIVATE_FLAG, value, nullptr, nullptr, 0);
 }
 
-// Where Linux counts how long this thread waited for a processor.
+// Opens the file in which Linux counts how long this thread waited for a processor.
 int open_delay_file() {
     char path[64];
     std::snprintf(path, sizeof path, "/proc/self/task/%ld/schedstat", syscall(SYS_gettid));
     return open(path, O_RDONLY | O_CLOEXEC);
 }
 
-// The second number of the file: nanoseconds.
+// Returns the second number of the file: nanoseconds.
 double read_delay_s(int file) {
     char text[96];
     ssize_t length = file < 0 ? -1 : pread(file, text, sizeof text - 1, 0);
@@ -59,13 +59,13 @@ struct Holder {
 };
 thread_local Holder holder;
 
-// A forked process has none of the threads that the team counts on: leave it as it is.
+// A forked process has none of the team's threads, so the team is left as it is.
 void forget_after_fork() {
     static_cast<void>(holder.team.release());
     current_rank = nullptr;
 }
 
-// Have each rank run to its next barrier, or to its end.
+// Run each rank to its next barrier, or to its end.
 void go_on(std::vector<Rank> &ranks) {
     for (Rank &rank : ranks) {
         current_rank = &rank;
@@ -124,13 +124,13 @@ void Team::set(int num_threads, double spin_s) {
     spin_s_ = spin_s;
 }
 
-// Have so many threads, or as many as the system grants.
+// Start threads until there are so many, or as many as the system grants.
 void Team::grow(int num_threads) {
     while (static_cast<int>(helpers_.size()) + 1 < num_threads) {
         auto helper = std::make_unique<Helper>();
         helper->team = this;
         helper->number = static_cast<int>(helpers_.size()) + 1;
-        sigset_t all, before;  // signals are for the threads of the program
+        sigset_t all, before;  // signals must go to the program's own threads
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before);
         const int refused = pthread_create(&helper->thread, nullptr, help, helper.get());
@@ -164,8 +164,9 @@ void Team::run(void (*function)(void *), void *argument, int num_ranks) {
     meet();
 }
 
-// The share of thread number `thread`: ranks `thread`, `thread + num_threads`, ... The first runs on
-// the thread's own stack, because code that it calls back may look at where that lies.
+// Compute the share of thread number `thread`: ranks `thread`, `thread + num_threads`, ... The
+// first runs on the thread's own stack, because code that it calls back may check the stack's
+// address.
 void Team::compute(int thread) {
     Rank *outside = current_rank;
     std::vector<Rank> others = begin_others(thread);
@@ -205,9 +206,9 @@ bool Team::single(Rank &rank) {
     return num_singles_.compare_exchange_strong(expected, expected + 1);
 }
 
-// Return when all threads of the region are here.
+// Return when all threads of the region have called this.
 void Team::meet() {
-    // Read before this thread is counted: after that the next region may begin.
+    // Read this before the thread is counted, because after that the next region may begin.
     const int num_threads = num_threads_;
     if (num_threads == 1) return;
     const uint32_t seen = met_.value();

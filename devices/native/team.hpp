@@ -1,7 +1,7 @@
-// A team computes a region: a function that `num_ranks` ranks run together, meeting at barriers, as
-// OpenMP defines it. Fewer threads than ranks may do it: then a thread runs its ranks in turn, all
-// but the first on fibers, from barrier to barrier. The ranks cannot tell, so the results are the same to the bit
-// however many threads the machine has to spare.
+// A team computes a region: a function that `num_ranks` ranks run together and that has barriers,
+// as OpenMP defines it. With fewer threads than ranks, a thread runs its ranks in turn from barrier
+// to barrier, all but the first on fibers. This does not change what a rank computes, so the
+// results are the same to the bit for any number of threads.
 #pragma once
 
 #include <atomic>
@@ -16,12 +16,12 @@ namespace haversack {
 
 class Team;
 
-// One of those that compute a region together; OpenMP calls it a thread.
+// One of the parts that compute a region together; OpenMP calls it a thread.
 struct Rank {
     Team *team;
     int number;
-    Fiber *fiber = nullptr;          // that it runs on; null for a thread's first rank
-    std::vector<Rank> *others = nullptr;  // of a thread's first rank: those that share the thread
+    Fiber *fiber = nullptr;          // that the rank runs on; null for a thread's first rank
+    std::vector<Rank> *others = nullptr;  // of a first rank: the ranks of its thread
     int num_singles = 0;             // "single" constructs that it has met in this region
 };
 
@@ -32,9 +32,9 @@ extern thread_local Rank *current_rank;
 class Signal {
   public:
     uint32_t value() const { return value_.load(std::memory_order_acquire); }
-    // Add one, and wake those that sleep.
+    // Add one, and wake the threads that sleep.
     void raise();
-    // Return once the value is no longer `seen`: look for `spin_s` seconds, then sleep.
+    // Return once the value is no longer `seen`: spin for `spin_s` seconds, then sleep.
     void await_change(uint32_t seen, double spin_s);
 
   private:
@@ -42,37 +42,37 @@ class Signal {
     std::atomic<int32_t> num_asleep_{0};
 };
 
-// The threads that compute what one thread asks for: itself and its helpers.
+// The threads that compute the regions of one thread: that thread and its helpers.
 class Team {
   public:
-    // The calling thread's team; made at its first use, and anew in a process that was forked.
+    // Returns the calling thread's team; it is made at first use, and anew in a forked process.
     static Team &own();
-    // The same if it is there and works, else null.
+    // Returns the same if it was made and works, else null.
     static Team *working();
     ~Team();
 
-    // From now on compute this thread's regions, with at most `num_threads` threads; one that waits
-    // for another looks for `spin_s` seconds before it sleeps.
+    // Compute this thread's regions from now on, with at most `num_threads` threads. A thread that
+    // waits spins for `spin_s` seconds before it sleeps.
     void set(int num_threads, double spin_s);
     // Leave this thread's regions to OpenMP again.
     void rest() { works_ = false; }
-    // Have `num_ranks` ranks run `function(argument)`; returns when all have.
+    // Have `num_ranks` ranks run `function(argument)`; returns when all have returned.
     void run(void (*function)(void *), void *argument, int num_ranks);
     int num_ranks() const { return num_ranks_; }
-    // Called by a rank: return when all ranks have called it.
+    // Return when all ranks have called it. A rank calls this.
     void barrier(Rank &rank);
-    // Called by every rank: true for the first.
+    // Returns true for the first rank that calls it. Every rank calls this.
     bool single(Rank &rank);
-    // Seconds that this thread and its helpers could have run but no processor was free, since they
-    // began; negative where the system does not tell.
+    // Returns the seconds in which this thread and its helpers were ready and no processor was
+    // free, since they began; negative if the system does not tell.
     double delayed_s();
 
   private:
     struct Helper {
         Team *team;
-        int number;  // 1 and up; the thread whose team it is has 0
+        int number;  // 1 and up; the thread that owns the team has 0
         pthread_t thread;
-        Signal begin;  // raised when there is a region for it, or the end
+        Signal begin;  // raised when there is a region to compute, or at the end
         std::atomic<int32_t> delay_file{-1};
     };
 
@@ -90,7 +90,7 @@ class Team {
     std::atomic<double> spin_s_{0};
     std::atomic<bool> ends_{false};
 
-    // The region. Threads meet where they have to wait for each other.
+    // The region, and the barrier of its threads.
     void (*function_)(void *) = nullptr;
     void *argument_ = nullptr;
     int num_ranks_ = 1;

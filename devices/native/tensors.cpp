@@ -1,5 +1,5 @@
-// The weights of a loaded model, asked of llama.cpp itself. Its function returns a C++ vector, which
-// Python cannot receive.
+// Asks llama.cpp for the weights of a loaded model. Its function returns a C++ vector, which Python
+// cannot receive.
 #include <cstddef>
 #include <string>
 #include <utility>
@@ -13,7 +13,7 @@ using GetTensors = const std::vector<std::pair<std::string, void *>> &(*)(const 
 
 }  // namespace
 
-// Put the addresses of the first `room` tensors into `tensors`: how many there are.
+// Put the addresses of the first `room` tensors into `tensors`. Returns how many there are.
 extern "C" __attribute__((visibility("default"))) size_t
 haversack_model_tensors(GetTensors get_tensors, const void *model, void **tensors, size_t room) {
     const auto &found = get_tensors(model);

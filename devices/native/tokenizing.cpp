@@ -1,5 +1,5 @@
-// Tokenizing on a thread with a stack of its own size: the regular expressions of some vocabularies
-// take some hundred bytes of stack for each character of a match, and a match may be a whole text.
+// Tokenizing on a thread with a large enough stack. The regular expressions of some vocabularies
+// take hundreds of bytes of stack for each character of a match, and a match may be a whole text.
 #include <atomic>
 #include <cerrno>
 #include <chrono>
@@ -27,7 +27,7 @@ constexpr int64_t SMALL_TOKENS = 16;
 using Tokenize = int32_t (*)(const void *vocab, const char *text, int32_t length, int32_t *tokens,
                              int32_t room, bool add_special, bool parse_special);
 
-// The tokens of `text`, or what llama.cpp gave up on in `failure`.
+// Returns the tokens of `text`, or in `failure` why llama.cpp gave up.
 void tokenize(Tokenize function, const void *vocab, const std::string &text,
               std::vector<int32_t> &tokens, std::string &failure) {
     try {
@@ -42,7 +42,7 @@ void tokenize(Tokenize function, const void *vocab, const std::string &text,
     };
     const int32_t count = guarded<int32_t>(-1, [&] {
         int32_t found = call();
-        if (found < 0) {  // a character may become more tokens than it has bytes
+        if (found < 0) {  // a character may give more tokens than it has bytes
             tokens.resize(static_cast<size_t>(-static_cast<int64_t>(found)));
             found = call();
         }
@@ -54,7 +54,7 @@ void tokenize(Tokenize function, const void *vocab, const std::string &text,
     }
 }
 
-// How much of this thread's stack was used so far; 0 where that cannot be told.
+// Returns how much of this thread's stack was used so far; 0 if that is not known.
 int64_t used_stack_bytes() {
 #ifdef __linux__
     pthread_attr_t attributes;
@@ -80,7 +80,7 @@ int64_t used_stack_bytes() {
 #endif
 }
 
-// So that `used_stack_bytes` counts what was used and not the 2 MiB around it.
+// Forbids huge pages, so that `used_stack_bytes` does not count 2 MiB for each byte used.
 void refuse_huge_pages() {
 #ifdef __linux__
     pthread_attr_t attributes;
@@ -96,8 +96,8 @@ void refuse_huge_pages() {
 
 }  // namespace
 
-// One text on its way through the tokenizer. Two hold it, its thread and its caller; the last one
-// to let go deletes it.
+// One text that is being tokenized. Its thread and its caller hold it; the last one to let go
+// deletes it.
 struct Tokenizing {
     Tokenize function;
     const void *vocab;
@@ -137,7 +137,7 @@ API int32_t haversack_tokenize_here(Tokenize function, const void *vocab, const 
     return guarded<int32_t>(
         -1, [&] { return function(vocab, text, length, tokens, room, false, true); });
 }
-// Null, and `error` is set, where no such thread can be had.
+// Returns null and sets `error` if no such thread can be started.
 API Tokenizing *haversack_tokenizing_start(Tokenize function, const void *vocab, const char *text,
                                            int64_t length, int64_t stack_bytes, int32_t *error) {
     Tokenizing *work;
@@ -168,13 +168,13 @@ API Tokenizing *haversack_tokenizing_start(Tokenize function, const void *vocab,
     }
     return work;
 }
-// Whether it has ended, after `timeout_s` at the latest.
+// Waits at most `timeout_s`. Returns whether the work has ended.
 API bool haversack_tokenizing_wait(Tokenizing *work, double timeout_s) {
     std::unique_lock<std::mutex> lock(work->mutex);
     return work->ended.wait_for(lock, std::chrono::duration<double>(timeout_s),
                                 [work] { return work->has_ended; });
 }
-// Once it has ended: how many tokens there are, and where; -1 if llama.cpp gave up.
+// Returns how many tokens there are, and where, once the work has ended; -1 if llama.cpp gave up.
 API int64_t haversack_tokenizing_tokens(Tokenizing *work, int32_t **tokens, const char **failure,
                                         int64_t *stack_bytes) {
     *tokens = work->tokens.data(), *failure = work->failure.c_str();
@@ -183,7 +183,7 @@ API int64_t haversack_tokenizing_tokens(Tokenizing *work, int32_t **tokens, cons
 }
 API void haversack_tokenizing_let_go(Tokenizing *work) { work->let_go(); }
 
-// The bytes of the longest token's text, special ones written out.
+// Returns the bytes of the longest token's text, with special tokens written out.
 API int32_t haversack_longest_piece(int32_t (*piece)(const void *, int32_t, char *, int32_t,
                                                      int32_t, bool),
                                     const void *vocab, int32_t num_tokens) {
@@ -197,10 +197,10 @@ API int32_t haversack_longest_piece(int32_t (*piece)(const void *, int32_t, char
     return longest;
 }
 
-// The lengths in characters of the longest pieces that a regular expression of llama.cpp's may match
-// at once, each a set of characters of its own: words with the blanks between them; words, numbers
-// and symbols without blanks; and what is neither a letter nor a digit. Characters beyond ASCII may
-// be anything: they are in all sets.
+// Returns the lengths in characters of the longest runs that a regular expression of llama.cpp may
+// match at once. Each kind of run has its set of characters: words with the blanks between them;
+// words, numbers and symbols without blanks; all but letters and digits. Characters beyond ASCII
+// are in all sets, because they may be anything.
 API void haversack_longest_runs(const char *text, int64_t length, int64_t *longest) {
     enum { PHRASE, WORD, OTHER, NUM_SETS };
     int64_t run[NUM_SETS] = {0, 0, 0};

@@ -10,10 +10,10 @@ namespace haversack {
 
 namespace {
 
-constexpr int64_t AHEAD_BYTES = 16 << 20;  // in each memory; an expert has one for each matrix
-constexpr int64_t STEP_BYTES = 2 << 20;    // a huge page: the longest that others wait for
+constexpr int64_t AHEAD_BYTES = 16 << 20;  // in each memory; each matrix has its own
+constexpr int64_t STEP_BYTES = 2 << 20;    // a huge page; other threads wait for one step at most
 
-// Make the pages as if they were written to, and leave their bytes as they are. False where the
+// Make the pages as if they were written to, without changing their bytes. Returns false if the
 // system cannot.
 bool touch(uint8_t *address, int64_t num_bytes) {
 #ifdef __linux__
@@ -25,7 +25,7 @@ bool touch(uint8_t *address, int64_t num_bytes) {
 #endif
 }
 
-// Let the calling thread run when others leave it time.
+// Have the calling thread run only when no other thread needs the processor.
 void lower_priority() {
 #ifdef __linux__
     setpriority(PRIO_PROCESS, syscall(SYS_gettid), 19);

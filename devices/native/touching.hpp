@@ -1,6 +1,6 @@
-// Makes the pages of slots before reads land there: a huge page's making costs up to 5 ms, which
-// the thread that starts a read would spend. Empty slots are used in ascending order, so a thread
-// of low priority stays a bounded distance ahead of the highest place that a read went to.
+// Makes the pages of slots before reads land there. Making a huge page takes up to 5 ms, which the
+// thread that starts a read would spend. Empty slots are used in ascending order, so a thread of
+// low priority makes pages a bounded distance ahead of the highest address that a read went to.
 #pragma once
 
 #include <condition_variable>
@@ -14,10 +14,10 @@ namespace haversack {
 class Toucher {
   public:
     ~Toucher() { close(); }
-    // The first `num_bytes` from `base` on may be touched. Returns when no page beyond is being
-    // made, so the caller may then take memory away.
+    // Allow the first `num_bytes` from `base` to be touched. Returns when no page beyond them is
+    // being made, so that the caller may then take memory away.
     void set_memory(uint8_t *base, int64_t num_bytes);
-    // A read goes to the bytes that end at `end`.
+    // Note a read into bytes that end at `end`.
     void follow(const uint8_t *end);
     void close();
 
@@ -26,7 +26,7 @@ class Toucher {
         uint8_t *base;
         int64_t num_bytes, used_bytes, touched_bytes;
 
-        int64_t goal_bytes() const;  // up to where pages are to be there
+        int64_t goal_bytes() const;  // pages are made up to here
     };
     void run();
     Memory *next();
