@@ -10,7 +10,7 @@ import pytest
 
 from haversack import edge
 from haversack.devices.errors import AbortedError, ClosedError, ModelFileError
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
+from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel, _Batch
 
 TinyModel = Callable[..., Path]
 SHAPE = ContextShape(ctx_tokens=64, batch_tokens=64, threads=2)
@@ -64,7 +64,7 @@ def test_an_assertion_when_a_context_is_made_is_an_error(
 def test_an_assertion_in_a_call_breaks_the_context_and_nothing_else(tiny_model: TinyModel) -> None:
     model = LlamaModel(tiny_model())
     context = LlamaContext(model, SHAPE)
-    context._batch_tokens = 1000  # llama.cpp asserts what this would have refused
+    context._batch = _Batch(1000)  # llama.cpp asserts what this would have refused
     with pytest.raises(
         AbortedError, match=r"gave up: llama-context\.cpp:\d+: GGML_ASSERT\(.*n_batch"
     ):
@@ -75,7 +75,7 @@ def test_an_assertion_in_a_call_breaks_the_context_and_nothing_else(tiny_model: 
     context.close()
     again = LlamaContext(model, SHAPE)
     again.decode([1, 2, 3])
-    assert again.num_tokens == 3
+    assert again.num_tokens() == 3
     again.close()
     model.close()
 
@@ -90,17 +90,13 @@ def give_up():
     context = native.ggml_init(native.GgmlInitParams(100_000, None, True))
     native.ggml_new_tensor_3d(context, 9999, 1, 1, 1)
 
-class Hook:
-    callback = None
-    def on_node(self, node, ask, _):
-        give_up()
-    def end_graph(self, computed):
-        return None
+def on_node(node, ask, _):
+    give_up()
 
 def inside_of_a_call():  # Python lies between
     from pathlib import Path
     model = LlamaModel(Path(sys.argv[2]))
-    LlamaContext(model, ContextShape(64, 64, 1), Hook()).decode([1, 2])
+    LlamaContext(model, ContextShape(64, 64, 1), on_node=on_node).decode([1, 2])
 
 if "program" in sys.argv:
     guard.end_process_on_abort()

@@ -256,11 +256,12 @@ def test_a_token_that_does_not_exist(model: LlamaModel) -> None:
     context.close()
 
 
-# ----------------------------------------------------------------------- hook
+# ------------------------------------------------------------------- callback
 class Watcher:
-    """A hook that stops after each node whose name begins with `name`, and may fail there."""
+    """The owner of a context, and a callback that stops after each node whose name begins with
+    `name` and may fail there."""
 
-    callback = None
+    address = None
 
     def __init__(self, name: str, failure: BaseException | None = None) -> None:
         self.name, self.failure = name, failure
@@ -274,33 +275,33 @@ class Watcher:
         self.computed.append(name)
         return self.failure is None
 
-    def end_graph(self, computed: bool) -> BaseException | None:
+    def end_pass(self, computed: bool) -> BaseException | None:
         self.ended.append(computed)
         failure, self.failure = self.failure, None
         return failure
 
 
-def test_a_hook_sees_every_node(model: LlamaModel) -> None:
-    hook = Watcher("ffn_moe_topk")
-    context = LlamaContext(model, SHAPE, hook=hook)
+def test_a_callback_sees_every_node(model: LlamaModel) -> None:
+    watcher = Watcher("ffn_moe_topk")
+    context = LlamaContext(model, SHAPE, watcher, on_node=watcher.on_node)
     context.decode([1, 2, 3])
-    assert hook.computed == ["ffn_moe_topk-0", "ffn_moe_topk-1"]
-    assert {"ffn_moe_up-1", "ffn_moe_down-0", "result_output"} <= set(hook.asked)
-    assert hook.ended == [True]
+    assert watcher.computed == ["ffn_moe_topk-0", "ffn_moe_topk-1"]
+    assert {"ffn_moe_up-1", "ffn_moe_down-0", "result_output"} <= set(watcher.asked)
+    assert watcher.ended == [True]
     assert (context.logits() == fresh_logits(model, [1, 2, 3])).all()
     context.close()
 
 
 @pytest.mark.parametrize("tokens", [[4], [4, 5, 6]])
-def test_a_hook_that_fails_stops_the_graph(tokens: list[int], model: LlamaModel) -> None:
-    hook = Watcher("ffn_moe_topk-0")
-    context = LlamaContext(model, SHAPE, hook=hook)
+def test_a_callback_that_fails_stops_the_graph(tokens: list[int], model: LlamaModel) -> None:
+    watcher = Watcher("ffn_moe_topk-0")
+    context = LlamaContext(model, SHAPE, watcher, on_node=watcher.on_node)
     context.decode([1, 2, 3])
-    hook.failure = OSError("the disk is gone")
+    watcher.failure = OSError("the disk is gone")
     with pytest.raises(OSError, match="the disk is gone"):
         context.decode(tokens)
-    assert len(hook.ended) == 2
-    assert hook.asked[-1] != "result_output"
+    assert len(watcher.ended) == 2
+    assert watcher.asked[-1] != "result_output"
     assert context.num_tokens() == 3
     context.decode(tokens)  # the next call is not concerned
     assert (context.logits() == fresh_logits(model, [1, 2, 3], tokens)).all()
@@ -413,10 +414,10 @@ def test_a_recurrent_model_starts_again_after_a_failure(
     architecture: str, tiny_model: Callable[..., Path]
 ) -> None:
     model = LlamaModel(tiny_model(architecture, shape=SMALL))
-    hook = Watcher("ffn_moe_topk-1")
-    context = LlamaContext(model, SHAPE, hook=hook)
+    watcher = Watcher("ffn_moe_topk-1")
+    context = LlamaContext(model, SHAPE, watcher, on_node=watcher.on_node)
     context.decode([1, 2, 3])
-    hook.failure = OSError("the disk is gone")
+    watcher.failure = OSError("the disk is gone")
     with pytest.raises(OSError, match="the disk is gone"):
         context.decode([4, 5])
     num_tokens = context.num_tokens()

@@ -66,14 +66,15 @@ def write_together(model: edge.Model, num_tokens: int) -> Written:
     ]
     with ThreadPoolExecutor(len(generations)) as pool:
         start = time.perf_counter()
-        texts = list(pool.map("".join, generations))
+        texts = list[str](pool.map("".join, generations))
         spent_s = time.perf_counter() - start
     return Written(texts, model.stats().since(before).tokens / spent_s)
 
 
 def holds(name: str, model: edge.Model, num_tokens: int, rounds: int, bound: float) -> bool:
     """Print the speeds and both verdicts. A round that is not timed goes before the others."""
-    write_apart(model, num_tokens), write_together(model, num_tokens)
+    write_apart(model, num_tokens)
+    write_together(model, num_tokens)
     apart, together = list[Written](), list[Written]()
     for _ in range(rounds):
         apart.append(write_apart(model, num_tokens))
