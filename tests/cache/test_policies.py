@@ -1,4 +1,4 @@
-"""Who goes when another expert needs room: each rule by example, and all on routing like a loop."""
+"""Which expert is evicted: each rule by example, and all rules on routing like a loop."""
 
 import random
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def keys(*numbers: int) -> Keys:
 
 
 def used(policy: Policy, *passes: tuple[int, ...]) -> Policy:
-    """`policy` after passes that used these keys, a layer at a time."""
+    """Return `policy` after passes that used these keys, a layer at a time."""
     for one in passes:
         for row in range(ROWS):
             mine = [key for key in one if key // EXPERTS == row]
@@ -48,7 +48,7 @@ def used(policy: Policy, *passes: tuple[int, ...]) -> Policy:
 
 
 def order(policy: Policy, *numbers: int) -> list[int]:
-    """`numbers` as `policy` would give them up."""
+    """Return `numbers` in the order in which `policy` would evict them."""
     candidates = keys(*numbers)
     return candidates[policy.first_to_go(candidates, len(candidates))].tolist()
 

@@ -18,7 +18,7 @@ def some(*numbers: int) -> npt.NDArray[np.int32]:
 
 
 def filled(table: SlotTable, layer: int, *experts: int) -> Slots:
-    """The slots of `experts` once they are used and read: ready, and free to be evicted."""
+    """Use and read `experts`. Return their slots, which are ready and may be evicted."""
     table.use(layer, some(*experts))
     slots = table.claim(layer, some(*experts))
     table.fill(slots)
@@ -194,7 +194,7 @@ def test_the_check_sees_an_expert_that_claimed_twice() -> None:
 # ----------------------------------------------------- against a plain model
 @dataclass
 class Slot:
-    """What a slot should be, told in the plainest way."""
+    """The expected state of a slot."""
 
     owner: tuple[int, int] | None = None  # layer, expert
     ready: bool = False
@@ -202,7 +202,7 @@ class Slot:
 
 
 class PlainTable:
-    """The slot table again, as lists and loops. It checks the real one after each operation."""
+    """The slot table as lists and loops. It checks the real one after each operation."""
 
     def __init__(self, num_experts: int, num_slots: int) -> None:
         self.table = SlotTable(LAYERS, num_experts, num_slots, Lru(len(LAYERS), num_experts))

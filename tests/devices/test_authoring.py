@@ -1,4 +1,4 @@
-"""llama.cpp as an author of files: quantised rows and random models, and what it refuses."""
+"""Writing files with llama.cpp: quantised rows, random models, and what llama.cpp refuses."""
 
 from pathlib import Path
 

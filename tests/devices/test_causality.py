@@ -1,4 +1,4 @@
-"""llama.cpp's answers tell models that are not causal, without a word of their keys."""
+"""llama.cpp's answers show which models are not causal, without reading the file's keys."""
 
 from functools import partial
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The checksum: equal bytes give equal digests however they come, any other bytes another one."""
+"""The checksum: equal bytes give equal digests in pieces of any size, other bytes do not."""
 
 import random
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Cores that may be used, not merely cores that are there."""
+"""The number of cores that this process may use."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A simulated machine of two processors: what others take of it decides what is used."""
+"""The choice of threads on a simulated machine of two processors that other programs use too."""
 
 from haversack.devices.crowd import Crowd, Setting, settings_for
 
@@ -12,7 +12,7 @@ class Machine:
         self.used: list[Setting] = []
 
     def pass_s(self, setting: Setting) -> float:
-        """2 ms of work, shared; a thread that waits for one that does not run loses its time."""
+        """2 ms of work are shared. A thread that waits for one that does not run loses its time."""
         if self.busy == 0:
             return self.slowness * (0.0012 if setting.num_threads == 2 else 0.002)
         spins = setting.spin_s > 1e-4
@@ -32,7 +32,7 @@ class Machine:
             self.used.append(setting)
 
     def speed_of(self, seconds: float) -> float:
-        """Passes a second over the next `seconds`."""
+        """Return the passes a second over the next `seconds`."""
         num_before, began_s = len(self.used), self.elapsed_s
         self.run(seconds)
         return (len(self.used) - num_before) / (self.elapsed_s - began_s)

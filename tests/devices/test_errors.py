@@ -8,7 +8,7 @@ from haversack.devices.errors import BudgetError, HaversackError, StorageError
 
 
 def drawn_tree() -> dict[str, str]:
-    """Class name to the name of the class it hangs under, as the module's docstring draws it."""
+    """Return the parent of each class by name, as the module's docstring draws the tree."""
     parents: dict[str, str] = {}
     above = {0: "HaversackError"}
     for line in (errors.__doc__ or "").splitlines():

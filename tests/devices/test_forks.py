@@ -1,4 +1,4 @@
-"""A process that was forked from one with a model: an error at once, never a wait."""
+"""A forked process that uses its parent's model gets an error at once and never waits."""
 
 import os
 import subprocess
@@ -120,7 +120,7 @@ def test_a_child_is_refused_and_may_load_its_own(
 
 
 def test_openmps_threads_are_not_waited_for(tiny_model: Callable[..., Path]) -> None:
-    """Whoever says how OpenMP waits gets OpenMP, whose threads a child lacks."""
+    """A user's setting for OpenMP's waits keeps OpenMP in use, whose threads a child lacks."""
     program = """
 import os, sys
 from haversack import edge

@@ -31,7 +31,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Graph:
-    """Tensors and one product of llama.cpp's, over memory of ours."""
+    """Tensors and one product of llama.cpp over our memory."""
 
     def __init__(self) -> None:
         self.memory = np.zeros(1 << 16, np.uint8)
@@ -40,14 +40,14 @@ class Graph:
         self.kept: list[npt.NDArray[Any]] = []
 
     def tensor(self, type_id: int, shape: tuple[int, ...], data: npt.NDArray[Any]) -> int:
-        """A tensor of `shape` (fastest axis first) whose values are `data`."""
+        """Make a tensor of `shape` (fastest axis first) whose values are `data`."""
         tensor: int = native.ggml_new_tensor_3d(self.context, type_id, *shape)
         native.Tensor.from_address(tensor).data = native.address_of(data)
         self.kept.append(data)
         return tensor
 
     def product(self, weights: int, rows: int, ids: int) -> GraphNode:
-        """The MUL_MAT_ID node of these tensors."""
+        """Make the MUL_MAT_ID node of these tensors."""
         address: int = native.ggml_mul_mat_id(self.context, weights, rows, ids)
         node = GraphNode(address)
         out = np.zeros(np.prod(node.shape), np.float32)
@@ -57,7 +57,7 @@ class Graph:
         return node
 
     def compute(self, node: GraphNode, num_threads: int = 1) -> Floats:
-        """The node's values, (T, N, M)."""
+        """Compute the node's values, (T, N, M)."""
         backend = native.ggml_backend_cpu_init()
         native.ggml_backend_cpu_set_n_threads(backend, num_threads)
         graph = native.ggml_new_graph_custom(self.context, 16, False)

@@ -1,4 +1,4 @@
-"""Which tokens a grammar allows, on a small vocabulary made of texts that overlap."""
+"""Which tokens a grammar allows, on a small vocabulary of overlapping texts."""
 
 import subprocess
 import sys
@@ -36,7 +36,7 @@ def trie() -> TokenTrie:
 
 
 def allowed(trie: TokenTrie, grammar: str, *tokens: int) -> list[int]:
-    """The ids that may come after `tokens`."""
+    """Return the ids that may come after `tokens`."""
     matcher = trie.matcher(Grammar(grammar))
     for token in tokens:
         matcher.accept(token)
@@ -102,7 +102,7 @@ def test_a_wrong_grammar_is_one_line(grammar: str, message: str, trie: TokenTrie
 
 
 def test_a_long_text_of_a_counted_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each count is a state of its own; those that were only looked at are forgotten in time."""
+    """Each count is a state. States that were only looked at are forgotten before they run out."""
     monkeypatch.setitem(grammar_module._LIMITS, "max_lexer_states", 2_000)
     letters = TokenTrie([bytes([byte]) for byte in range(256)], ends=[])
     matcher = letters.matcher(Grammar("start: /[a-z]{1,1200}/"))
@@ -125,7 +125,7 @@ BOMBS = [
 
 @pytest.mark.parametrize("grammar", BOMBS)
 def test_an_exploding_grammar_goes_on_or_is_given_up(grammar: str) -> None:
-    """Each step returns soon: a caller looks between two steps whether it is cancelled."""
+    """Each step returns soon, because a caller checks between two steps whether it is cancelled."""
     letters = TokenTrie([b"a", b"aa", b"aaaa", b"b", b"c"], ends=[])
     given_up = threading.Timer(60, lambda: sys.exit("a step has no end"))
     given_up.start()

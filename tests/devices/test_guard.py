@@ -1,4 +1,4 @@
-"""Where llama.cpp gives up, the caller gets an exception, and other models go on."""
+"""If llama.cpp gives up, the caller gets an exception, and other models still work."""
 
 import signal
 import subprocess
@@ -18,7 +18,7 @@ SHAPE = ContextShape(ctx_tokens=64, batch_tokens=64, threads=2)
 
 @pytest.fixture
 def spoilt(tiny_model: TinyModel, tmp_path: Path) -> Callable[[str, int], Path]:
-    """A function that gives a model one of whose metadata make no sense."""
+    """Return a function that returns a model with one invalid metadata value."""
 
     def give(key: str, value: int) -> Path:
         name = f"qwen3moe.{key}".encode()

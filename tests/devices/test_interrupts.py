@@ -1,4 +1,4 @@
-"""Stopping a call: by request, by Ctrl-C, and what must be left alone."""
+"""Stopping a call by request or Ctrl-C, and handlers that must not change."""
 
 import signal
 import subprocess
@@ -15,7 +15,7 @@ from haversack.devices.interrupts import StopFlag
 
 @pytest.fixture(autouse=True)
 def pythons_own_handler() -> Iterator[None]:
-    """Each test begins with Ctrl-C as Python has it, and may change it."""
+    """Each test begins with Python's own handler of Ctrl-C, and may change it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -53,7 +53,7 @@ def test_a_request_for_one_call_does_not_reach_the_next() -> None:
 
 
 def test_ctrl_c_of_an_earlier_block_is_forgotten() -> None:
-    """It came while that block was ending, and was raised by Python itself."""
+    """Ctrl-C came while an earlier block was ending, and Python itself raised it."""
     stop = StopFlag()
     stop.hear(signal.SIGINT, None)
     with stop.listening():
@@ -90,7 +90,7 @@ def test_the_handler_is_given_back_after_an_error() -> None:
 
 @pytest.mark.parametrize("kind", ["a function", "ignored", "the system's"])
 def test_a_foreign_handler_is_left_alone(kind: str) -> None:
-    """Whoever installed it (a server, a notebook) decides what Ctrl-C means."""
+    """A server or a notebook that installed a handler decides what Ctrl-C does."""
     calls: list[int] = []
 
     def theirs(number: int, _: FrameType | None) -> None:

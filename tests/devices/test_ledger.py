@@ -1,4 +1,4 @@
-"""Whose memory it is: what open models hold, and the rest of the process."""
+"""How much memory open models hold, and how much the rest of the process."""
 
 import gc
 import threading
@@ -18,7 +18,7 @@ MIB = 2**20
 
 
 def lease(ledger: Ledger, slots_bytes: int = 0, **parts: int) -> Lease:
-    """A lease of a budget of its own that just holds it."""
+    """Make a lease of a budget of its own that is just large enough."""
     budget = MemoryBudget("ram", slots_bytes + sum(parts.values()), knob="raise --ram")
     return ledger.lease(budget, "model", parts, slots_bytes)
 
@@ -63,7 +63,7 @@ def test_other_peoples_memory_counts_while_it_is_held() -> None:
 
 
 def test_memory_freed_in_small_pieces_is_no_ones() -> None:
-    """The C library would keep it: it lies below a block that is still in use."""
+    """The C library would keep the memory, because it lies below a block still in use."""
     ledger = Ledger()
     before = ledger.others_bytes()
     pieces = [np.ones(50_000, np.uint8) for _ in range(2000)]

@@ -44,14 +44,14 @@ def model(tiny_model: Callable[..., Path]) -> Iterator[LlamaModel]:
 
 @pytest.fixture(scope="module")
 def speaking(known_answer_model: Path) -> Iterator[LlamaModel]:
-    """The known-answer model: it has a vocabulary."""
+    """The known-answer model, which has a vocabulary."""
     loaded = LlamaModel(known_answer_model)
     yield loaded
     loaded.close()
 
 
 def fresh_logits(model: LlamaModel, *batches: list[int]) -> Logits:
-    """What a context of its own says after decoding `batches`."""
+    """Return the logits of a new context after decoding `batches`."""
     context = LlamaContext(model, SHAPE)
     for tokens in batches:
         context.decode(tokens)
@@ -173,7 +173,7 @@ def test_a_text_that_begins_with_the_start_token_gets_no_second(speaking: LlamaM
 
 
 def test_no_end_token_stands_behind_a_text(known_answer_model: Path, tmp_path: Path) -> None:
-    """Some files ask for one: a text that is to go on would have ended."""
+    """Some files ask for an end token, after which a text would not go on."""
     content = bytearray(known_answer_model.read_bytes())
     key = b"tokenizer.ggml.add_eos_token"
     content[content.index(key) + len(key) + 4] = True  # after the value's type
@@ -310,7 +310,7 @@ def test_a_callback_that_fails_stops_the_graph(tokens: list[int], model: LlamaMo
 
 # ------------------------------------------------------------------- stopping
 class CountingFlag(StopFlag):
-    """Knows how often it was looked at: once for each node of a graph, and after it."""
+    """Counts how often it was checked: once for each node of a graph, and after the graph."""
 
     def __init__(self) -> None:
         self.looks = 0
@@ -368,7 +368,7 @@ def test_a_request_before_the_call_counts(model: LlamaModel) -> None:
 def test_attention_forgets_from_a_position_on(
     architecture: str, tiny_model: Callable[..., Path]
 ) -> None:
-    """Also where layers see only a window of 64 tokens, and what they forget lies behind it."""
+    """This holds too where layers see only a window of 64 tokens, beyond which they forget."""
     model = LlamaModel(tiny_model(architecture, shape=SMALL))
     first, second, third = [1, 2, 3] * 10, [4, 5] * 60, [6, 7, 8]
     context = LlamaContext(model, SHAPE)

@@ -1,4 +1,4 @@
-"""What llama.cpp says goes to Python's logging, and to whoever asks why a call failed."""
+"""llama.cpp's messages go to Python's logging, and into captures that ask why a call failed."""
 
 import logging
 from collections.abc import Callable

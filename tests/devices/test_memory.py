@@ -38,7 +38,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="a property of Linux"
 
 
 def machine(root: Path, group: str, mounts: str, files: Mapping[str, str | int]) -> RamProbe:
-    """What is found on a machine of 16 GiB with this group, these mounts and group files."""
+    """Return the RAM found on a machine of 16 GiB with this group, these mounts and group files."""
     tree = {"proc/meminfo": MEMINFO, "proc/self/cgroup": group, "proc/self/mountinfo": mounts}
     for name, value in files.items():
         tree[f"sys/fs/cgroup/{name}"] = f"{value}\n"
@@ -324,7 +324,7 @@ SLIGHT_BYTES = 3 * MIB  # the kernel counts pages for each processor, and adds u
 
 
 def take_and_free(num_bytes: int) -> None:
-    """Anonymous memory that is gone when the call returns."""
+    """Use anonymous memory that is freed when the call returns."""
     with SlotMemory(num_bytes) as arena:
         arena.bytes[:] = 1
 

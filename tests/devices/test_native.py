@@ -1,4 +1,4 @@
-"""The binding: it knows one build of llama.cpp and refuses all others; structures match C's."""
+"""The binding knows one build of llama.cpp and refuses others. Its structures match C's."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ SOURCE = Path(native.__file__).read_text(encoding="utf-8")
 
 
 def refusal(preparation: str) -> str:
-    """What importing the binding says in a fresh process, after some lines that change it."""
+    """Return the output of importing the binding in a new process, after lines that change it."""
     program = f"""
 import llama_cpp
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_another_version_is_refused(found: str) -> None:
     ("ours", "other"), [('GGML = "0.25.3"', 'GGML = "0.25.4"'), ("_BYTES = 336", "_BYTES = 344")]
 )
 def test_another_ggml_and_other_structures_are_refused(ours: str, other: str) -> None:
-    """As if this binding had been written for another build than the one installed."""
+    """Changes the binding as if it was written for another build than the installed one."""
     assert ours in SOURCE
     message = refusal(f"source = source.replace({ours!r}, {other!r})")
     assert message.startswith("found llama-cpp-python 0.3.36 with ggml 0.25.3 and tensors of 336")
@@ -64,7 +64,7 @@ def test_a_library_that_is_not_there() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
 def test_each_library_is_loaded_once() -> None:
-    """Installed as copies under several names; a second copy would have a state of its own."""
+    """A library is installed under several names, and a second copy would have its own state."""
     lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     files = {Path(line.split()[-1]) for line in lines if "/llama_cpp/lib/" in line}
     stems = sorted(file.name.split(".")[0] for file in files)

@@ -1,4 +1,4 @@
-"""What a context is said to need: exact where it can be counted, and never less than it takes."""
+"""The planned needs of a context: exact where they can be counted, and never too low."""
 
 import os
 import re
@@ -97,7 +97,7 @@ def test_a_locale_with_decimal_commas_changes_nothing(
 def test_what_is_needed_is_known_without_any_log(
     tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another library may have taken llama.cpp's log for itself."""
+    """Another library may have set llama.cpp's log callback."""
     path = tiny_model("gemma4", shape=SMALL)
     expected = needs_of(path, ROOMY)
 

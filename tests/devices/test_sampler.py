@@ -26,7 +26,7 @@ def model(known_answer_model: Path) -> Iterator[LlamaModel]:
 
 @pytest.fixture(scope="module")
 def context(model: LlamaModel) -> Iterator[LlamaContext]:
-    """Stands after a few words; sampling leaves it there."""
+    """A context after a few words, which sampling does not change."""
     made = LlamaContext(model, ContextShape(ctx_tokens=128, batch_tokens=32, threads=1))
     made.decode(model.vocabulary.tokenize("Once upon a time, there was"))
     yield made
@@ -42,7 +42,7 @@ def chain(model: LlamaModel) -> Iterator[SamplerChain]:
 
 
 def likeliest(context: LlamaContext, count: int) -> list[int]:
-    """The ids of the `count` likeliest tokens, the first one first."""
+    """Return the ids of the `count` likeliest tokens, the likeliest first."""
     return [int(i) for i in np.argsort(-context.logits(), kind="stable")[:count]]
 
 
@@ -124,7 +124,7 @@ def test_min_p_keeps_what_is_likely_enough(chain: SamplerChain, context: LlamaCo
 def greedy_with_penalties(
     logits: npt.NDArray[np.float32], last_n: int, penalties: tuple[float, float, float]
 ) -> list[int]:
-    """20 tokens as the penalties are defined, the logits staying what they are."""
+    """20 tokens follow the definition of the penalties while the logits stay the same."""
     repeat, frequency, presence = penalties
     tokens: list[int] = []
     for _ in range(20):
@@ -204,7 +204,7 @@ def test_what_sampling_takes_is_counted(model: LlamaModel) -> None:
 
 # ------------------------------------------------------------------- grammars
 def written(chain: SamplerChain, model: LlamaModel, max_tokens: int = 40) -> str:
-    """What the model writes from the start, as the chain chooses."""
+    """Return what the model writes from the start, as the chain chooses."""
     context = LlamaContext(model, ContextShape(ctx_tokens=128, batch_tokens=32, threads=1))
     context.decode(model.vocabulary.tokenize(""))
     text = b""
@@ -261,7 +261,7 @@ def test_a_bad_grammar(chain: SamplerChain) -> None:
 
 
 def drawn_counts(chain: SamplerChain, model: LlamaModel, context: LlamaContext) -> Counter[int]:
-    """How often tokens are drawn as the first of a text; the grammar is at its start each time."""
+    """Count the tokens drawn as the first of a text, each time with the grammar at its start."""
     counts = Counter[int]()
     for _ in range(1500):
         chain.add_grammar(Grammar("start: /[ a-m]+/"))
@@ -277,7 +277,7 @@ def test_a_grammar_keeps_the_odds_of_what_it_allows(
     context: LlamaContext,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whether the likeliest tokens are shown to it one by one, or all at once."""
+    """It holds whether the grammar gets the likeliest tokens one by one or all at once."""
     if not shown:
         monkeypatch.setattr(sampler, "_MOST_SHOWN", 0)
     chain.add_top_k(6)

@@ -51,7 +51,7 @@ def buffer() -> Iterator[npt.NDArray[np.uint8]]:
 
 
 def read_padded(file: DirectFile, offset: int, num_bytes: int) -> bytes:
-    """How an expert is read: whole pages, of which the wanted bytes start at the residue."""
+    """Read as experts are read: whole pages, in which the wanted bytes start at the residue."""
     residue = offset % PAGE_BYTES
     need_bytes = residue + num_bytes
     with SlotMemory(need_bytes + -need_bytes % PAGE_BYTES) as arena:
@@ -304,7 +304,7 @@ def test_a_file_system_without_direct_reads(buffer: npt.NDArray[np.uint8]) -> No
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no memory file system")
 def test_a_memory_file_system_reads_either_way(path: Path) -> None:
-    """Older kernels refuse direct reads there, newer ones take them."""
+    """Older kernels refuse direct reads there, newer ones allow them."""
     copy = Path(f"/dev/shm/haversack-test-{os.getpid()}")
     try:
         copy.write_bytes(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Fewer threads than ranks, other ways of waiting, other processes: never another bit."""
+"""Fewer threads than ranks, other waits and other processes change no bit."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(bool(team.why_fixed()), reason=team.why_fixed() 
 
 
 def plain_logits(num_ranks: int) -> npt.NDArray[np.float32]:
-    """What llama.cpp computes with so many threads of OpenMP's."""
+    """Return what llama.cpp computes with `num_ranks` OpenMP threads."""
     with PlainLlama(edge.builtin_model(), CTX, num_ranks) as plain:
         return plain.logits(TOKENS, PREFILL)
 
@@ -36,7 +36,7 @@ def plain_logits(num_ranks: int) -> npt.NDArray[np.float32]:
 def test_the_bits_are_those_of_the_ranks(
     num_ranks: int, share: float | None, trunk_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many threads compute them, and also if that changes from pass to pass."""
+    """This holds for any number of threads, also if it changes from pass to pass."""
     settings = [Setting(num, spin_s) for num in range(1, num_ranks + 1) for spin_s in (0.0, 1e-4)]
     passes = iter(settings * 100)
     monkeypatch.setattr(Crowd, "setting", lambda *_: next(passes))
@@ -51,12 +51,12 @@ def test_the_bits_are_those_of_the_ranks(
 
 
 def test_the_number_of_ranks_shows() -> None:
-    """Else the test above could not fail."""
+    """Without this the test above could not fail."""
     assert (plain_logits(1) != plain_logits(2)).any()
 
 
 def fresh(code: str, **environment: str) -> str:
-    """What a new process prints that runs `code`."""
+    """Return what a new process prints that runs `code`."""
     kept = {name: value for name, value in os.environ.items() if name not in USERS}
     done = subprocess.run(
         [sys.executable, "-c", code], env={**kept, **environment}, capture_output=True, text=True
@@ -112,7 +112,7 @@ def test_a_forked_process_computes_with_a_team_of_its_own() -> None:
 
 
 def ended(child: int, limit_s: float) -> int | None:
-    """The exit code of a process; one that hangs is killed, and None."""
+    """Return the exit code of a process; a process that hangs is killed and gives None."""
     end_s = time.monotonic() + limit_s
     while time.monotonic() < end_s:
         pid, status = os.waitpid(child, os.WNOHANG)

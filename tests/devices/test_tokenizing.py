@@ -1,4 +1,4 @@
-"""Texts of any length become tokens, or one line: the process never ends in them."""
+"""Texts of any length give tokens or an error, and never end the process."""
 
 import signal
 import subprocess
@@ -32,8 +32,8 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModel]:
-    """A vocabulary whose regular expression recurses at every character: the built-in model's, read
-    with Bloom's rules."""
+    """Return the built-in model's vocabulary with Bloom's rules, whose regular expression recurses
+    at every character."""
     key, own, other = b"tokenizer.ggml.pre", b"gpt-2", b"bloom"
     content = edge.builtin_model().read_bytes()
     place = content.index(own, content.index(key))

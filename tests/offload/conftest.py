@@ -23,8 +23,8 @@ Logits = npt.NDArray[np.float32]
 
 
 class Drive:
-    """What all reads of a model go through. `on_read` is called before each, with the file's
-    offset: it may wait, or raise what the read shall fail with."""
+    """Sees all reads of a model. `on_read` is called before each, with the file's offset: it may
+    wait, or raise the error of the read."""
 
     def __init__(self) -> None:
         self.on_read: Callable[[int], None] = lambda _: None
@@ -38,7 +38,7 @@ class Drive:
 
 
 class DrivenFile(DirectFile):
-    """A file of `drive`'s."""
+    """A file on `drive`."""
 
     drive: Drive
 
@@ -79,8 +79,8 @@ class Opened:
         return int(self.experts.readers.counts().bytes_read)
 
     def logits(self, tokens: Sequence[int], prefill: int) -> Logits:
-        """After the first `prefill` tokens, a batch of them, and after each other one alone; the
-        books are looked at after each pass."""
+        """Return the logits after the first `prefill` tokens, computed as a batch, and after each
+        other token. The bookkeeping is checked after each pass."""
         context, rows = self.engine.context, list[Logits]()
         context.forget(0)
         for batch in [tokens[:prefill], *([token] for token in tokens[prefill:])]:
@@ -90,7 +90,7 @@ class Opened:
         return np.stack(rows)
 
     def rows(self, tokens: Sequence[int]) -> Logits:
-        """After each of `tokens`, computed in one pass."""
+        """Return the logits after each of `tokens`, computed in one pass."""
         context = self.engine.context
         context.forget(0)
         context.compute([Row(token, place, 0, True) for place, token in enumerate(tokens)])
@@ -122,7 +122,7 @@ class Opened:
             threading.Event().wait(0.001)
 
     def num_unpinned(self) -> int:
-        """Slots that could be claimed now, once what was prefetched has come."""
+        """Return how many slots could be claimed now, after withdrawing all prefetches."""
         native.engine_withdraw(self.experts.address)
         self.experts.check_integrity()
         pools = range(len(self.plans))

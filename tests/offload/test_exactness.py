@@ -1,4 +1,4 @@
-"""Logits equal plain llama.cpp's to the bit, whatever the model and however few slots it gets."""
+"""Logits equal plain llama.cpp's to the bit, for any model and any number of slots."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ _plain: dict[Path, npt.NDArray[np.float32]] = {}
 
 
 def plain_logits(path: Path) -> npt.NDArray[np.float32]:
-    """What plain llama.cpp computes, once for each model."""
+    """Return what plain llama.cpp computes, once for each model."""
     if path not in _plain:
         with PlainLlama(path, CTX, THREADS) as model:
             _plain[path] = model.logits(TOKENS, PREFILL)

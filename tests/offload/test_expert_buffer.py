@@ -1,4 +1,4 @@
-"""The buffer that keeps the experts out: what llama.cpp loads, and that it computes with ours."""
+"""The expert buffer keeps llama.cpp from loading experts, and it computes with ours."""
 
 import re
 import sys
@@ -22,7 +22,7 @@ TOKENS = [1, 5, 9, 2, 7, 3]
 
 
 def logits(model: LlamaModel) -> npt.NDArray[np.float32]:
-    """After a batch and after two single tokens, (3, vocabulary)."""
+    """Return the logits after a batch and after two single tokens, (3, vocabulary)."""
     context = LlamaContext(model, SHAPE)
     rows: list[npt.NDArray[np.float32]] = []
     for tokens in (TOKENS[:4], TOKENS[4:5], TOKENS[5:]):
@@ -54,7 +54,7 @@ def test_every_weight_that_matches_is_kept_with_its_shape(
 
 
 def bytes_read() -> int:
-    """What this process has read from files since it began."""
+    """Return the bytes that this process has read from files since it began."""
     lines = Path("/proc/self/io").read_text(encoding="utf-8").splitlines()
     return int(dict(line.split(": ") for line in lines)["rchar"])
 

@@ -1,5 +1,5 @@
-"""Products with experts in slots have the bits of llama.cpp's one node over all experts, however
-few of them are multiplied at a time.
+"""Products with experts in slots have the bits of llama.cpp's one node over all experts, for any
+number of experts multiplied at a time.
 
 Axis letters: K elements of a row, M rows of an expert's matrix, E experts, T tokens, N experts
 each token uses.
@@ -66,7 +66,7 @@ class Case:
         return address
 
     def by_llama(self) -> Floats:
-        """llama.cpp's one node over all experts, (T, N, M)."""
+        """Compute llama.cpp's one node over all experts, (T, N, M)."""
         self.out[:] = np.nan
         backend = devices.ggml_backend_cpu_init()
         graph = devices.ggml_new_graph_custom(self._context, 16, False)
@@ -76,7 +76,7 @@ class Case:
         return self.out.copy()
 
     def by_slots(self, portion: int, *, most_rows: int = 256, threads: int = 1) -> Floats:
-        """The same with each expert in a slot, `portion` experts at a time."""
+        """Compute the same with each expert in a slot, `portion` experts at a time."""
         self.out[:] = np.nan
         num_bytes = self.weights[0].nbytes
         slots = np.full((E, num_bytes + SLOT_GAP_BYTES), 0xAB, np.uint8)

@@ -1,4 +1,4 @@
-"""What is saved comes back as it was, or not at all."""
+"""A saved file is read back as it was, or not at all."""
 
 import logging
 from pathlib import Path

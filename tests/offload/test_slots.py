@@ -96,7 +96,7 @@ class NativeSlots:
 
 
 class Twins:
-    """Both, of which the same is asked; all that they answer is compared."""
+    """Both tables. The same is asked of both, and their answers are compared."""
 
     def __init__(self, num_rows: int, num_experts: int, num_slots: int, num_spare: int) -> None:
         self.num_rows, self.num_experts = num_rows, num_experts
@@ -137,7 +137,7 @@ class Twins:
         self.slots.remember(*self.slots.uses())
 
     def absent(self, row: int, experts: Sequence[int]) -> list[int]:
-        """Those without a slot, each once."""
+        """Return the experts without a slot, each once."""
         return [e for e in dict.fromkeys(experts) if not self.table.holds(row, e)]
 
     def slots_in(self, state: int) -> list[int]:

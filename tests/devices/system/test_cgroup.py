@@ -1,4 +1,4 @@
-"""Control groups: the CPU quota that ours grant, and hard limits on memory of our own making."""
+"""Control groups: the CPU quota of our groups, and groups that we make with memory limits."""
 
 import sys
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ V2_MOUNT = "30 23 0:26 {} /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw,nsdele
 def quota_of(
     root: Path, group: str, mounts: str, files: Mapping[str, str | int]
 ) -> CpuQuota | None:
-    """What is found where the process is in `group` and the groups hold these files."""
+    """Return the quota found if the process is in `group` and the groups hold these files."""
     tree = {"proc/self/cgroup": group, "proc/self/mountinfo": mounts}
     tree |= {f"sys/fs/cgroup/{name}": f"{value}\n" for name, value in files.items()}
     for name, text in tree.items():

@@ -1,4 +1,4 @@
-"""The heap keeps what was freed: shown in a process of its own, as it stays so until its end."""
+"""The heap keeps what was freed. A process of its own shows it, because the setting stays."""
 
 import subprocess
 import sys
