@@ -1,4 +1,4 @@
-"""Block types: their geometry is that of the GGUF format, told by its own Python package."""
+"""Block types: their geometry equals that of the `gguf` package."""
 
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType

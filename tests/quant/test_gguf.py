@@ -30,14 +30,14 @@ def kinds(geometry: ModelGeometry) -> list[tuple[str, ...]]:
 
 
 def expert_bytes(geometry: ModelGeometry, matrix: ExpertMatrix, expert: int) -> bytes:
-    """An expert's bytes, read from where the geometry says they are."""
+    """Return an expert's bytes, read where the geometry places them."""
     with geometry.paths[matrix.part].open("rb") as file:
         file.seek(matrix.offset + expert * matrix.expert_bytes)
         return file.read(matrix.expert_bytes)
 
 
 def by_the_package(*paths: Path) -> dict[str, Any]:
-    """The tensors of the files, by name, as the `gguf` package reads them."""
+    """Return the tensors of the files by name, as the `gguf` package reads them."""
     return {tensor.name: tensor for path in paths for tensor in GGUFReader(path).tensors}
 
 
@@ -205,7 +205,7 @@ def hand_made(
     shape: tuple[int, ...] = (4, 2, 8),
     keys: Mapping[str, int] | None = None,
 ) -> Path:
-    """A GGUF with what a test is about and nothing else; no model that could be run."""
+    """Write a GGUF with only what a test needs; it is no model that could run."""
     writer = GGUFWriter(path, "tiny")
     if count is not None:
         writer.add_uint32("tiny.expert_count", count)
@@ -309,7 +309,7 @@ def test_renamed_and_mixed_parts(tmp_path: Path) -> None:
 
 
 def test_a_part_of_another_model(tmp_path: Path) -> None:
-    """llama.cpp ends the process at a tensor it sees twice: it must not come to that."""
+    """llama.cpp ends the process at a tensor that occurs twice, so we refuse it before."""
     halves, thirds = (
         write_tiny("qwen3moe", tmp_path / f"{n}.gguf", shape=ODD, layout=TinyLayout(num_splits=n))
         for n in (2, 3)

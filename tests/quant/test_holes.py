@@ -1,4 +1,4 @@
-"""A model file with ranges that were never written is told from one with zeros."""
+"""A model file with ranges that were never written is distinguished from one with zeros."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the system tell
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """40 MiB of two tensors, all of it written."""
+    """Write two tensors of 40 MiB without holes."""
     writer = GGUFWriter(tmp_path / "model.gguf", "tiny")
     for name in ("token_embd.weight", "blk.0.attn_q.weight"):
         writer.add_tensor(name, np.full((5, MIB), 0.5, np.float32))
@@ -30,7 +30,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def leave_out(model: Path, start: int, num_bytes: int) -> None:
-    """Write the file again without some bytes, as a download that sets aside its room does."""
+    """Write the file again without some bytes, as a download that reserves its space does."""
     step_bytes, data = 4096, model.read_bytes()
     zeros = bytes(step_bytes)
     data = data[:start] + bytes(num_bytes) + data[start + num_bytes :]

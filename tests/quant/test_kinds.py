@@ -28,7 +28,7 @@ KIND_OF_ARCHITECTURE = {
 
 
 def gguf_with(path: Path, architecture: str, *, has_weights: bool = True, **keys: Any) -> Path:
-    """A file of a few keys, whose names have "__" for a dot, and one tensor."""
+    """Write a file of a few keys, whose names have "__" for a dot, and one tensor."""
     writer = GGUFWriter(path, architecture)
     for name, value in keys.items():
         key = name.replace("__", ".")

@@ -1,4 +1,4 @@
-"""A trunk that is not what was written is noticed, wherever it is damaged."""
+"""A damaged trunk is noticed, wherever the damage is."""
 
 import os
 import random
@@ -30,7 +30,7 @@ def trunk(geometry: ModelGeometry, tmp_path: Path) -> Path:
 
 
 def data_places(trunk: Path, geometry: ModelGeometry) -> list[tuple[int, int]]:
-    """Where the header, the tensors with data and the seal lie: start and end."""
+    """Return start and end of the header, of the tensors with data and of the seal."""
     with GgufHeader(trunk) as header:
         filled = [t for t in header.tensors if t.name not in hole_names(geometry)]
         tensors = [(t.offset, t.offset + t.num_bytes) for t in filled]
@@ -105,6 +105,7 @@ def test_what_is_wrong_is_said(trunk: Path, geometry: ModelGeometry) -> None:
 def test_numbers_of_the_seal_that_make_no_sense(
     place: int, trunk: Path, geometry: ModelGeometry
 ) -> None:
-    """The lowest and the highest byte of the number of tensors and of the header's length."""
+    """Return the places of the lowest and highest byte of the number of tensors and of the
+    header's length."""
     flip(trunk, trunk.stat().st_size - END_BYTES + place, 0x80)
     assert not is_whole(trunk, hole_names(geometry))

@@ -1,4 +1,4 @@
-"""The trunk file: what is in it, when it is written, and what stays when writing fails."""
+"""The trunk file: its content, when it is written, and what remains if writing fails."""
 
 import json
 import os
@@ -41,7 +41,7 @@ NAME = re.compile(r"[0-9a-f]{12}-[0-9a-f]{20}\.gguf")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A cache folder that does not exist yet."""
+    """Return a cache folder that does not exist yet."""
     return tmp_path / "cache" / "trunks"
 
 
@@ -51,12 +51,12 @@ def model(tmp_path: Path) -> Path:
 
 
 def names(folder: Path) -> set[str]:
-    """What lies in a cache folder, but for its lock."""
+    """Return the files in a cache folder without its lock."""
     return {path.name for path in folder.iterdir()} - {"lock"}
 
 
 def trunk_tensors(path: Path) -> dict[str, bytes]:
-    """All tensors but the routed experts, as bytes."""
+    """Return all tensors but the routed experts, as bytes."""
     with GgufHeader(path) as header, path.open("rb") as file:
         return {
             tensor.name: os.pread(file.fileno(), tensor.num_bytes, tensor.offset)
@@ -71,7 +71,7 @@ def key_values(path: Path) -> dict[str, Any]:
 
 
 def check_loads(trunk: Path, geometry: ModelGeometry) -> None:
-    """llama.cpp takes it for the model itself, and hands out every expert tensor."""
+    """llama.cpp loads it as the model itself, and gives every expert tensor."""
     experts = ExpertBuffer(EXPERT_PATTERN)
     loaded = LlamaModel(trunk, experts=experts)
     matrices = [matrix for layer in geometry.layers for matrix in layer.matrices]
@@ -159,7 +159,7 @@ def test_a_file_that_ends_in_a_hole_has_its_full_length(tmp_path: Path, folder: 
 
 
 def test_layers_that_only_draft_are_no_more_than_holes(tmp_path: Path, folder: Path) -> None:
-    """llama.cpp leaves such a layer out, but wants to see its tensors in the file."""
+    """llama.cpp leaves such a layer out, but needs its tensors in the file."""
     (source,) = write_tiny("glm4moe", tmp_path / "source.gguf", shape=SMALL)
     model = with_a_drafting_layer(source, tmp_path / "model.gguf")
     geometry = read_geometry(model)
@@ -172,7 +172,7 @@ def test_layers_that_only_draft_are_no_more_than_holes(tmp_path: Path, folder: P
 
 
 def with_a_drafting_layer(source: Path, path: Path) -> Path:
-    """The model at `source`, its last layer made one that drafts."""
+    """Return the model at `source` with its last layer made a layer that drafts."""
     reader = GGUFReader(source)
     writer = GGUFWriter(path, "glm4moe")
     for name, value in key_values(source).items():
@@ -387,7 +387,7 @@ print(ensure_trunk(geometry, Path(sys.argv[2]), progress))
 
 @contextmanager
 def writer(model: Path, folder: Path) -> "Iterator[subprocess.Popen[str]]":
-    """A process that is about to write the trunk, and is killed if it still runs at the end."""
+    """Start a process that will write the trunk. It is killed if it still runs at the end."""
     command = [sys.executable, "-c", WRITER, str(model), str(folder)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -510,7 +510,7 @@ def test_two_threads(model: Path, folder: Path) -> None:
 # ----------------------------------------------------------- when disks fail
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 2 MiB."""
+    """Return a folder on a disk of 2 MiB."""
     folder = tmp_path / "mounted"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=2048k", "tmpfs", str(folder)]
