@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the system tell
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """Write two tensors of 40 MiB without holes."""
+    """Write 40 MiB in two tensors without holes."""
     writer = GGUFWriter(tmp_path / "model.gguf", "tiny")
     for name in ("token_embd.weight", "blk.0.attn_q.weight"):
         writer.add_tensor(name, np.full((5, MIB), 0.5, np.float32))

@@ -105,7 +105,7 @@ def test_what_is_wrong_is_said(trunk: Path, geometry: ModelGeometry) -> None:
 def test_numbers_of_the_seal_that_make_no_sense(
     place: int, trunk: Path, geometry: ModelGeometry
 ) -> None:
-    """Return the places of the lowest and highest byte of the number of tensors and of the
-    header's length."""
+    """The places are the lowest and highest byte of the number of tensors and of the header's
+    length."""
     flip(trunk, trunk.stat().st_size - END_BYTES + place, 0x80)
     assert not is_whole(trunk, hole_names(geometry))
