@@ -1,6 +1,5 @@
 """llama.cpp hands each layer's experts to the device in one call, and finds its graph as it was."""
 
-import ctypes
 import signal
 import subprocess
 import sys
@@ -43,6 +42,10 @@ def test_a_pass_takes_one_call_for_each_layer_with_experts(
 
 
 # -------------------------------------------------------------- the graph
+def _bytes_of(tensor: int) -> bytes:
+    return bytes(devices.memory[tensor : tensor + TENSOR_BYTES])
+
+
 class Snapshots:
     """The bytes of all tensors of a graph, taken when llama.cpp is about to compute them."""
 
@@ -56,7 +59,7 @@ class Snapshots:
         while waiting:
             tensor = waiting.pop()
             if tensor not in self._seen:
-                self._seen[tensor] = ctypes.string_at(tensor, TENSOR_BYTES)
+                self._seen[tensor] = _bytes_of(tensor)
                 node = GraphNode(tensor)
                 waiting += filter(None, map(node.source_address, range(10)))
         return False
@@ -64,7 +67,7 @@ class Snapshots:
     def assert_unchanged(self) -> None:
         assert len(self._seen) > 100
         for address, before in self._seen.items():
-            assert ctypes.string_at(address, TENSOR_BYTES) == before, GraphNode(address).name
+            assert _bytes_of(address) == before, GraphNode(address).name
         self._seen.clear()
 
 
