@@ -45,6 +45,7 @@ def settings_for(num_ranks: int) -> list[Setting]:
 
 
 _FREE, _ALL_BRIEFLY = 0, 1  # positions in the list
+_FEW_ROWS = 7
 
 
 class _Trial:
@@ -136,10 +137,12 @@ class Crowd:
         self._change_rest_s = _CHANGE_REST_S
 
     def setting(self, num_rows: int) -> Setting:
-        """Return the setting for the next pass. All threads compute a pass of several rows, because
-        its nodes are long."""
-        if num_rows > 1:
+        """Return the setting for the next pass. All threads compute a batch, because its nodes are
+        long; those of a few rows are as short as a single row's."""
+        if num_rows > _FEW_ROWS:
             return self._settings[min(self._best, _ALL_BRIEFLY)]
+        if num_rows > 1:
+            return self._settings[self._best]
         return self._settings[self._best if self._trial is None else self._trial.index]
 
     def note(self, pass_s: float, delayed_s: float) -> None:

@@ -58,8 +58,8 @@ class Engine:
         """Make the context, whose graphs `device` computes in part."""
         self._device = device
         self.on_close(device.close)
-        self.on_close(lambda: self.context.close())
         self._renew_context(None)
+        self.on_close(lambda: self.context.close())
 
     def _renew_context(self, on_node: OnNode | None) -> None:
         if hasattr(self, "context"):

@@ -99,6 +99,14 @@ def test_many_rows_are_computed_by_all_threads() -> None:
     assert crowded.crowd.setting(512) == settings_for(2)[1]
 
 
+def test_a_few_rows_are_computed_as_a_single_one() -> None:
+    crowded = machine()
+    for busy in (0, 2):
+        crowded.busy = busy
+        crowded.run(20.0)
+        assert crowded.crowd.setting(4) == crowded.crowd.setting(1)
+
+
 def test_one_rank_has_nothing_to_choose() -> None:
     crowd = Crowd(1)
     for _ in range(1000):

@@ -21,7 +21,8 @@ from haversack.tools.models.architectures import TinyShape, tiny_metadata
 from haversack.tools.routing.trace import main as record_trace
 
 PROGRAM = [sys.executable, "-m", "haversack.edge"]
-EXPECTED = Path(__file__).parents[2] / "tools" / "stories260k" / "expected_greedy.txt"
+_ROOT = Path(__file__).parents[2]
+EXPECTED = _ROOT / "tools" / "models" / "stories260k" / "expected_greedy.txt"
 
 QUIET = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # idle threads do not spin: tests share cores
 
