@@ -2,6 +2,7 @@
 
 import re
 from decimal import Decimal
+from numbers import Integral
 
 from haversack.devices.errors import UnitError
 
@@ -17,6 +18,15 @@ UNIT_BYTES = {
     "tib": 2**40,
 }
 _SIZE = re.compile(r"([+-]?)([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([a-z]*)", re.ASCII | re.IGNORECASE)
+
+
+def size_bytes(size: str | int) -> int:
+    """Return the bytes of `size`, a text such as "6GiB" or a number of bytes. Raises UnitError."""
+    if isinstance(size, str):
+        return parse_bytes(size)
+    if not isinstance(size, Integral) or isinstance(size, bool) or size < 0:
+        raise UnitError(f'{size!r} is not a size: give whole bytes, or a text such as "6GiB"')
+    return int(size)
 
 
 def parse_bytes(text: str) -> int:

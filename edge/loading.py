@@ -51,7 +51,7 @@ class LoadOptions:
 
     batch: int = DEFAULT_BATCH_TOKENS
     sequences: int = 1
-    cache_dir: Path | None = None
+    cache_dir: str | Path | None = None
     progress: LoadProgress | None = None
     open_file: OpenFile = DirectFile
     warm_start: bool = True
@@ -139,7 +139,7 @@ def _open(planned: Plan, options: LoadOptions, stop: StopFlag, lease: Lease) -> 
         _log.warning("%s: unless zeros are meant there, get the file again", hole)
     if planned.mode != STREAMED:
         return open_resident(planned.path, planned.shape, report("loading"))
-    cache_dir, write = options.cache_dir or default_cache_dir(), report("writing the trunk")
+    cache_dir, write = Path(options.cache_dir or default_cache_dir()), report("writing the trunk")
     trunk = ensure_trunk(planned.geometry, cache_dir, write)
     speed = known_speed(planned.path, cache_dir)
     hooks = LoadHooks(

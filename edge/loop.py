@@ -115,6 +115,7 @@ class EngineLoop:
                     if call.sequence is not None and not self._driver:
                         self._driver = call.reader
                         return True
+                    self._refuse_inner_call()
                     self._wait()
                 return False
             finally:
@@ -330,9 +331,12 @@ class EngineLoop:
             self.check_open()
             yield self.engine
 
-    def _wait_for_driver(self) -> None:
+    def _refuse_inner_call(self) -> None:
         if self._driver == threading.get_ident():
             raise ClosedError("a call of this thread is still running: do this after it")
+
+    def _wait_for_driver(self) -> None:
+        self._refuse_inner_call()
         while self._driver:
             self._wait()
 

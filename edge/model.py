@@ -5,6 +5,7 @@ import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from numbers import Integral
 from types import TracebackType
 from typing import Any
 
@@ -70,8 +71,8 @@ class Model:
         chosen = _chosen(sampling, settings)
         tokens = self._prompt_tokens(prompt)
         limit = self.plan.shape.ctx_tokens if max_tokens is None else max_tokens
-        if limit < 0:
-            raise PromptError(f"max_tokens is {max_tokens}: give 0 or more")
+        if not isinstance(limit, Integral) or limit < 0:
+            raise PromptError(f"max_tokens is {max_tokens!r}: give a whole number, 0 or more")
         if not tokens:
             raise PromptError("the prompt is empty and this model has no start token: give text")
         seed = self._random.randint(0, MAX_SEED) if chosen.seed < 0 else chosen.seed

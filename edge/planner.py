@@ -1,6 +1,7 @@
 """The planner: decides how a budget is spent, before anything is allocated."""
 
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from haversack.devices.memory import probe_ram
 from haversack.devices.needs import LOGIT_BYTES, MemoryNeeds, cell_bytes, memory_needs
 from haversack.devices.sampler import chain_bytes
 from haversack.devices.system import host
-from haversack.devices.units import format_bytes, format_need, parse_bytes
+from haversack.devices.units import format_bytes, format_need, size_bytes
 from haversack.devices.vocabulary import Vocabulary
 from haversack.edge.ram_budget import Budget
 from haversack.offload.expert_engine import scratch_bytes
@@ -237,10 +238,8 @@ def _ram_bytes(ram: str | int | Budget | None) -> int:
                 have_bytes=ram.vram.limit_bytes,
             )
         return ram.room_bytes
-    if isinstance(ram, str):
-        return parse_bytes(ram)
     if ram is not None:
-        return ram
+        return size_bytes(ram)
     available_bytes = max(0, probe_ram().available_bytes - ledger.untouched_bytes())
     return max(available_bytes - _RESERVE_RAM_BYTES, available_bytes // 2)
 
@@ -256,8 +255,8 @@ def _context_shape(
         ("threads", num_threads, _MAX_THREADS),
         ("sequences", sequences, MOST_SEQUENCES),
     ):
-        if not 1 <= value <= most:
-            raise PromptError(f"{name} is {value}: give 1 to {most}")
+        if not isinstance(value, Integral) or not 1 <= value <= most:
+            raise PromptError(f"{name} is {value!r}: give a whole number from 1 to {most}")
     return ContextShape(ctx_tokens, min(batch, ctx_tokens), num_threads, sequences)
 
 

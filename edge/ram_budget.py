@@ -1,7 +1,7 @@
 """`Budget`: bytes of memory that one model or several may take together."""
 
 from haversack.devices.budget import MemoryBudget
-from haversack.devices.units import parse_bytes
+from haversack.devices.units import size_bytes
 
 
 class Budget:
@@ -18,8 +18,8 @@ class Budget:
     def __init__(self, ram: str | int, vram: str | int | None = None) -> None:
         """Both are sizes ("8GiB") or numbers of bytes. `vram` is memory of GPUs, which no model can
         use yet: a load with some is refused. Raises UnitError."""
-        self.ram = MemoryBudget("ram", _bytes(ram), knob="raise --ram")
-        self.vram = MemoryBudget("vram", _bytes(vram or 0), knob="raise --vram")
+        self.ram = MemoryBudget("ram", size_bytes(ram), knob="raise --ram")
+        self.vram = MemoryBudget("vram", size_bytes(vram or 0), knob="raise --vram")
 
     @property
     def limit_bytes(self) -> int:
@@ -34,7 +34,3 @@ class Budget:
     def __str__(self) -> str:
         """Return the models' parts as a table."""
         return str(self.ram)
-
-
-def _bytes(size: str | int) -> int:
-    return parse_bytes(size) if isinstance(size, str) else size

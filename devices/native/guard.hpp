@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cxxabi.h>
 #include <exception>
 
 namespace haversack {
@@ -35,6 +36,10 @@ template <class Result, class Call> Result guarded(Result failed, Call call) {
         return call();
     } catch (const std::exception &error) {
         keep_failure(error.what());
+#if defined(__GLIBCXX__)
+    } catch (const abi::__forced_unwind &) {  // the thread ends, as Python's do when it exits
+        throw;
+#endif
     } catch (...) {
         keep_failure("an exception of an unknown kind");
     }

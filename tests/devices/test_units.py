@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from haversack.devices.errors import UnitError
-from haversack.devices.units import UNIT_BYTES, format_bytes, format_need, parse_bytes
+from haversack.devices.units import UNIT_BYTES, format_bytes, format_need, parse_bytes, size_bytes
 
 
 @pytest.mark.parametrize(
@@ -93,3 +93,10 @@ def test_any_text_is_a_size_or_a_unit_error(text: str) -> None:
         assert parse_bytes(text) > 0
     except UnitError as error:
         assert "write" in str(error)
+
+
+def test_a_number_of_bytes_is_whole_and_not_negative() -> None:
+    assert (size_bytes(123), size_bytes("1KiB")) == (123, 1024)
+    for wrong in (-1, 1.5, float("nan"), True, None, b"1GiB"):
+        with pytest.raises(UnitError, match="is not a size: give whole bytes"):
+            size_bytes(wrong)  # type: ignore[arg-type]

@@ -378,6 +378,25 @@ def test_what_may_not_be_done_inside_a_pass(tiny_model: TinyModel) -> None:
     model.close()
 
 
+def test_a_call_inside_a_pass_of_its_own_thread_is_refused(
+    tiny_model: TinyModel, trunk_dir: Path
+) -> None:
+    options = edge.LoadOptions(cache_dir=trunk_dir)
+    with edge.load(plan_of(tiny_model(shape=SHAPE), 2, 0.5), options=options) as model:
+        text = text_of(model, [1, 2, 3])
+        for inner in (
+            lambda: model.verify([1]),
+            lambda: text_of(model, [4]),
+            lambda: model.rewind(0),
+        ):
+            model.watch_routing(lambda *_, inner=inner: inner())
+            with pytest.raises(edge.ClosedError, match="a call of this thread is still running"):
+                text_of(model, [1, 2, 3])
+        model.watch_routing(None)
+        assert text_of(model, [1, 2, 3]) == text
+        model.check_integrity()
+
+
 def test_a_new_context_is_filled_again(model: edge.Model) -> None:
     """As watching the routers needs one: what was begun goes on."""
     expected = text_of(model, PROMPTS[0])
@@ -392,5 +411,5 @@ def test_a_new_context_is_filled_again(model: edge.Model) -> None:
 
 @pytest.mark.parametrize("sequences", [0, 65])
 def test_how_many_sequences_there_may_be(sequences: int, tiny_model: TinyModel) -> None:
-    with pytest.raises(edge.PromptError, match=f"sequences is {sequences}: give 1 to 64"):
+    with pytest.raises(edge.PromptError, match=f"sequences is {sequences}: give a whole number"):
         plan_of(tiny_model(shape=SHAPE), sequences)

@@ -171,6 +171,7 @@ def test_no_tokens_wanted(storyteller: edge.Model) -> None:
         ([5], {"temperature": -1}, "temperature is -1"),
         ([5], {"tempersture": 1}, "unknown sampling setting"),
         ([5], {"max_tokens": -1}, "max_tokens is -1"),
+        ([5], {"max_tokens": 1.5}, "max_tokens is 1.5: give a whole number"),
     ],
 )
 def test_what_cannot_be_asked(
