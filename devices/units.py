@@ -24,7 +24,7 @@ def size_bytes(size: str | int) -> int:
     """Return the bytes of `size`, a text such as "6GiB" or a number of bytes. Raises UnitError."""
     if isinstance(size, str):
         return parse_bytes(size)
-    if not isinstance(size, Integral) or isinstance(size, bool) or size < 0:
+    if isinstance(size, bool) or not isinstance(size, Integral) or size < 0:
         raise UnitError(f'{size!r} is not a size: give whole bytes, or a text such as "6GiB"')
     return int(size)
 

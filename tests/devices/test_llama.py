@@ -261,7 +261,7 @@ class Watcher:
     """The owner of a context, and a callback that stops after each node whose name begins with
     `name` and may fail there."""
 
-    address = None
+    address: int | None = None
 
     def __init__(self, name: str, failure: BaseException | None = None) -> None:
         self.name, self.failure = name, failure

@@ -384,12 +384,17 @@ def test_a_call_inside_a_pass_of_its_own_thread_is_refused(
     options = edge.LoadOptions(cache_dir=trunk_dir)
     with edge.load(plan_of(tiny_model(shape=SHAPE), 2, 0.5), options=options) as model:
         text = text_of(model, [1, 2, 3])
-        for inner in (
+        calls: list[Callable[[], Any]] = [
             lambda: model.verify([1]),
             lambda: text_of(model, [4]),
             lambda: model.rewind(0),
-        ):
-            model.watch_routing(lambda *_, inner=inner: inner())
+        ]
+        for call in calls:
+
+            def watch(*_: Any, call: Callable[[], Any] = call) -> None:
+                call()
+
+            model.watch_routing(watch)
             with pytest.raises(edge.ClosedError, match="a call of this thread is still running"):
                 text_of(model, [1, 2, 3])
         model.watch_routing(None)
