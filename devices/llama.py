@@ -335,7 +335,8 @@ class LlamaContext:
             )
 
     def _compute(self, rows: Sequence[Row]) -> None:
-        # A Python callback for each node is dear: a few rows, whose graph is short, have none.
+        # llama.cpp calls this for each node, which costs time. A pass of a few rows is short, so it
+        # runs without.
         watched = len(rows) > MOST_ROWS
         if watched != self._watched:
             callback = self._on_abort if watched else self._never

@@ -207,7 +207,7 @@ Status Engine::compute_leased(const Call &call, Lease &lease) {
     const auto [low, high] = std::minmax_element(lease.slots.begin(), lease.slots.end());
     const int64_t table_bytes = 8 * (*high - *low + 1) * (int64_t)call.choice.of_pairs.size();
     if (lease.late.empty()) {
-        if (Status status = predict(call, 1)) return status;  // nothing is waited for: time is dear
+        if (Status status = predict(call, 1)) return status;  // no wait hides its time
         if (table_bytes <= MOST_TABLE_BYTES) return compute_over_slots(call, lease);
     }
     return compute_nodes_between(call, [&](const Product &product) {

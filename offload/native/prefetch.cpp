@@ -247,14 +247,17 @@ void Prefetcher::drop_predictions() {
         }
         list.clear();
     }
+    clear_predictions();
+}
+
+void Prefetcher::clear_predictions() {
     for (auto &absent : absent_) absent.clear();
     for (auto &predictions : predictions_) predictions.clear();
 }
 
 void Prefetcher::forget() {
     for (Prefetches &list : coming_) list.clear();
-    for (auto &absent : absent_) absent.clear();
-    for (auto &predictions : predictions_) predictions.clear();
+    clear_predictions();
     for (const Prefetch &prefetch : warming_)
         if (!prefetch.failed()) waiting_.emplace_back(prefetch.layer, prefetch.expert);
     warming_.clear();

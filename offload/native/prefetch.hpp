@@ -77,6 +77,7 @@ class Prefetcher {
     };
     Slots &pool_of(int32_t layer) { return pools_[layers_[layer].pool]; }
     void note_absent(int32_t layer);
+    void clear_predictions();
     void start(int32_t layer, std::vector<int32_t> absent, const std::vector<int32_t> &held,
                int32_t most);
     void read(Prefetches &list, int32_t layer, int32_t expert, int32_t slot);

@@ -1,4 +1,4 @@
-"""Several sequences, one loop: who is computed with whom, who waits, and what an error ends."""
+"""Several sequences, one loop: which calls share a pass, which wait, and what an error ends."""
 
 import asyncio
 import signal
@@ -167,7 +167,7 @@ def test_other_architectures_hold_several_sequences(
         assert {generation.finish_reason for generation in generations} == {"length"}
 
 
-# ------------------------------------------------------------------ who is unread
+# ------------------------------------------------------------------ unread generators
 def test_a_generator_that_is_not_read_blocks_nobody(model: edge.Model) -> None:
     unread = model.generate(PROMPTS[0], 50, temperature=0)
     first = next(unread)

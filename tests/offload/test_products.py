@@ -33,7 +33,7 @@ def random_weights(block_type: str, rng: np.random.Generator) -> npt.NDArray[np.
 
 
 class Case:
-    """Experts' matrices (E, M, K), rows (T, N or 1, K), who uses whom (T, N), and llama.cpp's node
+    """Experts' matrices (E, M, K), rows (T, N or 1, K), the ids (T, N), and llama.cpp's node
     that multiplies them."""
 
     def __init__(self, block_type: str, num_tokens: int, *, shared_rows: bool = True) -> None:
