@@ -212,19 +212,34 @@ def test_what_shrinks_and_grows_is_not_touched_beyond(bench: Bench) -> None:
         bench.readers.close()
 
 
+def thread_ids() -> set[str]:
+    """The threads of this process. One that was joined may stay listed for a moment."""
+    return set(os.listdir("/proc/self/task"))
+
+
+def wait_until_ended(threads: set[str]) -> None:
+    """Return when none of `threads` is listed any more."""
+    for _ in range(6000):
+        if not threads & thread_ids():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{threads & thread_ids()} still run")
+
+
 @touches
 def test_closing_stops_the_making_of_pages(path: Path) -> None:
     for _ in range(20):
         bench = Bench(DirectFile(path), path.read_bytes(), ring=True)
         memory = bench.arena
-        before = len(os.listdir("/proc/self/task"))
+        before = thread_ids()
         bench.readers.touch_ahead(memory.address, memory.num_bytes)
-        assert len(os.listdir("/proc/self/task")) == before + 1
+        begun = thread_ids() - before
+        assert len(begun) == 1
         assert bench.wait([bench.submit(0, 0, ROOM_BYTES)])
         bench.readers.close()
         held_bytes = memory.resident_bytes
-        assert len(os.listdir("/proc/self/task")) < before
         time.sleep(0.01)
         assert memory.resident_bytes == held_bytes
+        wait_until_ended(begun)
         bench.readers.touch_ahead(memory.address, 0)  # too late for anything to happen
         bench.close()
