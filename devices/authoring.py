@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.devices import _native as native
+from haversack.devices.conversion import requires_importance, to_blocks
 from haversack.devices.errors import ModelFileError, StorageError
 from haversack.devices.ggml import GraphNode, type_geometry
 from haversack.devices.logs import captured_logs
@@ -58,22 +59,10 @@ def quantize_rows(data: npt.NDArray[np.float32], block_type: str) -> npt.NDArray
     llama.cpp's quantiser computes them, with every column equally important. Raises ModelFileError
     as `row_bytes` does.
     """
-    num_columns = data.shape[-1]
-    out = np.empty((*data.shape[:-1], row_bytes(block_type, num_columns)), np.uint8)
-    rows = np.ascontiguousarray(data, np.float32)
+    row_bytes(block_type, data.shape[-1])
     type_id = BLOCK_TYPES[block_type]
-    importance = np.ones(num_columns, np.float32)
-    required = native.ggml_quantize_requires_imatrix(type_id)
-    native.ggml_quantize_chunk(
-        type_id,
-        native.address_of(rows),
-        native.address_of(out),
-        0,
-        rows.size // num_columns,
-        num_columns,
-        native.address_of(importance) if required else None,
-    )
-    return out
+    even = np.ones(data.shape[-1], np.float32) if requires_importance(type_id) else None
+    return to_blocks(data, type_id, even)
 
 
 def random_model(

@@ -32,8 +32,8 @@ class ExpertCopy:
     """A matrix of a layer's experts in one precision.
 
     Its blocks have the type `type_id` and lie in the file with the index `part`: `num_bytes` for
-    each expert, those of the first expert at `offset`. `level` 0 is the precision of the model's
-    own file.
+    each expert, those of the first expert at `offset`, those of each next one `stride_bytes`
+    further. `level` 0 is the precision of the model's own file.
     """
 
     level: int
@@ -41,6 +41,11 @@ class ExpertCopy:
     part: int
     offset: int
     num_bytes: int
+    stride_bytes: int
+
+    def place(self, expert: int) -> int:
+        """Return where the bytes of `expert` begin in the file."""
+        return self.offset + expert * self.stride_bytes
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ class ExpertMatrix:
     @property
     def copies(self) -> tuple[ExpertCopy, ...]:
         """The matrix in every precision, by level. Today only that of the model's file exists."""
-        return (ExpertCopy(0, self.type_id, self.part, self.offset, self.expert_bytes),)
+        place = self.part, self.offset, self.expert_bytes
+        return (ExpertCopy(0, self.type_id, *place, stride_bytes=self.expert_bytes),)
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ def read_geometry(path: Path) -> ModelGeometry:
     has a large hole, or if a part is missing or belongs to another model.
     """
     paths = part_paths(path)
-    with _opened(paths) as headers:
+    with opened_headers(paths) as headers:
         refuse_other_kinds(headers)
         for header in headers:
             _refuse_truncated(header)
@@ -129,31 +135,21 @@ def read_geometry(path: Path) -> ModelGeometry:
 
 def hole_in(geometry: ModelGeometry) -> Hole | None:
     """Return the largest hole in the model's files, None if they have none: see `quant.holes`."""
-    with _opened(geometry.paths) as headers:
+    with opened_headers(geometry.paths) as headers:
         return largest_hole(headers)
 
 
 @contextmanager
-def _opened(paths: Sequence[Path]) -> Iterator[list[GgufHeader]]:
-    headers = open_headers(paths)
-    try:
-        yield headers
-    finally:
-        for header in headers:
-            header.close()
-
-
-def open_headers(paths: Sequence[Path]) -> list[GgufHeader]:
-    """Open the headers of all parts; the caller closes them. Raises ModelFileError."""
+def opened_headers(paths: Sequence[Path]) -> Iterator[list[GgufHeader]]:
+    """Open the headers of all parts inside the block. Raises ModelFileError."""
     headers: list[GgufHeader] = []
     try:
         for path in paths:
             headers.append(GgufHeader(path))
-    except BaseException:
+        yield headers
+    finally:
         for header in headers:
             header.close()
-        raise
-    return headers
 
 
 def part_paths(path: Path) -> tuple[Path, ...]:

@@ -25,7 +25,7 @@ from haversack.devices.errors import StorageError
 from haversack.devices.ggml import GgufHeader, TensorInfo, merged_header
 from haversack.devices.units import format_bytes
 from haversack.quant.blocks import smallest_type
-from haversack.quant.gguf import ExpertMatrix, ModelGeometry, open_headers
+from haversack.quant.gguf import ExpertMatrix, ModelGeometry, opened_headers
 from haversack.quant.seal import SealWriter, is_whole
 
 if sys.platform != "win32":
@@ -229,8 +229,7 @@ def _write_whole(geometry: ModelGeometry, path: Path, progress: Progress | None)
 
 def _write(geometry: ModelGeometry, target: Path, progress: Progress | None) -> None:
     holes = {m.name: smallest_type(m.row_elements) for m in _expert_matrices(geometry)}
-    headers = open_headers(geometry.paths)
-    try:
+    with opened_headers(geometry.paths) as headers:
         types = {name: hole.type_id for name, hole in holes.items()}
         header, offsets = merged_header(headers, types, _SPLIT_KEYS)
         seal = SealWriter(target.name.split(".")[0], header)
@@ -246,9 +245,6 @@ def _write(geometry: ModelGeometry, target: Path, progress: Progress | None) -> 
             end = _end_of_tensors(geometry, out.fileno(), offsets)
             _write_all(out.fileno(), seal.seal(), end)
             os.fsync(out.fileno())
-    finally:
-        for part in headers:
-            part.close()
 
 
 def _expert_matrices(geometry: ModelGeometry) -> list[ExpertMatrix]:

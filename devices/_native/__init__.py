@@ -103,6 +103,20 @@ class GgmlInitParams(c.Structure):
     _fields_ = (("mem_size", c.c_size_t), ("mem_buffer", Address), ("no_alloc", c.c_bool))
 
 
+class TypeTraits(c.Structure):
+    """struct ggml_type_traits"""
+
+    _fields_ = (
+        ("type_name", c.c_char_p),
+        ("blck_size", c.c_int64),
+        ("blck_size_interleave", c.c_int64),
+        ("type_size", c.c_size_t),
+        ("is_quantized", c.c_bool),
+        ("to_float", CFunction(None, Address, Address, c.c_int64)),
+        ("from_float_ref", Address),
+    )
+
+
 class TypeTraitsCpu(c.Structure):
     """struct ggml_type_traits_cpu"""
 
@@ -226,6 +240,8 @@ ggml_backend_free = prototype(_base, "ggml_backend_free", None, _A)
 ggml_backend_tensor_set = prototype(
     _base, "ggml_backend_tensor_set", None, _A, _A, c.c_size_t, c.c_size_t
 )
+# const struct ggml_type_traits * ggml_get_type_traits(enum ggml_type type)
+ggml_get_type_traits = prototype(_base, "ggml_get_type_traits", c.POINTER(TypeTraits), _I)
 # bool ggml_quantize_requires_imatrix(enum ggml_type type)
 ggml_quantize_requires_imatrix = prototype(_base, "ggml_quantize_requires_imatrix", c.c_bool, _I)
 # size_t ggml_quantize_chunk(type, const float * src, void * dst, start, nrows, n_per_row, imatrix)

@@ -52,6 +52,7 @@ def check_against_the_package(geometry: ModelGeometry) -> None:
         assert matrix.expert_bytes * matrix.num_experts == tensor.n_bytes
         (copy,) = matrix.copies
         place = (matrix.part, matrix.offset, matrix.expert_bytes)
+        assert copy.stride_bytes == copy.num_bytes
         assert (copy.level, copy.type_id) == (0, matrix.type_id)
         assert (copy.part, copy.offset, copy.num_bytes) == place
         for expert in (0, 1, matrix.num_experts - 1):
