@@ -133,6 +133,7 @@ class Crowd:
         self._to_try: list[int] = []
         self._pass_s: dict[int, float] = {}  # by setting: seconds a pass takes, as rounds found it
         self._lost_s = 0.0  # in this round
+        self._is_sure = False  # whether this round has tried the setting in use too
         self._rested_s = self._rest_s = 0.0  # the first window ends in a round
         self._change_rest_s = _CHANGE_REST_S
 
@@ -146,7 +147,8 @@ class Crowd:
         return self._settings[self._best if self._trial is None else self._trial.index]
 
     def note(self, pass_s: float, delayed_s: float) -> None:
-        """Count a pass of one row that took `pass_s` with the current setting.
+        """Count a pass of one row that took `pass_s`, without waits for reads, with the current
+        setting.
 
         `delayed_s` is how long its threads together were ready and did not run, negative where that
         is not known.
@@ -179,7 +181,7 @@ class Crowd:
         hopeless = _FREE if self._crowded else _ALL_BRIEFLY
         others = [i for i in range(len(self._settings)) if i not in (self._best, hopeless)]
         self._to_try = others[::-1]
-        self._lost_s = 0.0
+        self._lost_s, self._is_sure = 0.0, False
         self._pass_s = {i: pass_s for i, pass_s in self._pass_s.items() if i in others}
         self._pass_s[self._best] = self._windows.pass_s
         self._next_trial()
@@ -196,13 +198,16 @@ class Crowd:
             before_s = self._pass_s.get(trial.index, trial.pass_s)
             alike = 1 / _NOISE < trial.pass_s / before_s < _NOISE
             self._pass_s[trial.index] = (trial.pass_s + before_s) / 2 if alike else trial.pass_s
-            self._lost_s += trial.lost_s(best_s)
+            self._lost_s += trial.lost_s(best_s) if trial.index != self._best else 0.0
             self._next_trial()
 
     def _end_round(self) -> None:
         fastest = min(self._pass_s, key=self._pass_s.__getitem__)
         gain = self._pass_s[self._best] / self._pass_s[fastest]
-        if gain > (_CROWDED_GAIN if self._crowded or fastest == _FREE else _FREE_GAIN):
+        pays = gain > (_CROWDED_GAIN if self._crowded or fastest == _FREE else _FREE_GAIN)
+        if pays and not self._is_sure:  # the time of the setting in use may be of other moments
+            self._is_sure, self._trial = True, _Trial(self._best)
+        elif pays:
             self._best = fastest
             self._rest_s, self._change_rest_s = _SHORTEST_REST_S, _CHANGE_REST_S
             self._windows = _Windows(self._settings[self._best].num_threads)

@@ -29,7 +29,6 @@ _refuse_other_layouts()
 own.guard_install(native.address_of_function(native.ggml_set_abort_callback))
 _LOAD = native.llama_function("llama_model_load_from_file")
 _INIT = native.llama_function("llama_init_from_model")
-_DECODE = native.llama_function("llama_decode")
 _PIECE = native.llama_function("llama_token_to_piece")
 _APPLY = native.llama_function("llama_sampler_apply")
 _ACCEPT = native.llama_function("llama_sampler_accept")
@@ -63,11 +62,6 @@ def init_context(model: Any, params: Any, owner: int | None = None) -> Any:
     """Call llama_init_from_model; None if the context cannot be made. `owner` is the address of the
     device that computes parts of its graphs."""
     return own.guard_init_context(_INIT, model, native.addressof(params), owner)
-
-
-def decode(context: Any, batch: Any, owner: int | None = None) -> int:
-    """Call llama_decode; `owner` is the one that the context was made with."""
-    return int(own.guard_decode(_DECODE, context, native.addressof(batch), owner))
 
 
 def token_to_piece(vocab: Any, token: int, buffer: bytes, special: bool) -> int:

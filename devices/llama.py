@@ -261,8 +261,8 @@ class LlamaContext:
             llama.llama_model_is_recurrent(model.address)
             or llama.llama_model_is_hybrid(model.address)
         )
+        self._log = captured_logs()
         self._snapshots: dict[int, tuple[int, npt.NDArray[np.uint8]]] = {}  # by sequence
-        self._team = Team(shape.threads)
         params = context_params(shape)
         if on_node is not None:
             self._on_node = params.cb_eval = llama.ggml_backend_sched_eval_callback(on_node)
@@ -288,6 +288,7 @@ class LlamaContext:
             )
         self._memory = llama.llama_get_memory(self._context)
         self._batch = _Batch(int(llama.llama_n_batch(self._context)))
+        self._team = Team(shape.threads, self._context, self._batch.struct, self._owner_address)
 
     @property
     def _owner_address(self) -> int | None:
@@ -342,16 +343,13 @@ class LlamaContext:
             callback = self._on_abort if watched else self._never
             llama.llama_set_abort_callback(self._context, callback, None)
             self._watched = watched
-        batch = self._batch.filled(rows)
+        self._batch.fill(rows)
         # The owner ends its pass inside the block: cut short by a second Ctrl-C it would keep the
         # error of this call for the next one.
-        with captured_logs() as log, self.stop.listening():
-            self._team.begin(len(rows))
-            try:
-                status = guard.decode(self._context, batch, self._owner_address)
+        with self._log as log, self.stop.listening():
+            status = self._team.compute(len(rows))
+            if self._team.gave_up:
                 self._broken = guard.failure()
-            finally:
-                self._team.end(len(rows))
             error = self._owner.end_pass(status == 0) if self._owner is not None else None
         if self._broken is not None:
             raise AbortedError(
@@ -433,15 +431,14 @@ class _Batch:
     def __init__(self, most_rows: int) -> None:
         self.most_rows = most_rows
         self._arrays = native.batch_arrays(most_rows)
-        self._batch = native.batch_of(llama.llama_batch, self._arrays)
+        self.struct = native.batch_of(llama.llama_batch, self._arrays)
 
-    def filled(self, rows: Sequence[Row]) -> Any:
-        """The struct with these rows, valid until the next call."""
+    def fill(self, rows: Sequence[Row]) -> None:
+        """Put these rows into the struct."""
         tokens, positions, sequences, wanted = self._arrays
         for i, row in enumerate(rows):
             tokens[i], positions[i], sequences[i], wanted[i] = row
-        self._batch.n_tokens = len(rows)
-        return self._batch
+        self.struct.n_tokens = len(rows)
 
 
 def _decode_error(status: int, num_tokens: int, log: LogCapture) -> Exception:

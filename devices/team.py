@@ -11,9 +11,8 @@ between two passes.
 
 import os
 import sys
-import threading
-import time
 from functools import cache
+from typing import Any
 
 from haversack.devices import _native as native
 from haversack.devices._native import own
@@ -21,6 +20,7 @@ from haversack.devices.crowd import Crowd
 
 # If the user has set how OpenMP's threads wait, OpenMP stays in use.
 _USERS_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+_DECODE = native.llama_function("llama_decode")
 
 
 @cache
@@ -39,29 +39,31 @@ def why_fixed() -> str:
 
 class Team:
     """Computes the passes of one context of `num_ranks` ranks with as many threads as pay beside
-    other programs. Without our teams OpenMP computes them with a fixed number."""
+    other programs. Without our teams OpenMP computes them with a fixed number.
 
-    def __init__(self, num_ranks: int) -> None:
+    `context` and `batch` are what llama_decode is called with; `owner` is the address of the device
+    that computes parts of the context's graphs.
+    """
+
+    def __init__(self, num_ranks: int, context: Any, batch: Any, owner: int | None) -> None:
         self._crowd = Crowd(num_ranks) if num_ranks > 1 and not why_fixed() else None
-        self._thread = 0  # the thread whose team's delays `_delayed_s` counts
-        self._delayed_s = self._began_s = 0.0
+        self._pass = own.Pass(_DECODE, context, native.addressof(batch), owner)
+        self._address, self._batch = native.addressof(self._pass), batch
 
-    def begin(self, num_rows: int) -> None:
-        """Note that the calling thread begins to compute a pass of `num_rows` rows."""
-        if self._crowd is None:
-            return
-        thread = threading.get_ident()
-        if thread != self._thread:
-            self._thread, self._delayed_s = thread, float(own.team_delayed_s())
-        own.team_set(*self._crowd.setting(num_rows))
-        self._began_s = time.perf_counter()
+    def compute(self, num_rows: int) -> int:
+        """Compute the batch, a pass of `num_rows` rows; return llama_decode's status, which means
+        nothing if llama.cpp `gave_up`."""
+        one, crowd = self._pass, self._crowd
+        if crowd is None:
+            return int(own.pass_compute(self._address))
+        one.num_threads, one.spin_s = crowd.setting(num_rows)
+        one.is_single_row = num_rows == 1
+        status = own.pass_compute(self._address)
+        if num_rows == 1:
+            crowd.note(one.pass_s, one.delayed_s)
+        return int(status)
 
-    def end(self, num_rows: int) -> None:
-        """Note that the pass has ended."""
-        if self._crowd is None:
-            return
-        pass_s = time.perf_counter() - self._began_s
-        own.team_rest()
-        before_s, self._delayed_s = self._delayed_s, float(own.team_delayed_s())
-        if num_rows == 1:  # delays in a pass of several rows tell nothing of single tokens
-            self._crowd.note(pass_s, self._delayed_s - before_s)
+    @property
+    def gave_up(self) -> bool:
+        """Return whether llama.cpp gave up in the latest pass."""
+        return bool(self._pass.gave_up)

@@ -5,6 +5,7 @@ A measurement computes one prompt of random tokens, then tokens one at a time.
 
 import hashlib
 import random
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -164,12 +165,11 @@ def decode(model: Model, work: Work) -> Decoded:
         prefilled = model.stats()
         for _ in range(work.warm_tokens):
             next(rows)
-        moments = [model.stats()]
+        before, moments = model.stats(), [time.perf_counter()]
         for row in rows:
-            moments.append(model.stats())
+            moments.append(time.perf_counter())
             logits = row
-    tokens_s = np.diff([moment.decode_s for moment in moments])
-    return Decoded(prefilled.since(begun), moments[-1].since(moments[0]), tokens_s, logits)
+    return Decoded(prefilled.since(begun), model.stats().since(before), np.diff(moments), logits)
 
 
 def measure(model: Model, work: Work, drive_bytes_s: float) -> BenchResult:

@@ -206,11 +206,11 @@ class ExpertEngine:
     def end_pass(self, computed: bool) -> BaseException | None:
         """End a pass, `computed` to its last node or not. Return its error, None if it has none.
         Afterwards the bookkeeping is consistent again."""
-        why = _Failed(native.engine_end_pass(self.address, computed))
-        if why == _Failed.NOT:
+        why = native.engine_end_pass(self.address, computed)
+        if not why:
             return None
         error, self._error = self._error, None
-        told = self._failure(why, error)
+        told = self._failure(_Failed(why), error)
         self._state.failure = _Failed.NOT
         return told
 

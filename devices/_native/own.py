@@ -63,6 +63,23 @@ class Checksum(c.Structure):
     )
 
 
+class Pass(c.Structure):
+    """struct Pass (native/pass.hpp)"""
+
+    _fields_ = (
+        *((name, Address) for name in ("decode", "context", "batch", "owner")),
+        ("spin_s", c.c_double),
+        ("num_threads", c.c_int32),
+        ("is_single_row", c.c_int32),
+        ("pass_s", c.c_double),
+        ("delayed_s", c.c_double),
+        ("gave_up", c.c_int32),
+        ("team", Address),
+        ("looked_s", c.c_double),
+        ("seen_delayed_s", c.c_double),
+    )
+
+
 # False, null and a negative number stand for an exception, which Python keeps.
 ReadInto = CFunction(c.c_int32, c.POINTER(Read))
 ShouldStop = CFunction(c.c_bool)
@@ -104,7 +121,6 @@ if library is not None:
     guard_sizes = own_prototype("guard_sizes", None, c.POINTER(c.c_int64 * NUM_PASSED))
     guard_load_model = own_prototype("guard_load_model", _A, _A, c.c_char_p, _A)
     guard_init_context = own_prototype("guard_init_context", _A, _A, _A, _A, _A)
-    guard_decode = own_prototype("guard_decode", _L, _A, _A, _A, _A)
     guard_piece = own_prototype("guard_piece", _L, _A, _A, _L, c.c_char_p, _L, _B)
     guard_apply = own_prototype("guard_apply", None, _A, _A, _A)
     guard_accept = own_prototype("guard_accept", None, _A, _A, _L)
@@ -129,11 +145,7 @@ if library is not None:
     )
     # threads that compute (native/team.hpp); the library is named by a function of it
     team_take_over = own_prototype("team_take_over", _I, _A)
-    # These keep the interpreter's lock: they take less time than letting it go and getting it back.
-    _brief = c.PyDLL(library._name)
-    team_set = own_prototype("team_set", None, _I, c.c_double, of=_brief)
-    team_rest = own_prototype("team_rest", None, of=_brief)
-    team_delayed_s = own_prototype("team_delayed_s", c.c_double, of=_brief)
+    pass_compute = own_prototype("pass_compute", _L, _A)  # in native/pass.cpp
     _Checksum = c.POINTER(Checksum)
     checksum_add = own_prototype("checksum_add", None, _Checksum, _A, c.c_size_t)
     checksum_pad = own_prototype("checksum_pad", None, _Checksum)

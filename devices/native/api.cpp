@@ -1,6 +1,5 @@
 // What devices/_native/own.py calls.
 #include "openmp.hpp"
-#include "team.hpp"
 #include "checksum.hpp"
 #include "readers.hpp"
 
@@ -42,11 +41,6 @@ API void haversack_readers_close(Readers *readers) { readers->close(); }
 API void haversack_readers_delete(Readers *readers) { delete readers; }
 
 API int haversack_team_take_over(void *function) { return take_over_openmp(function); }
-API void haversack_team_set(int num_threads, double spin_s) {
-    Team::own().set(num_threads, spin_s);
-}
-API void haversack_team_rest() { Team::own().rest(); }
-API double haversack_team_delayed_s() { return Team::own().delayed_s(); }
 
 API void haversack_checksum_add(Checksum *checksum, const uint8_t *bytes, size_t count) {
     checksum->add(bytes, count);

@@ -1,7 +1,7 @@
 // Calls of llama.cpp that survive when it gives up, and the end of the process where one cannot.
 #include "guard.hpp"
 
-#include "team.hpp"
+#include "pass.hpp"
 
 #include <cstdlib>
 #include <cstring>
@@ -123,20 +123,7 @@ void keep_failure(const char *message) {
 const char *last_failure() { return failure.c_str(); }
 
 thread_local void *call_owner = nullptr;
-
-namespace {
-
-// Names the owner during a call.
-class Owned {
-  public:
-    explicit Owned(void *owner) : outer_(call_owner) { call_owner = owner; }
-    ~Owned() { call_owner = outer_; }
-
-  private:
-    void *const outer_;
-};
-
-}  // namespace
+thread_local double owner_waited_s = 0;
 
 }  // namespace haversack
 
@@ -148,7 +135,6 @@ template <int num_words> struct ByValue {
 };
 using ModelParams = ByValue<10>;    // struct llama_model_params
 using ContextParams = ByValue<20>;  // struct llama_context_params
-using Batch = ByValue<7>;           // struct llama_batch
 
 // ggml_abort_callback_t ggml_set_abort_callback(ggml_abort_callback_t callback)
 API void haversack_guard_install(AbortCallback (*set_abort_callback)(AbortCallback)) {
@@ -172,11 +158,6 @@ API void *haversack_guard_init_context(void *(*init)(void *, ContextParams), voi
                                        const ContextParams *params, void *owner) {
     Owned owned(owner);
     return guarded<void *>(nullptr, [&] { return init(model, *params); });
-}
-API int32_t haversack_guard_decode(int32_t (*decode)(void *, Batch), void *context,
-                                   const Batch *batch, void *owner) {
-    Owned owned(owner);
-    return guarded<int32_t>(-1, [&] { return decode(context, *batch); });
 }
 API int32_t haversack_guard_piece(int32_t (*piece)(const void *, int32_t, char *, int32_t, int32_t,
                                                    bool),

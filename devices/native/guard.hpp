@@ -25,6 +25,19 @@ class Guard {
 // now; null outside such calls.
 extern thread_local void *call_owner;
 
+// The seconds in which the owner did not compute on this thread but waited, since it began.
+extern thread_local double owner_waited_s;
+
+// Names the owner during a call.
+class Owned {
+  public:
+    explicit Owned(void *owner) : outer_(call_owner) { call_owner = owner; }
+    ~Owned() { call_owner = outer_; }
+
+  private:
+    void *const outer_;
+};
+
 // Keep why the latest guarded call of this thread failed; see haversack_guard_failure.
 void keep_failure(const char *message);
 const char *last_failure();

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "clock.hpp"
+#include "guard.hpp"
 #include "rows.hpp"
 
 namespace haversack {
@@ -63,7 +64,7 @@ Status Engine::fail_read(Read *read) {
 
 // Return when all or any of `reads` are done; false if the caller wants to stop before.
 bool Engine::wait(const std::vector<Read *> &reads, bool for_all) {
-    Stopwatch watch(waited_s_);
+    Stopwatch watch(owner_waited_s);
     return readers_.wait(reads.data(), reads.size(), for_all, caller_.should_stop);
 }
 
@@ -71,7 +72,7 @@ bool Engine::wait(const std::vector<Read *> &reads, bool for_all) {
 Status Engine::compute(int32_t number, const std::vector<Tensor *> &nodes,
                        const std::vector<Product> &products, Cpu &cpu) {
     if (state.failure) return COMPUTE_FAILED;
-    const double began_s = now_s(), elsewhere_s = cpu.computed_s + waited_s_;
+    const double began_s = now_s(), elsewhere_s = cpu.computed_s + owner_waited_s;
     const Tensor *ids = nodes[products[0].at]->src[2];
     for (const Product &product : products)
         if (nodes[product.at]->src[2] != ids) return fail(OTHER_CHOICE, nodes[product.at]);
@@ -86,7 +87,7 @@ Status Engine::compute(int32_t number, const std::vector<Tensor *> &nodes,
     const Layer &layer = layers_[number];
     choice_.read(ids, pools_[layer.pool].num_experts);
     const Status status = compute_layer({number, layer, ids, choice_, cpu, nodes, products});
-    state.own_s += now_s() - began_s - (cpu.computed_s + waited_s_ - elsewhere_s);
+    state.own_s += now_s() - began_s - (cpu.computed_s + owner_waited_s - elsewhere_s);
     return status;
 }
 

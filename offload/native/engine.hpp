@@ -128,7 +128,6 @@ class Engine {
     std::vector<Router> routers_;          // by layer
     std::vector<int32_t> attempts_left_;   // to learn a layer's router
     int64_t num_products_ = 0;             // of the model
-    double waited_s_ = 0;                  // for reads
     // Of the call under way; kept because to make them anew took as long as all the rest.
     Choice choice_;
     Lease lease_;

@@ -55,6 +55,18 @@ def test_a_free_machine_is_used_whole() -> None:
     assert free.speed_of(60.0) > 0.98 / 0.0012
 
 
+def test_a_slow_moment_leaves_all_threads_in_use() -> None:
+    """The first pass takes long, as those do that wake threads and touch memory: so the setting in
+    use looks slow until it is tried as the others are."""
+    free = machine()
+    free.slowness = 40
+    free.run(0.04)
+    free.slowness = 1
+    free.run(0.5)
+    assert 1 in [setting.num_threads for setting in free.used]  # a round was there
+    assert free.crowd.setting(1).num_threads == 2
+
+
 def test_beside_others_fewer_threads_compute() -> None:
     for busy in (1, 2, 4):
         crowded = machine()

@@ -11,6 +11,7 @@ import pytest
 from haversack import edge
 from haversack.devices.errors import AbortedError, ClosedError, ModelFileError
 from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel, _Batch
+from haversack.devices.team import Team
 
 TinyModel = Callable[..., Path]
 SHAPE = ContextShape(ctx_tokens=64, batch_tokens=64, threads=2)
@@ -65,6 +66,7 @@ def test_an_assertion_in_a_call_breaks_the_context_and_nothing_else(tiny_model: 
     model = LlamaModel(tiny_model())
     context = LlamaContext(model, SHAPE)
     context._batch = _Batch(1000)  # llama.cpp asserts what this would have refused
+    context._team = Team(SHAPE.threads, context.address, context._batch.struct, None)
     with pytest.raises(
         AbortedError, match=r"gave up: llama-context\.cpp:\d+: GGML_ASSERT\(.*n_batch"
     ):
