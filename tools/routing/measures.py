@@ -1,5 +1,5 @@
 """Measures of routing: how evenly routers load experts, how often they reuse them, how well later
-layers' choices can be predicted, and scores for a rule that chooses precisions.
+layers' choices can be predicted.
 
 A choice is an array (N, K) of expert ids, a row for each token, of one layer. Axis letters: N
 tokens, K experts per token, E experts, C hidden size.
@@ -100,10 +100,3 @@ def prediction_recall(
     arXiv 2502.12224)."""
     likeliest = np.argsort(-(inputs @ router.T), axis=1)[:, : choice.shape[1] + extra]
     return float((choice[:, :, None] == likeliest[:, None, :]).any(axis=2).mean())
-
-
-# ------------------------------------------------------------------ precision
-def rank_scores(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return the score of each chosen expert: the weight of all ranked above it, 0 for the first
-    (HOBBIT, arXiv 2411.01433). `weights` (N, K) fall from rank to rank and sum to 1."""
-    return np.cumsum(weights, axis=1) - weights

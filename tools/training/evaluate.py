@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack import edge
+from haversack.cache.precision import scores
 from haversack.edge.replay import Trace
 from haversack.tools.command_line import tool
 from haversack.tools.routing.measures import (
@@ -25,7 +26,6 @@ from haversack.tools.routing.measures import (
     hit_rates,
     load_entropy,
     prediction_recall,
-    rank_scores,
     recorded_traces,
     step_reuse,
 )
@@ -142,13 +142,13 @@ class Evaluation:
         """Return a row for each rank: the mean weight of experts of that rank, and quantiles of
         their score."""
         weights = np.concatenate([_top_weights(p, self._used) for p in self._probabilities()])
-        scores = rank_scores(weights)
+        found = scores(weights)
         return [
             {
                 "rank": rank,
                 "mean_weight": float(weights[:, rank].mean()),
                 **{
-                    f"score_q{round(100 * q)}": float(np.quantile(scores[:, rank], q))
+                    f"score_q{round(100 * q)}": float(np.quantile(found[:, rank], q))
                     for q in _SCORE_QUANTILES
                 },
             }

@@ -14,7 +14,6 @@ from haversack.tools.routing.measures import (
     load_entropy,
     lru_hits,
     prediction_recall,
-    rank_scores,
     recorded_traces,
     step_reuse,
 )
@@ -76,8 +75,3 @@ def test_recall_counts_what_was_predicted() -> None:
     choice = np.array([[0, 1], [3, 0]])
     assert prediction_recall(inputs, router, choice, extra=0) == 0.75
     assert prediction_recall(inputs, router, choice, extra=2) == 1
-
-
-def test_scores_are_the_weight_ranked_above() -> None:
-    weights = np.array([[0.5, 0.3, 0.2]], np.float32)
-    np.testing.assert_allclose(rank_scores(weights), [[0, 0.5, 0.8]], atol=1e-6)
