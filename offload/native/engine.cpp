@@ -1,10 +1,12 @@
 #include "engine.hpp"
 
 #include <algorithm>
+#include <numeric>
 
 #include "clock.hpp"
 #include "guard.hpp"
 #include "rows.hpp"
+#include "waves.hpp"
 
 namespace haversack {
 
@@ -60,6 +62,12 @@ Status Engine::fail_read(Read *read) {
     state.failed_file = read->file;
     state.failed_error = read->error;
     return fail(READ_FAILED);
+}
+
+bool Engine::wait_for_any(const std::vector<int32_t> &positions, const std::vector<Read *> &reads) {
+    std::vector<Read *> wanted;
+    for (int32_t position : positions) wanted.push_back(reads[position]);
+    return wait(wanted, false);
 }
 
 // Return when all or any of `reads` are done; false if the caller wants to stop before.
@@ -155,26 +163,29 @@ void Engine::sort_experts(const Call &call, Lease &lease) {
         const int32_t expert = call.choice.experts[i], slot = slots.find(call.layer.row, expert);
         const auto prefetch = std::find_if(lease.coming.begin(), lease.coming.end(),
                                            [&](const Prefetch &one) { return one.expert == expert; });
+        const bool is_coming = prefetch != lease.coming.end();
         lease.slots.push_back(slot);
-        if (slot != NOWHERE && prefetch == lease.coming.end()) {
-            if (!slots.is_ready(slot)) {
-                fail(BOOKS_WRONG);
-                return;
-            }
-            slots.pin(slot);
-            state.hits++;
+        if (slot == NOWHERE || is_coming) {
+            lease.add_late(i, call.layer.num_matrices, is_coming ? prefetch->reads : nullptr);
             continue;
         }
-        if (slot == NOWHERE) {
-            lease.absent.push_back(expert);
-            lease.absent_at.push_back(i);
+        if (!slots.is_ready(slot)) {
+            fail(BOOKS_WRONG);
+            return;
         }
-        state.misses++;
-        Late &late = lease.late.emplace_back();
-        late.position = i;
-        for (int32_t m = 0; m < call.layer.num_matrices; m++)
-            late.reads[m] = slot == NOWHERE ? &late.own[m] : &prefetch->reads[m];
+        slots.pin(slot);
+        state.hits++;
     }
+    for (int32_t position : lease.absent_at) lease.absent.push_back(call.choice.experts[position]);
+    state.misses += lease.late.size();
+}
+
+// The expert at `position` is not there; `coming` are the reads of its prefetch, if there is one.
+void Engine::Lease::add_late(int32_t position, int32_t num_matrices, Read *coming) {
+    if (!coming) absent_at.push_back(position);
+    Late &one = late.emplace_back();
+    one.position = position;
+    for (int32_t m = 0; m < num_matrices; m++) one.reads[m] = coming ? &coming[m] : &one.own[m];
 }
 
 // Every missing expert's first matrix is read before any one's second: products go in order.
@@ -240,38 +251,26 @@ Status Engine::compute_over_slots(const Call &call, const Lease &lease) {
 
 // Multiply with the experts that are there, then with those that come.
 Status Engine::multiply_as_they_come(const Call &call, Lease &lease, const Product &product) {
-    std::vector<int32_t> positions, slots, waiting;
-    std::vector<Read *> reads;
-    for (Late &late : lease.late) {
-        if (late.reads[product.index]->came()) continue;
-        waiting.push_back(late.position);
-        reads.push_back(late.reads[product.index]);
-    }
-    for (size_t i = 0; i < lease.slots.size(); i++) {
-        if (std::find(waiting.begin(), waiting.end(), (int32_t)i) != waiting.end()) continue;
-        positions.push_back(i);
-        slots.push_back(lease.slots[i]);
-    }
     products_.begin(call.nodes[product.at], call.layer.matrices[product.index], call.choice);
-    if (Status status = products_.run(positions, slots, call.cpu)) return status;
-    if (product.index == 0 && !lease.late.empty())  // most reads are still to come
-        if (Status status = predict(call, PREFETCH_DEPTH)) return status;
-    while (!reads.empty()) {
-        if (!wait(reads, false)) return fail(STOPPED);
-        positions.clear();
+    std::vector<Read *> reads(lease.slots.size());  // by position; null: it was there
+    for (Late &late : lease.late) reads[late.position] = late.reads[product.index];
+    std::vector<int32_t> left(lease.slots.size()), slots;
+    std::iota(left.begin(), left.end(), 0);
+    for (bool is_first = true; !left.empty(); is_first = false) {
+        if (!is_first && !wait_for_any(left, reads)) return fail(STOPPED);
+        const auto others = std::stable_partition(left.begin(), left.end(), [&](int32_t position) {
+            return !reads[position] || reads[position]->done();
+        });
+        const std::vector<int32_t> ready(left.begin(), others);
+        left.erase(left.begin(), others);
         slots.clear();
-        for (size_t i = 0; i < reads.size();) {
-            if (!reads[i]->done()) {
-                i++;
-                continue;
-            }
-            if (!reads[i]->came()) return fail_read(reads[i]);
-            positions.push_back(waiting[i]);
-            slots.push_back(lease.slots[waiting[i]]);
-            reads.erase(reads.begin() + i);
-            waiting.erase(waiting.begin() + i);
+        for (int32_t position : ready) {
+            if (reads[position] && !reads[position]->came()) return fail_read(reads[position]);
+            slots.push_back(lease.slots[position]);
         }
-        if (Status status = products_.run(positions, slots, call.cpu)) return status;
+        if (Status status = products_.run(ready, slots, call.cpu)) return status;
+        if (is_first && product.index == 0 && !lease.late.empty())  // most reads are still to come
+            if (Status status = predict(call, PREFETCH_DEPTH)) return status;
     }
     return SUCCESS;
 }
@@ -299,11 +298,7 @@ Status Engine::compute_in_waves(const Call &call) {
     return status;
 }
 
-// Waves use half the free slots each: one is read while the other is multiplied. Where a single slot is
-// free, each expert is read into it after the last one was multiplied. A matrix is read at most once.
 Status Engine::multiply_in_waves(const Call &call, const std::vector<int32_t> &held, int32_t index) {
-    Slots &slots = pools_[call.layer.pool];
-    const Matrix &matrix = call.layer.matrices[index];
     std::vector<int32_t> there, there_slots, others;
     for (size_t i = 0; i < held.size(); i++) {
         if (held[i] == NOWHERE) {
@@ -313,41 +308,14 @@ Status Engine::multiply_in_waves(const Call &call, const std::vector<int32_t> &h
         there.push_back(i);
         there_slots.push_back(held[i]);
     }
-    const size_t num_free = slots.num_unpinned(), size = std::max<size_t>(1, num_free / 2);
-    const auto borrowed = slots.borrow(std::min<size_t>(std::min<size_t>(2, num_free) * size, num_free));
-    const size_t num_lots = borrowed.size() / size;
-    std::vector<std::vector<int32_t>> wave_slots;
-    std::list<Read> reads;
-    Drain drain(readers_);
-    std::vector<std::vector<Read *>> started;
-    const auto start = [&] {
-        const size_t wave = started.size(), first = wave * size;
-        started.emplace_back();
-        wave_slots.emplace_back();
-        for (size_t i = first; i < std::min(first + size, others.size()); i++) {
-            wave_slots.back().push_back(borrowed[wave % num_lots * size + i - first]);
-            Read &read = reads.emplace_back();
-            matrix.place(read, call.choice.experts[others[i]], wave_slots.back().back(), false);
-            started.back().push_back(&read);
-        }
-        readers_.submit(started.back().data(), started.back().size());
-    };
-    const size_t num_waves = (others.size() + size - 1) / size;
-    while (started.size() < std::min(num_lots, num_waves)) start();
-    Status status = products_.run(there, there_slots, call.cpu);
-    for (size_t wave = 0; wave < num_waves && status == SUCCESS; wave++) {
-        if (wave == started.size()) start();
-        if (!wait(started[wave], true)) status = fail(STOPPED);
-        for (Read *read : started[wave])
-            if (status == SUCCESS && !read->came()) status = fail_read(read);
-        if (status != SUCCESS) break;
-        const auto first = others.begin() + wave * size;
-        status = products_.run({first, first + started[wave].size()}, wave_slots[wave], call.cpu);
-        if (num_lots > 1 && started.size() < num_waves) start();
+    Waves waves(readers_, pools_[call.layer.pool], call.layer.matrices[index], call.choice, others);
+    if (Status status = products_.run(there, there_slots, call.cpu)) return status;
+    while (const Wave *wave = waves.next()) {
+        if (!wait(wave->reads, true)) return fail(STOPPED);
+        for (Read *read : wave->reads)
+            if (!read->came()) return fail_read(read);
+        if (Status status = products_.run(wave->positions, wave->slots, call.cpu)) return status;
     }
-    if (status != SUCCESS) return status;
-    drain.dismiss();
-    for (int32_t slot : borrowed) slots.unpin(slot);
     return SUCCESS;
 }
 

@@ -82,6 +82,8 @@ class Engine {
         std::vector<int32_t> absent, absent_at;  // experts that had no slot, and their positions
         std::list<Late> late;
         Prefetches coming;  // those that are waited for
+
+        void add_late(int32_t position, int32_t num_matrices, Read *coming);
     };
     struct Call {
         int32_t number;
@@ -98,6 +100,7 @@ class Engine {
     Status fail(Failure why, const Tensor *node = nullptr);
     Status fail_read(Read *read);
     bool wait(const std::vector<Read *> &reads, bool for_all);
+    bool wait_for_any(const std::vector<int32_t> &positions, const std::vector<Read *> &reads);
     Status compute_layer(const Call &call);
     bool fits(const Call &call);
     bool take_lease(const Call &call, Lease &lease);

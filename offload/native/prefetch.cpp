@@ -121,26 +121,24 @@ bool Prefetcher::demand(Prefetch &prefetch) {
     return !prefetch.done();
 }
 
+// Its layer did not choose it: reads that have not begun never do.
+void Prefetcher::cancel(Prefetch &prefetch) {
+    if (prefetch.is_cancelled) return;
+    const auto reads = prefetch.all();
+    readers_.cancel(reads.data(), reads.size());
+    prefetch.is_cancelled = true;
+}
+
 Prefetches Prefetcher::settle(int32_t layer, const std::vector<int32_t> &chosen) {
-    for (const Prediction &one : predictions_[layer])
-        chances_.note(one.depth, one.rank, contains(chosen, one.expert));
-    predictions_[layer].clear();
-    if (!absent_[layer].empty())
-        for (int32_t expert : chosen) counts.possible += absent_[layer][expert];
-    absent_[layer].clear();
+    judge_predictions(layer, chosen);
     Prefetches coming;
     for (auto next = coming_[layer].begin(); next != coming_[layer].end();) {
         const auto prefetch = next++;
         const bool right = contains(chosen, prefetch->expert);
         counts.right += right && !prefetch->is_cancelled;
         counts.needed += right;
-        if (right) {
-            demand(*prefetch);
-        } else if (!prefetch->is_cancelled) {
-            const auto reads = prefetch->all();
-            readers_.cancel(reads.data(), reads.size());
-            prefetch->is_cancelled = true;
-        }
+        if (right) demand(*prefetch);
+        else cancel(*prefetch);
         if (prefetch->done()) {
             finish(*prefetch);
             coming_[layer].erase(prefetch);
@@ -150,6 +148,15 @@ Prefetches Prefetcher::settle(int32_t layer, const std::vector<int32_t> &chosen)
     }
     settle_warm(layer, chosen, coming);
     return coming;
+}
+
+void Prefetcher::judge_predictions(int32_t layer, const std::vector<int32_t> &chosen) {
+    for (const Prediction &one : predictions_[layer])
+        chances_.note(one.depth, one.rank, contains(chosen, one.expert));
+    predictions_[layer].clear();
+    if (!absent_[layer].empty())
+        for (int32_t expert : chosen) counts.possible += absent_[layer][expert];
+    absent_[layer].clear();
 }
 
 void Prefetcher::note_choice(int32_t layer, int64_t num_absent, int64_t needed_before) {

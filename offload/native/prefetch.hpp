@@ -83,6 +83,8 @@ class Prefetcher {
     void read(Prefetches &list, int32_t layer, int32_t expert, int32_t slot);
     void finish(Prefetch &prefetch);
     bool demand(Prefetch &prefetch);
+    void cancel(Prefetch &prefetch);
+    void judge_predictions(int32_t layer, const std::vector<int32_t> &chosen);
     void begin_warm(size_t count);
     void cut_warm(size_t count);
     void settle_warm(int32_t layer, const std::vector<int32_t> &chosen, Prefetches &coming);
