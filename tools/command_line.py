@@ -1,19 +1,21 @@
-"""What the tools' command lines share: counts, tables, verdicts, and how a tool ends."""
+"""What the tools' command lines share: options, tables, verdicts, and how a tool ends."""
 
 import argparse
 import csv
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from haversack import edge
 from haversack.devices.errors import HaversackError
 
 USAGE_EXIT_CODE = 2
 
 Main = Callable[[Sequence[str] | None], int]
 OptionalMain = Callable[..., int]
+Measured = Callable[..., Iterator[bool]]  # of a model's path and the counts by name
 
 
 def positive(text: str) -> int:
@@ -36,6 +38,44 @@ def tool(main: Main) -> OptionalMain:
             return USAGE_EXIT_CODE
 
     return guarded
+
+
+def run_on_models(
+    arguments: Sequence[str] | None,
+    description: str | None,
+    measured: Measured,
+    counts: Mapping[str, tuple[int, str]],
+    always: Sequence[Path] = (),
+) -> int:
+    """Measure the models of `always` and each MODEL of the command line, or the built-in model if
+    there is none. Return 0 if all bounds hold.
+
+    `counts` are options by name, each with its default and help. `measured` prints the results of a
+    model and yields whether each holds.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", type=Path, nargs="*", metavar="MODEL")
+    for name, (default, what) in counts.items():
+        parser.add_argument(f"--{name}", type=positive, default=default, help=what)
+    given = vars(parser.parse_args(arguments))
+    models = [*always, *given.pop("models")] or [edge.builtin_model()]
+    held = [holds for path in models for holds in measured(path, **given)]
+    return 0 if all(held) else 1
+
+
+def streaming_parser(description: str | None, tokens: int) -> argparse.ArgumentParser:
+    """Return the parser of a tool that streams a MODEL with a share of its experts in slots;
+    `tokens` is the default of --tokens."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--share", type=float, default=0.25, help="of the expert bytes")
+    parser.add_argument("--tokens", type=positive, default=tokens)
+    parser.add_argument("--rounds", type=positive, default=3)
+    return parser
 
 
 def verdict(text: str, holds: bool) -> bool:

@@ -1,13 +1,21 @@
 """Command lines of tools: what is no count is one line, and so is what is wrong with a model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from haversack import edge
 from haversack.devices.errors import ModelFileError
 from haversack.tools.bench import drive as bench_drive
-from haversack.tools.command_line import positive, print_table, tool, verdict, write_rows
+from haversack.tools.command_line import (
+    positive,
+    print_table,
+    run_on_models,
+    tool,
+    verdict,
+    write_rows,
+)
 
 ROWS = [{"layer": "1", "hits": "0.5"}, {"layer": "2", "hits": ""}]
 
@@ -34,6 +42,22 @@ def test_a_tool_ends_with_its_status_or_with_one_line(capsys: pytest.CaptureFixt
     assert main() == 1
     assert main(["a.gguf"]) == 2
     assert capsys.readouterr().err == "error: a.gguf is no model\n"
+
+
+def test_models_are_measured_with_counts_and_all_bounds_must_hold() -> None:
+    seen = list[tuple[Path, int]]()
+
+    def measured(path: Path, rounds: int) -> Iterator[bool]:
+        seen.append((path, rounds))
+        yield path.name != "slow.gguf"
+
+    def run(*arguments: str, always: Sequence[Path] = ()) -> int:
+        return run_on_models(arguments, "Measures.", measured, {"rounds": (7, "timed")}, always)
+
+    assert run() == 0 and seen.pop() == (edge.builtin_model(), 7)
+    assert run("fast.gguf", "slow.gguf", "--rounds=2") == 1
+    assert seen == [(Path("fast.gguf"), 2), (Path("slow.gguf"), 2)]
+    assert run("fast.gguf", always=[Path("slow.gguf")]) == 1
 
 
 def test_a_verdict_is_printed_and_returned(capsys: pytest.CaptureFixture[str]) -> None:

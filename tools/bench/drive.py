@@ -14,7 +14,6 @@ software and needs the cores that compute. Memory for the model and the share is
 Windows.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from haversack.devices.errors import HaversackError
 from haversack.edge import bench
 from haversack.edge.planner import Plan, streamed
 from haversack.tools.bench.steady_drive import drive_bytes_s
-from haversack.tools.command_line import positive, tool, verdict
+from haversack.tools.command_line import streaming_parser, tool, verdict
 
 if sys.platform != "win32":
     import resource
@@ -158,14 +157,7 @@ def report(results: Sequence[DriveResult]) -> bool:
 @tool
 def main(arguments: Sequence[str] | None) -> int:
     """Return 0 if every bound holds."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--share", type=float, default=0.25, help="of the expert bytes")
-    parser.add_argument("--tokens", type=positive, default=64)
-    parser.add_argument("--rounds", type=positive, default=3)
-    given = parser.parse_args(arguments)
+    given = streaming_parser(__doc__, tokens=64).parse_args(arguments)
     planned = edge.plan(given.model, ram="1TiB", ctx=512)
     return 0 if report(measure(planned, given.share, given.tokens, given.rounds)) else 1
 

@@ -12,7 +12,6 @@ our own code between products takes at most 0.02 of it. All are medians of the r
 take turns in one process, so that both meet the same changes of the machine's speed.
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -24,7 +23,7 @@ from haversack import edge
 from haversack.edge.bench import Work, decode, single_tokens
 from haversack.edge.plain_llama import PlainLlama
 from haversack.edge.planner import Plan, streamed
-from haversack.tools.command_line import positive, tool, verdict
+from haversack.tools.command_line import run_on_models, tool, verdict
 
 CTX_TOKENS = 512
 MOST_OWN = 0.02
@@ -83,7 +82,7 @@ def _plain_s_per_token(plain: PlainLlama, work: Work) -> float:
     return (time.perf_counter() - began_s) / len(others)
 
 
-def measured(path: Path, tokens: int, rounds: int) -> Iterator[bool]:
+def measured(path: Path, rounds: int, tokens: int) -> Iterator[bool]:
     """Print both results of a model; yield whether each holds."""
     bounds = BUILTIN_BOUNDS if path == edge.builtin_model() else OTHER_BOUNDS
     planned = edge.plan(path, ram="1TiB", ctx=CTX_TOKENS)
@@ -104,19 +103,8 @@ def measured(path: Path, tokens: int, rounds: int) -> Iterator[bool]:
 @tool
 def main(arguments: Sequence[str] | None) -> int:
     """Return 0 if all bounds hold."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("models", type=Path, nargs="*", metavar="MODEL")
-    parser.add_argument("--tokens", type=positive, default=128)
-    parser.add_argument("--rounds", type=positive, default=7)
-    given = parser.parse_args(arguments)
-    held = [
-        holds
-        for path in (edge.builtin_model(), *given.models)
-        for holds in measured(path, given.tokens, given.rounds)
-    ]
-    return 0 if all(held) else 1
+    counts = {"rounds": (7, "that are timed"), "tokens": (128, "of a round")}
+    return run_on_models(arguments, __doc__, measured, counts, always=[edge.builtin_model()])
 
 
 if __name__ == "__main__":

@@ -10,19 +10,17 @@ to read the bytes at the drive's rate. Memory for the model and the share is nee
 MODEL's own drive, held back to the rate, if it is faster by a third; else from the page cache.
 """
 
-import argparse
 import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from haversack import edge
 from haversack.devices.units import parse_bytes
 from haversack.edge.bench import random_tokens
 from haversack.edge.planner import Plan, streamed
 from haversack.tools.bench.steady_drive import steady_drive, warm
-from haversack.tools.command_line import positive, tool, verdict
+from haversack.tools.command_line import streaming_parser, tool, verdict
 
 BOUND, MOST_WRONG = 1.16, 0.02
 
@@ -111,14 +109,8 @@ def _result(
 @tool
 def main(arguments: Sequence[str] | None) -> int:
     """Return 0 if both bounds hold."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--share", type=float, default=0.25, help="of the expert bytes")
+    parser = streaming_parser(__doc__, tokens=512)
     parser.add_argument("--rate", default="1GB", help="of the steady drive, a second")
-    parser.add_argument("--tokens", type=positive, default=512)
-    parser.add_argument("--rounds", type=positive, default=3)
     given = parser.parse_args(arguments)
     planned = edge.plan(given.model, ram="1TiB", ctx=given.tokens, batch=given.tokens)
     for path in planned.geometry.paths:

@@ -10,7 +10,6 @@ of plain llama.cpp's cost. Both engines take turns in one process and compute th
 row. Without MODEL: the built-in model.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from haversack import edge
 from haversack.edge.bench import Work, decode, random_tokens
 from haversack.edge.plain_llama import PlainLlama
 from haversack.edge.planner import Plan, streamed
-from haversack.tools.command_line import positive, tool, verdict
+from haversack.tools.command_line import run_on_models, tool, verdict
 
 BOUND = 1.10
 NUM_ROWS = (2, 4, 7)
@@ -142,7 +141,7 @@ def measure(plain: PlainLlama, planned: Plan, rounds: int, passes: int) -> list[
     ]
 
 
-def report(path: Path, rounds: int, passes: int) -> Iterator[bool]:
+def measured(path: Path, rounds: int, passes: int) -> Iterator[bool]:
     """Print all results of a model; yield whether each holds."""
     planned = edge.plan(path, ram="1TiB", ctx=CTX_TOKENS)
     with PlainLlama(path, CTX_TOKENS, planned.shape.threads) as plain:
@@ -160,19 +159,8 @@ def report(path: Path, rounds: int, passes: int) -> Iterator[bool]:
 @tool
 def main(arguments: Sequence[str] | None) -> int:
     """Return 0 if all bounds hold."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("models", type=Path, nargs="*", metavar="MODEL")
-    parser.add_argument("--rounds", type=positive, default=7)
-    parser.add_argument("--passes", type=positive, default=16, help="of each kind in a round")
-    given = parser.parse_args(arguments)
-    held = [
-        holds
-        for path in given.models or [edge.builtin_model()]
-        for holds in report(path, given.rounds, given.passes)
-    ]
-    return 0 if all(held) else 1
+    counts = {"rounds": (7, "that are timed"), "passes": (16, "of each kind in a round")}
+    return run_on_models(arguments, __doc__, measured, counts)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ the other with everything in memory, and at least 1.1 with a quarter of the expe
 steady drive of 1 GB/s. Each text is the same both times. Without MODEL: the built-in model.
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -21,7 +20,7 @@ from haversack import edge
 from haversack.edge.bench import random_tokens
 from haversack.edge.planner import streamed
 from haversack.tools.bench.steady_drive import steady_drive
-from haversack.tools.command_line import positive, tool, verdict
+from haversack.tools.command_line import run_on_models, tool, verdict
 
 SHARE, RATE_BYTES_S = 0.25, 1e9
 RESIDENT_BOUND, STREAMED_BOUND = 1.0, 1.1
@@ -95,35 +94,24 @@ def holds(name: str, model: edge.Model, num_tokens: int, rounds: int, bound: flo
     return all(held)
 
 
-def measured(path: Path, num_tokens: int, rounds: int) -> Iterator[bool]:
+def measured(path: Path, rounds: int, tokens: int) -> Iterator[bool]:
     """Print both results of a model; yield whether each holds."""
     planned = edge.plan(path, ram="1TiB", ctx=CTX_TOKENS, sequences=len(OPENINGS))
     with edge.load(planned) as model:
         name = f"{path.name} in memory"
-        yield holds(name, model, num_tokens, rounds, RESIDENT_BOUND)
+        yield holds(name, model, tokens, rounds, RESIDENT_BOUND)
     drive = steady_drive(path, RATE_BYTES_S)
     options = edge.LoadOptions(open_file=drive.open, warm_start=False)
     with edge.load(streamed(planned, SHARE), options=options) as model:
         name = f"{path.name} with {SHARE:.0%} in slots at {RATE_BYTES_S / 1e9:g} GB/s"
-        yield holds(name, model, num_tokens, rounds, STREAMED_BOUND)
+        yield holds(name, model, tokens, rounds, STREAMED_BOUND)
 
 
 @tool
 def main(arguments: Sequence[str] | None) -> int:
     """Return 0 if all bounds hold."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("models", type=Path, nargs="*", metavar="MODEL")
-    parser.add_argument("--rounds", type=positive, default=7)
-    parser.add_argument("--tokens", type=positive, default=64, help="of each text")
-    given = parser.parse_args(arguments)
-    held = [
-        all_hold
-        for path in given.models or [edge.builtin_model()]
-        for all_hold in measured(path, given.tokens, given.rounds)
-    ]
-    return 0 if all(held) else 1
+    counts = {"rounds": (7, "that are timed"), "tokens": (64, "of each text")}
+    return run_on_models(arguments, __doc__, measured, counts)
 
 
 if __name__ == "__main__":
