@@ -3,6 +3,10 @@
 A key names an expert of a table: the row of its layer times the number of experts in a layer, plus
 its id. A policy is told which experts are used, layer after layer, and orders those that could
 leave. A pass is one walk through the layers, for a token or for a batch.
+
+A use has the level at which the expert was wanted (`cache/precision.py`), HIGH where no other is
+said. Axis of the counts: the level of the use, HIGH and LOW; a use that may be skipped counts as
+LOW, because a LOW copy serves it.
 """
 
 from collections import OrderedDict
@@ -12,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from haversack.cache.precision import HIGH, LOW, Levels
 
 Keys = npt.NDArray[np.int32]
 Slots = npt.NDArray[np.int32]
@@ -27,28 +33,36 @@ class Policy:
     """What all policies know: when and how often each expert was used, and how far away its layer
     is.
 
-    Subclasses score experts. Those with the lowest scores leave first; of equal scores the lowest
-    key does. The engine keeps the counts of `ExpectedUse` in C++ (offload/native/slots.cpp).
+    Subclasses score the experts' copies of one level. Those with the lowest scores leave first; of
+    equal scores the lowest key does. `low_cost` is a LOW copy's part of a HIGH one's bytes.
+    The engine keeps the counts of `ExpectedUse` in C++ (offload/native/slots.cpp).
     """
 
-    def __init__(self, num_rows: int, num_experts: int) -> None:
-        self.num_rows, self.num_experts = num_rows, num_experts
+    def __init__(self, num_rows: int, num_experts: int, low_cost: float = 0.0) -> None:
+        self.num_rows, self.num_experts, self.low_cost = num_rows, num_experts, low_cost
         num_keys = num_rows * num_experts
         self.row_of = np.arange(num_keys) // num_experts
         self.clock = np.array([1.0, 0.0, 0.0, 1.0])
-        self.uses = np.zeros(num_keys)  # counts survive eviction
-        self.last_pass = np.zeros(num_keys)  # in which an expert was used last; 0: never
-        self.last_use = np.zeros(num_keys)  # the same by a clock that counts layers
+        self.uses = np.zeros((2, num_keys))  # counts survive eviction
+        self.last_pass = np.zeros((2, num_keys))  # in which an expert was used last; 0: never
+        self.last_use = np.zeros((2, num_keys))  # the same by a clock that counts layers
 
-    def use(self, keys: Keys) -> None:
-        """Note that the experts `keys`, all of one layer, are used now, with a slot or without."""
+    def use(self, keys: Keys, levels: Levels | int = HIGH) -> None:
+        """Note that the experts `keys`, all of one layer, are used now and wanted at `levels`, with
+        a slot or without."""
         row = int(keys[0]) // self.num_experts
         self.clock[_PASSES] += row <= self.row and self.layers > 0
         self.clock[_ROW] = row
         self.clock[_LAYERS] += 1
-        self.uses[keys] += 1
-        self.last_pass[keys] = self.passes
-        self.last_use[keys] = self.layers
+        low = np.broadcast_to(levels, keys.shape) != HIGH
+        self.count(HIGH, keys[~low])
+        self.count(LOW, keys[low])
+
+    def count(self, level: int, keys: Keys) -> None:
+        """Count the uses of `keys` that want `level`."""
+        self.uses[level, keys] += 1
+        self.last_pass[level, keys] = self.passes
+        self.last_use[level, keys] = self.layers
 
     @property
     def passes(self) -> int:
@@ -68,9 +82,10 @@ class Policy:
     def leave(self, keys: Keys) -> None:
         """Note that the experts `keys` were evicted."""
 
-    def first_to_go(self, keys: Keys, count: int) -> npt.NDArray[np.intp]:
-        """Return the positions in `keys` of the `count` experts that leave first, in that order."""
-        scores = self.scores(keys)
+    def first_to_go(self, keys: Keys, count: int, level: int = HIGH) -> npt.NDArray[np.intp]:
+        """Return the positions in `keys` of the `count` experts whose copies of `level` leave
+        first, in that order."""
+        scores = self.scores(keys, level)
         some = np.arange(len(keys))
         if count < len(keys):  # a token needs a few slots of thousands, so not all are sorted
             bound = np.partition(scores, count)[count]
@@ -78,8 +93,8 @@ class Policy:
         order = np.lexsort((keys[some], scores[some]))[:count]
         return some[order]
 
-    def scores(self, keys: Keys) -> Scores:
-        """Return the score of each expert."""
+    def scores(self, keys: Keys, level: int = HIGH) -> Scores:
+        """Return the score of each expert's copy of `level`. Scores of both levels compare."""
         raise NotImplementedError
 
     def distance(self, keys: Keys) -> npt.NDArray[np.int64]:
@@ -88,25 +103,28 @@ class Policy:
         distance: npt.NDArray[np.int64] = (self.row_of[keys] - self.row - 1) % self.num_rows + 1
         return distance
 
-    def used_lately(self, keys: Keys) -> npt.NDArray[np.bool_]:
-        """Return whether each expert was used when its layer came last."""
+    def used_lately(self, keys: Keys, level: int = HIGH) -> npt.NDArray[np.bool_]:
+        """Return whether each expert was used when its layer came last, and wanted at `level`."""
         latest = self.passes - (self.row_of[keys] > self.row)
-        lately: npt.NDArray[np.bool_] = self.last_pass[keys] == latest
+        lately: npt.NDArray[np.bool_] = self.last_pass[level, keys] == latest
         return lately
 
 
 class Lru(Policy):
     """The expert used longest ago leaves first."""
 
-    def scores(self, keys: Keys) -> Scores:
-        return self.last_use[keys]
+    def scores(self, keys: Keys, level: int = HIGH) -> Scores:
+        scores: Scores = self.last_use[:, keys].max(axis=0)
+        return scores
 
 
 class Lfu(Policy):
     """The expert used least often leaves first; of several, the one used longest ago."""
 
-    def scores(self, keys: Keys) -> Scores:
-        return self.uses[keys] + self.last_use[keys] / (self.layers + 1)
+    def scores(self, keys: Keys, level: int = HIGH) -> Scores:
+        latest = self.last_use[:, keys].max(axis=0)
+        scores: Scores = self.uses[:, keys].sum(axis=0) + latest / (self.layers + 1)
+        return scores
 
 
 @dataclass(frozen=True)
@@ -126,25 +144,28 @@ class Weights:
 
 class Multidimensional(Policy):
     """HOBBIT's priority: recency, frequency, uses in high precision, and how soon the layer comes
-    (arXiv 2411.01433, section 3.5). As long as every use is in high precision, it counts twice."""
+    (arXiv 2411.01433, section 3.5). A use in high precision counts twice."""
 
     def __init__(self, num_rows: int, num_experts: int, weights: Weights | None = None) -> None:
         super().__init__(num_rows, num_experts)
         self._weights = weights or Weights()
 
-    def scores(self, keys: Keys) -> Scores:
+    def scores(self, keys: Keys, level: int = HIGH) -> Scores:
         w = self._weights
-        used = w.recency * self.last_pass[keys] + (w.frequency + w.high) * self.uses[keys]
+        used: Scores = w.recency * self.last_pass[:, keys].max(axis=0)
+        used += w.frequency * self.uses[:, keys].sum(axis=0) + w.high * self.uses[HIGH, keys]
         soon: Scores = 1 - (self.distance(keys) - 1) / self.num_rows
         return used / self.passes + w.distance * soon
 
 
 class LeastCostlyUsed(Policy):
     """MoE-APEX's cost of a miss, divided by the layer's distance, with a bonus for the latest
-    uses."""
+    uses. A use in low precision costs less than one in high precision."""
 
-    def scores(self, keys: Keys) -> Scores:
-        worth = self.uses[keys] / self.passes + 0.5 * self.used_lately(keys)
+    def scores(self, keys: Keys, level: int = HIGH) -> Scores:
+        cost = self.uses[HIGH, keys] + self.low_cost * self.uses[LOW, keys]
+        lately = self.used_lately(keys, HIGH) | self.used_lately(keys, LOW)
+        worth = cost / self.passes + 0.5 * lately
         scores: Scores = worth / (self.distance(keys) - 0.9)
         return scores
 
@@ -153,48 +174,60 @@ class LeastStale(Policy):
     """SpecMD's rule, as its abstract describes it (arXiv 2602.03921): experts that this pass has
     not used leave first, and of them first those whose layer is over."""
 
-    def scores(self, keys: Keys) -> Scores:
-        fresh = self.last_pass[keys] == self.passes
+    def scores(self, keys: Keys, level: int = HIGH) -> Scores:
+        fresh = self.last_pass[:, keys].max(axis=0) == self.passes
         scores: Scores = 2 * self.num_rows * fresh - self.distance(keys)
-        scores = scores + self.last_use[keys] / 1e12
+        scores = scores + self.last_use[:, keys].max(axis=0) / 1e12
         return scores
 
 
 class ExpectedUse(Policy):
-    """The expert that gains least from its slot leaves first. The gain is the chance that its layer
+    """The copy that gains least from its bytes leaves first. The gain is the chance that its layer
     chooses the expert when it comes next, divided by the time until then.
 
     The chance is the share of passes that used the expert, with older passes counting less. It is
     higher if the expert was used when its layer came last, and a little higher the later that was.
     Over a loop that is longer than the cache, this rule keeps a stable choice of experts, where
     `Lru` never hits.
+
+    A HIGH copy saves a HIGH read, or the lower cost of a LOW one. A LOW copy saves LOW reads alone;
+    for each of its bytes it gains as much as a HIGH copy for HIGH reads.
     """
 
     HALF_LIFE = 16  # passes; this and the values below were fitted on four recorded models
     LATELY = 0.3
     RECENCY = 0.05
 
-    def __init__(self, num_rows: int, num_experts: int) -> None:
-        super().__init__(num_rows, num_experts)
+    def __init__(self, num_rows: int, num_experts: int, low_cost: float = 0.0) -> None:
+        super().__init__(num_rows, num_experts, low_cost)
         # uses, in units that grow from pass to pass, so that no older use must be touched
-        self.faded = np.zeros(num_rows * num_experts)
+        self.faded = np.zeros((2, num_rows * num_experts))
 
-    def use(self, keys: Keys) -> None:
-        before = self.passes
-        super().use(keys)
-        if self.passes != before:
+    def use(self, keys: Keys, levels: Levels | int = HIGH) -> None:
+        if int(keys[0]) // self.num_experts <= self.row and self.layers > 0:  # a pass begins
             self.clock[_UNIT] *= 2 ** (1 / self.HALF_LIFE)
             if self.clock[_UNIT] > 1e100:
                 self.faded /= self.clock[_UNIT]
                 self.clock[_UNIT] = 1.0
-        self.faded[keys] += self.clock[_UNIT]
+        super().use(keys, levels)
 
-    def scores(self, keys: Keys) -> Scores:
-        chance = self.faded[keys] / (self.HALF_LIFE * self.clock[_UNIT])
-        chance += self.LATELY * self.used_lately(keys)
-        chance += self.RECENCY * self.last_use[keys] / (self.layers + 1)
+    def count(self, level: int, keys: Keys) -> None:
+        super().count(level, keys)
+        self.faded[level, keys] += self.clock[_UNIT]
+
+    def scores(self, keys: Keys, level: int = HIGH) -> Scores:
+        chance = self._chance(keys, level)
+        if level == HIGH and self.low_cost:
+            chance += self.low_cost * self._chance(keys, LOW)
         scores: Scores = chance / np.sqrt(self.distance(keys))
         return scores
+
+    def _chance(self, keys: Keys, level: int) -> Scores:
+        """Return the chance that each expert is wanted at `level` when its layer comes next."""
+        chance: Scores = self.faded[level, keys] / (self.HALF_LIFE * self.clock[_UNIT])
+        chance += self.LATELY * self.used_lately(keys, level)
+        chance += self.RECENCY * self.last_use[level, keys] / (self.layers + 1)
+        return chance
 
 
 class Arc(Policy):
@@ -216,8 +249,8 @@ class Arc(Policy):
         share = spare // (self.num_rows - shallow)
         return [self.num_experts] * shallow + [share] * (self.num_rows - shallow)
 
-    def use(self, keys: Keys) -> None:
-        super().use(keys)
+    def use(self, keys: Keys, levels: Levels | int = HIGH) -> None:
+        super().use(keys, levels)
         for key in keys.tolist():
             self._layers[self.row].use(key)
 
@@ -225,7 +258,7 @@ class Arc(Policy):
         for key in keys.tolist():
             self._layers[key // self.num_experts].leave(key)
 
-    def first_to_go(self, keys: Keys, count: int) -> npt.NDArray[np.intp]:
+    def first_to_go(self, keys: Keys, count: int, level: int = HIGH) -> npt.NDArray[np.intp]:
         """The layer that is furthest above its share loses an expert, as its own ARC chooses."""
         places = {key: place for place, key in enumerate(keys.tolist())}
         excess = np.array([len(layer) - layer.share for layer in self._layers])
@@ -297,9 +330,9 @@ class Belady(Policy):
             self._following.append(seen[uses[moment]])
             seen[uses[moment]] = moment
 
-    def use(self, keys: Keys) -> None:
-        super().use(keys)
+    def use(self, keys: Keys, levels: Levels | int = HIGH) -> None:
+        super().use(keys, levels)
         self._next[keys] = self._following.pop()
 
-    def scores(self, keys: Keys) -> Scores:
+    def scores(self, keys: Keys, level: int = HIGH) -> Scores:
         return -self._next[keys]
