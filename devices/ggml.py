@@ -191,7 +191,7 @@ def _op_code(name: bytes) -> int:
     return next(code for code in range(128) if native.ggml_op_name(code) == name)
 
 
-_OP_MUL_MAT, _OP_ADD = map(_op_code, (b"MUL_MAT", b"ADD"))
+_OP_MUL_MAT, _OP_MUL_MAT_ID, _OP_ADD = map(_op_code, (b"MUL_MAT", b"MUL_MAT_ID", b"ADD"))
 
 
 class GraphNode:
@@ -236,6 +236,12 @@ class GraphNode:
     def is_product(self) -> bool:
         """Return whether it multiplies a matrix, its first source, with its second source."""
         return bool(self._tensor.op == _OP_MUL_MAT)
+
+    @property
+    def is_expert_product(self) -> bool:
+        """Return whether it multiplies its second source with the matrices of experts, its first
+        source, that its third source chooses."""
+        return bool(self._tensor.op == _OP_MUL_MAT_ID)
 
     def array(self, dtype: Any) -> npt.NDArray[Any]:
         """Return the node's values as a strided view, slowest axis first: (n2, n1, n0) of

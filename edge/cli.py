@@ -37,6 +37,7 @@ from haversack.edge.options import (
     ClearOptions,
     DoctorOptions,
     LogOptions,
+    LowOptions,
     ModelOptions,
     OutputOptions,
     RunOptions,
@@ -45,7 +46,8 @@ from haversack.edge.options import (
     takes,
 )
 from haversack.edge.planner import DENSE, Plan
-from haversack.quant.trunk import list_trunks, remove_trunks
+from haversack.quant.records import LowFile, list_low_files
+from haversack.quant.trunk import TrunkFile, list_trunks, remove_trunks
 
 _log = logging.getLogger("haversack.cli")
 
@@ -270,21 +272,47 @@ def _title(name: str) -> str:
     return name.replace("_bytes_s", "_speed").removesuffix("_bytes").replace("_", " ")
 
 
+@app.command("prepare")
+@takes(ModelOptions, LowOptions, CacheOptions, OutputOptions, LogOptions)
+def prepare_model(
+    model: ModelOptions,
+    low: LowOptions,
+    cache: CacheOptions,
+    output: OutputOptions,
+    log: LogOptions,
+) -> None:
+    """Make low copies of a model's experts. Interrupted, it goes on where it was."""
+    from haversack.edge.prepare import PrepareOptions, prepare
+
+    log_to_stderr(log.verbose)
+    with load_progress(log.verbose) as progress:
+        options = PrepareOptions(model.ram, model.threads, cache.folder, progress)
+        made = prepare(model.path, low.low, low.imatrix, low.calibrate, options)
+    if output.json:
+        write_json({"model": str(model.path), **asdict(made), "path": str(made.path)})
+        return
+    for note in made.notes:
+        notice(f"haversack: {note}")
+    damaged = f", {made.num_damaged} of them were damaged" if made.num_damaged else ""
+    write_text(
+        f"{made.source}: {format_bytes(made.disk_bytes)} beside {format_bytes(made.expert_bytes)}"
+        f" of {made.num_experts} experts, {made.num_made} made now{damaged}\n{made.path}\n"
+    )
+
+
 @app.command("cache")
 @takes(ClearOptions, CacheOptions, OutputOptions)
 def show_cache(clear: ClearOptions, cache: CacheOptions, output: OutputOptions) -> None:
-    """List the trunk files, or remove them and what lies beside them."""
-    trunks = list_trunks(cache.folder)
-    disk_bytes = sum(trunk.disk_bytes for trunk in trunks)
+    """List the trunk files and low copies, or remove them and what lies beside them."""
+    trunks, low_files = list_trunks(cache.folder), list_low_files(cache.folder)
+    disk_bytes = sum(t.disk_bytes for t in trunks) + sum(low.disk_bytes for low in low_files)
     freed_bytes = remove_trunks(cache.folder) if clear.clear else 0
     if output.json:
-        files = [
-            {"path": str(t.path), "model": t.model, "disk_bytes": t.disk_bytes} for t in trunks
-        ]
         write_json(
             {
                 "cache_dir": str(cache.folder),
-                "trunks": files,
+                "trunks": [_object_of(trunk) for trunk in trunks],
+                "low_copies": [_object_of(low) for low in low_files],
                 "disk_bytes": disk_bytes,
                 "freed_bytes": freed_bytes,
             }
@@ -292,7 +320,14 @@ def show_cache(clear: ClearOptions, cache: CacheOptions, output: OutputOptions) 
     elif clear.clear:
         write_text(f"{format_bytes(freed_bytes)} freed in {cache.folder}\n")
     else:
-        rows = [(t.model, format_bytes(t.disk_bytes), t.path.name) for t in trunks]
-        write_table(
-            f"{format_bytes(disk_bytes)} in {cache.folder}", ("model", ">disk", "file"), rows
-        )
+        rows = [(t.model, "trunk", format_bytes(t.disk_bytes), t.path.name) for t in trunks]
+        for low in low_files:
+            what = f"low copies, {low.share:.0%}: {low.source}"
+            rows.append((low.model, what, format_bytes(low.disk_bytes), low.path.name))
+        title = f"{format_bytes(disk_bytes)} in {cache.folder}"
+        write_table(title, ("model", "what", ">disk", "file"), sorted(rows))
+
+
+def _object_of(file: TrunkFile | LowFile) -> dict[str, Any]:
+    """Return a file of the cache as JSON holds it."""
+    return {**asdict(file), "path": str(file.path)}

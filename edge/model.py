@@ -26,6 +26,7 @@ from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.sequence import LogitsCall, RowsCall, TokenSequence
 from haversack.edge.stats import Stats
 from haversack.edge.templates import ChatTemplate
+from haversack.offload.activations import ActivationWatch, ActivationWatcher
 from haversack.offload.engine import Engine
 from haversack.offload.expert_engine import Predict
 from haversack.offload.routing import Watcher
@@ -246,6 +247,15 @@ class Model:
         with self._loop.between_passes() as engine:
             engine.watch(watcher, predict)
             self._loop.start_anew()
+
+    def watch_activations(self, watcher: ActivationWatcher) -> ActivationWatch:
+        """Have `watcher` told of what the experts are multiplied with, until the model is closed or
+        its routing is watched; `error` of what is returned is the error that `watcher` raised, if
+        any. What the model has computed so far is forgotten. Raises ClosedError."""
+        with self._loop.between_passes() as engine:
+            watch = engine.watch_activations(watcher)
+            self._loop.start_anew()
+        return watch
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless our own books agree; for tests and the worried. Raises

@@ -23,6 +23,7 @@ from haversack.edge.planner import DEFAULT_BATCH_TOKENS, Plan, plan
 from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.schema import MAX_SCHEMA_CHARS
 from haversack.edge.text import without_mark
+from haversack.quant.requantize import DEFAULT_LOW
 
 LLAMA_CPP = "llama.cpp"  # the engine that a benchmark can compare with
 
@@ -144,11 +145,14 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """Where trunk files lie."""
+    """Where trunk files and low copies lie."""
 
     cache_dir: Annotated[
         Path | None,
-        _memory(metavar="FOLDER", help="Folder of the trunk files; the user's cache unless given."),
+        _memory(
+            metavar="FOLDER",
+            help="Folder of trunk files and low copies; the user's cache unless given.",
+        ),
     ] = None
 
     @property
@@ -358,11 +362,40 @@ class DoctorOptions:
 
 
 @dataclass(frozen=True)
+class LowOptions:
+    """Which low copies of a model's experts are made."""
+
+    low: Annotated[
+        str,
+        typer.Option(
+            metavar="TYPE",
+            help="Block type of the copies, as q2_k, q3_k, iq2_xxs, iq3_xxs: those whose names"
+            " begin with iq1 or iq2_x need --imatrix or --calibrate.",
+        ),
+    ] = DEFAULT_LOW
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Weight the columns by this imatrix file of llama.cpp."),
+    ] = None
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Weight the columns by what the model computes on the text in this file.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
 class ClearOptions:
-    """What happens to the trunk files."""
+    """What happens to the trunk files and low copies."""
 
     clear: Annotated[
-        bool, typer.Option("--clear", help="Remove them; the next load writes them again.")
+        bool,
+        typer.Option(
+            "--clear",
+            help="Remove them; the next load writes the trunks again, `prepare` the low copies.",
+        ),
     ] = False
 
 

@@ -9,6 +9,7 @@ from haversack.devices.errors import HaversackError, ModelFileError, StorageErro
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel, OnNode, Progress
 from haversack.devices.storage import DirectFile
+from haversack.offload.activations import ActivationWatch, ActivationWatcher
 from haversack.offload.device import ContextDevice
 from haversack.offload.expert_buffer import ExpertBuffer
 from haversack.offload.expert_engine import ExpertEngine, Predict
@@ -79,6 +80,15 @@ class Engine:
             self.experts.predict_by_routers(watcher is None)
         watch = None if watcher is None else RoutingWatch(watcher, self.experts).on_node
         self._renew_context(watch)
+
+    def watch_activations(self, watcher: ActivationWatcher) -> ActivationWatch:
+        """Have `watcher` told what the experts are multiplied with, see `ActivationWatch`, until
+        `watch` is called. The context is made anew, and is empty."""
+        if self.experts is not None:
+            self.experts.predict_by_routers(True)
+        made = ActivationWatch(watcher, streamed=self.experts is not None)
+        self._renew_context(made.on_node)
+        return made
 
     def on_close(self, closer: Callable[[], None]) -> None:
         """Have `close` call `closer`, before the closers that were given earlier."""

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from haversack.devices.conversion import Floats, to_floats
+from haversack.devices.conversion import Floats
 from haversack.devices.ggml import F32, GgufHeader, TensorInfo
-from haversack.quant.blocks import block_type
-from haversack.quant.gguf import ExpertMatrix, ModelGeometry, opened_headers
+from haversack.quant.experts import expert_rows
+from haversack.quant.gguf import ModelGeometry, opened_headers
 
 _SAMPLE_BYTES = 64 * 1024  # of each float32 tensor
 _SAMPLE_ROWS = 8  # of each expert matrix that is compared
@@ -42,18 +42,6 @@ def why_unlike(geometry: ModelGeometry, other: ModelGeometry) -> str | None:
                         f" {unlike:.0%}, more than any rounding explains"
                     )
     return None
-
-
-def expert_rows(
-    geometry: ModelGeometry, matrix: ExpertMatrix, expert: int, num_rows: int | None = None
-) -> Floats:
-    """Return the first rows (all, if `num_rows` is None) of an expert's matrix, (rows, K)."""
-    kind = block_type(matrix.type_id)
-    count = min(num_rows or matrix.num_rows, matrix.num_rows)
-    num_bytes = count * kind.row_bytes(matrix.row_elements)
-    offset = matrix.offset + expert * matrix.expert_bytes
-    blocks = np.fromfile(geometry.paths[matrix.part], np.uint8, num_bytes, offset=offset)
-    return to_floats(blocks.reshape(count, -1), matrix.type_id)
 
 
 def _float_samples(

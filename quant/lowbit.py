@@ -2,9 +2,11 @@
 
 The engine reads a low copy where an expert matters little. This module is the interface of all
 sources. A second, smaller GGUF of the same model is one of them: its experts are used as they lie
-in its file, so nothing has to be prepared.
+in its file, so nothing has to be prepared. `haversack prepare` makes the others, see
+`quant.requantize` and `quant.nested`.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,11 +14,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from haversack.devices.errors import ModelFileError
+from haversack.devices.errors import ModelFileError, StorageError
 from haversack.devices.ggml import type_geometry
 from haversack.devices.units import format_bytes
 from haversack.quant.gguf import ExpertCopy, ExpertMatrix, ModelGeometry, read_geometry
 from haversack.quant.likeness import why_unlike
+from haversack.quant.records import low_path, read_records
+
+_log = logging.getLogger("haversack.low")
 
 LOW = 1  # the level of a low copy
 
@@ -35,16 +40,17 @@ class LowCopies:
     damaged or not written yet: such an expert is read from the model's file. None: there are no
     checksums, and all experts have a copy.
 
-    With `rests`, the low copies are nested: an expert whose low copy is in memory becomes the
-    original, bit for bit, when its rest is read and joined with it (see `quant.nested`). `type_id`
-    of a rest is that of the original. `rest_digests` are their checksums.
+    With `rests`, the low copies are nested: a matrix whose low copy is in memory becomes the
+    original, bit for bit, when its rest is read and joined with it (see `quant.nested`). A rest has
+    level 0 and the original's `type_id`; it is None where the low copy is the original already.
+    `rest_digests` are the rests' checksums.
     """
 
     source: str
     paths: tuple[Path, ...]
     copies: Copies
     digests: npt.NDArray[np.uint64] | None = field(default=None, compare=False)
-    rests: Copies | None = None
+    rests: tuple[tuple[ExpertCopy | None, ...], ...] | None = None
     rest_digests: npt.NDArray[np.uint64] | None = field(default=None, compare=False)
 
     def has(self, layer_idx: int, expert: int) -> bool:
@@ -124,3 +130,44 @@ def _matrices(geometry: ModelGeometry) -> Iterator[ExpertMatrix]:
 
 def _shape(matrix: ExpertMatrix) -> tuple[int, int, int]:
     return matrix.row_elements, matrix.num_rows, matrix.num_experts
+
+
+# -------------------------------------------------------------- prepared copies
+def prepared_low(geometry: ModelGeometry, cache_dir: Path) -> LowCopies | None:
+    """Return the low copies that `haversack prepare` has made of a model, those that are there by
+    now; None if there are none. Copies that cannot be used are logged and give None."""
+    path = low_path(geometry, cache_dir)
+    if not path.is_file():
+        _warn_of_older(path)
+        return None
+    try:
+        layout, digests = read_records(path)
+    except StorageError as error:
+        _log.warning("%s; run `haversack prepare` again, until then there are none", error)
+        return None
+    part = len(geometry.paths)
+
+    layers = tuple(enumerate(geometry.layers))
+    copies = tuple(
+        tuple(
+            copy or kept_high(matrix)
+            for copy, matrix in zip(layout.copies(0, idx, part), layer.matrices, strict=True)
+        )
+        for idx, layer in layers
+    )
+    if len(layout.matrices) == 1:
+        return LowCopies(layout.source, (path,), copies, digests[0])
+    rests = tuple(
+        tuple(copy and replace(copy, level=0) for copy in layout.copies(1, idx, part))
+        for idx, _ in layers
+    )
+    return LowCopies(layout.source, (path,), copies, digests[0], rests, digests[1])
+
+
+def _warn_of_older(path: Path) -> None:
+    model = path.name.split("-")[0]
+    if any(path.parent.glob(f"{model}-*{path.suffix}")):
+        _log.warning(
+            "the low copies of this model were made of an older version of its file: run"
+            " `haversack prepare` again, until then there are none"
+        )

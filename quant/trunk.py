@@ -2,8 +2,9 @@
 
 It has the same key-values and tensors as the model. The expert tensors are declared in the smallest
 type there is and left as holes, which take no disk. A trunk is built once for each model and kept
-in a cache folder as `<model's path, hashed>-<fingerprint>.gguf`. Beside it lie a `.json` for people
-and a `.resident`, which says with which experts to start. The file ends with a seal, which shows at
+in a cache folder as `<model's path, hashed>-<fingerprint>.gguf`. Beside it lie a `.json` for
+people, a `.resident`, which says with which experts to start, and a `.low` with the low copies of
+the experts if they were prepared (see `quant.records`). The file ends with a seal, which shows at
 every load whether the file is what was written (see `quant.seal`). One process at a time writes
 trunks to the folder: it holds a lock, which the system releases however the process ends, and its
 file is named `.gguf.unfinished` until it is whole.
@@ -35,7 +36,8 @@ if sys.platform != "win32":
 _FORMAT = "trunk 2, ggml 0.25.3"
 # The folder may also hold the user's models: touch no file but those with such names.
 _OUR_NAME = re.compile(
-    r"[0-9a-f]{12}-[0-9a-f]{20}\.(gguf|gguf\.unfinished|json|resident(\.\w{8})?)"
+    r"[0-9a-f]{12}-[0-9a-f]{20}\."
+    r"(gguf|gguf\.unfinished|json|resident(\.\w{8})?|low|importance(\.draft)?)"
 )
 _CHUNK_BYTES = 8 * 1024 * 1024
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -62,7 +64,7 @@ def ensure_trunk(
     processes one writes and the others wait. Older trunks of the same model are removed. `progress`
     is told the share done, 0 to 1. Raises StorageError if the disk is full or fails.
     """
-    path = cache_dir / _name(geometry)
+    path = cache_dir / f"{model_name(geometry)}.gguf"
     if not path.is_file():
         with _writing(geometry, cache_dir):
             if not path.is_file():  # no other process wrote it while this one waited
@@ -75,7 +77,7 @@ def rewrite_trunk(
 ) -> Path:
     """Do as `ensure_trunk` for a damaged trunk: write it anew, unless another process has just done
     so."""
-    path = cache_dir / _name(geometry)
+    path = cache_dir / f"{model_name(geometry)}.gguf"
     with _writing(geometry, cache_dir):
         if not is_whole(path, hole_names(geometry)):
             path.unlink(missing_ok=True)  # the new trunk may need its room
@@ -97,28 +99,29 @@ def resident_path(trunk: Path) -> Path:
 def list_trunks(cache_dir: Path) -> list[TrunkFile]:
     """Return all trunks in `cache_dir`, also those being written or left by a killed process."""
     trunks: list[TrunkFile] = []
-    for path in _our_files(cache_dir):
+    for path in our_files(cache_dir):
         with contextlib.suppress(FileNotFoundError):  # renamed or removed a moment ago
             if path.suffix in (".gguf", ".unfinished"):
-                disk_bytes = _disk_bytes(path)
+                disk_bytes = disk_bytes_of(path)
                 with contextlib.suppress(FileNotFoundError):
-                    disk_bytes += _disk_bytes(resident_path(path))
+                    disk_bytes += disk_bytes_of(resident_path(path))
                 trunks.append(TrunkFile(path, _described_model(path), disk_bytes))
     return trunks
 
 
 def remove_trunks(cache_dir: Path) -> int:
-    """Remove every trunk but one that is being written, and what lies beside it, from `cache_dir`.
+    """Remove every trunk and what lies beside it from `cache_dir`, but not what is being written.
     Return the bytes of disk that this frees. Raises StorageError if the system refuses."""
     freed_bytes = 0
     if not cache_dir.is_dir():
         return freed_bytes
     try:
         with _sole_writer(cache_dir, wait=False) as nobody_writes:
-            for path in _our_files(cache_dir):
+            for path in our_files(cache_dir):
                 if nobody_writes or path.suffix != ".unfinished":
-                    with contextlib.suppress(FileNotFoundError):  # its process ends just now
-                        disk_bytes = _disk_bytes(path)
+                    # its process ends just now, or goes on writing it
+                    with contextlib.suppress(FileNotFoundError, BlockingIOError), locked(path):
+                        disk_bytes = disk_bytes_of(path)
                         path.unlink()
                         freed_bytes += disk_bytes if path.suffix != ".json" else 0
     except OSError as error:
@@ -158,29 +161,41 @@ def _sole_writer(cache_dir: Path, *, wait: bool) -> Iterator[bool]:
         yield alone
 
 
-def _our_files(cache_dir: Path) -> list[Path]:
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Lock a file inside the block. Raises BlockingIOError if another process writes it."""
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def our_files(cache_dir: Path) -> list[Path]:
+    """Return the files in `cache_dir` that have names of ours."""
     found = cache_dir.iterdir() if cache_dir.is_dir() else ()
     return sorted(path for path in found if _OUR_NAME.fullmatch(path.name))
 
 
-def _disk_bytes(path: Path) -> int:
+def disk_bytes_of(path: Path) -> int:
+    """Return the disk that a file takes, without its holes."""
     return path.stat().st_blocks * 512
 
 
 def _remove_useless(path: Path) -> None:
     """Remove older trunks of the same model than `path`, and what killed processes left."""
     prefix = path.name.split("-")[0]
-    for other in _our_files(path.parent):
+    for other in our_files(path.parent):
         older = other.name.startswith(prefix) and other.stem != path.stem
         if older or other.suffix == ".unfinished":
             other.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------- identity
-def _name(geometry: ModelGeometry) -> str:
+def model_name(geometry: ModelGeometry) -> str:
+    """Return the name, without its ending, of the files that belong to this version of a model's
+    file. Raises StorageError if that cannot be read."""
     path_hash = hashlib.sha256(os.fsencode(geometry.path.resolve())).hexdigest()[:12]
     try:
-        return f"{path_hash}-{_fingerprint(geometry)}.gguf"
+        return f"{path_hash}-{_fingerprint(geometry)}"
     except OSError as error:
         raise StorageError(f"cannot read {geometry.path}: {error}") from error
 

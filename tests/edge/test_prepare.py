@@ -1,0 +1,210 @@
+"""Preparing low copies: what is made, what an interruption leaves, what is found and repaired."""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from haversack.devices.errors import ModelFileError, PromptError, StorageError
+from haversack.edge.loading import builtin_model
+from haversack.edge.planner import plan
+from haversack.edge.prepare import Prepared, PrepareOptions, prepare
+from haversack.quant.gguf import read_geometry
+from haversack.quant.lowbit import prepared_low
+from haversack.quant.records import Record, give_up_record, importance_path, read_records
+from haversack.tools.models.synth import TinyShape
+
+SMALL = TinyShape(num_hidden_layers=2, num_experts=4, vocab_size=64)
+TinyModel = Callable[..., Path]
+CORPUS = Path(__file__).parents[1] / "data" / "corpus"
+
+
+@pytest.fixture
+def model(tiny_model: TinyModel, tmp_path: Path) -> Path:
+    path = tmp_path / "model.gguf"
+    shutil.copyfile(tiny_model(shape=SMALL, expert_type="Q8_0"), path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def made(model: Path, folder: Path, low: str = "q2_k", **arguments: Any) -> Prepared:
+    return prepare(model, low, options=PrepareOptions(cache_dir=folder, threads=2), **arguments)
+
+
+def records_of(path: Path) -> bytes:
+    layout, _ = read_records(path)
+    return path.read_bytes()[layout.table_offset :]
+
+
+def test_prepared_copies_are_found(model: Path, folder: Path) -> None:
+    geometry = read_geometry(model)
+    assert prepared_low(geometry, folder) is None
+    first = made(model, folder)
+    assert (first.num_experts, first.num_made, first.num_damaged) == (8, 8, 0)
+    assert first.disk_bytes < first.expert_bytes / 2
+    low = prepared_low(geometry, folder)
+    assert low is not None
+    assert (low.source, low.paths, low.rests) == ("q2_K", (first.path,), None)
+    assert all(low.has(layer, expert) for layer in range(2) for expert in range(4))
+    for copies in low.copies:
+        assert [(copy.level, copy.part, copy.type_id) for copy in copies] == [(1, 1, 10)] * 3
+    again = made(model, folder)
+    assert (again.num_made, again.num_damaged) == (0, 0)
+
+
+class Stopped(Exception):
+    """Stands for whatever ends preparing."""
+
+
+def test_an_interruption_loses_nothing(model: Path, folder: Path, tmp_path: Path) -> None:
+    whole = made(model, tmp_path / "whole")
+
+    def stop(what: str, share: float) -> None:
+        if share > 0.3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        prepare(model, options=PrepareOptions(cache_dir=folder, threads=2, progress=stop))
+    low = prepared_low(read_geometry(model), folder)
+    assert low is not None
+    present = sum(low.has(layer, expert) for layer in range(2) for expert in range(4))
+    assert 0 < present < 8
+    resumed = made(model, folder)
+    assert resumed.num_made == 8 - present
+    assert records_of(resumed.path) == records_of(whole.path)
+
+
+def test_a_damaged_record_is_made_anew(
+    model: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = made(model, folder)
+    before = records_of(first.path)
+    low = prepared_low(read_geometry(model), folder)
+    assert low is not None
+    with first.path.open("r+b") as file:
+        file.seek(low.copies[1][2].place(3) + 7)
+        file.write(b"damage")
+    repaired = made(model, folder)
+    assert (repaired.num_made, repaired.num_damaged) == (1, 1)
+    assert records_of(repaired.path) == before
+    with caplog.at_level(logging.WARNING, "haversack.low"):
+        give_up_record(first.path, Record(0, 1, 3))
+    low = prepared_low(read_geometry(model), folder)
+    assert low is not None
+    assert not low.has(1, 3)
+    assert low.has(1, 2)
+
+
+def test_another_type_replaces_the_copies(model: Path, folder: Path) -> None:
+    made(model, folder)
+    other = made(model, folder, "q3_k")
+    assert other.num_made == 8
+    assert [path.suffix for path in folder.iterdir() if path.name != "lock"] == [".low"]
+    low = prepared_low(read_geometry(model), folder)
+    assert low is not None
+    assert low.source == "q3_K"
+
+
+def test_a_changed_model_is_noticed(
+    model: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = made(model, folder)
+    os.utime(model, ns=(1, 1))
+    assert prepared_low(read_geometry(model), folder) is None
+    assert "were made of an older version of its file" in caplog.text
+    new = made(model, folder)
+    assert new.num_made == 8
+    assert new.path != old.path
+    assert not old.path.exists()
+
+
+def test_damaged_beginnings_are_reported(
+    model: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = made(model, folder)
+    first.path.write_bytes(b"nonsense")
+    assert prepared_low(read_geometry(model), folder) is None
+    assert "is damaged: its layout was changed or cut; run `haversack prepare`" in caplog.text
+    assert made(model, folder).num_made == 8
+
+
+def test_a_full_disk_is_told_before_anything_is_made(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = shutil.disk_usage(model.parent)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    with pytest.raises(StorageError, match=r"low copies need .* has 1000 B free: .*--cache-dir"):
+        made(model, folder)
+
+
+def test_what_has_no_experts_is_refused(folder: Path) -> None:
+    twin = Path(__file__).parents[1] / "data/models/tales-twin.gguf"
+    with pytest.raises(ModelFileError, match="no routed experts"):
+        made(twin, folder)
+
+
+def test_one_importance_is_given(model: Path, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="give one of them"):
+        made(model, folder, imatrix=model, calibrate=model)
+    with pytest.raises(PromptError, match="not UTF-8 text"):
+        made(model, folder, calibrate=model)
+    with pytest.raises(PromptError, match="cannot read --calibrate"):
+        made(model, folder, calibrate=tmp_path / "missing")
+    with pytest.raises(ModelFileError, match="imatrix file"):
+        made(model, folder, imatrix=CORPUS / "README.md")
+
+
+# ---------------------------------------------------------------- calibration
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    phrases = ["the fox", "ran home", "and slept", "in snow"]
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(np.random.default_rng(0).choice(phrases, 400)))
+    return path
+
+
+def sums_of(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as saved:
+        return {name: saved[name] for name in saved.files if name.startswith("blk.")}
+
+
+def test_streamed_experts_meet_the_same_activations(folder: Path, text: Path) -> None:
+    collected: list[dict[str, np.ndarray]] = []
+    planned = plan(builtin_model(), "4GiB", 512)
+    tight_bytes = (planned.floor_bytes + planned.full_bytes) // 2
+    for ram_bytes in (planned.ram_bytes, tight_bytes):
+        options = PrepareOptions(ram_bytes, 1, folder / str(ram_bytes))
+        done = prepare(builtin_model(), "q4_0", None, text, options)
+        assert done.source.startswith("q4_0, weighted by")
+        collected.append(sums_of(importance_path(done.path)))
+    in_memory, streamed = collected
+    assert len(in_memory) == 2 * 3 * 8  # sums and counts of each matrix of each layer
+    for name, numbers in in_memory.items():
+        np.testing.assert_array_equal(numbers, streamed[name])
+    counts = in_memory["blk.0.ffn_gate_exps.weight.counts"]
+    assert counts.sum() % 4 == 0  # each token uses four experts
+    assert counts.sum() > 4 * 500
+
+
+def test_importance_is_not_collected_twice(
+    folder: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = PrepareOptions(None, 2, folder)
+    assert prepare(builtin_model(), "q4_0", None, text, options).num_made == 256
+    monkeypatch.setattr("haversack.edge.prepare.load", None)  # nothing is loaded any more
+    assert prepare(builtin_model(), "q4_0", None, text, options).num_made == 0
+
+
+def test_a_short_text_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("Once")
+    with pytest.raises(PromptError, match=r"give a text of some thousand"):
+        made(builtin_model(), folder, calibrate=tmp_path / "short.txt")
