@@ -131,8 +131,8 @@ bool ContextDevice::claims_between(const Tensor *op) const {
 
 bool ContextDevice::claims(const Tensor *op) const {
     if (is_kept_out(op->src[0])) return true;
-    if (op->op == ggml().op_mul_mat_id) return false;
     if (takes_rows(op)) return true;
+    if (op->op == ggml().op_mul_mat_id) return false;
     if (weights_.empty() || !claims_between(op)) return false;
     const Weight *product = nearest_product(op->src[0], 0);
     return product && (!product->is_last || op->op == ggml().op_add_id);

@@ -13,6 +13,10 @@ namespace haversack {
 namespace {
 
 constexpr int64_t WEIGHT_TILE = 4;  // weight rows that stay in the cache while all rows take them
+// A thread takes up to so many tiles at once, because memory is read fastest in long stretches: with
+// one tile at a time, two rows of a large model took 1.8 times as long. But each thread gets several
+// jobs, so that all end at about the same time.
+constexpr int64_t MOST_JOB_TILES = 16, JOBS_PER_THREAD = 4;
 constexpr int ALL_THREADS = -1;     // GGML_N_TASKS_MAX
 
 // An operation that calls `function` on all threads of the CPU backend.
@@ -93,16 +97,21 @@ void MatrixProduct::add_row(int64_t in_i1, int64_t out_i1, int64_t i2, int64_t i
     outputs_.push_back((float *)(op_->row(out_i1, i2) + i3 * op_->nb[3]));
 }
 
-// Every thread takes tiles until none is left.
-void MatrixProduct::multiply(Tensor *, int, int, void *self) {
+// Every thread takes jobs until none is left.
+void MatrixProduct::multiply(Tensor *, int, int num_threads, void *self) {
     auto *product = (MatrixProduct *)self;
-    const int64_t num_rows = product->weight_->ne[1];
-    const int64_t num_tiles = (num_rows + WEIGHT_TILE - 1) / WEIGHT_TILE;
-    const int64_t num_jobs = num_tiles * (int64_t)product->groups_.size();
-    for (int64_t job; (job = product->next_.fetch_add(1, std::memory_order_relaxed)) < num_jobs;) {
-        const int64_t first = job % num_tiles * WEIGHT_TILE;
-        product->multiply_tile(product->groups_[job / num_tiles], first,
-                               std::min(first + WEIGHT_TILE, num_rows));
+    const int64_t num_rows = product->weight_->ne[1], num_groups = product->groups_.size();
+    const int64_t num_tiles = num_groups * ((num_rows + WEIGHT_TILE - 1) / WEIGHT_TILE);
+    const int64_t job_tiles =
+        std::clamp<int64_t>(num_tiles / (JOBS_PER_THREAD * num_threads), 1, MOST_JOB_TILES);
+    const int64_t job_rows = job_tiles * WEIGHT_TILE;
+    const int64_t per_group = (num_rows + job_rows - 1) / job_rows;
+    for (int64_t job; (job = product->next_.fetch_add(1, std::memory_order_relaxed)) <
+                      per_group * num_groups;) {
+        const int64_t first = job % per_group * job_rows, end = std::min(first + job_rows, num_rows);
+        for (int64_t tile = first; tile < end; tile += WEIGHT_TILE)
+            product->multiply_tile(product->groups_[job / per_group], tile,
+                                   std::min(tile + WEIGHT_TILE, end));
     }
 }
 

@@ -26,7 +26,7 @@ bool takes_product(const Tensor *op) {
     return kernels.depend_on_rows || (kernels.shared && weight_bytes >= WORTH_BYTES);
 }
 
-// llama.cpp's products with experts are exact; ours saves time where rows share an expert's blocks.
+// llama.cpp's products with experts are exact; ours is faster, most where rows share an expert's blocks.
 bool shares_experts(const Tensor *op) {
     return op->op == ggml().op_mul_mat_id && is_few(op->src[2]->ne[1]) &&
            op->src[1]->type == TYPE_F32 && kernels_of(op->src[0]->type).shared;
@@ -63,14 +63,12 @@ bool takes_attention(const Tensor *op) {
            keys->ne[3] == query->ne[3];
 }
 
-bool is_ours(const Tensor *op) { return takes_rows(op) || shares_experts(op); }
-
 // --------------------------------------------------------------------- steps
 // A graph for the CPU backend, made of operations of llama.cpp's and ours.
 class Steps {
   public:
     void add(Tensor *op) {
-        if (!is_ours(op)) nodes_.push_back(op);
+        if (!takes_rows(op)) nodes_.push_back(op);
         else if (op->op == ggml().op_flash_attn_ext) add_attention(op);
         else add_product(op);
     }
@@ -119,11 +117,12 @@ Status compute_in_parts(Tensor *const *nodes, size_t count, Cpu &cpu) {
 
 bool takes_rows(const Tensor *op) {
     if (op->op == ggml().op_mul_mat) return takes_product(op);
+    if (op->op == ggml().op_mul_mat_id) return shares_experts(op);
     return op->op == ggml().op_flash_attn_ext && takes_attention(op);
 }
 
 Status compute_nodes(Tensor *const *nodes, size_t count, Cpu &cpu) {
-    if (std::none_of(nodes, nodes + count, is_ours)) return compute_in_parts(nodes, count, cpu);
+    if (std::none_of(nodes, nodes + count, takes_rows)) return compute_in_parts(nodes, count, cpu);
     Steps steps;
     for (size_t i = 0; i < count; i++) steps.add(nodes[i]);
     return compute_in_parts(steps.nodes().data(), steps.nodes().size(), cpu);
