@@ -9,10 +9,11 @@ from haversack.devices.errors import CancelledError, ContextError, HaversackErro
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.sampler import SamplerChain, SamplerTables
 from haversack.devices.vocabulary import Vocabulary
+from haversack.edge.call import Call
 from haversack.edge.loop import EngineLoop
 from haversack.edge.planner import Plan
 from haversack.edge.sampling import Sampling
-from haversack.edge.sequence import Call, Logits
+from haversack.edge.sequence import Logits
 from haversack.edge.stats import Stats
 from haversack.edge.text import TextStream
 from haversack.quant.gguf import hole_in

@@ -18,12 +18,13 @@ from haversack.devices.ledger import Entry, Lease, ledger
 from haversack.devices.llama import MOST_ROWS
 from haversack.devices.sampler import SamplerTables
 from haversack.devices.system import host
+from haversack.edge.call import LogitsCall, RowsCall
 from haversack.edge.generation import Generation, GenerationCall
 from haversack.edge.loop import EngineLoop
 from haversack.edge.planner import Plan
 from haversack.edge.prompt import Prompt, prompt_tokens, token_ids
 from haversack.edge.sampling import MAX_SEED, Sampling
-from haversack.edge.sequence import LogitsCall, RowsCall, TokenSequence
+from haversack.edge.sequence import TokenSequence
 from haversack.edge.stats import Stats
 from haversack.edge.templates import ChatTemplate
 from haversack.offload.activations import ActivationWatch, ActivationWatcher
@@ -233,7 +234,7 @@ class Model:
         ClosedError in a process forked from the one that loaded it."""
         self._loop.birthplace.check()
         with self._state:
-            return self._last_stats or self._loop.stats()
+            return self._last_stats or self._loop.figures.stats()
 
     def watch_routing(self, watcher: Watcher | None, predict: Predict | None = None) -> None:
         """Have `watcher` told of every router's choice while the model runs: the layer, the ids
@@ -279,7 +280,9 @@ class Model:
         with StopFlag().listening(), self._loop.closing(), self._state:
             if self._engine is None:
                 return
-            self._last_stats = self._last_stats or self._loop.stats()  # else it was interrupted
+            self._last_stats = (
+                self._last_stats or self._loop.figures.stats()
+            )  # else it was interrupted
             if self._engine.model.vocabulary.tokenizer.is_busy:
                 threading.Thread(target=self._free, args=[self._engine], daemon=True).start()
             else:

@@ -12,7 +12,7 @@ import pytest
 from haversack import edge
 from haversack.devices.llama import Row
 from haversack.devices.storage import Buffer, DirectFile
-from haversack.edge import loop as loop_module
+from haversack.edge import schedule as schedule_module
 from haversack.edge.planner import streamed
 from haversack.tools.models.architectures import TinyShape
 
@@ -180,7 +180,7 @@ def test_a_generator_that_is_not_read_blocks_nobody(model: edge.Model) -> None:
 def test_an_unread_generator_gives_its_only_sequence_to_another_thread(
     lone: edge.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop_module, "_IDLE_S", 0.0)
+    monkeypatch.setattr(schedule_module, "_IDLE_S", 0.0)
     expected = [text_of(lone, prompt) for prompt in PROMPTS[:2]]
     unread, texts = lone.generate(PROMPTS[0], 8, temperature=0), list[str]()
     first = next(unread)

@@ -10,9 +10,9 @@ import pytest
 
 from haversack import edge
 from haversack.devices.llama import LlamaContext
+from haversack.edge.call import Call
 from haversack.edge.loop import EngineLoop
 from haversack.edge.planner import streamed
-from haversack.edge.sequence import Call
 from haversack.edge.templates import ChatTemplate
 from haversack.offload.engine import Engine, open_resident
 from haversack.tools.models.architectures import TinyShape
@@ -58,9 +58,9 @@ def after(loop: EngineLoop, *prompts: list[int]) -> Logits:
 
 def computed_for(loop: EngineLoop, prompt: list[int]) -> int:
     """How many tokens `prompt` costs."""
-    before = loop.stats()
+    before = loop.figures.stats()
     after(loop, prompt)
-    return loop.stats().since(before).prompt_tokens
+    return loop.figures.stats().since(before).prompt_tokens
 
 
 def by_hand(context: LlamaContext, *batches: Sequence[int]) -> Logits:

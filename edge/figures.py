@@ -1,0 +1,73 @@
+"""The figures of a model: what its passes computed and took, in all and for one call."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from haversack.devices.memory import PeakMeter
+from haversack.edge.call import Call
+from haversack.edge.planner import Plan
+from haversack.edge.stats import Stats
+from haversack.offload.engine import Engine
+
+
+class Figures:
+    """Counts of the passes that an engine has computed since it was loaded."""
+
+    def __init__(self, engine: Engine, planned: Plan, peak: PeakMeter) -> None:
+        """`peak` meters the process."""
+        self._engine, self._plan, self._peak = engine, planned, peak
+        self._prompt_tokens = self._decoded_tokens = 0
+        self._prefill_s = self._decode_s = 0.0
+        peak.look()
+
+    def count_prompt(self, call: Call, num_tokens: int, pass_s: float) -> None:
+        """Count a batch of a prompt."""
+        call.prompt_tokens += num_tokens
+        call.prefill_s += pass_s
+        self._prompt_tokens += num_tokens
+        self._prefill_s += pass_s
+        self._peak.look()
+
+    def count_decoded(self, calls: Sequence[Call], num_tokens: int, pass_s: float) -> None:
+        """Count a pass in which each of `calls` had `num_tokens` tokens that are no prompt's."""
+        for call in calls:
+            call.decoded_tokens += num_tokens
+            call.decode_s += pass_s
+        self._decoded_tokens += num_tokens * len(calls)
+        self._decode_s += pass_s
+
+    def spent(self, call: Call, before: Stats) -> Stats:
+        """Return what the call took: its own tokens and passes, and what the engine did since
+        `before`."""
+        return replace(
+            self.stats().since(before),
+            prompt_tokens=call.prompt_tokens,
+            tokens=call.decoded_tokens,
+            prefill_s=call.prefill_s,
+            decode_s=call.decode_s,
+        )
+
+    def stats(self) -> Stats:
+        """Return everything since loading."""
+        experts, files = self._engine.experts, self._engine.files
+        counts = experts.prefetch_counts() if experts else None
+        return Stats(
+            prompt_tokens=self._prompt_tokens,
+            tokens=self._decoded_tokens,
+            prefill_s=self._prefill_s,
+            decode_s=self._decode_s,
+            hits=experts.hits if experts else 0,
+            misses=experts.misses if experts else 0,
+            bytes_read=files.bytes_read if files else 0,
+            read_s=files.busy_s if files else 0.0,
+            wait_s=files.wait_s if files else 0.0,
+            own_s=experts.own_s if experts else 0.0,
+            prefetched=counts.started if counts else 0,
+            prefetched_right=counts.right if counts else 0,
+            prefetchable=counts.possible if counts else 0,
+            needed=counts.needed if counts else 0,
+            prefetching=experts is not None and experts.is_prefetching,
+            ram_budget_bytes=self._plan.ram_bytes,
+            ram_planned_bytes=self._plan.planned_bytes,
+            ram_peak_bytes=self._peak.look(),
+        )

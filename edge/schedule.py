@@ -1,0 +1,173 @@
+"""The schedule: which call has which sequence, and what the next pass computes."""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from haversack.devices.llama import ContextShape, Row
+from haversack.edge.call import Call
+from haversack.edge.figures import Figures
+from haversack.edge.sequence import TokenSequence
+
+_IDLE_S = 1.0  # a reader that stays away for longer may lose its sequence to a call that waits
+
+
+class Part(NamedTuple):
+    """A call's part of a pass: the next tokens of its sequence."""
+
+    call: Call
+    sequence: TokenSequence
+    tokens: Sequence[int]
+
+    def rows(self) -> list[Row]:
+        """Return a row for each token, before the sequence has it."""
+        call, sequence, tokens = self
+        first, last, every = len(sequence.tokens), len(tokens) - 1, call.takes_every_row
+        return [
+            Row(token, first + idx, sequence.number, every or idx == last)
+            for idx, token in enumerate(tokens)
+        ]
+
+
+class Work(NamedTuple):
+    """The work of a pass: a batch of one call, or a token of each of several calls."""
+
+    parts: Sequence[Part]
+    is_prompt: bool
+
+
+class Schedule:
+    """Gives calls their sequences, and says what the next pass computes. It has no lock: one thread
+    at a time may use it.
+
+    A prompt's batch has a pass of its own, so that its bits do not depend on other calls; it takes
+    turns with passes of one row of each call that decodes.
+    """
+
+    def __init__(
+        self, sequences: Sequence[TokenSequence], shape: ContextShape, figures: Figures
+    ) -> None:
+        self.latest = sequences[0]  # the sequence of the call that ended last
+        self.under_way: Sequence[Call] = ()  # in the pass that is computed now
+        self._sequences, self._shape, self._figures = sequences, shape, figures
+        self._calls: list[Call] = []  # that have a sequence
+        self._evicted: list[Call] = []  # that had one, and are not read now
+        self._queue: list[Call] = []  # that wait for one
+        self._num_taken = 0
+        self._batch_is_next = False
+
+    # --------------------------------------------------------------- sequences
+    def find_sequence(self, call: Call, wanted: TokenSequence | None) -> None:
+        """Give `call` a sequence (`wanted`, or any) if it is first in the queue and one is free;
+        of several, the one that fits best (see `_fitness`)."""
+        if call not in self._queue:
+            self._queue.append(call)
+        self.drop_ended()
+        if self._queue[0] is not call and wanted is None:
+            return
+        usable = [wanted] if wanted is not None else self._sequences
+        users = {each.sequence: each for each in self._calls}
+        free = [each for each in usable if each not in users]
+        if not free:
+            free = [each for each in usable if self._evicted_for(call, users[each])][:1]
+        if not free:
+            return
+        found = max(free, key=lambda each: _fitness(each, call.tokens))
+        self._queue.remove(call)
+        if call in self._evicted:
+            self._evicted.remove(call)
+        self._num_taken += 1
+        found.last_used, call.sequence = self._num_taken, found
+        call.has_begun = False
+        call.before = call.before or self._figures.stats()
+        self._calls.append(call)
+
+    def end_wait(self, call: Call) -> None:
+        """Take `call` out of the queue, if it is there."""
+        if call in self._queue:
+            self._queue.remove(call)
+
+    def _evicted_for(self, call: Call, idle: Call) -> bool:
+        """Take the sequence of `idle` if nobody reads it: its reader stays away, or is the very
+        thread that reads `call` and cannot read both. If it is read again, its tokens are computed
+        again."""
+        stays_away = time.monotonic() - idle.left_s > _IDLE_S
+        if idle.is_read or idle in self.under_way:
+            return False
+        if not (stays_away or idle.reader == call.reader):
+            return False
+        self._calls.remove(idle)
+        self._evicted.append(idle)
+        idle.sequence = None
+        return True
+
+    def drop_ended(self) -> None:
+        """Free what calls hold that have ended, or were cancelled or dropped."""
+        for call in [each for each in self._calls if each.is_over]:
+            if call in self.under_way:
+                continue
+            if not call.has_ended:
+                call.cancel()
+            assert call.sequence is not None and call.before is not None
+            self.latest, call.sequence = call.sequence, None
+            self._calls.remove(call)
+            call.stats = self._figures.spent(call, call.before)
+            call.close()
+        if self._evicted:
+            for call in [each for each in self._evicted if each.is_over]:
+                self._evicted.remove(call)
+                call.close()
+
+    # ------------------------------------------------------------------ passes
+    def next_work(self) -> Work:
+        """Return a batch of one call, or a row of each one that decodes: they take turns."""
+        self.drop_ended()
+        batches, rows = list[Call](), list[Call]()
+        for call in self._calls:
+            if not call.has_begun:
+                _begin(call)
+            if call.wants_pass:
+                (batches if call.needs_batch else rows).append(call)
+        is_batch = bool(batches) and (self._batch_is_next or not rows)
+        self._batch_is_next = not is_batch
+        chosen = batches[:1] if is_batch else rows[: self._shape.most_rows]
+        if len(chosen) < len(batches) + len(rows):  # the others come first next time
+            self._calls = [call for call in self._calls if call not in chosen] + chosen
+        parts = list[Part]()
+        for call in chosen:
+            assert call.sequence is not None
+            parts.append(Part(call, call.sequence, call.due(self._shape.batch_tokens)))
+        # llama.cpp computes neighbouring sequences together if they are in order
+        parts.sort(key=lambda part: part.sequence.number)
+        return Work(parts, is_batch and not chosen[0].takes_every_row)
+
+    def start_anew(self) -> None:
+        """Have what calls want computed again: their sequences are empty."""
+        for call in self._calls:
+            call.has_begun = False
+
+    def stop_all(self) -> None:
+        """Ask the calls that have a sequence to stop; from any thread."""
+        for call in list(self._calls):
+            call.stop.request()
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if two calls have the same sequence."""
+        held = [call.sequence for call in self._calls]
+        assert None not in held and len(set(held)) == len(held), f"{held} of {self._calls}"
+
+
+def _begin(call: Call) -> None:
+    call.has_begun = True
+    try:
+        call.begin()
+    except Exception as error:
+        call.end(error)
+
+
+def _fitness(sequence: TokenSequence, tokens: Sequence[int]) -> tuple[int, int]:
+    """How well `tokens` go on from a sequence: by what they share, if that is most of them. What
+    else was said there would be lost for little: then the sequence that was not used for longest
+    fits best."""
+    shared = sequence.num_shared(tokens)
+    return shared if 2 * shared > len(tokens) else 0, -sequence.last_used
