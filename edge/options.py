@@ -369,8 +369,9 @@ class LowOptions:
         str,
         typer.Option(
             metavar="TYPE",
-            help="Block type of the copies, as q2_k, q3_k, iq2_xxs, iq3_xxs: those whose names"
-            " begin with iq1 or iq2_x need --imatrix or --calibrate.",
+            help="Block type of the copies, as q2_k, q3_k, iq2_xxs, iq3_xxs (those whose names"
+            " begin with iq1 or iq2_x need --imatrix or --calibrate), or nested: the upper bits of"
+            " the original, with the lower ones beside them.",
         ),
     ] = DEFAULT_LOW
     imatrix: Annotated[

@@ -23,15 +23,12 @@ from haversack.edge.planner import Plan, plan
 from haversack.quant.experts import Blocks
 from haversack.quant.gguf import ModelGeometry, read_geometry
 from haversack.quant.importance import ActivationSums, Importance
-from haversack.quant.records import (
-    Record,
-    RecordFile,
-    importance_path,
-    low_path,
-    remove_older,
-)
+from haversack.quant.nested import NESTED, Splitter
+from haversack.quant.records import Record, RecordFile, importance_path, low_path, remove_older
 from haversack.quant.requantize import DEFAULT_LOW, Requantizer
 from haversack.quant.trunk import disk_bytes_of, model_name
+
+Maker = Requantizer | Splitter
 
 _PIECE_TOKENS = 512  # of a text, computed together, each piece in an empty context
 _LEAST_TOKENS = 32  # of a last piece; fewer say little of a text
@@ -75,7 +72,8 @@ def prepare(
     options: PrepareOptions | None = None,
 ) -> Prepared:
     """Make low copies of the experts of the GGUF at `model`, of the block type called `low`, and
-    check those that are there already.
+    check those that are there already. With `low` "nested" a copy has the upper bits of the
+    original, and its lower bits are kept beside it (see `quant.nested`).
 
     The columns of the experts are weighted by the imatrix file `imatrix`, or by what the model
     computes on the text file `calibrate`, or not at all. Copies of another type, or weighted in
@@ -88,12 +86,16 @@ def prepare(
         raise ModelFileError(f"{model} has no routed experts, so there is nothing to prepare")
     if imatrix is not None and calibrate is not None:
         raise PromptError("--imatrix and --calibrate are given: give one of them")
+    if low == NESTED and (imatrix or calibrate):
+        raise PromptError("nested copies are not weighted: leave out --imatrix and --calibrate")
     path = low_path(geometry, Path(options.cache_dir or default_cache_dir()))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_older(path)
-        maker = Requantizer(geometry, low, _importance(geometry, path, imatrix, calibrate, options))
-        return _made(geometry, path, maker, options)
+        if low == NESTED:
+            return _made(geometry, path, Splitter(geometry), options)
+        importance = _importance(geometry, path, imatrix, calibrate, options)
+        return _made(geometry, path, Requantizer(geometry, low, importance), options)
     except OSError as error:
         if isinstance(error, HaversackError):
             raise
@@ -105,9 +107,7 @@ def prepare(
 
 
 # --------------------------------------------------------------------- records
-def _made(
-    geometry: ModelGeometry, path: Path, maker: Requantizer, options: PrepareOptions
-) -> Prepared:
+def _made(geometry: ModelGeometry, path: Path, maker: Maker, options: PrepareOptions) -> Prepared:
     _refuse_small_disk(path, maker.layout().num_bytes)
     report = options.progress or (lambda _what, _share: None)
     with RecordFile(path, maker.layout()) as file:
@@ -153,7 +153,7 @@ def _num_damaged(file: RecordFile, report: LoadProgress) -> int:
 
 
 def _each_made(
-    file: RecordFile, maker: Requantizer, wanted: list[tuple[int, int]], num_threads: int
+    file: RecordFile, maker: Maker, wanted: list[tuple[int, int]], num_threads: int
 ) -> Iterator[None]:
     """Make the records of these experts, (layer, expert) each; yield after each expert."""
 

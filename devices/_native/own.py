@@ -151,6 +151,7 @@ if library is not None:
     checksum_pad = own_prototype("checksum_pad", None, _Checksum)
     checksum_add_file = own_prototype("checksum_add_file", _L, _Checksum, _I, c.c_int64, c.c_int64)
     checksum_digest = own_prototype("checksum_digest", c.c_uint64, _Checksum)
+    nested_join = own_prototype("nested_join", _B, _L, _A, _A, _A, c.c_size_t)
     model_tensors = own_prototype(
         "model_tensors", c.c_size_t, _A, _A, c.POINTER(Address), c.c_size_t
     )

@@ -1,6 +1,7 @@
 // What devices/_native/own.py calls.
 #include "openmp.hpp"
 #include "checksum.hpp"
+#include "nested.hpp"
 #include "readers.hpp"
 
 #include <system_error>
@@ -51,3 +52,8 @@ API int32_t haversack_checksum_add_file(Checksum *checksum, int descriptor, int6
     return checksum->add_file(descriptor, offset, count);
 }
 API uint64_t haversack_checksum_digest(Checksum *checksum) { return checksum->digest(); }
+
+API bool haversack_nested_join(int32_t type, const uint8_t *base, const uint8_t *rest, uint8_t *out,
+                               size_t num_blocks) {
+    return join_nested(type, base, rest, out, num_blocks);
+}

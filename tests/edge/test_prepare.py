@@ -14,8 +14,10 @@ from haversack.devices.errors import ModelFileError, PromptError, StorageError
 from haversack.edge.loading import builtin_model
 from haversack.edge.planner import plan
 from haversack.edge.prepare import Prepared, PrepareOptions, prepare
+from haversack.quant.experts import expert_blocks
 from haversack.quant.gguf import read_geometry
 from haversack.quant.lowbit import prepared_low
+from haversack.quant.nested import join_blocks
 from haversack.quant.records import Record, give_up_record, importance_path, read_records
 from haversack.tools.models.synth import TinyShape
 
@@ -208,3 +210,30 @@ def test_a_short_text_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("Once")
     with pytest.raises(PromptError, match=r"give a text of some thousand"):
         made(builtin_model(), folder, calibrate=tmp_path / "short.txt")
+
+
+# --------------------------------------------------------------------- nested
+def test_nested_copies_and_their_rests_give_the_originals(model: Path, folder: Path) -> None:
+    geometry = read_geometry(model)
+    done = made(model, folder, "nested")
+    assert (done.source, done.num_made) == ("nested", 8)
+    low = prepared_low(geometry, folder)
+    assert low is not None
+    assert low.rests is not None
+    data = done.path.read_bytes()
+    for matrix, base, rest in zip(
+        geometry.layers[1].matrices, low.copies[1], low.rests[1], strict=True
+    ):
+        assert rest is not None
+        assert (base.level, rest.level, rest.type_id) == (1, 0, matrix.type_id)
+        base_blocks, rest_blocks = (
+            np.frombuffer(data, np.uint8, copy.num_bytes, copy.place(2)).reshape(-1, width)
+            for copy, width in ((base, 20), (rest, 18))
+        )
+        joined = join_blocks(base_blocks, rest_blocks, matrix.type_id)
+        assert joined.tobytes() == expert_blocks(geometry, matrix, 2).tobytes()
+
+
+def test_nested_copies_are_not_weighted(model: Path, folder: Path, text: Path) -> None:
+    with pytest.raises(PromptError, match="nested copies are not weighted"):
+        made(model, folder, "nested", calibrate=text)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from gguf import GGUFWriter
 
+from haversack.devices.conversion import Floats
 from haversack.devices.errors import ModelFileError
 from haversack.quant.gguf import ExpertMatrix
 from haversack.quant.importance import ActivationSums, Importance
@@ -35,14 +36,20 @@ def write_dat(path: Path, means: np.ndarray, calls: int = 9) -> None:
     path.write_bytes(head + (means * calls).astype(np.float32).tobytes() + struct.pack("<i", 9))
 
 
+def means_of(importance: Importance, expert: int) -> Floats:
+    found = importance.of(MATRIX, expert)
+    assert found is not None
+    return found
+
+
 def test_an_imatrix_in_gguf(tmp_path: Path) -> None:
     write_gguf(tmp_path / "i.gguf", MEANS * COUNTS[:, None])
     read = Importance.read(tmp_path / "i.gguf")
     read.check(MATRIX)
-    np.testing.assert_allclose(read.of(MATRIX, 0), MEANS[0], rtol=1e-6)
-    np.testing.assert_allclose(read.of(MATRIX, 2), MEANS[2], rtol=1e-6)
+    np.testing.assert_allclose(means_of(read, 0), MEANS[0], rtol=1e-6)
+    np.testing.assert_allclose(means_of(read, 2), MEANS[2], rtol=1e-6)
     # the text never used expert 1
-    np.testing.assert_allclose(read.of(MATRIX, 1), MEANS[[0, 2]].mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(means_of(read, 1), MEANS[[0, 2]].mean(axis=0), rtol=1e-6)
 
 
 def test_an_imatrix_of_the_older_form(tmp_path: Path) -> None:
@@ -50,7 +57,7 @@ def test_an_imatrix_of_the_older_form(tmp_path: Path) -> None:
     read = Importance.read(tmp_path / "i.dat")
     read.check(MATRIX)
     for expert in range(E):
-        np.testing.assert_allclose(read.of(MATRIX, expert), MEANS[expert], rtol=1e-6)
+        np.testing.assert_allclose(means_of(read, expert), MEANS[expert], rtol=1e-6)
 
 
 def test_another_tensor_has_none(tmp_path: Path) -> None:
@@ -95,7 +102,7 @@ def test_sums_are_means_of_squares_by_expert(tmp_path: Path) -> None:
     sums.add(NAME, E, ids[30:], x[30:])
     for expert in range(E):
         rows = np.concatenate([x[ids[:, 0] == expert], x[ids[:, 1] == expert]])
-        found = sums.importance().of(MATRIX, expert)
+        found = means_of(sums.importance(), expert)
         np.testing.assert_allclose(found, (rows**2).mean(axis=0), rtol=1e-4)
 
 
