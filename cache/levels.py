@@ -2,9 +2,9 @@
 
 Each level has a `SlotTable` of its own, in memory of its own, where slots lie a fixed stride apart.
 Together they take at most the bytes of the pool, and how these are shared is not fixed. While bytes
-are free, a level that needs a slot gets one more. After that a copy makes room for a copy of its
-own level, and `balance`, between passes, moves bytes to the level whose next copy to leave is worth
-more. No bytes are wasted but a rest that is smaller than a slot.
+are free, a level that needs a slot gets one more, and experts are read HIGH. After that a copy
+makes room for a copy of its own level, and `balance`, between passes, moves bytes to the level
+whose next copy to leave is worth more. No bytes are wasted but a rest that is smaller than a slot.
 
 A HIGH copy serves every wish, a LOW copy those for LOW and SKIP (`cache/precision.py`). When a HIGH
 copy has come, the LOW copy of its expert leaves.
@@ -89,6 +89,16 @@ class LevelledSlots:
     def use(self, layer: int, experts: npt.NDArray[np.integer], wanted: Levels) -> None:
         """Note that `experts` of `layer` are used now, with a copy or without."""
         self.tables[HIGH].use(layer, experts, wanted)
+
+    def read_levels(self, wanted: Levels) -> Levels:
+        """Return the levels at which missing experts, `wanted` at these levels, are read: HIGH in
+        place of LOW for the first ones that bytes are free for. Nothing leaves for them, and a HIGH
+        copy serves later wishes that would make a LOW one useless."""
+        lacking = max(0, int((wanted == HIGH).sum()) - self.tables[HIGH].num_empty)
+        num_free = max(0, self.free_bytes // self.pool.slot[HIGH] - lacking)
+        found: Levels = wanted.copy()
+        found[np.flatnonzero(wanted == LOW)[:num_free]] = HIGH
+        return found
 
     def num_claimable(self, level: int) -> int:
         """Return how many slots of `level` could be claimed now."""

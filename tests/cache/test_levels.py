@@ -81,6 +81,17 @@ def test_slots_are_added_while_bytes_are_free() -> None:
     assert served(slots, 0, 0, LOW)[1] != NOWHERE
 
 
+def test_experts_are_read_high_while_bytes_are_free() -> None:
+    slots = made(pool_of(38))
+    assert sizes(slots) == [1, 1] and slots.free_bytes == 24
+    wanted = some(LOW, HIGH, SKIP, LOW, LOW)
+    assert slots.read_levels(wanted).tolist() == [HIGH, HIGH, SKIP, HIGH, LOW]
+    load(slots, 0, HIGH, 0)
+    assert slots.read_levels(wanted).tolist() == [HIGH, HIGH, SKIP, LOW, LOW]
+    load(slots, 0, HIGH, 1, 2)
+    assert slots.read_levels(wanted).tolist() == wanted.tolist()
+
+
 def test_bytes_move_to_the_level_whose_copies_are_worth_more() -> None:
     slots = made(pool_of(34, least=(1, 3)))
     load(slots, 0, HIGH, 0)

@@ -126,11 +126,12 @@ class Replayed:
         for level, some in held:
             slots.tables[level].pin(some)
         slots.use(layer, experts, wanted)
+        used = np.where(there, found, wanted)
+        used[~there] = slots.read_levels(wanted[~there])
         for level in (HIGH, LOW):
-            self._read(layer, experts[~there & (wanted == level)], level)
+            self._read(layer, experts[~there & (used == level)], level)
         for level, some in held:
             slots.tables[level].unpin(some)
-        used = np.where(there, found, wanted)
         weights = self._trace.weights
         for level in (HIGH, LOW, SKIP):
             self.tally.uses[level] += int((used == level).sum())
