@@ -88,6 +88,8 @@ Status Engine::compute(int32_t number, const std::vector<Tensor *> &nodes,
         began_s_ = began_s;
         rows_ = ids->ne[1];
         needed_before_ = prefetcher_->counts.needed;
+        waited_before_s_ = owner_waited_s;
+        predicting_s_ = 0;
     }
     products_seen_ += products.size();
     state.num_calls++;
@@ -329,6 +331,7 @@ void Engine::learn(const Call &call) {
 // Have those experts read that later layers, at most `depth` of them, are likely to choose.
 Status Engine::predict(const Call &call, int depth) {
     if (!is_prefetching()) return SUCCESS;
+    Stopwatch watch(predicting_s_);
     if (call.is_batch()) {
         if (state.predictions == BY_ROUTERS) predict_for_batch(call);
         return SUCCESS;
@@ -391,7 +394,8 @@ Failure Engine::end_pass(bool computed) {
     } else if (rows_ > MOST_EXACT_ROWS) {
         prefetcher_->drop_predictions();
     } else if (rows_ == 1 && state.predictions != NO_PREDICTIONS) {
-        trial_.note_pass(now_s() - began_s_, prefetcher_->counts.needed - needed_before_);
+        trial_.note_pass({now_s() - began_s_, prefetcher_->counts.needed - needed_before_,
+                          owner_waited_s - waited_before_s_, predicting_s_});
     }
     return failure;
 }

@@ -138,7 +138,7 @@ class Engine {
     std::vector<Tensor *> graph_;
     // Of the pass under way:
     int64_t products_seen_ = 0, rows_ = 0, needed_before_ = 0;
-    double began_s_ = 0;
+    double began_s_ = 0, waited_before_s_ = 0, predicting_s_ = 0;
 };
 
 }  // namespace haversack

@@ -22,7 +22,7 @@ double median(std::vector<double> values) {
 
 double mean_need(const Trial::Passes &passes) {
     double sum = 0;
-    for (const auto &[pass_s, needed] : passes) sum += needed;
+    for (const Trial::Pass &pass : passes) sum += pass.needed;
     return sum / std::max<size_t>(1, passes.size());
 }
 
@@ -31,9 +31,10 @@ double slope(const Trial::Passes &with_it, const Trial::Passes &without, double 
     double products = 0, squares = 0;
     for (const auto *passes : {&with_it, &without}) {
         const double mean = mean_need(*passes);
-        for (const auto &[pass_s, needed] : *passes) {
-            products += (needed - mean) * std::min(pass_s, most_s);  // a stalled pass says nothing
-            squares += (needed - mean) * (needed - mean);
+        for (const Trial::Pass &pass : *passes) {
+            const double more = pass.needed - mean;
+            products += more * std::min(pass.pass_s, most_s);  // a stalled pass says nothing
+            squares += more * more;
         }
     }
     return squares > 0 ? std::max(0.0, products / squares) : 0;
@@ -57,11 +58,11 @@ bool Chances::may_miss(int layer) const { return quiet_[layer] < QUIET_PASSES; }
 
 void Chances::note_pass(int layer, bool missed) { quiet_[layer] = missed ? 0 : quiet_[layer] + 1; }
 
-void Trial::note_pass(double pass_s, int64_t needed) {
-    if (is_trial_) (on_ ? with_it_ : without_).emplace_back(pass_s, needed);
+void Trial::note_pass(const Pass &pass) {
+    if (is_trial_) (on_ ? with_it_ : without_).push_back(pass);
     if (--passes_left_ == 0) {
         if (is_trial_) {
-            on_ = gain(with_it_, without_) >= -MOST_LOSS;
+            on_ = can_pay(with_it_, without_) && gain(with_it_, without_) >= -MOST_LOSS;
             with_it_.clear();
             without_.clear();
         }
@@ -73,14 +74,22 @@ void Trial::note_pass(double pass_s, int64_t needed) {
     if (is_trial_) on_ = passes_left_ % 4 < 2;
 }
 
+// These times are of few parts of a pass, so less noise hides them than the passes' own.
+bool Trial::can_pay(const Passes &with_it, const Passes &without) {
+    double waited_s = 0, predicting_s = 0;
+    for (const Pass &pass : without) waited_s += pass.waited_s / without.size();
+    for (const Pass &pass : with_it) predicting_s += pass.predicting_s / with_it.size();
+    return waited_s >= predicting_s;
+}
+
 double Trial::gain(const Passes &with_it, const Passes &without) {
     std::vector<double> all;
     for (const auto *passes : {&with_it, &without})
-        for (const auto &[pass_s, needed] : *passes) all.push_back(pass_s);
+        for (const Pass &pass : *passes) all.push_back(pass.pass_s);
     const double cost_s = slope(with_it, without, 2 * median(all));
     const auto at_equal_need = [&](const Passes &passes) {
         std::vector<double> rest;
-        for (const auto &[pass_s, needed] : passes) rest.push_back(pass_s - cost_s * needed);
+        for (const Pass &pass : passes) rest.push_back(pass.pass_s - cost_s * pass.needed);
         return median(rest);
     };
     const double mean = (mean_need(with_it) * with_it.size() + mean_need(without) * without.size()) /

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 namespace haversack {
@@ -35,11 +34,18 @@ class Chances {
 // with passes without it, in turn, and the faster way is kept for a while.
 class Trial {
   public:
-    bool on() const { return on_; }
-    // A pass took `pass_s`, and `needed` experts that had no slot before they were prefetched.
-    void note_pass(double pass_s, int64_t needed);
+    struct Pass {
+        double pass_s;
+        int64_t needed;  // experts that had no slot before they were prefetched
+        double waited_s = 0, predicting_s = 0;  // of `pass_s`
+    };
+    using Passes = std::vector<Pass>;
 
-    using Passes = std::vector<std::pair<double, int64_t>>;  // seconds, experts needed
+    bool on() const { return on_; }
+    void note_pass(const Pass &pass);
+
+    // Whether it can pay: it saves at most what passes without it wait, and predicting takes time.
+    static bool can_pay(const Passes &with_it, const Passes &without);
     // By what share passes with it are shorter, at equal need: what a pass needs differs more from
     // the next one's than prefetching can save.
     static double gain(const Passes &with_it, const Passes &without);
