@@ -1,5 +1,6 @@
 """Choosing tokens: a grammar, and llama.cpp's samplers one after the other."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -56,6 +57,7 @@ class SamplerChain:
         self._chain = _new_chain()
         self._penalty_tokens = 0  # how far back penalties look
         self._num_kept: int | None = None  # by the first that cuts off; 0: not known beforehand
+        self._is_greedy = False
         self._tables = tables or SamplerTables(vocabulary.num_tokens)
 
     def _add(self, sampler: Any) -> None:
@@ -102,6 +104,7 @@ class SamplerChain:
     def add_greedy(self) -> None:
         """Take the likeliest token."""
         self._keep(1)
+        self._is_greedy = True
         self._add(llama.llama_sampler_init_greedy())
 
     def _keep(self, num_kept: int) -> None:
@@ -127,24 +130,32 @@ class SamplerChain:
         logits are not finite.
         """
         _refuse_not_finite(logits)
+        if self._is_greedy and self._matcher is None and not self._penalty_tokens:
+            return int(logits.argmax())  # what llama.cpp's sampler takes: the first of the highest
+        token = self._drawn(logits)
+        if self._penalty_tokens:
+            guard.sampler_accept(self._penalties, token)
+        guard.sampler_accept(self._chain, token)
+        if self._matcher is not None:
+            self._matcher.accept(token)
+        return token
+
+    def _drawn(self, logits: npt.NDArray[np.float32]) -> int:
+        """Return the token that the grammar and the samplers choose."""
         candidates = self._among(self._tables.ids, logits)
         if self._matcher is not None:
             candidates = self._shown(self._matcher, candidates) or self._masked(logits)
         guard.sampler_apply(self._chain, pointer_to(candidates))
         # Samplers may have put another array in place of ours.
-        token = int(candidates.data[candidates.selected].id)
-        guard.sampler_accept(self._penalties, token)
-        guard.sampler_accept(self._chain, token)
-        if self._matcher is not None:
-            self._matcher.accept(token)
-        return token
+        return int(candidates.data[candidates.selected].id)
 
     def _among(self, ids: npt.NDArray[np.int32], logits: npt.NDArray[np.float32]) -> Any:
         """Return llama.cpp's array of candidates, with penalties applied."""
         candidates = self._tables.candidates[: len(ids)]
         candidates["id"], candidates["logit"] = ids, logits
         array = llama.llama_token_data_array(self._tables.data, len(ids), -1, False)
-        guard.sampler_apply(self._penalties, pointer_to(array))
+        if self._penalty_tokens:
+            guard.sampler_apply(self._penalties, pointer_to(array))
         return array
 
     def _shown(self, matcher: GrammarMatcher, candidates: Any) -> Any | None:
@@ -194,7 +205,7 @@ def _apply_once(sampler: Any, candidates: Any) -> None:
 
 def _refuse_not_finite(logits: npt.NDArray[np.float32]) -> None:
     highest = logits.max()  # NaN if any of them is
-    if not np.isfinite(highest):
+    if not math.isfinite(highest):
         raise NotFiniteError(
             f"the model computed logits that are not finite ({highest}): its file is damaged"
             " (check its hash, or get it again), or its arithmetic overflowed (try another"

@@ -205,15 +205,18 @@ class Generation:
 
     def __next__(self) -> str:
         self._loop.birthplace.check()
+        text = ""
         try:
             with self._call.stop.listening():
-                piece = self._next_piece()
+                while not text and not self._is_over:
+                    text = self._step()
+                self._shown.append(text)
         except KeyboardInterrupt:
             self.close()  # whoever keeps the traceback keeps this
             raise
-        if piece is None:
+        if not text:
             raise StopIteration
-        return piece
+        return text
 
     def __aiter__(self) -> AsyncIterator[str]:
         return self
@@ -228,15 +231,6 @@ class Generation:
         if piece is None:
             raise StopAsyncIteration
         return piece
-
-    def _next_piece(self) -> str | None:
-        """The next text, None at the end."""
-        text = ""
-        while not text and not self._is_over:
-            text = self._step()
-        if text:
-            self._shown.append(text)
-        return text or None
 
     def _step(self) -> str:
         """What the next token adds to the text. Sets `_is_over` if there is none."""

@@ -7,6 +7,7 @@ address. Everything above it sees integers (addresses), bytes and NumPy arrays.
 
 import ctypes as c
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +323,7 @@ def int32_buffer(count: int) -> Any:
     return (c.c_int32 * count)()
 
 
+@lru_cache(maxsize=16)  # the logits of every token lie at the same address
 def floats_at(address: int, count: int) -> "np.ndarray[Any, Any]":
     """Return the `count` floats at an address, as an array that does not own them."""
     floats: np.ndarray[Any, Any] = np.asarray((c.c_float * count).from_address(address))

@@ -68,6 +68,15 @@ def test_greedy_takes_the_likeliest(chain: SamplerChain, context: LlamaContext) 
     assert drawn(chain, context, 3) == [int(context.logits().argmax())] * 3
 
 
+@pytest.mark.parametrize("penalty", [1.0, 2.0], ids=["alone", "by llama.cpp's sampler"])
+def test_greedy_takes_the_first_of_equal_ones(chain: SamplerChain, penalty: float) -> None:
+    logits = np.zeros(chain._tables.ids.shape, np.float32)
+    logits[[9, 7]] = 1
+    chain.add_penalties(8, penalty, 0, 0)
+    chain.add_greedy()
+    assert chain.sample(logits) == 7
+
+
 def test_a_seed_repeats(model: LlamaModel, context: LlamaContext) -> None:
     first, again, other = (drawn(chain_with_seed(model, seed), context, 30) for seed in (7, 7, 8))
     assert first == again
