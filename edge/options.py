@@ -23,7 +23,7 @@ from haversack.edge.planner import DEFAULT_BATCH_TOKENS, Plan, plan
 from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.schema import MAX_SCHEMA_CHARS
 from haversack.edge.text import without_mark
-from haversack.quant.requantize import DEFAULT_LOW
+from haversack.quant.requantize import AUTO
 
 LLAMA_CPP = "llama.cpp"  # the engine that a benchmark can compare with
 
@@ -370,10 +370,11 @@ class LowOptions:
         typer.Option(
             metavar="TYPE",
             help="Block type of the copies, as q2_k, q3_k, iq2_xxs, iq3_xxs (those whose names"
-            " begin with iq1 or iq2_x need --imatrix or --calibrate), or nested: the upper bits of"
-            " the original, with the lower ones beside them.",
+            " begin with iq1 or iq2_x need --imatrix or --calibrate); auto: the best that takes"
+            " about half of the bytes; nested: the upper bits of the original, with the lower ones"
+            " beside them.",
         ),
-    ] = DEFAULT_LOW
+    ] = AUTO
     imatrix: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Weight the columns by this imatrix file of llama.cpp."),

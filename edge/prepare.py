@@ -25,7 +25,7 @@ from haversack.quant.gguf import ModelGeometry, read_geometry
 from haversack.quant.importance import ActivationSums, Importance
 from haversack.quant.nested import NESTED, Splitter
 from haversack.quant.records import Record, RecordFile, importance_path, low_path, remove_older
-from haversack.quant.requantize import DEFAULT_LOW, Requantizer
+from haversack.quant.requantize import AUTO, Requantizer
 from haversack.quant.trunk import disk_bytes_of, model_name
 
 Maker = Requantizer | Splitter
@@ -66,13 +66,14 @@ class Prepared:
 
 def prepare(
     model: str | Path,
-    low: str = DEFAULT_LOW,
+    low: str = AUTO,
     imatrix: str | Path | None = None,
     calibrate: str | Path | None = None,
     options: PrepareOptions | None = None,
 ) -> Prepared:
     """Make low copies of the experts of the GGUF at `model`, of the block type called `low`, and
-    check those that are there already. With `low` "nested" a copy has the upper bits of the
+    check those that are there already. "auto" chooses the type (see `Requantizer`). With "nested" a
+    copy has the upper bits of the
     original, and its lower bits are kept beside it (see `quant.nested`).
 
     The columns of the experts are weighted by the imatrix file `imatrix`, or by what the model

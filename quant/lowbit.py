@@ -62,6 +62,17 @@ class LowCopies:
         return sum(copy.num_bytes for copy in self.copies[layer_idx])
 
 
+def find_low(
+    geometry: ModelGeometry, cache_dir: Path, low_from: Path | None = None
+) -> LowCopies | None:
+    """Return the low copies of a model's experts: those of the GGUF at `low_from` if it is given,
+    else those that were prepared, None if there are none. Raises ModelFileError, see
+    `low_from_gguf`."""
+    if low_from is not None:
+        return low_from_gguf(geometry, low_from)
+    return prepared_low(geometry, cache_dir)
+
+
 def low_from_gguf(geometry: ModelGeometry, path: Path) -> LowCopies:
     """Return low copies of a model's experts from the GGUF at `path`, a smaller one of the same
     model.

@@ -11,7 +11,11 @@ from haversack.quant.gguf import ExpertMatrix, ModelGeometry
 from haversack.quant.importance import Importance
 from haversack.quant.records import Layout, Stored
 
-DEFAULT_LOW = "q2_k"
+AUTO = "auto"
+# Rounding to q3_k leaves half the error of q2_k, q4_k half of that (tools/results/low_copies.csv).
+# So the largest copies are the best ones, as long as one saves almost half of a read.
+_BY_SIZE = ("q4_k", "q3_k", "q2_k")
+_MOST_SHARE = 0.56  # of the expert's bytes
 
 # Where rows are no multiple of 256, of the types with blocks of 32 the smallest one of use. (Those
 # with blocks of 64 or 128 leave errors of more than half of the values.)
@@ -20,21 +24,25 @@ _FOR_ODD_ROWS = "IQ4_NL"
 
 class Requantizer:
     """Makes low copies of the block type called `low`, as "q2_k", with the importance of columns if
-    it is given.
+    it is given. "auto" is the most precise of q4_k, q3_k and q2_k whose copies take at most 56 % of
+    the experts' bytes, or q2_k.
 
     Raises ModelFileError if there is no such type, if it requires an importance that is not there,
     or if it makes no matrix smaller.
     """
 
     def __init__(self, geometry: ModelGeometry, low: str, importance: Importance | None) -> None:
-        if low.upper() not in BLOCK_TYPES:
+        if low != AUTO and low.upper() not in BLOCK_TYPES:
             names = ", ".join(name.lower() for name in BLOCK_TYPES)
-            raise ModelFileError(f"--low is {low!r}: give one of nested, {names}")
+            raise ModelFileError(f"--low is {low!r}: give one of auto, nested, {names}")
         self._geometry, self._importance = geometry, importance
-        self._wanted = block_type(BLOCK_TYPES[low.upper()])
-        self._types = tuple(
-            tuple(self._type_of(matrix) for matrix in layer.matrices) for layer in geometry.layers
-        )
+        for name in _BY_SIZE if low == AUTO else (low,):
+            self._wanted = block_type(BLOCK_TYPES[name.upper()])
+            self._types = tuple(
+                tuple(map(self._type_of, layer.matrices)) for layer in geometry.layers
+            )
+            if self._copy_bytes() <= _MOST_SHARE * geometry.expert_bytes:
+                break
         self._refuse_useless()
         self._check_importance()
 
@@ -45,6 +53,14 @@ class Requantizer:
                 row_bytes = kind.row_bytes(matrix.row_elements)
                 return kind if row_bytes * matrix.num_rows < matrix.expert_bytes else None
         return None
+
+    def _copy_bytes(self) -> int:
+        """Return the bytes of all low copies, with those of matrices that stay as they are."""
+        return sum(
+            layer.num_experts * (_stored(matrix, kind).num_bytes or matrix.expert_bytes)
+            for layer, kinds in zip(self._geometry.layers, self._types, strict=True)
+            for matrix, kind in zip(layer.matrices, kinds, strict=True)
+        )
 
     def _refuse_useless(self) -> None:
         if not any(kind for kinds in self._types for kind in kinds):

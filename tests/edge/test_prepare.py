@@ -16,7 +16,7 @@ from haversack.edge.planner import plan
 from haversack.edge.prepare import Prepared, PrepareOptions, prepare
 from haversack.quant.experts import expert_blocks
 from haversack.quant.gguf import read_geometry
-from haversack.quant.lowbit import prepared_low
+from haversack.quant.lowbit import find_low, prepared_low
 from haversack.quant.nested import join_blocks
 from haversack.quant.records import Record, give_up_record, importance_path, read_records
 from haversack.tools.models.synth import TinyShape
@@ -49,11 +49,11 @@ def records_of(path: Path) -> bytes:
 
 def test_prepared_copies_are_found(model: Path, folder: Path) -> None:
     geometry = read_geometry(model)
-    assert prepared_low(geometry, folder) is None
+    assert find_low(geometry, folder) is None
     first = made(model, folder)
     assert (first.num_experts, first.num_made, first.num_damaged) == (8, 8, 0)
     assert first.disk_bytes < first.expert_bytes / 2
-    low = prepared_low(geometry, folder)
+    low = find_low(geometry, folder)
     assert low is not None
     assert (low.source, low.paths, low.rests) == ("q2_K", (first.path,), None)
     assert all(low.has(layer, expert) for layer in range(2) for expert in range(4))
@@ -75,7 +75,7 @@ def test_an_interruption_loses_nothing(model: Path, folder: Path, tmp_path: Path
             raise Stopped
 
     with pytest.raises(Stopped):
-        prepare(model, options=PrepareOptions(cache_dir=folder, threads=2, progress=stop))
+        prepare(model, "q2_k", options=PrepareOptions(cache_dir=folder, threads=2, progress=stop))
     low = prepared_low(read_geometry(model), folder)
     assert low is not None
     present = sum(low.has(layer, expert) for layer in range(2) for expert in range(4))

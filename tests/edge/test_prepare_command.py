@@ -41,15 +41,15 @@ def model(tiny_model: TinyModel) -> Path:
 def test_copies_are_made_listed_and_removed(model: Path, tmp_path: Path) -> None:
     result = haversack("prepare", model, "--cache-dir", tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("q2_K: ")
+    assert result.stdout.startswith("q4_K: ")
     assert "of 8 experts, 8 made now" in result.stdout
     again = printed_object("prepare", model, "--cache-dir", tmp_path)
-    assert (again["num_made"], again["num_experts"], again["source"]) == (0, 8, "q2_K")
+    assert (again["num_made"], again["num_experts"], again["source"]) == (0, 8, "q4_K")
     listed = printed_object("cache", "--cache-dir", tmp_path)
     (low,) = listed["low_copies"]
     assert (low["path"], low["model"], low["share"]) == (again["path"], str(model), 1.0)
     assert low["disk_bytes"] == listed["disk_bytes"] == again["disk_bytes"]
-    assert "low copies, 100%: q2_K" in " ".join(
+    assert "low copies, 100%: q4_K" in " ".join(
         haversack("cache", "--cache-dir", tmp_path).stdout.split()
     )
     assert printed_object("cache", "--clear", "--cache-dir", tmp_path)["freed_bytes"] > 0

@@ -65,9 +65,20 @@ def test_where_no_type_is_smaller_the_matrix_stays(tiny_model: TinyModel) -> Non
 
 
 @pytest.mark.parametrize(
+    ("found", "chosen"),
+    [("F16", "q4_K"), ("Q8_0", "q4_K"), ("Q6_K", "q3_K"), ("Q5_K", "q2_K"), ("Q4_K", "q2_K")],
+)
+def test_the_best_type_of_half_the_bytes_is_chosen(
+    tiny_model: TinyModel, found: str, chosen: str
+) -> None:
+    geometry = read_geometry(tiny_model(shape=SMALL, expert_type=found))
+    assert Requantizer(geometry, "auto", None).layout().source == chosen
+
+
+@pytest.mark.parametrize(
     ("low", "why"),
     [
-        ("q2", "--low is 'q2': give one of nested, f32"),
+        ("q2", "--low is 'q2': give one of auto, nested, f32"),
         ("q4_k", "q4_K makes no expert of .* smaller, they are q4_K"),
         ("iq2_xxs", "iq2_xxs is only made with an importance matrix: give --imatrix"),
     ],
