@@ -1,5 +1,6 @@
 """Preparing low copies: what is made, what an interruption leaves, what is found and repaired."""
 
+import errno
 import logging
 import os
 import shutil
@@ -146,6 +147,27 @@ def test_a_full_disk_is_told_before_anything_is_made(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     with pytest.raises(StorageError, match=r"low copies need .* has 1000 B free: .*--cache-dir"):
         made(model, folder)
+
+
+def test_a_disk_that_fills_up_keeps_what_is_finished(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, num_writes = os.pwrite, 0
+
+    def fill_up(*arguments: Any) -> int:
+        nonlocal num_writes
+        num_writes += 1
+        if num_writes > 12:  # the layout, then three matrices and a checksum of each expert
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", fill_up)
+        with pytest.raises(StorageError, match=r"No space left.*make room.*--cache-dir.*stays"):
+            made(model, folder)
+    resumed = made(model, folder)
+    assert 8 - 3 <= resumed.num_made < 8
+    assert resumed.num_damaged == 0
 
 
 def test_what_has_no_experts_is_refused(folder: Path) -> None:
