@@ -4,7 +4,7 @@ import random
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from numbers import Integral
 from types import TracebackType
 from typing import Any
@@ -154,6 +154,8 @@ class Model:
         """The rows of `logits`, (vocabulary,) float32 each, as they are computed. Raises as
         `logits`."""
         self._loop.check_open()
+        if len(tokens) == 0:
+            raise PromptError("no tokens are given: give one or more")
         if not 1 <= prefill <= len(tokens):
             raise PromptError(f"prefill is {prefill}: give 1 to {len(tokens)}, the tokens' number")
         checked, ctx_tokens = self.tokenize(tokens), self.plan.shape.ctx_tokens
@@ -309,7 +311,8 @@ class Model:
 
 
 def _chosen(sampling: Sampling | None, settings: Mapping[str, Any]) -> Sampling:
-    try:
-        return replace(sampling or Sampling(), **settings)
-    except TypeError as error:
-        raise PromptError(f"unknown sampling setting: {error}") from None
+    known = [field.name for field in fields(Sampling)]
+    for name in settings:
+        if name not in known:
+            raise PromptError(f'no setting is called "{name}": give one of {", ".join(known)}')
+    return replace(sampling or Sampling(), **settings)

@@ -85,7 +85,7 @@ class Sampling:
         if isinstance(value, bool) or not isinstance(value, kinds):
             raise PromptError(f"{name} is {value!r}: give {kind_name}")
         if not (math.isfinite(value) and low <= value <= high):
-            raise PromptError(f"{name} is {value!r}: give {kind_name} from {low:g} to {high:g}")
+            raise PromptError(f"{name} is {value!r}: give {kind_name} from {low} to {high}")
 
 
 def _check_text(name: str, text: object) -> None:

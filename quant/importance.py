@@ -73,8 +73,9 @@ class Importance:
         except (OSError, ValueError, struct.error) as error:
             if isinstance(error, ModelFileError):
                 raise
+            reason = getattr(error, "strerror", None) or error
             raise ModelFileError(
-                f"{path} is no imatrix file: {error}; give one that llama.cpp's imatrix wrote"
+                f"{path} is no imatrix file: {reason}; give one that llama.cpp's imatrix wrote"
             ) from error
         wrong = [name for name, means in found.items() if not _is_plausible(means)]
         if wrong or not found:

@@ -144,7 +144,7 @@ def _writing(geometry: ModelGeometry, cache_dir: Path) -> Iterator[None]:
         room = "make room there or " if error.errno in _NO_ROOM else ""
         raise StorageError(
             f"cannot write the trunk ({format_bytes(geometry.trunk_bytes)}) to {cache_dir}:"
-            f" {error}; {room}choose another folder with --cache-dir"
+            f" {error.strerror or error}; {room}choose another folder with --cache-dir"
         ) from error
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from haversack.devices import sampler
 from haversack.devices.errors import ModelFileError, PromptError
-from haversack.devices.grammar import Grammar
+from haversack.devices.grammar import Grammar, GrammarMatcher
 from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
 from haversack.devices.sampler import SamplerChain, SamplerTables, chain_bytes
 from haversack.edge.lark import gbnf_to_grammar
@@ -256,6 +256,28 @@ def test_a_grammar_goes_with_other_samplers(model: LlamaModel) -> None:
         text = written(chain, model)
         chain.close()
         assert len(text) == 3 and text.isdigit()
+
+
+@pytest.mark.parametrize(("grammar", "num_masks"), [("start: /(.|\\n)+/", 0), ("start: /z+q/", 1)])
+def test_a_grammar_looks_at_the_likeliest_tokens_before_all(
+    grammar: str,
+    num_masks: int,
+    chain: SamplerChain,
+    context: LlamaContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To look at every token of a vocabulary takes much longer."""
+    allowed, masks = GrammarMatcher.allowed, list[GrammarMatcher]()
+
+    def counted(matcher: GrammarMatcher) -> npt.NDArray[np.bool_]:
+        masks.append(matcher)
+        return allowed(matcher)
+
+    monkeypatch.setattr(GrammarMatcher, "allowed", counted)
+    chain.add_grammar(Grammar(grammar))
+    chain.add_greedy()
+    chain.sample(context.logits())
+    assert len(masks) == num_masks
 
 
 def test_a_left_recursive_grammar(chain: SamplerChain, model: LlamaModel) -> None:

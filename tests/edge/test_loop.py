@@ -265,6 +265,20 @@ def test_ctrl_c_ends_the_call_of_the_thread_that_drives(model: edge.Model) -> No
         signal.signal(signal.SIGINT, before)
 
 
+def test_ctrl_c_twice_in_a_pass_does_not_reach_the_next_call(model: edge.Model) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        expected = text_of(model, PROMPTS[1])
+        presses = [signal.SIGINT] * 2
+        Passes(model, lambda _: [signal.raise_signal(presses.pop()) for _ in tuple(presses)])
+        with pytest.raises(KeyboardInterrupt):
+            text_of(model, PROMPTS[0])
+        assert presses == [] and text_of(model, PROMPTS[1]) == expected
+        model.check_integrity()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_async_pieces_and_a_cancelled_task(model: edge.Model) -> None:
     async def told(generation: edge.Generation) -> str:
         return "".join([piece async for piece in generation])

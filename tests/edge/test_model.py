@@ -169,7 +169,7 @@ def test_no_tokens_wanted(storyteller: edge.Model) -> None:
         ([1.5], {}, "give text or whole token ids"),
         (5, {}, "give text or whole token ids"),
         ([5], {"temperature": -1}, "temperature is -1"),
-        ([5], {"tempersture": 1}, "unknown sampling setting"),
+        ([5], {"tempersture": 1}, 'no setting is called "tempersture": give one of temperature, '),
         ([5], {"max_tokens": -1}, "max_tokens is -1"),
         ([5], {"max_tokens": 1.5}, "max_tokens is 1.5: give a whole number"),
     ],
@@ -513,3 +513,5 @@ def test_logits_refuse_an_impossible_prefill(random_model: edge.Model) -> None:
     for prefill in (0, 4):
         with pytest.raises(edge.PromptError, match=f"prefill is {prefill}: give 1 to 3"):
             random_model.logits([1, 2, 3], prefill=prefill)
+    with pytest.raises(edge.PromptError, match="no tokens are given"):
+        random_model.logits([], prefill=0)

@@ -61,7 +61,7 @@ def test_copies_are_made_listed_and_removed(model: Path, tmp_path: Path) -> None
     [
         (["--low", "q9"], "--low is 'q9': give one of"),
         (["--low", "iq1_s"], "iq1_s is only made with an importance matrix"),
-        (["--imatrix", "missing.dat"], "missing.dat is no imatrix file"),
+        (["--imatrix", "missing.dat"], "missing.dat is no imatrix file: No such file"),
         (["--calibrate", "missing.txt"], "cannot read --calibrate missing.txt"),
     ],
 )

@@ -68,6 +68,13 @@ def test_out_of_range_is_named(setting: str, value: Any) -> None:
         Sampling(**{setting: value})
 
 
+def test_limits_are_told_as_they_are_written() -> None:
+    with pytest.raises(PromptError, match=f"a whole number from -1 to {MAX_SEED}$"):
+        Sampling(seed=MAX_SEED + 1)
+    with pytest.raises(PromptError, match=r"a number from 0 to 1$"):
+        Sampling(min_p=2)
+
+
 def test_grammar_and_schema_exclude_each_other() -> None:
     with pytest.raises(PromptError, match="give one of them"):
         Sampling(grammar='root ::= "a"', json_schema={"type": "string"})
