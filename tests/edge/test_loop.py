@@ -270,7 +270,12 @@ def test_ctrl_c_twice_in_a_pass_does_not_reach_the_next_call(model: edge.Model) 
     try:
         expected = text_of(model, PROMPTS[1])
         presses = [signal.SIGINT] * 2
-        Passes(model, lambda _: [signal.raise_signal(presses.pop()) for _ in tuple(presses)])
+
+        def press_twice(_: Sequence[Row]) -> None:
+            while presses:
+                signal.raise_signal(presses.pop())
+
+        Passes(model, press_twice)
         with pytest.raises(KeyboardInterrupt):
             text_of(model, PROMPTS[0])
         assert presses == [] and text_of(model, PROMPTS[1]) == expected
