@@ -70,9 +70,7 @@ def load_gguf_package() -> Any:
     try:
         return importlib.import_module("gguf")
     except ModuleNotFoundError as error:
-        raise HaversackError(
-            "writing models needs the gguf package: pip install 'haversack[test]'"
-        ) from error
+        raise HaversackError("writing models needs the gguf package: pip install gguf") from error
 
 
 def _open_writer(
