@@ -65,7 +65,7 @@ class Readers:
 
     def touch_ahead(self, address: int, num_bytes: int) -> None:
         """Make the pages of the `num_bytes` of slots at `address` before reads land there, up to
-        16 MiB beyond the highest read so far.
+        1 GiB beyond the highest read so far.
 
         A later call for the same address changes the number of bytes. It returns when no page
         beyond them is being made. Before Linux 5.14 and on other systems nothing happens.

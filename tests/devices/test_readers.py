@@ -159,7 +159,7 @@ def test_a_file_of_another_class_is_read_by_its_own_method(path: Path) -> None:
 
 
 # ----------------------------------------------------- pages made ahead of reads
-AHEAD_BYTES = 16 * 2**20
+AHEAD_BYTES = 2**30
 HUGE = 2 * 2**20
 
 touches = pytest.mark.skipif(
@@ -179,7 +179,7 @@ def wait_until_held(memory: SlotMemory, num_bytes: int) -> None:
 
 @touches
 def test_pages_are_made_a_bounded_distance_ahead_of_reads(bench: Bench) -> None:
-    with SlotMemory(64 * 2**20, 40 * 2**20) as memory:
+    with SlotMemory(1200 * 2**20, 1080 * 2**20) as memory:
         bench.arena.close()
         bench.arena = memory
         bench.readers.touch_ahead(memory.address, memory.num_bytes)
