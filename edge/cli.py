@@ -319,6 +319,8 @@ def show_cache(clear: ClearOptions, cache: CacheOptions, output: OutputOptions) 
         )
     elif clear.clear:
         write_text(f"{format_bytes(freed_bytes)} freed in {cache.folder}\n")
+    elif not trunks and not low_files:
+        write_text(f"nothing is cached in {cache.folder}\n")
     else:
         rows = [(t.model, "trunk", format_bytes(t.disk_bytes), t.path.name) for t in trunks]
         for low in low_files:

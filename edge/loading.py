@@ -1,6 +1,7 @@
 """`load()`: makes a model from a plan."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,6 +57,14 @@ class LoadOptions:
     open_file: OpenFile = DirectFile
     warm_start: bool = True
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.cache_dir, str | os.PathLike | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise PromptError(f"cache_dir is {self.cache_dir!r}: give the path of a folder")
+        for name in ("progress", "open_file"):
+            value = getattr(self, name)
+            if not (callable(value) or (value is None and name == "progress")):
+                raise PromptError(f"{name} is {value!r}: give a function")
+
 
 def default_cache_dir() -> Path:
     """Return the folder where trunk files lie by default."""
@@ -89,6 +98,8 @@ def load(
     left behind then.
     """
     options = options or LoadOptions()
+    if not isinstance(options, LoadOptions):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise PromptError(f"options is {options!r}: give LoadOptions")
     if isinstance(model, Plan):
         if (ram, ctx, threads) != (None, None, None):
             raise PromptError("a plan says ram, ctx and threads already: give either")

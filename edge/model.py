@@ -73,8 +73,7 @@ class Model:
         chosen = _chosen(sampling, settings)
         tokens = self._prompt_tokens(prompt)
         limit = self.plan.shape.ctx_tokens if max_tokens is None else max_tokens
-        if not isinstance(limit, Integral) or limit < 0:
-            raise PromptError(f"max_tokens is {max_tokens!r}: give a whole number, 0 or more")
+        _check_count("max_tokens", limit)
         if not tokens:
             raise PromptError("the prompt is empty and this model has no start token: give text")
         seed = self._random.randint(0, MAX_SEED) if chosen.seed < 0 else chosen.seed
@@ -154,11 +153,12 @@ class Model:
         """The rows of `logits`, (vocabulary,) float32 each, as they are computed. Raises as
         `logits`."""
         self._loop.check_open()
-        if len(tokens) == 0:
-            raise PromptError("no tokens are given: give one or more")
-        if not 1 <= prefill <= len(tokens):
-            raise PromptError(f"prefill is {prefill}: give 1 to {len(tokens)}, the tokens' number")
+        _check_count("prefill", prefill)
         checked, ctx_tokens = self.tokenize(tokens), self.plan.shape.ctx_tokens
+        if not checked:
+            raise PromptError("no tokens are given: give one or more")
+        if not 1 <= prefill <= len(checked):
+            raise PromptError(f"prefill is {prefill}: give 1 to {len(checked)}, the tokens' number")
         if len(checked) > ctx_tokens:
             raise ContextError(
                 f"{len(checked)} tokens are given, the context holds {ctx_tokens}: raise --ctx"
@@ -199,8 +199,7 @@ class Model:
         A model with recurrent layers can only forget what the latest `verify` appended. Raises
         PromptError.
         """
-        if num_tokens < 0:
-            raise PromptError(f"num_tokens is {num_tokens}: give 0 or more")
+        _check_count("num_tokens", num_tokens)
         self._run(RowsCall([], num_tokens))
 
     def _run(self, call: RowsCall) -> None:
@@ -310,9 +309,16 @@ class Model:
         self.close()
 
 
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, Integral) or value < 0:
+        raise PromptError(f"{name} is {value!r}: give a whole number, 0 or more")
+
+
 def _chosen(sampling: Sampling | None, settings: Mapping[str, Any]) -> Sampling:
     known = [field.name for field in fields(Sampling)]
     for name in settings:
         if name not in known:
             raise PromptError(f'no setting is called "{name}": give one of {", ".join(known)}')
+    if not isinstance(sampling, Sampling | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise PromptError(f"sampling is {sampling!r}: give a Sampling")
     return replace(sampling or Sampling(), **settings)

@@ -1,5 +1,6 @@
 """The planner: decides how a budget is spent, before anything is allocated."""
 
+import os
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from haversack.devices.budget import MemoryBudget
 from haversack.devices.cores import usable_cores
-from haversack.devices.errors import BudgetError, PromptError
+from haversack.devices.errors import BudgetError, ModelFileError, PromptError
 from haversack.devices.grammar import trie_bytes
 from haversack.devices.ledger import ledger
 from haversack.devices.llama import MOST_ROWS, MOST_SEQUENCES, ContextShape, LlamaModel
@@ -200,6 +201,8 @@ def plan(
     are held at the same time, each with a context of `ctx` tokens. Raises BudgetError with the
     floor, ModelFileError, UnitError.
     """
+    if not isinstance(path, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ModelFileError(f"the model is {path!r}: give the path of a GGUF file")
     geometry, ram_bytes = read_geometry(Path(path)), _ram_bytes(ram)
     process_bytes = ledger.process_bytes()  # measured before the dry run allocates
     model = LlamaModel(geometry.path, dry=True)

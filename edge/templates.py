@@ -102,7 +102,8 @@ class ChatTemplate:
 
 def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
     """Raise `PromptError` unless each message is a mapping with `role` and `content` of text."""
-    if isinstance(messages, (str, Mapping)) or not messages:
+    listed = isinstance(messages, Sequence)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not listed or isinstance(messages, str) or not messages:
         raise PromptError('no messages: give a list such as [{"role": "user", "content": "Hi"}]')
     for idx, message in enumerate(messages):
         if not isinstance(message, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]

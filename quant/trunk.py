@@ -170,7 +170,10 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def our_files(cache_dir: Path) -> list[Path]:
-    """Return the files in `cache_dir` that have names of ours."""
+    """Return the files in `cache_dir` that have names of ours. Raises StorageError if that is no
+    folder."""
+    if cache_dir.exists() and not cache_dir.is_dir():
+        raise StorageError(f"{cache_dir} is a file: give a folder with --cache-dir")
     found = cache_dir.iterdir() if cache_dir.is_dir() else ()
     return sorted(path for path in found if _OUR_NAME.fullmatch(path.name))
 

@@ -223,6 +223,8 @@ def test_doctor_says_how_to_measure_a_drive(tmp_path: Path) -> None:
 def test_cache_lists_and_clears(model: Path, tight: str, tmp_path: Path) -> None:
     options = ("--cache-dir", tmp_path / "trunks")
     assert printed_object(haversack("cache", *options, "--json"))["trunks"] == []
+    assert "nothing is cached in" in haversack("cache", *options).stdout
+    assert_refused(haversack("cache", "--cache-dir", model), 2, "is a file", "--cache-dir")
     haversack("run", model, "-p", "1", "-n", 1, "--ram", tight, *options)
     assert list((tmp_path / "trunks").glob("*.resident"))
     found = printed_object(haversack("cache", *options, "--json"))

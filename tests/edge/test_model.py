@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -172,6 +172,7 @@ def test_no_tokens_wanted(storyteller: edge.Model) -> None:
         ([5], {"tempersture": 1}, 'no setting is called "tempersture": give one of temperature, '),
         ([5], {"max_tokens": -1}, "max_tokens is -1"),
         ([5], {"max_tokens": 1.5}, "max_tokens is 1.5: give a whole number"),
+        ([5], {"sampling": 3}, "sampling is 3: give a Sampling"),
     ],
 )
 def test_what_cannot_be_asked(
@@ -180,6 +181,21 @@ def test_what_cannot_be_asked(
     with pytest.raises(edge.PromptError, match=message):
         random_model.generate(prompt, **settings)
     assert random_model.generate([5], max_tokens=2).text
+
+
+def test_arguments_of_another_kind_are_named(random_model: edge.Model) -> None:
+    model: Any = random_model
+    for ask, message in (
+        (lambda: edge.load(cast(Any, 3)), "the model is 3: give the path of a GGUF file"),
+        (lambda: edge.load(model.plan, options=cast(Any, 3)), "options is 3: give LoadOptions"),
+        (lambda: edge.LoadOptions(cache_dir=cast(Any, 3)), "cache_dir is 3: give the path"),
+        (lambda: edge.LoadOptions(progress=cast(Any, 3)), "progress is 3: give a function"),
+        (lambda: model.rewind("a"), "num_tokens is 'a': give a whole number"),
+        (lambda: model.logits([1, 2], 1.5), "prefill is 1.5: give a whole number"),
+        (lambda: model.logits(3, 1), "the prompt is 3: give text or whole token ids"),
+    ):
+        with pytest.raises(edge.HaversackError, match=re.escape(message)):
+            ask()
 
 
 def test_half_a_surrogate_is_no_text(storyteller: edge.Model) -> None:
