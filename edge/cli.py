@@ -281,7 +281,8 @@ def prepare_model(
     output: OutputOptions,
     log: LogOptions,
 ) -> None:
-    """Make low copies of a model's experts. Interrupted, it goes on where it was."""
+    """Make low copies of a model's experts, which no command reads yet. Interrupted, it goes on
+    where it was."""
     from haversack.edge.prepare import PrepareOptions, prepare
 
     log_to_stderr(log.verbose)

@@ -156,6 +156,7 @@ def test_faults_say_what_and_where() -> None:
         ([], "no messages"),
         ("hello", "no messages"),
         ({"role": "user", "content": "x"}, "no messages"),
+        (3, "no messages"),
         (["hello"], "message 0 is a str"),
         ([CHAT[0], {"role": "user"}], 'message 1 has no "content"'),
         ([{"content": "x"}], 'message 0 has no "role"'),
