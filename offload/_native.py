@@ -85,6 +85,7 @@ if own.library is not None:
     engine_start_warm = _prototype("engine_start_warm", None, _A, _A, _Q)
     engine_not_warm = _prototype("engine_not_warm", _Q, _A, _A, _Q)
     engine_delete = _prototype("engine_delete", None, _A)
+    # But for residents, uses, remember and fault these serve tests: the engine uses its own slots.
     slots_new = _prototype("slots_new", _A, _L, _L, _L, _L)
     slots_find = _prototype("slots_find", _L, _A, _L, _L)
     slots_num_unpinned = _prototype("slots_num_unpinned", _L, _A)
@@ -103,7 +104,7 @@ if own.library is not None:
     slots_remember = _prototype("slots_remember", None, _A, _A, _A)
     slots_fault = _prototype("slots_fault", _S, _A)
     slots_delete = _prototype("slots_delete", None, _A)
-    products_compute = _prototype(
+    products_compute = _prototype(  # serves tests
         "products_compute", c.c_int32, _A, c.POINTER(Matrix), _L, _L, c.c_int64, c.c_int
     )
     router_learn = _prototype("router_learn", _A, _A)

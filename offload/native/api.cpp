@@ -72,6 +72,8 @@ API size_t haversack_engine_not_warm(Engine *engine, int32_t (*experts)[2], size
 API void haversack_engine_delete(Engine *engine) { delete engine; }
 
 // ------------------------------------------------------------------------ slots
+// The engine uses its slots itself. But for residents, uses, remember and fault, these serve the tests that
+// hold them against cache/slots.py.
 API Slots *haversack_slots_new(int32_t num_rows, int32_t num_experts, int32_t num_slots,
                                int32_t num_spare) {
     return new Slots(num_rows, num_experts, num_slots, num_spare);
@@ -132,7 +134,7 @@ API void haversack_slots_delete(Slots *slots) { delete slots; }
 
 // --------------------------------------------------------------------- products
 // Compute `node`, a MUL_MAT_ID of llama.cpp's form, with experts that lie in slots of their own numbers,
-// `portion` of them at a time.
+// `portion` of them at a time. It serves tests.
 API int32_t haversack_products_compute(const Tensor *node, const Matrix *matrix, int32_t num_experts,
                                        int32_t portion, int64_t most_rows, int num_threads) {
     Cpu cpu(num_threads);
