@@ -109,6 +109,7 @@ if own.library is not None:
     )
     router_learn = _prototype("router_learn", _A, _A)
     router_input = _prototype("router_input", _A, _A)
+    router_probabilities = _prototype("router_probabilities", _A, _A)
     router_choose = _prototype("router_choose", _L, _A, _A, _L, _A)
     router_num_experts = _prototype("router_num_experts", _L, _A)
     router_delete = _prototype("router_delete", None, _A)

@@ -5,7 +5,6 @@ routing is watched.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +15,6 @@ from haversack.offload import _native as native
 from haversack.offload.expert_engine import ExpertEngine
 
 Watcher = Callable[[int, npt.NDArray[np.int32], GraphNode], None]
-
-_MOST_NODES = 40  # between a router's product and its choice
 
 
 class RoutingWatch:
@@ -92,31 +89,14 @@ def chosen_probabilities(choice: GraphNode) -> npt.NDArray[np.float32] | None:
     only scores yet, whose softmax will be over those chosen (gpt-oss), it is taken over all here:
     renormalised, both are the same.
     """
-    node = _by_name(ancestors(choice)).get("ffn_moe_probs")
-    if node is None:
+    address = native.router_probabilities(choice.address)
+    if address is None:
         return None
+    node = GraphNode(address)
     probabilities: npt.NDArray[np.float32] = node.array(np.float32)[0]
     if node.is_product or node.is_sum:
         probabilities = _softmax(probabilities)
     return np.take_along_axis(probabilities, choice.array(np.int32)[0], axis=1)
-
-
-def ancestors(choice: GraphNode) -> list[GraphNode]:
-    """Return the nodes that `choice` is made from; the last is the router's product, if any."""
-    found: list[GraphNode] = []
-    waiting = [choice]
-    while waiting and len(found) < _MOST_NODES:
-        node = waiting.pop()
-        found.append(node)
-        if node.is_product:
-            break
-        waiting += [node.source(i) for i in (0, 1) if node.source_address(i)]
-    return found
-
-
-def _by_name(nodes: list[GraphNode]) -> dict[str, Any]:
-    """Return the nodes by their names without the layer; of a node and its views, the node."""
-    return {node.name.partition("-")[0]: node for node in nodes}
 
 
 def _softmax(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -160,6 +160,7 @@ API Router *haversack_router_learn(const Tensor *ids) {
     return router.is_known() ? new Router(router) : nullptr;
 }
 API const Tensor *haversack_router_input(const Tensor *ids) { return router_input(ids); }
+API const Tensor *haversack_router_probabilities(const Tensor *ids) { return router_probabilities(ids); }
 // Returns how many experts were written: those that it chooses and the `extra` next ones.
 API int32_t haversack_router_choose(Router *router, const float *input, int32_t extra,
                                     int32_t *experts) {

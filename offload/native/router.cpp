@@ -86,6 +86,8 @@ const Tensor *router_input(const Tensor *ids) {
     return nodes.empty() || nodes.back()->src[1]->type != TYPE_F32 ? nullptr : nodes.back()->src[1];
 }
 
+const Tensor *router_probabilities(const Tensor *ids) { return named(ancestors(ids), "ffn_moe_probs"); }
+
 Router learn_router(const Tensor *ids) {
     const Tensor *input = router_input(ids);
     if (!input) return {};

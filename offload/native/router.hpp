@@ -32,6 +32,10 @@ struct Router {
 // The input of the router whose choice `ids` is; null where it cannot be told.
 const Tensor *router_input(const Tensor *ids);
 
+// What the router's choice `ids` was made from: probabilities, or scores where those come later; null where
+// llama.cpp names neither.
+const Tensor *router_probabilities(const Tensor *ids);
+
 // How the router chooses whose choice `ids` is, a tensor of a graph that was computed. It is unknown
 // where the graph has another form, and where what it chooses from its input is not what was chosen:
 // then the form was misread, or the input's memory is in use again.

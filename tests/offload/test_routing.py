@@ -13,7 +13,7 @@ from haversack.devices.ggml import GraphNode, is_choice
 from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel, OnNode
 from haversack.edge.plain_llama import PlainLlama
 from haversack.offload.engine import open_resident
-from haversack.offload.routing import Router, ancestors, chosen_probabilities, router_input
+from haversack.offload.routing import Router, chosen_probabilities, router_input
 from haversack.tools.models.architectures import ARCHITECTURES, TinyShape
 
 TOKENS = [1 + 7 * i % 200 for i in range(40)]
@@ -107,18 +107,22 @@ def test_groups_of_experts_count(
 
 
 def test_the_next_likeliest_are_those_of_the_next_scores(tiny_model: Any) -> None:
-    compared = list[bool]()
+    compared, scores = list[bool](), list[npt.NDArray[np.float32]]()
 
     def on_node(address: int, ask: bool, _: object) -> bool:
-        if is_choice(address) and not ask:
-            choice = GraphNode(address)
-            router, inputs = Router.learn(choice), router_input(choice)
+        node = GraphNode(address)
+        is_product = node.name.startswith("ffn_moe_logits-")
+        if ask:
+            return is_product or is_choice(address)
+        if is_product:
+            scores.append(node.array(np.float32)[0, 0].copy())
+        elif is_choice(address):
+            router, inputs = Router.learn(node), router_input(node)
             assert router is not None and inputs is not None
-            scores = ancestors(choice)[-1].array(np.float32)[0, 0]
             row = inputs.array(np.float32)[0, 0]
-            assert router.likeliest(row, 99).tolist() == np.argsort(-scores).tolist()
+            assert router.likeliest(row, 99).tolist() == np.argsort(-scores[-1]).tolist()
             compared.append(True)
-        return is_choice(address) or not ask
+        return True
 
     watched(tiny_model("qwen3moe"), on_node, [TOKENS[:1]])
     assert len(compared) == 3
@@ -133,31 +137,31 @@ class ByNumpy:
     def __init__(self, architecture: str) -> None:
         self._of_sigmoids = architecture in OF_SIGMOIDS
         self._come_later = architecture in PROBABILITIES_COME_LATER
-        self._inputs: dict[int, npt.NDArray[np.float64]] = {}
+        self._scores: dict[int, npt.NDArray[np.float64]] = {}
         self.num_tokens = list[int]()
 
     def on_node(self, address: int, ask: bool, _: object) -> bool:
         node = GraphNode(address)
         name, _, layer = node.name.partition("-")
         if ask:
-            return name in ("ffn_moe_logits", "ffn_moe_topk")
+            return name in ("ffn_moe_logits", "ffn_moe_probs", "ffn_moe_topk")
         if name == "ffn_moe_logits":
-            self._inputs[int(layer)] = node.source(1).array(np.float32)[0].astype(np.float64)
+            inputs = node.source(1).array(np.float32)[0].astype(np.float64)
+            self._scores[int(layer)] = inputs @ node.source(0).array(np.float32)[0].T
+        elif name == "ffn_moe_probs":
+            if node.is_sum:  # a bias on scores, whose softmax comes later
+                self._scores[int(layer)] += node.source(1).array(np.float32)[0]
         else:
-            self._compare(self._inputs[int(layer)], node)
+            self._compare(self._scores[int(layer)], node)
         return True
 
-    def _compare(self, inputs: npt.NDArray[np.float64], choice: GraphNode) -> None:
-        found, nodes = chosen_probabilities(choice), ancestors(choice)
-        self.num_tokens.append(len(inputs))
+    def _compare(self, scores: npt.NDArray[np.float64], choice: GraphNode) -> None:
+        found = chosen_probabilities(choice)
+        self.num_tokens.append(len(scores))
         if self._come_later:
             assert found is None
             return
         assert found is not None and found.dtype == np.float32
-        scores = inputs @ nodes[-1].source(0).array(np.float32)[0].T
-        for node in nodes:
-            if node.is_sum and node.source_address(0) == nodes[-1].address:  # a bias on scores
-                scores += node.source(1).array(np.float32)[0]
         powers = np.exp(scores[-len(found) :])  # the last layer may choose for the last row alone
         total = 1 + powers if self._of_sigmoids else powers.sum(axis=1, keepdims=True)
         expected = np.take_along_axis(powers / total, choice.array(np.int32)[0], axis=1)
