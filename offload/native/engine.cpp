@@ -222,20 +222,20 @@ Status Engine::compute_leased(const Call &call, Lease &lease) {
     const int64_t table_bytes = 8 * (*high - *low + 1) * (int64_t)call.choice.of_pairs.size();
     if (lease.late.empty()) {
         if (Status status = predict(call, 1)) return status;  // no wait hides its time
-        if (table_bytes <= MOST_TABLE_BYTES) return compute_over_slots(call, lease);
+        if (table_bytes <= MOST_TABLE_BYTES) return compute_over_slots(call, lease, *low, *high - *low + 1);
     }
     return compute_nodes_between(call, [&](const Product &product) {
         return multiply_as_they_come(call, lease, product);
     });
 }
 
-// All experts are there: the products are llama.cpp's own, over slots in place of experts.
-Status Engine::compute_over_slots(const Call &call, const Lease &lease) {
+// All experts are there: the products are llama.cpp's own, over the `num_slots` slots from `first` in
+// place of experts.
+Status Engine::compute_over_slots(const Call &call, const Lease &lease, int32_t first, int32_t num_slots) {
     const Choice &choice = call.choice;
-    const auto [low, high] = std::minmax_element(lease.slots.begin(), lease.slots.end());
     slot_of_.resize(pools_[call.layer.pool].num_experts);
     slot_ids_.resize(choice.of_pairs.size());
-    for (size_t i = 0; i < choice.experts.size(); i++) slot_of_[choice.experts[i]] = lease.slots[i] - *low;
+    for (size_t i = 0; i < choice.experts.size(); i++) slot_of_[choice.experts[i]] = lease.slots[i] - first;
     for (size_t i = 0; i < slot_ids_.size(); i++) slot_ids_[i] = slot_of_[choice.of_pairs[i]];
     Tensor slot_ids = make_tensor(TYPE_I32, choice.num_used, choice.num_rows, 1, slot_ids_.data());
     Tensor weights[MAX_MATRICES], products[MAX_MATRICES];
@@ -243,9 +243,11 @@ Status Engine::compute_over_slots(const Call &call, const Lease &lease) {
     for (size_t i = 0; i < call.products.size(); i++) {
         const Product &product = call.products[i];
         const Matrix &matrix = call.layer.matrices[product.index];
-        weights[i] = make_tensor(matrix.type, matrix.num_inputs, matrix.num_rows, *high - *low + 1,
-                                 matrix.in_slot(*low), matrix.stride);
-        products[i] = over_slots(call.nodes[product.at], &weights[i], &slot_ids);
+        weights[i] = make_tensor(matrix.type, matrix.num_inputs, matrix.num_rows, num_slots,
+                                 matrix.in_slot(first), matrix.stride);
+        products[i] = *call.nodes[product.at];
+        products[i].src[0] = &weights[i];
+        products[i].src[2] = &slot_ids;
         graph_[product.at] = &products[i];
     }
     return compute_nodes(graph_.data(), graph_.size(), call.cpu);

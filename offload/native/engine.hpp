@@ -108,7 +108,7 @@ class Engine {
     void start_reads(const Call &call, Lease &lease);
     void release(const Call &call, Lease &lease);
     Status compute_leased(const Call &call, Lease &lease);
-    Status compute_over_slots(const Call &call, const Lease &lease);
+    Status compute_over_slots(const Call &call, const Lease &lease, int32_t first, int32_t num_slots);
     Status multiply_as_they_come(const Call &call, Lease &lease, const Product &product);
     Status compute_in_waves(const Call &call);
     Status multiply_in_waves(const Call &call, const std::vector<int32_t> &held, int32_t index);

@@ -120,11 +120,4 @@ Status ExpertProducts::flush(Cpu &cpu) {
     return status;
 }
 
-Tensor over_slots(const Tensor *node, Tensor *weight, Tensor *slot_ids) {
-    Tensor product = *node;
-    product.src[0] = weight;
-    product.src[2] = slot_ids;
-    return product;
-}
-
 }  // namespace haversack

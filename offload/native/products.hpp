@@ -70,7 +70,4 @@ class ExpertProducts {
     int64_t num_gathered_ = 0;
 };
 
-// The product `node` over slots: `weight` and `slot_ids` take the places of its sources.
-Tensor over_slots(const Tensor *node, Tensor *weight, Tensor *slot_ids);
-
 }  // namespace haversack
