@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from haversack.edge.loading import LoadOptions, builtin_model, load
     from haversack.edge.model import Model
     from haversack.edge.planner import Plan, plan
-    from haversack.edge.prepare import Prepared, PrepareOptions, prepare
+    from haversack.edge.preparation import Prepared, PrepareOptions, prepare
     from haversack.edge.ram_budget import Budget
     from haversack.edge.sampling import Sampling
     from haversack.edge.stats import Stats
@@ -70,14 +70,14 @@ _MODULES = {
     "LoadOptions": "haversack.edge.loading",
     "Model": "haversack.edge.model",
     "Plan": "haversack.edge.planner",
-    "PrepareOptions": "haversack.edge.prepare",
-    "Prepared": "haversack.edge.prepare",
+    "PrepareOptions": "haversack.edge.preparation",
+    "Prepared": "haversack.edge.preparation",
     "Sampling": "haversack.edge.sampling",
     "Stats": "haversack.edge.stats",
     "builtin_model": "haversack.edge.loading",
     "load": "haversack.edge.loading",
     "plan": "haversack.edge.planner",
-    "prepare": "haversack.edge.prepare",
+    "prepare": "haversack.edge.preparation",
 }
 
 

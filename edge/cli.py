@@ -283,7 +283,7 @@ def prepare_model(
 ) -> None:
     """Make low copies of a model's experts, which no command reads yet. Interrupted, it goes on
     where it was."""
-    from haversack.edge.prepare import PrepareOptions, prepare
+    from haversack.edge.preparation import PrepareOptions, prepare
 
     log_to_stderr(log.verbose)
     with load_progress(log.verbose) as progress:

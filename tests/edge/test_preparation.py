@@ -14,7 +14,7 @@ import pytest
 from haversack.devices.errors import ModelFileError, PromptError, StorageError
 from haversack.edge.loading import builtin_model
 from haversack.edge.planner import plan
-from haversack.edge.prepare import Prepared, PrepareOptions, prepare
+from haversack.edge.preparation import Prepared, PrepareOptions, prepare
 from haversack.quant.experts import expert_blocks
 from haversack.quant.gguf import read_geometry
 from haversack.quant.lowbit import find_low, prepared_low
@@ -224,7 +224,7 @@ def test_importance_is_not_collected_twice(
 ) -> None:
     options = PrepareOptions(None, 2, folder)
     assert prepare(builtin_model(), "q4_0", None, text, options).num_made == 256
-    monkeypatch.setattr("haversack.edge.prepare.load", None)  # nothing is loaded any more
+    monkeypatch.setattr("haversack.edge.preparation.load", None)  # nothing is loaded any more
     assert prepare(builtin_model(), "q4_0", None, text, options).num_made == 0
 
 
