@@ -92,6 +92,13 @@ def print_table(rows: Sequence[Mapping[str, str]]) -> None:
         print("| " + " | ".join(row.values()) + " |")
 
 
+def give_table(rows: Sequence[Mapping[str, str]], csv_path: Path | None) -> None:
+    """Print `rows`, and write them to `csv_path` as well if it is given. Raises OSError."""
+    if csv_path is not None:
+        write_rows(csv_path, rows)
+    print_table(rows)
+
+
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write `rows`, as `print_table` takes them, to a CSV file. Raises OSError."""
     with path.open("w", newline="") as file:

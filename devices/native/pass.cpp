@@ -1,17 +1,12 @@
 #include "pass.hpp"
 
-#include <chrono>
+#include "clock.hpp"
 
 namespace haversack {
 
 namespace {
 
 constexpr double LOOK_S = 5e-3;  // from one look at a team's delays to the next
-
-double now_s() {
-    using namespace std::chrono;
-    return duration<double>(steady_clock::now().time_since_epoch()).count();
-}
 
 // Has the calling thread's team compute what this thread does with llama.cpp.
 class Working {

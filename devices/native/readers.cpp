@@ -7,6 +7,8 @@
 #include <system_error>
 #include <unistd.h>
 
+#include "clock.hpp"
+
 namespace haversack {
 
 namespace {
@@ -43,11 +45,6 @@ bool any_done(Read *const *reads, size_t count) {
 }
 
 }  // namespace
-
-double now_s() {
-    auto now = std::chrono::steady_clock::now().time_since_epoch();
-    return std::chrono::duration<double>(now).count();
-}
 
 double Pace::admit(int64_t num_bytes) {
     std::lock_guard<std::mutex> lock(mutex_);

@@ -63,7 +63,6 @@ class Pace {
     std::mutex mutex_;
 };
 
-double now_s();
 
 class Ring;
 

@@ -1,7 +1,8 @@
 #include "team.hpp"
 
+#include "clock.hpp"
+
 #include <algorithm>
-#include <chrono>
 #include <climits>
 #include <csignal>
 #include <cstdio>
@@ -18,11 +19,6 @@ thread_local Rank *current_rank = nullptr;
 namespace {
 
 constexpr int LOOKS_PER_CLOCK = 32;  // reading the value takes 5 to 50 ns, the clock 25
-
-double now_s() {
-    using namespace std::chrono;
-    return duration<double>(steady_clock::now().time_since_epoch()).count();
-}
 
 void pause_briefly() {
 #if defined(__x86_64__)

@@ -218,11 +218,12 @@ void Engine::release(const Call &call, Lease &lease) {
 }
 
 Status Engine::compute_leased(const Call &call, Lease &lease) {
-    const auto [low, high] = std::minmax_element(lease.slots.begin(), lease.slots.end());
-    const int64_t table_bytes = 8 * (*high - *low + 1) * (int64_t)call.choice.of_pairs.size();
     if (lease.late.empty()) {
         if (Status status = predict(call, 1)) return status;  // no wait hides its time
-        if (table_bytes <= MOST_TABLE_BYTES) return compute_over_slots(call, lease, *low, *high - *low + 1);
+        const auto [low, high] = std::minmax_element(lease.slots.begin(), lease.slots.end());
+        const int32_t num_slots = *high - *low + 1;
+        if (8 * num_slots * (int64_t)call.choice.of_pairs.size() <= MOST_TABLE_BYTES)
+            return compute_over_slots(call, lease, *low, num_slots);
     }
     return compute_nodes_between(call, [&](const Product &product) {
         return multiply_as_they_come(call, lease, product);

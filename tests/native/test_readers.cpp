@@ -1,4 +1,5 @@
 // Reads by threads, by a ring whose answers the test decides, and by the system's own ring.
+#include "clock.hpp"
 #include "reads.hpp"
 
 #include <cerrno>

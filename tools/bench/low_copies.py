@@ -33,7 +33,7 @@ from haversack.quant.importance import Importance
 from haversack.quant.lowbit import low_from_gguf
 from haversack.quant.nested import Splitter, join_blocks, nested_type
 from haversack.quant.requantize import Requantizer
-from haversack.tools.command_line import print_table, tool, write_rows
+from haversack.tools.command_line import give_table, tool
 
 NUM_TOKENS, NUM_RANDOM, MOST_ROWS, NUM_JOINS = 1024, 32, 64, 5
 TYPES = ("iq2_xxs", "q2_k", "iq3_xxs", "q3_k", "q4_k")
@@ -260,9 +260,7 @@ def main(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--csv", type=Path, help="write the table there as well")
     given = parser.parse_args(arguments)
     rows = [found.row() for found in compare(given.model, given.text, given.low_from)]
-    print_table(rows)
-    if given.csv is not None:
-        write_rows(given.csv, rows)
+    give_table(rows, given.csv)
     return 0
 
 

@@ -33,7 +33,7 @@ from haversack.cache.precision import HIGH, LOW, SKIP, Levels, Thresholds, level
 from haversack.cache.slots import NOWHERE
 from haversack.edge.replay import Trace
 from haversack.offload.pool import spare_slots
-from haversack.tools.command_line import print_table, tool, write_rows
+from haversack.tools.command_line import give_table, tool
 from haversack.tools.routing.measures import recorded_traces
 
 WARM_STEPS = 32
@@ -222,9 +222,7 @@ def main(arguments: Sequence[str] | None) -> int:
     traces = [Trace.load(path) for path in given.traces] or recorded_traces()
     thresholds = [Thresholds(*pair) for pair in given.thresholds or ()] or THRESHOLDS
     table = rows(traces, given.cache or [0.25], thresholds)
-    if given.csv:
-        write_rows(given.csv, table)
-    print_table(table)
+    give_table(table, given.csv)
     return 0
 
 

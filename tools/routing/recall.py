@@ -23,7 +23,7 @@ from haversack import edge
 from haversack.devices.ggml import GraphNode
 from haversack.edge.planner import STREAMED, Plan, streamed
 from haversack.offload.routing import Router, router_input
-from haversack.tools.command_line import positive, print_table, tool, write_rows
+from haversack.tools.command_line import give_table, positive, tool
 
 Vector = npt.NDArray[np.float32]
 
@@ -129,9 +129,7 @@ def main(arguments: Sequence[str] | None) -> int:
     if planned.mode != STREAMED:  # routers are watched where experts are streamed
         planned = streamed(planned)
     table = measure(planned, given.prompt, given.tokens, given.seed).rows()
-    if given.csv:
-        write_rows(given.csv, table)
-    print_table(table)
+    give_table(table, given.csv)
     return 0
 
 

@@ -27,7 +27,7 @@ from haversack.cache.policies import (
 )
 from haversack.cache.slots import NOWHERE, SlotTable
 from haversack.edge.replay import Trace
-from haversack.tools.command_line import print_table, tool, write_rows
+from haversack.tools.command_line import give_table, tool
 from haversack.tools.routing.measures import CACHE_SHARES, recorded_traces
 
 DEFAULT = "expected use"
@@ -113,9 +113,7 @@ def main(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--csv", type=Path, help="write the table there as well")
     given = parser.parse_args(arguments)
     table = rows([Trace.load(path) for path in given.traces] or recorded_traces())
-    if given.csv:
-        write_rows(given.csv, table)
-    print_table(table)
+    give_table(table, given.csv)
     return 0
 
 

@@ -1,8 +1,14 @@
+// Seconds, from a moment that is the same for the whole process.
 #pragma once
 
-#include "readers.hpp"
+#include <chrono>
 
 namespace haversack {
+
+inline double now_s() {
+    using namespace std::chrono;
+    return duration<double>(steady_clock::now().time_since_epoch()).count();
+}
 
 // Adds the time of its life to `sum`.
 class Stopwatch {
