@@ -4,7 +4,7 @@ holds."""
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import count
 
@@ -147,11 +147,10 @@ class Ledger:
             open_bytes = sum(lease.reserved_bytes - lease.held_bytes for lease in self._names)
         return max(0, open_bytes - slots_resident_bytes())
 
-    @contextmanager
-    def loading(self) -> Iterator[None]:
-        """Load a model inside the block; loads of other threads wait."""
-        with self._loading:
-            yield
+    @property
+    def loading(self) -> AbstractContextManager[bool]:
+        """A lock: load a model while it is held; loads of other threads wait."""
+        return self._loading
 
     @contextmanager
     def measured(self, lease: Lease) -> Iterator[None]:

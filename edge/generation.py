@@ -261,8 +261,9 @@ class Generation:
     def _prepare(self) -> None:
         if self._call.stop.requested:
             raise CancelledError("the generation was cancelled before it began")
-        with self._loop.beside() as engine:
-            self._call.prepare(engine.model.vocabulary, self._seed, self._tables)
+        self._loop.beside(
+            lambda engine: self._call.prepare(engine.model.vocabulary, self._seed, self._tables)
+        )
 
     def _end(self, reason: str | None) -> None:
         self._is_over, self._finish_reason = True, reason

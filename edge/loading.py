@@ -109,7 +109,7 @@ def load(
     stop, loaded = StopFlag(), list[Model]()
     try:
         # KeyboardInterrupt is raised between two steps, so that nothing is left behind
-        with ledger.loading(), stop.listening():
+        with ledger.loading, stop.listening():
             loaded.append(_loaded(planned, options, stop, seed))
     except KeyboardInterrupt:
         for found in loaded:

@@ -2,8 +2,8 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from haversack.devices.errors import CancelledError, ClosedError
 from haversack.devices.forks import Birthplace
@@ -16,6 +16,8 @@ from haversack.edge.planner import Plan
 from haversack.edge.schedule import Schedule, Work
 from haversack.edge.sequence import Logits, TokenSequence
 from haversack.offload.engine import Engine
+
+Used = TypeVar("Used")
 
 _LOOK_S = 0.1  # how often a thread that waits looks whether its call was cancelled
 
@@ -218,15 +220,14 @@ class EngineLoop:
             sequence.keep(len(sequence.tokens))
 
     # ---------------------------------------------------------- beside the loop
-    @contextmanager
-    def between_passes(self) -> Iterator[Engine]:
-        """Use the engine while no pass is computed. Raises ClosedError if the model is closed, or
-        if a pass of this very thread is computed now."""
+    def between_passes(self, use: Callable[[Engine], Used]) -> Used:
+        """Return what `use` returns, called while no pass is computed. Raises ClosedError if the
+        model is closed, or if a pass of this very thread is computed now."""
         self.check_open()
         with self._lock:
             self._wait_for_driver()
             self.check_open()
-            yield self.engine
+            return use(self.engine)
 
     def _refuse_inner_call(self) -> None:
         if self._driver == threading.get_ident():
@@ -245,31 +246,29 @@ class EngineLoop:
         self._schedule.start_anew()
         self._widest_rows = 0
 
-    @contextmanager
-    def beside(self) -> Iterator[Engine]:
-        """Use what is not changed by passes (the vocabulary) without it being freed meanwhile.
-        Raises ClosedError."""
+    def beside(self, use: Callable[[Engine], Used]) -> Used:
+        """Return what `use` returns, called while the engine may compute but is not freed: for what
+        passes do not change, such as the vocabulary. Raises ClosedError."""
         self.birthplace.check()  # in a child, whoever holds the lock is not there
         with self._life:
             self.check_open()
-            yield self.engine
+            return use(self.engine)
 
     def refuse(self) -> None:
         """From now on the model is closed to new calls, and those that run are asked to stop."""
         self._closed = True
         self._schedule.stop_all()
 
-    @contextmanager
-    def closing(self) -> Iterator[None]:
-        """Free the engine inside the block: no call runs any more. Raises ClosedError if one runs
-        in this very thread."""
+    def close(self, free: Callable[[], None]) -> None:
+        """Call `free`, which frees the engine, once no call runs any more. Raises ClosedError if
+        one runs in this very thread."""
         with self._lock:
             self._wait_for_driver()
             self.refuse()
             self._schedule.drop_ended()
             self._wake()
         with self._life:
-            yield
+            free()
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless the books of tokens agree with the context; to be called

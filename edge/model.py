@@ -96,35 +96,40 @@ class Model:
         return self.generate(self._prompt_tokens(prompt), max_tokens, sampling, **settings)
 
     def _prompt_tokens(self, prompt: Prompt) -> list[int]:
-        with self._loop.beside() as engine:
-            return prompt_tokens(prompt, engine.model.vocabulary, self.plan)
+        return self._loop.beside(
+            lambda engine: prompt_tokens(prompt, engine.model.vocabulary, self.plan)
+        )
 
     def chat_template(self) -> ChatTemplate:
         """The model file's chat template. Raises PromptError if it has none."""
-        with self._loop.beside() as engine:
-            source, vocabulary = engine.model.chat_template, engine.model.vocabulary
-            bos, eos = vocabulary.bos, vocabulary.eos
+        return self._loop.beside(self._template_of)
+
+    def _template_of(self, engine: Engine) -> ChatTemplate:
+        source, vocabulary = engine.model.chat_template, engine.model.vocabulary
         if source is None:
             raise PromptError(f"{self.plan.path.name} has no chat template: use run or generate()")
-        return ChatTemplate(source, bos=bos, eos=eos)
+        return ChatTemplate(source, bos=vocabulary.bos, eos=vocabulary.eos)
 
     def tokenize(self, prompt: Prompt, add_special: bool = True) -> list[int]:
         """The ids of `prompt`. `add_special` puts the model's start token before a text that does
         not begin with it. Raises PromptError for ids outside the vocabulary, ClosedError."""
-        with self._loop.beside() as engine:
-            return token_ids(prompt, engine.model.vocabulary, self.plan, add_special)
+        return self._loop.beside(
+            lambda engine: token_ids(prompt, engine.model.vocabulary, self.plan, add_special)
+        )
 
     def budget(self) -> list[Entry]:
         """What each part of this model's budget is for, and how much of it is held now. With the
         entry "free" they add up to `plan.ram_bytes`. Takes about 5 ms for each GiB of slots.
         Raises ClosedError."""
-        with self._loop.beside() as engine:
-            pools = engine.experts.pools if engine.experts is not None else ()
-            slots_bytes = sum(pool.resident_bytes for pool in pools)
-            process = Entry("process", self.plan.process_bytes, ledger.others_bytes())
-            entries = [process, *self._lease.entries(slots_bytes)]
+        entries = self._loop.beside(self._entries_of)
         free_bytes = self.plan.ram_bytes - sum(entry.reserved_bytes for entry in entries)
         return [*entries, Entry("free", free_bytes, 0)]
+
+    def _entries_of(self, engine: Engine) -> list[Entry]:
+        pools = engine.experts.pools if engine.experts is not None else ()
+        slots_bytes = sum(pool.resident_bytes for pool in pools)
+        process = Entry("process", self.plan.process_bytes, ledger.others_bytes())
+        return [process, *self._lease.entries(slots_bytes)]
 
     # ----------------------------------------------------------------- logits
     def logits(self, tokens: Sequence[int], prefill: int) -> npt.NDArray[np.float32]:
@@ -175,7 +180,8 @@ class Model:
                     return
                 yield call.results.popleft()
         finally:
-            self._loop.leave(call)
+            with StopFlag().listening():
+                self._loop.leave(call)
 
     def verify(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Append 1 to 7 `tokens` to the sequence of the call that ended last; the logits after each
@@ -227,8 +233,7 @@ class Model:
     @property
     def vocab_size(self) -> int:
         """How many tokens there are: ids go from 0 to one less. Raises ClosedError."""
-        with self._loop.beside() as engine:
-            return engine.model.vocabulary.num_tokens
+        return self._loop.beside(lambda engine: engine.model.vocabulary.num_tokens)
 
     def stats(self) -> Stats:
         """Totals since loading; those of its whole life once the model is closed. Raises
@@ -246,26 +251,35 @@ class Model:
         Nothing is prefetched meanwhile but what `predict` says, if it is given: from a layer's
         number, the experts that it may choose for the token under way, the likeliest first. Raises
         HaversackError where no expert is streamed, as no router is looked at then, ClosedError."""
-        with self._loop.between_passes() as engine:
+
+        def watch(engine: Engine) -> None:
             engine.watch(watcher, predict)
             self._loop.start_anew()
+
+        self._loop.between_passes(watch)
 
     def watch_activations(self, watcher: ActivationWatcher) -> ActivationWatch:
         """Have `watcher` told of what the experts are multiplied with, until the model is closed or
         its routing is watched; `error` of what is returned is the error that `watcher` raised, if
         any. What the model has computed so far is forgotten. Raises ClosedError."""
-        with self._loop.between_passes() as engine:
-            watch = engine.watch_activations(watcher)
+
+        def watch(engine: Engine) -> ActivationWatch:
+            begun = engine.watch_activations(watcher)
             self._loop.start_anew()
-        return watch
+            return begun
+
+        return self._loop.between_passes(watch)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless our own books agree; for tests and the worried. Raises
         ClosedError."""
-        with self._loop.between_passes() as engine:
+
+        def check(engine: Engine) -> None:
             self._loop.check_integrity()
             if engine.experts is not None:
                 engine.experts.check_integrity()
+
+        self._loop.between_passes(check)
 
     def close(self) -> None:
         """Stop the calls that run and give all memory back to the system; may be called twice.
@@ -278,12 +292,14 @@ class Model:
         if not self._loop.birthplace.is_here:
             return
         self._loop.refuse()
-        with StopFlag().listening(), self._loop.closing(), self._state:
+        with StopFlag().listening():
+            self._loop.close(self._free_once)
+
+    def _free_once(self) -> None:
+        with self._state:
             if self._engine is None:
                 return
-            self._last_stats = (
-                self._last_stats or self._loop.figures.stats()
-            )  # else it was interrupted
+            self._last_stats = self._last_stats or self._loop.figures.stats()  # if not interrupted
             if self._engine.model.vocabulary.tokenizer.is_busy:
                 threading.Thread(target=self._free, args=[self._engine], daemon=True).start()
             else:

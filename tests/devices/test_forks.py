@@ -47,7 +47,7 @@ def told(model):
 begun, ends = threading.Event(), threading.Event()
 
 def load_for_ever():  # another thread loads a model while this one forks
-    with ledger.loading():
+    with ledger.loading:
         begun.set()
         ends.wait()
 

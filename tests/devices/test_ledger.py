@@ -107,7 +107,7 @@ def test_slots_count_as_they_are_touched() -> None:
 def test_a_plan_beside_a_load_of_another_thread_takes_the_last_figure() -> None:
     ledger = Ledger()
     before, figures = ledger.process_bytes(), list[int]()
-    with ledger.loading():
+    with ledger.loading:
         half_a_model = touched(300 * MIB)
         thread = threading.Thread(target=lambda: figures.append(ledger.process_bytes()))
         thread.start()
@@ -121,13 +121,13 @@ def test_loads_take_turns() -> None:
     inside, leave = threading.Event(), threading.Event()
 
     def first() -> None:
-        with ledger.loading():
+        with ledger.loading:
             inside.set()
             assert leave.wait(timeout=300)
             order.append("first")
 
     def second() -> None:
-        with ledger.loading():
+        with ledger.loading:
             order.append("second")
 
     threads = [threading.Thread(target=first), threading.Thread(target=second)]

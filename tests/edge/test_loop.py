@@ -14,6 +14,7 @@ from haversack.devices.llama import Row
 from haversack.devices.storage import Buffer, DirectFile
 from haversack.edge import schedule as schedule_module
 from haversack.edge.planner import streamed
+from haversack.offload.engine import Engine
 from haversack.tools.models.architectures import TinyShape
 
 TinyModel = Callable[..., Path]
@@ -426,10 +427,13 @@ def test_a_new_context_is_filled_again(model: edge.Model) -> None:
     expected = text_of(model, PROMPTS[0])
     generation = model.generate(PROMPTS[0], 8, temperature=0)
     first = next(generation)
-    with model._loop.between_passes() as engine:
+
+    def empty(engine: Engine) -> None:
         for sequence in model._loop.sequences:
             engine.context.forget(0, sequence.number)
         model._loop.start_anew()
+
+    model._loop.between_passes(empty)
     assert first + "".join(generation) == expected
 
 
