@@ -15,6 +15,7 @@ from haversack.offload.expert_buffer import ExpertBuffer
 from haversack.offload.expert_engine import ExpertEngine, Predict
 from haversack.offload.expert_files import NUM_READERS, ExpertFiles, OpenFile
 from haversack.offload.pool import ExpertPool, PoolPlan
+from haversack.offload.precision import Precision
 from haversack.offload.resident_file import read_residents, save_residents
 from haversack.offload.routing import RoutingWatch, Watcher
 from haversack.offload.trunk_check import TrunkCheck
@@ -32,13 +33,15 @@ class LoadHooks:
 
     `progress` is called with the share done, `open_file` opens the files of its experts,
     `num_readers` is how many reads their drive needs at once. With `warm_start` the model starts
-    with the experts that its last run saved.
+    with the experts that its last run saved. With `precision` some experts are used as low copies;
+    without it all are exact.
     """
 
     progress: Progress | None = None
     open_file: OpenFile = DirectFile
     num_readers: int = NUM_READERS
     warm_start: bool = True
+    precision: Precision | None = None
 
 
 class Engine:
@@ -155,6 +158,10 @@ def _open_streamed(
     engine.on_close(engine.model.close)
     engine.on_close(check.close)
     check.begin(engine.model)
+    if hooks.precision is not None:
+        raise HaversackError(
+            "the engine reads no low copies yet: load the model with exact experts"
+        )
     experts = _open_experts(engine, geometry, pool_plans(), hooks, shape.batch_tokens)
     if hooks.warm_start:
         engine.on_close(lambda: _save_residents(experts, trunk))

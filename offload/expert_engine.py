@@ -16,6 +16,7 @@ from haversack.devices.interrupts import StopFlag
 from haversack.devices.readers import Failure, Readers
 from haversack.offload import _native as native
 from haversack.offload.pool import ExpertPool, resting_place, spare_slots
+from haversack.offload.precision import LevelCounts
 from haversack.offload.resident_file import Memory, Residents
 from haversack.quant.blocks import block_type
 from haversack.quant.gguf import ExpertLayer, ExpertMatrix, ModelGeometry
@@ -153,6 +154,10 @@ class ExpertEngine:
     def is_prefetching(self) -> bool:
         """Return whether experts are prefetched: not while that does not pay."""
         return bool(native.engine_is_prefetching(self.address))
+
+    def level_counts(self) -> LevelCounts:
+        """Return how often experts were used by level."""
+        return LevelCounts(high=self.hits + self.misses)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless the bookkeeping of every pool is consistent."""

@@ -10,6 +10,7 @@ from haversack.devices.errors import BudgetError
 from haversack.devices.memory import PAGE_BYTES, SlotMemory
 from haversack.devices.readers import Readers
 from haversack.quant.gguf import ExpertLayer, ExpertMatrix
+from haversack.quant.lowbit import LowCopies
 
 Shape = tuple[int, ...]  # bytes of each matrix of an expert, in the order they are computed
 
@@ -49,12 +50,18 @@ def spare_slots(num_slots: int) -> int:
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """How many slots the layers of one shape get."""
+    """How many slots the layers of one shape get.
+
+    With `low_shape` the pool's bytes are shared by slots for HIGH copies and at least
+    `least_low_slots` slots for LOW ones; `num_slots` HIGH slots would take as many bytes.
+    """
 
     shape: Shape
     layers: tuple[int, ...]
     num_experts: int
     num_slots: int
+    low_shape: Shape = ()
+    least_low_slots: int = 0
 
     @property
     def num_bytes(self) -> int:
@@ -128,31 +135,49 @@ class ExpertPool:
 
 
 def plan_pools(
-    layers: Sequence[ExpertLayer], num_experts_per_tok: int, num_bytes: int
+    layers: Sequence[ExpertLayer],
+    num_experts_per_tok: int,
+    num_bytes: int,
+    low: LowCopies | None = None,
 ) -> tuple[PoolPlan, ...]:
     """Return a pool for each shape among `layers`, together of at most `num_bytes`.
 
     Each pool gets its floor, twice the slots that one token needs in one layer, even beyond
-    `num_bytes`. The rest is shared in proportion to the bytes that each pool still lacks.
+    `num_bytes`; with `low` it gets so many of each level. The rest is shared in proportion to the
+    bytes that each pool still lacks.
     """
-    groups: dict[tuple[Shape, int], list[ExpertLayer]] = {}
-    for layer in layers:
-        groups.setdefault((shape_of(layer), layer.num_experts), []).append(layer)
+    groups: dict[tuple[Shape, int], list[int]] = {}  # indices of layers
+    for idx, layer in enumerate(layers):
+        groups.setdefault((shape_of(layer), layer.num_experts), []).append(idx)
     sizes = {key: slot_bytes(key[0]) for key in groups}
     all_slots = {key: key[1] * len(found) for key, found in groups.items()}
-    floor = {key: min(2 * num_experts_per_tok, count) for key, count in all_slots.items()}
-    wanted = {key: (all_slots[key] - floor[key]) * sizes[key] for key in groups}
+    least = {key: min(2 * num_experts_per_tok, count) for key, count in all_slots.items()}
+    low_shapes = {key: _low_shape(low, found) for key, found in groups.items()}
+    low_sizes = {key: slot_bytes(shape) for key, shape in low_shapes.items()}
+    floor = {key: least[key] + -(-least[key] * low_sizes[key] // sizes[key]) for key in groups}
+    wanted = {key: max(0, all_slots[key] - floor[key]) * sizes[key] for key in groups}
     spare_bytes = num_bytes - sum(floor[key] * sizes[key] for key in groups)
     share = min(1.0, max(0, spare_bytes) / max(1, sum(wanted.values())))
     return tuple(
         PoolPlan(
             shape=key[0],
-            layers=tuple(layer.layer for layer in found),
+            layers=tuple(layers[idx].layer for idx in found),
             num_experts=key[1],
             num_slots=floor[key] + int(wanted[key] * share) // sizes[key],
+            low_shape=low_shapes[key],
+            least_low_slots=least[key] if low else 0,
         )
         for key, found in groups.items()
     )
+
+
+def _low_shape(low: LowCopies | None, layer_idxs: Sequence[int]) -> Shape:
+    """Return the bytes of each matrix of a LOW slot that holds a copy of any of these layers; ()
+    without `low`. The types of low copies may differ from layer to layer."""
+    if low is None:
+        return ()
+    copies = zip(*(low.copies[idx] for idx in layer_idxs), strict=True)
+    return tuple(max(copy.num_bytes for copy in matrix) for matrix in copies)
 
 
 def pools_bytes(pools: Sequence[PoolPlan]) -> int:
