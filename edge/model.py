@@ -27,7 +27,7 @@ from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.sequence import TokenSequence
 from haversack.edge.stats import Stats
 from haversack.edge.templates import ChatTemplate
-from haversack.offload.activations import ActivationWatch, ActivationWatcher
+from haversack.offload.activations import ActivationWatch, ActivationWatcher, WeightWatcher
 from haversack.offload.engine import Engine
 from haversack.offload.expert_engine import Predict
 from haversack.offload.routing import Watcher
@@ -258,13 +258,16 @@ class Model:
 
         self._loop.between_passes(watch)
 
-    def watch_activations(self, watcher: ActivationWatcher) -> ActivationWatch:
-        """Have `watcher` told of what the experts are multiplied with, until the model is closed or
-        its routing is watched; `error` of what is returned is the error that `watcher` raised, if
-        any. What the model has computed so far is forgotten. Raises ClosedError."""
+    def watch_activations(
+        self, watcher: ActivationWatcher, weight_watcher: WeightWatcher | None = None
+    ) -> ActivationWatch:
+        """Have `watcher` told of what the experts are multiplied with, and `weight_watcher` of the
+        routers' weights of the experts that they choose, until the model is closed or its routing
+        is watched; `error` of what is returned is the error that one of them raised, if any. What
+        the model has computed so far is forgotten. Raises ClosedError."""
 
         def watch(engine: Engine) -> ActivationWatch:
-            begun = engine.watch_activations(watcher)
+            begun = engine.watch_activations(watcher, weight_watcher)
             self._loop.start_anew()
             return begun
 

@@ -230,7 +230,9 @@ def _collect(model: Model, text: str, sums: ActivationSums, progress: LoadProgre
         for layer in model.plan.geometry.layers
         for matrix in layer.matrices
     }
-    watch = model.watch_activations(lambda name, ids, x: sums.add(name, num_experts[name], ids, x))
+    watch = model.watch_activations(
+        lambda name, ids, x: sums.add(name, num_experts[name], ids, x), sums.add_weights
+    )
     saved_s = time.monotonic()
     for start in range(sums.num_tokens, len(tokens), _PIECE_TOKENS):
         piece = tokens[start : start + _PIECE_TOKENS]

@@ -9,7 +9,7 @@ from haversack.devices.errors import HaversackError, ModelFileError, StorageErro
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel, OnNode, Progress
 from haversack.devices.storage import DirectFile
-from haversack.offload.activations import ActivationWatch, ActivationWatcher
+from haversack.offload.activations import ActivationWatch, ActivationWatcher, WeightWatcher
 from haversack.offload.device import ContextDevice
 from haversack.offload.expert_buffer import ExpertBuffer
 from haversack.offload.expert_engine import ExpertEngine, Predict
@@ -84,12 +84,15 @@ class Engine:
         watch = None if watcher is None else RoutingWatch(watcher, self.experts).on_node
         self._renew_context(watch)
 
-    def watch_activations(self, watcher: ActivationWatcher) -> ActivationWatch:
-        """Have `watcher` told what the experts are multiplied with, see `ActivationWatch`, until
-        `watch` is called. The context is made anew, and is empty."""
+    def watch_activations(
+        self, watcher: ActivationWatcher, weight_watcher: WeightWatcher | None = None
+    ) -> ActivationWatch:
+        """Have `watcher` told what the experts are multiplied with, and `weight_watcher` how the
+        routers weigh them, see `ActivationWatch`, until `watch` is called. The context is made
+        anew, and is empty."""
         if self.experts is not None:
             self.experts.predict_by_routers(True)
-        made = ActivationWatch(watcher, streamed=self.experts is not None)
+        made = ActivationWatch(watcher, weight_watcher, streamed=self.experts is not None)
         self._renew_context(made.on_node)
         return made
 

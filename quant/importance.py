@@ -26,7 +26,10 @@ from haversack.quant.gguf import ExpertMatrix
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _MOST_NAME_BYTES = 1024
 _NUMBER = struct.Struct("<i")
-_NUM_TOKENS, _IS_WHOLE = "num_tokens", "is_whole"  # in a file of sums; tensors have other names
+# in a file of sums, beside tensors, whose names are others
+_IDENTITY, _NUM_TOKENS, _IS_WHOLE = "identity", "num_tokens", "is_whole"
+_ROUTER_WEIGHTS = "router_weights"
+_ROWS_KEPT = 32  # of a choice's rows: enough to tell how the scores of experts are distributed
 
 
 class Importance:
@@ -130,15 +133,17 @@ def _old_means(data: bytes) -> Iterator[tuple[str, Floats]]:
 
 
 class ActivationSums:
-    """Collects the importance while a model runs: sums of squares by tensor and expert, in a file
-    that an interrupted run goes on from. `identity` names the model and the text, of which
-    `num_tokens` were counted; `is_whole` says whether these are all."""
+    """Collects the importance while a model runs: sums of squares by tensor and expert, and a
+    sample of the routers' weights, in a file that an interrupted run goes on from. `identity` names
+    the model and the text, of which `num_tokens` were counted; `is_whole` says whether these are
+    all."""
 
     def __init__(self, path: Path, identity: str) -> None:
         self._path, self._identity = path, identity
         self.num_tokens, self.is_whole = 0, False
         self._sums: dict[str, Floats] = {}
         self._counts: dict[str, npt.NDArray[np.int64]] = {}
+        self._weights: list[Floats] = []
         self._read()
 
     def add(self, name: str, num_experts: int, experts: npt.NDArray[np.int32], x: Floats) -> None:
@@ -149,6 +154,10 @@ class ActivationSums:
         np.add.at(uses, (experts, np.arange(len(x))[:, None]), 1)
         np.add(sums, uses @ np.square(x), out=sums)
         counts += uses.sum(axis=1).astype(np.int64)
+
+    def add_weights(self, weights: Floats) -> None:
+        """Add a sample of a router's weights (R, N) of the experts that it chose for R rows."""
+        self._weights.append(weights[:: -(-len(weights) // _ROWS_KEPT)].copy())
 
     def importance(self) -> Importance:
         """Return the means of what was added."""
@@ -165,6 +174,8 @@ class ActivationSums:
         }
         arrays |= {f"{name}{_COUNTS}": counts for name, counts in self._counts.items()}
         arrays |= {_NUM_TOKENS: np.array(self.num_tokens), _IS_WHOLE: np.array(self.is_whole)}
+        if self._weights:
+            arrays[_ROUTER_WEIGHTS] = np.concatenate(self._weights)
         draft = self._path.with_name(f"{self._path.name}.draft")
         with draft.open("wb") as file:
             np.savez(file, allow_pickle=False, identity=np.array(self._identity), **arrays)
@@ -172,14 +183,31 @@ class ActivationSums:
 
     def _read(self) -> None:
         """Go on from the file, if it is whole and of the same model and text."""
-        try:
-            with np.load(self._path) as saved:
-                if str(saved["identity"]) != self._identity:
-                    return
-                arrays = {name: saved[name] for name in saved.files}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        arrays = _saved(self._path)
+        if arrays is None or str(arrays[_IDENTITY]) != self._identity:
             return
+        if _ROUTER_WEIGHTS in arrays:
+            self._weights = [arrays[_ROUTER_WEIGHTS]]
         self.num_tokens, self.is_whole = int(arrays[_NUM_TOKENS]), bool(arrays[_IS_WHOLE])
         named = [name.removesuffix(_SUMS) for name in arrays if name.endswith(_SUMS)]
         self._sums = {name: arrays[name + _SUMS] for name in named}
         self._counts = {name: arrays[name + _COUNTS] for name in named}
+
+
+def read_router_weights(path: Path) -> Floats | None:
+    """Return the sample (R, N) of routers' weights that `ActivationSums` wrote to the file at
+    `path`, when it had counted its whole text; None if there is none."""
+    arrays = _saved(path, {_IS_WHOLE, _ROUTER_WEIGHTS})
+    return None if arrays is None or not arrays[_IS_WHOLE] else arrays.get(_ROUTER_WEIGHTS)
+
+
+def _saved(path: Path, names: set[str] | None = None) -> dict[str, npt.NDArray[Any]] | None:
+    """Return the arrays called `names`, or all, in a file of sums; None if it is not there or
+    damaged."""
+    try:
+        with np.load(path) as saved:
+            if not {_IDENTITY, _NUM_TOKENS, _IS_WHOLE} <= set(saved.files):
+                return None
+            return {name: saved[name] for name in saved.files if names is None or name in names}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None

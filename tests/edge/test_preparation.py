@@ -196,12 +196,12 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def sums_of(path: Path) -> dict[str, np.ndarray]:
+def numbers_of(path: Path) -> dict[str, np.ndarray]:
     with np.load(path) as saved:
-        return {name: saved[name] for name in saved.files if name.startswith("blk.")}
+        return {name: saved[name] for name in saved.files if name != "identity"}
 
 
-def test_streamed_experts_meet_the_same_activations(folder: Path, text: Path) -> None:
+def test_streamed_experts_meet_the_same_activations_and_weights(folder: Path, text: Path) -> None:
     collected: list[dict[str, np.ndarray]] = []
     for is_tight in (False, True):
         planned = plan(builtin_model(), "4GiB", 512)  # anew: the process has grown since the first
@@ -210,9 +210,11 @@ def test_streamed_experts_meet_the_same_activations(folder: Path, text: Path) ->
         options = PrepareOptions(ram_bytes, 1, folder / str(is_tight))
         done = prepare(builtin_model(), "q4_0", None, text, options)
         assert done.source.startswith("q4_0, weighted by")
-        collected.append(sums_of(importance_path(done.path)))
+        collected.append(numbers_of(importance_path(done.path)))
     in_memory, streamed = collected
-    assert len(in_memory) == 2 * 3 * 8  # sums and counts of each matrix of each layer
+    assert sum(name.startswith("blk.") for name in in_memory) == 2 * 3 * 8  # each matrix has two
+    assert in_memory["router_weights"].shape[1] == 4  # of each expert that a token uses
+    assert (in_memory["router_weights"] > 0).all() and len(in_memory["router_weights"]) > 8 * 32
     for name, numbers in in_memory.items():
         np.testing.assert_array_equal(numbers, streamed[name])
     counts = in_memory["blk.0.ffn_gate_exps.weight.counts"]

@@ -10,7 +10,7 @@ from gguf import GGUFWriter
 from haversack.devices.conversion import Floats
 from haversack.devices.errors import ModelFileError
 from haversack.quant.gguf import ExpertMatrix
-from haversack.quant.importance import ActivationSums, Importance
+from haversack.quant.importance import ActivationSums, Importance, read_router_weights
 
 NAME = "blk.0.ffn_up_exps.weight"
 E, K = 3, 64
@@ -113,3 +113,24 @@ def test_sums_of_another_text_begin_anew(tmp_path: Path) -> None:
     assert ActivationSums(tmp_path / "sums", "you").num_tokens == 0
     (tmp_path / "sums").write_bytes(b"PK damaged")
     assert ActivationSums(tmp_path / "sums", "me").num_tokens == 0
+
+
+def test_a_sample_of_routers_weights_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "sums"
+    sums = ActivationSums(path, "a text")
+    weights = np.random.default_rng(0).random((512, 4), np.float32)
+    sums.add_weights(weights)
+    sums.add_weights(weights[:5])
+    sums.save()
+    assert read_router_weights(path) is None  # the text has not ended
+    resumed = ActivationSums(path, "a text")
+    resumed.add_weights(weights[:33])
+    resumed.is_whole = True
+    resumed.save()
+    found = read_router_weights(path)
+    assert found is not None
+    np.testing.assert_array_equal(found[:37], np.concatenate([weights[::16], weights[:5]]))
+    assert len(found) == 37 + 17
+    path.write_bytes(b"nonsense")
+    assert read_router_weights(path) is None
+    assert read_router_weights(tmp_path / "missing") is None
