@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         StorageError,
         UnitError,
     )
+    from haversack.edge.fidelity import Fidelity
     from haversack.edge.generation import Generation
     from haversack.edge.loading import LoadOptions, builtin_model, load
     from haversack.edge.model import Model
@@ -45,6 +46,7 @@ __all__ = [
     "CancelledError",
     "ClosedError",
     "ContextError",
+    "Fidelity",
     "Generation",
     "HaversackError",
     "LoadOptions",
@@ -66,6 +68,7 @@ __all__ = [
 
 _MODULES = {
     "Budget": "haversack.edge.ram_budget",
+    "Fidelity": "haversack.edge.fidelity",
     "Generation": "haversack.edge.generation",
     "LoadOptions": "haversack.edge.loading",
     "Model": "haversack.edge.model",

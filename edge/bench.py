@@ -89,6 +89,11 @@ class BenchResult:
     hits: int
     misses: int
     hit_rate: float
+    uses_high: int
+    uses_low: int
+    uses_skipped: int
+    upgraded: int
+    saved_bytes: int
     prefetched: int
     prefetch_precision: float
     prefetch_recall: float
@@ -229,6 +234,11 @@ def _result(
         hits=decode.hits,
         misses=decode.misses,
         hit_rate=decode.hit_rate,
+        uses_high=decode.uses_high,
+        uses_low=decode.uses_low,
+        uses_skipped=decode.uses_skipped,
+        upgraded=decode.upgraded,
+        saved_bytes=decode.saved_bytes,
         prefetched=decode.prefetched,
         prefetch_precision=decode.prefetch_precision,
         prefetch_recall=decode.prefetch_recall,

@@ -14,7 +14,8 @@ from haversack.devices.errors import ContextError, HaversackError, PromptError, 
 from haversack.edge.console import notice, summary, tell, write_text
 from haversack.edge.generation import Generation
 from haversack.edge.model import Model
-from haversack.edge.options import longest_text_bytes, parsed_number
+from haversack.edge.option_groups import parsed_number
+from haversack.edge.options import longest_text_bytes
 from haversack.edge.sampling import Sampling
 from haversack.edge.text import without_mark
 

@@ -30,12 +30,14 @@ from haversack.edge.console import (
 from haversack.edge.generation import Generation
 from haversack.edge.loading import LoadOptions, load
 from haversack.edge.model import Model
+from haversack.edge.option_groups import takes
 from haversack.edge.options import (
     BenchOptions,
     CacheOptions,
     ChatOptions,
     ClearOptions,
     DoctorOptions,
+    FidelityOptions,
     LogOptions,
     LowOptions,
     ModelOptions,
@@ -43,7 +45,6 @@ from haversack.edge.options import (
     RunOptions,
     SamplingOptions,
     checked_text,
-    takes,
 )
 from haversack.edge.planner import DENSE, Plan
 from haversack.quant.records import LowFile, list_low_files
@@ -83,22 +84,22 @@ def without_command(
 
 # ------------------------------------------------------------------ generation
 @app.command("run")
-@takes(ModelOptions, RunOptions, SamplingOptions, CacheOptions, OutputOptions, LogOptions)
+@takes(ModelOptions, RunOptions, SamplingOptions, FidelityOptions, OutputOptions, LogOptions)
 def run_model(
     model: ModelOptions,
     request: RunOptions,
     choice: SamplingOptions,
-    cache: CacheOptions,
+    fidelity: FidelityOptions,
     output: OutputOptions,
     log: LogOptions,
 ) -> None:
     """Go on from a text. The built-in model answers where no MODEL is given."""
     log_to_stderr(log.verbose)
     sampling = replace(choice.sampling(), seed=choice.chosen_seed())
-    planned = model.plan()
+    planned = fidelity.plan(model)
     # read last, because it may wait for a pipe: what else is wrong is told before
     prompt = request.text(planned.shape.ctx_tokens)
-    with opened(planned, cache, log) as loaded:
+    with opened(planned, fidelity, log) as loaded:
         generation = loaded.generate(prompt, request.max_tokens, sampling)
         _log.info("prefill of %d tokens begins", generation.prompt_tokens)
         _stream(generation, silent=output.json)
@@ -139,12 +140,12 @@ def _answer(generation: Generation, planned: Plan, seed: int) -> dict[str, Any]:
 
 
 @app.command("chat")
-@takes(ModelOptions, ChatOptions, SamplingOptions, CacheOptions, LogOptions)
+@takes(ModelOptions, ChatOptions, SamplingOptions, FidelityOptions, LogOptions)
 def chat_with_model(
     model: ModelOptions,
     chat: ChatOptions,
     choice: SamplingOptions,
-    cache: CacheOptions,
+    fidelity: FidelityOptions,
     log: LogOptions,
 ) -> None:
     """Talk with a model; /help in the chat shows its commands."""
@@ -154,9 +155,9 @@ def chat_with_model(
     system = None if chat.system is None else checked_text("--system", chat.system)
     seed = choice.chosen_seed()
     settings = ChatSettings(sampling, system, chat.max_tokens, chat.window, seed)
-    planned = model.plan()
+    planned = fidelity.plan(model)
     lines = Lines(planned.shape.ctx_tokens)
-    with opened(planned, cache, log, seed) as loaded:
+    with opened(planned, fidelity, log, seed) as loaded:
         loaded.chat_template()  # without a template every turn would fail
         ChatLoop(loaded, settings, lines, log.verbose).run()
 
@@ -181,10 +182,11 @@ def opened(
 
 # -------------------------------------------------------------------- planning
 @app.command("plan")
-@takes(ModelOptions, OutputOptions)
-def show_plan(model: ModelOptions, output: OutputOptions) -> None:
+@takes(ModelOptions, FidelityOptions, OutputOptions)
+def show_plan(model: ModelOptions, fidelity: FidelityOptions, output: OutputOptions) -> None:
     """Show how a budget would be spent; exit code 3 if it does not suffice."""
-    planned = model.plan()
+    log_to_stderr(False)
+    planned = fidelity.plan(model)
     if output.json:
         write_json(planned.to_dict())
         return
@@ -207,11 +209,11 @@ def show_plan(model: ModelOptions, output: OutputOptions) -> None:
 
 
 @app.command("bench")
-@takes(ModelOptions, BenchOptions, CacheOptions, OutputOptions, LogOptions)
+@takes(ModelOptions, BenchOptions, FidelityOptions, OutputOptions, LogOptions)
 def bench_model(
     model: ModelOptions,
     asked: BenchOptions,
-    cache: CacheOptions,
+    fidelity: FidelityOptions,
     output: OutputOptions,
     log: LogOptions,
 ) -> None:
@@ -219,10 +221,11 @@ def bench_model(
     from haversack.edge.bench import Work, device_bytes_s, measure, random_tokens, replay_of
 
     log_to_stderr(log.verbose)
-    planned = replace(model, ctx=asked.num_tokens if model.ctx is None else model.ctx).plan()
+    sized = replace(model, ctx=asked.num_tokens if model.ctx is None else model.ctx)
+    planned = fidelity.plan(sized)
     replay_of(asked.trace, planned)  # raises for a wrong trace before anything is loaded
-    drive_bytes_s = device_bytes_s(planned, cache.folder)
-    with opened(planned, cache, log, warm_start=False) as loaded:
+    drive_bytes_s = device_bytes_s(planned, fidelity.folder)
+    with opened(planned, fidelity, log, warm_start=False) as loaded:
         tokens = random_tokens(loaded.vocab_size, asked.num_tokens, asked.seed)
         work = Work(tokens, asked.prompt_tokens, asked.warm_tokens, asked.trace)
         result = measure(loaded, work, drive_bytes_s)

@@ -150,5 +150,12 @@ def summary(stats: Stats, num_tokens: int) -> str:
             f"{format_bytes(stats.bytes_read)} read at {format_bytes(int(stats.disk_bytes_s))}/s",
             f"waited {stats.wait_s:.2f} s",
         ]
+    if stats.uses_low + stats.uses_skipped:
+        uses = stats.uses_high + stats.uses_low + stats.uses_skipped
+        parts += [
+            f"{stats.uses_low / uses:.1%} of expert uses were low copies,"
+            f" {stats.uses_skipped / uses:.1%} were skipped, {stats.upgraded} copies were upgraded,"
+            f" {format_bytes(stats.saved_bytes)} not read"
+        ]
     peak, budget = format_bytes(stats.ram_peak_bytes), format_bytes(stats.ram_budget_bytes)
     return "; ".join([*parts, f"peak {peak} of {budget}"])

@@ -8,6 +8,7 @@ from haversack.edge.call import Call
 from haversack.edge.planner import Plan
 from haversack.edge.stats import Stats
 from haversack.offload.engine import Engine
+from haversack.offload.precision import LevelCounts
 
 
 class Figures:
@@ -51,6 +52,7 @@ class Figures:
         """Return everything since loading."""
         experts, files = self._engine.experts, self._engine.files
         counts = experts.prefetch_counts() if experts else None
+        levels = experts.level_counts() if experts else LevelCounts()
         return Stats(
             prompt_tokens=self._prompt_tokens,
             tokens=self._decoded_tokens,
@@ -58,6 +60,11 @@ class Figures:
             decode_s=self._decode_s,
             hits=experts.hits if experts else 0,
             misses=experts.misses if experts else 0,
+            uses_high=levels.high,
+            uses_low=levels.low,
+            uses_skipped=levels.skipped,
+            upgraded=levels.upgraded,
+            saved_bytes=levels.saved_bytes,
             bytes_read=files.bytes_read if files else 0,
             read_s=files.busy_s if files else 0.0,
             wait_s=files.wait_s if files else 0.0,

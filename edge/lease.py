@@ -32,7 +32,8 @@ def lease_for(planned: Plan) -> Lease:
 def _smaller_pools(planned: Plan, room_bytes: int) -> Sequence[PoolPlan]:
     """Return pools of at most `room_bytes`, but never less than the floor."""
     geometry = planned.geometry
-    return plan_pools(geometry.layers, geometry.num_experts_per_tok, max(0, room_bytes))
+    used = geometry.num_experts_per_tok
+    return plan_pools(geometry.layers, used, max(0, room_bytes), planned.low)
 
 
 def _overtaken(

@@ -23,10 +23,11 @@ from haversack.devices.ledger import Lease, ledger
 from haversack.devices.memory import PeakMeter
 from haversack.devices.storage import DirectFile, known_speed
 from haversack.devices.system import host
+from haversack.edge.fidelity import Fidelity
 from haversack.edge.lease import lease_for, pools_left
 from haversack.edge.loop import EngineLoop
 from haversack.edge.model import Model
-from haversack.edge.planner import DEFAULT_BATCH_TOKENS, STREAMED, Plan, plan
+from haversack.edge.planner import DEFAULT_BATCH_TOKENS, EXACT, STREAMED, Plan, plan
 from haversack.edge.ram_budget import Budget
 from haversack.offload.engine import Engine, LoadHooks, open_resident, open_streamed
 from haversack.offload.expert_files import NUM_READERS, OpenFile
@@ -48,6 +49,7 @@ class LoadOptions:
     `open_file` opens a file to read experts from; benchmarks give one of a known speed. With
     `warm_start`, a streamed model reads back the experts that its last run saved, while no other
     read is wanted, and saves its own when closed. Without it, nothing is read back or saved.
+    `fidelity` is a mode's name or a `Fidelity`.
     """
 
     batch: int = DEFAULT_BATCH_TOKENS
@@ -56,6 +58,7 @@ class LoadOptions:
     progress: LoadProgress | None = None
     open_file: OpenFile = DirectFile
     warm_start: bool = True
+    fidelity: str | Fidelity = EXACT
 
     def __post_init__(self) -> None:
         if not isinstance(self.cache_dir, str | os.PathLike | None):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -64,6 +67,11 @@ class LoadOptions:
             value = getattr(self, name)
             if not (callable(value) or (value is None and name == "progress")):
                 raise PromptError(f"{name} is {value!r}: give a function")
+        self.asked_fidelity()
+
+    def asked_fidelity(self) -> Fidelity:
+        """Return `fidelity` whole. Raises PromptError."""
+        return self.fidelity if isinstance(self.fidelity, Fidelity) else Fidelity(self.fidelity)
 
 
 def default_cache_dir() -> Path:
@@ -87,12 +95,12 @@ def load(
     """Return a model ready to generate, inside `ram` bytes of anonymous memory of this process.
 
     `model` is the path of a GGUF (any part of a split one) or a plan, which says `ram`, `ctx`,
-    `threads`, `batch` and `sequences` itself. `ram` is a size ("6GiB"), bytes, or a `Budget` that
-    several models share, see `plan`: the process never takes more than what its open models were
-    given together. A model that is dropped without `close` keeps its memory and its part of the
-    budget. One model is loaded at a time; loads of other threads wait. `seed` makes all sampling
-    repeatable. The first load of a model writes its trunk file into the cache; one that turns out
-    to be damaged is written anew, which is logged as a warning.
+    `threads`, `batch`, `sequences` and maybe the fidelity itself. `ram` is a size ("6GiB"), bytes,
+    or a `Budget` that several models share, see `plan`: the process never takes more than what its
+    open models were given together. A model that is dropped without `close` keeps its memory and
+    its part of the budget. One model is loaded at a time; loads of other threads wait. `seed` makes
+    all sampling repeatable. The first load of a model writes its trunk file into the cache; one
+    that turns out to be damaged is written anew, which is logged as a warning.
 
     Raises BudgetError, ModelFileError, StorageError, UnitError, KeyboardInterrupt; nothing is
     left behind then.
@@ -106,6 +114,9 @@ def load(
         planned = model
     else:
         planned = plan(model, ram, ctx, threads, options.batch, options.sequences)
+    if planned.precision is None:
+        folder = Path(options.cache_dir or default_cache_dir())
+        planned = options.asked_fidelity().applied(planned, folder)
     stop, loaded = StopFlag(), list[Model]()
     try:
         # KeyboardInterrupt is raised between two steps, so that nothing is left behind
@@ -158,6 +169,7 @@ def _open(planned: Plan, options: LoadOptions, stop: StopFlag, lease: Lease) -> 
         options.open_file,
         NUM_READERS if speed is None else speed.enough_readers,
         options.warm_start,
+        planned.precision,
     )
     pools = partial(pools_left, planned, lease)
 

@@ -1,25 +1,19 @@
-"""The options of the command line, in groups: each group is a frozen dataclass with a field for
-each option.
+"""The groups of options of the command line, and the text that users give with them."""
 
-`takes` makes a command of a function whose arguments are groups. So commands that share options
-share their names, defaults and help, and no function has twenty arguments.
-"""
-
-import inspect
 import random
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, TypeVar, get_args, get_type_hints
+from typing import Annotated, BinaryIO
 
 import typer
 
 from haversack.devices.errors import PromptError
+from haversack.edge.fidelity import MODES, Fidelity
 from haversack.edge.gbnf import MAX_GRAMMAR_CHARS
 from haversack.edge.loading import builtin_model, default_cache_dir
-from haversack.edge.planner import DEFAULT_BATCH_TOKENS, Plan, plan
+from haversack.edge.planner import DEFAULT_BATCH_TOKENS, EXACT, Plan, plan
 from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.schema import MAX_SCHEMA_CHARS
 from haversack.edge.text import without_mark
@@ -31,76 +25,8 @@ _MOST_TOKEN_BYTES = 1024  # of text; the longest tokens of vocabularies are far 
 _MOST_CHAR_BYTES = 4  # in UTF-8
 _PIECE_BYTES = 1 << 20  # read at once
 
-_Number = TypeVar("_Number", int, float)
-
 _memory = partial(typer.Option, rich_help_panel="Memory and speed")
 _sampling = partial(typer.Option, rich_help_panel="Sampling")
-
-
-def takes(*groups: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a command of a function: it gets one object of each group, filled from the options."""
-
-    def command_of(function: Callable[..., None]) -> Callable[..., None]:
-        options = {group: _options_of(group) for group in groups}
-
-        def command(**given: Any) -> None:
-            function(*(_filled(group, options[group], given) for group in groups))
-
-        parameters = [option.parameter() for group in groups for option in options[group]]
-        command.__doc__ = function.__doc__
-        setattr(command, "__signature__", inspect.Signature(parameters))  # noqa: B010
-        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return command
-
-    return command_of
-
-
-@dataclass(frozen=True)
-class _Option:
-    """One field of a group. Numbers are parsed here, because typer's error does not say what it
-    found."""
-
-    name: str
-    kind: Any
-    default: Any
-    info: Any
-
-    @property
-    def number(self) -> type[int] | type[float] | None:
-        """The type of the number that the field holds, int or float; None if it holds none."""
-        kinds = get_args(self.kind) or (self.kind,)
-        return next((kind for kind in (int, float) if kind in kinds), None)
-
-    def parameter(self) -> inspect.Parameter:
-        """Return the parameter that typer sees."""
-        kind, default = self.kind, self.default
-        if self.number is not None:
-            kind, default = str | None, None if default is None else str(default)
-        return inspect.Parameter(
-            self.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=default,
-            annotation=Annotated[kind, self.info],
-        )
-
-    def parsed(self, value: Any) -> Any:
-        """Return the field's value. Raises PromptError if the text is no number."""
-        if self.number is None or value is None:
-            return value
-        return parsed_number("--" + self.name.replace("_", "-"), value, self.number)
-
-
-def _options_of(group: type[Any]) -> list[_Option]:
-    hints = get_type_hints(group, include_extras=True)
-    options: list[_Option] = []
-    for field in fields(group):
-        kind, info = get_args(hints[field.name])
-        options.append(_Option(field.name, kind, field.default, info))
-    return options
-
-
-def _filled(group: type[Any], options: list[_Option], given: dict[str, Any]) -> Any:
-    return group(**{option.name: option.parsed(given[option.name]) for option in options})
 
 
 @dataclass(frozen=True)
@@ -158,6 +84,42 @@ class CacheOptions:
     @property
     def folder(self) -> Path:
         return self.cache_dir or default_cache_dir()
+
+
+@dataclass(frozen=True)
+class FidelityOptions(CacheOptions):
+    """How near to exact a model is computed where its experts are streamed, and where its trunk and
+    low copies lie."""
+
+    fidelity: Annotated[
+        str,
+        _memory(
+            metavar="MODE",
+            help=f"{', '.join(MODES)}: the last two read low copies of experts that matter little,"
+            " or nothing. They need `haversack prepare` or --low-from.",
+        ),
+    ] = EXACT
+    low_from: Annotated[
+        Path | None,
+        _memory(metavar="FILE", help="Low copies are the experts of this smaller GGUF of MODEL."),
+    ] = None
+    low_share: Annotated[
+        float | None,
+        _memory(metavar="X", help="Share of uses that may be low copies, in place of the mode's."),
+    ] = None
+    skip_share: Annotated[
+        float | None,
+        _memory(metavar="X", help="Share of uses that may be left out, in place of the mode's."),
+    ] = None
+
+    def asked(self) -> Fidelity:
+        """Return what is asked for. Raises PromptError."""
+        return Fidelity(self.fidelity, self.low_from, self.low_share, self.skip_share)
+
+    def plan(self, model: ModelOptions) -> Plan:
+        """Plan how the model would run. Raises what `edge.plan` and `Fidelity.applied` raise."""
+        asked = self.asked()  # before anything is read
+        return asked.applied(model.plan(), self.folder)
 
 
 @dataclass(frozen=True)
@@ -419,16 +381,7 @@ class LogOptions:
     )
 
 
-# -------------------------------------------------------------- text and numbers
-def parsed_number(name: str, text: str, kind: type[_Number]) -> _Number:
-    """Return `text` as an int or float. Raises PromptError, which names the setting."""
-    try:
-        return kind(text)
-    except ValueError:
-        wanted = "a whole number" if kind is int else "a number"
-        raise PromptError(f"{name} is {text!r}: give {wanted}") from None
-
-
+# ------------------------------------------------------------------------ text
 def checked_text(flag: str, text: str) -> str:
     """Return `text` unchanged. Raises PromptError if the shell passed bytes that are no UTF-8."""
     try:

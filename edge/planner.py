@@ -19,11 +19,15 @@ from haversack.devices.system import host
 from haversack.devices.units import format_bytes, format_need, size_bytes
 from haversack.devices.vocabulary import Vocabulary
 from haversack.edge.ram_budget import Budget
-from haversack.offload.expert_engine import scratch_bytes
+from haversack.offload.expert_engine import low_scratch_bytes, scratch_bytes
 from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes, slot_bytes
+from haversack.offload.precision import Precision
 from haversack.quant.gguf import ModelGeometry, read_geometry
+from haversack.quant.lowbit import LowCopies
 
 RESIDENT, STREAMED, DENSE = "resident", "streamed", "dense"
+
+EXACT = "exact"  # the fidelity without low copies
 
 DEFAULT_CTX_TOKENS = 4096
 DEFAULT_BATCH_TOKENS = 512
@@ -47,7 +51,8 @@ class Plan:
     `process_bytes` of the process itself without its open models. `slot_bytes` are room for experts
     (for all of them in mode "resident"), `headroom_bytes` stay free. `floor_bytes` is the least
     budget that works, `full_bytes` the least with which no expert is streamed. With a `shared`
-    budget, `ram_bytes` are what its open models leave.
+    budget, `ram_bytes` are what its open models leave. `fidelity` names how near to exact the model
+    is computed; with `precision`, slots hold copies of two precisions.
     """
 
     path: Path
@@ -68,7 +73,14 @@ class Plan:
     full_bytes: int
     pools: tuple[PoolPlan, ...]
     geometry: ModelGeometry
+    fidelity: str = EXACT
+    precision: Precision | None = None
     shared: Budget | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def low(self) -> LowCopies | None:
+        """The low copies that its slots may hold."""
+        return None if self.precision is None else self.precision.low
 
     @property
     def planned_bytes(self) -> int:
@@ -114,6 +126,7 @@ class Plan:
             "model": str(self.path),
             "architecture": self.architecture,
             "mode": self.mode,
+            "fidelity": self.fidelity,
             "ctx": self.shape.ctx_tokens,
             "batch": self.shape.batch_tokens,
             "threads": self.shape.threads,
@@ -154,8 +167,9 @@ class Plan:
         if self.mode == RESIDENT:
             return "all experts fit: nothing is streamed"
         share = self.slot_bytes / self.expert_bytes
+        copies = "" if self.low is None else f", {self.fidelity}: low copies are {self.low.source}"
         return (
-            f"slots for {min(share, 1):.0%} of the experts; least --ram"
+            f"slots for {min(share, 1):.0%} of the experts{copies}; least --ram"
             f" {format_need(self.floor_bytes)}, all in memory from {format_need(self.full_bytes)}"
         )
 
@@ -217,6 +231,47 @@ def plan(
     costs = _costs(geometry, shape, needs, process_bytes, sampling_bytes)
     planned = _spend(geometry, shape, costs, ram_bytes)
     return replace(planned, shared=ram) if isinstance(ram, Budget) else planned
+
+
+def with_precision(planned: Plan, fidelity: str, precision: Precision) -> Plan:
+    """Return the streamed plan with slots of two precisions in place of its own. Raises BudgetError
+    with the floor, which is higher."""
+    geometry, used = planned.geometry, planned.geometry.num_experts_per_tok
+    fixed_bytes = planned.planned_bytes - planned.slot_bytes
+    more_bytes = _low_scratch(planned, precision.low)
+
+    def pools_in(room_bytes: int) -> tuple[PoolPlan, ...]:
+        return plan_pools(geometry.layers, used, room_bytes, precision.low)
+
+    floor_bytes = fixed_bytes + more_bytes + pools_bytes(pools_in(0))
+    if planned.ram_bytes < floor_bytes:
+        raise BudgetError(
+            f"{planned.path.name} in two precisions needs at least {format_need(floor_bytes)}"
+            f" ({floor_bytes} bytes), the budget is {format_bytes(planned.ram_bytes)}: raise --ram,"
+            f" or use --fidelity {EXACT}",
+            need_bytes=floor_bytes,
+            have_bytes=planned.ram_bytes,
+        )
+    pools = pools_in(planned.ram_bytes - fixed_bytes - more_bytes)
+    return replace(
+        planned,
+        fidelity=fidelity,
+        precision=precision,
+        pools=pools,
+        slot_bytes=pools_bytes(pools),
+        compute_bytes=planned.compute_bytes + more_bytes,
+        scratch_bytes=planned.scratch_bytes + more_bytes,
+        floor_bytes=min(planned.full_bytes, floor_bytes),
+    )
+
+
+def _low_scratch(planned: Plan, low: LowCopies) -> int:
+    """Return what products with low copies need besides: their slots are tensors of their own, and
+    their types may want rows converted in another way."""
+    geometry, used = planned.geometry, planned.geometry.num_experts_per_tok
+    all_slots = sum(layer.num_experts for layer in geometry.layers)
+    rows_bytes = low_scratch_bytes(geometry.layers, low, planned.shape.batch_tokens, used)
+    return rows_bytes + _product_scratch(all_slots, used)
 
 
 def streamed(planned: Plan, share: float = 1.0) -> Plan:

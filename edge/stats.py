@@ -15,6 +15,10 @@ class Stats:
     without waits and products. `ram_peak_bytes` is the most anonymous memory of the whole process
     since loading began, including memory that was freed within a pass (see `PeakMeter`).
 
+    `uses_high`, `uses_low` and `uses_skipped` are the same uses by the precision of the copy that
+    was used, if any; a skipped use is a miss. `upgraded` counts low copies that the idle drive made
+    whole, `saved_bytes` the bytes that were not read because of low copies and skipped experts.
+
     `prefetched` counts experts read before their layer chose, `prefetched_right` those of them that
     the layer then chose. `prefetchable` counts what prefetches could have brought: in layers whose
     choice was predicted, the chosen experts that were neither in memory nor being read when the
@@ -31,6 +35,11 @@ class Stats:
     decode_s: float
     hits: int
     misses: int
+    uses_high: int
+    uses_low: int
+    uses_skipped: int
+    upgraded: int
+    saved_bytes: int
     bytes_read: int
     read_s: float
     wait_s: float

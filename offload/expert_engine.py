@@ -20,6 +20,7 @@ from haversack.offload.precision import LevelCounts
 from haversack.offload.resident_file import Memory, Residents
 from haversack.quant.blocks import block_type
 from haversack.quant.gguf import ExpertLayer, ExpertMatrix, ModelGeometry
+from haversack.quant.lowbit import LowCopies
 
 Experts = npt.NDArray[np.integer]
 Predict = Callable[[int], Experts | None]  # predicted experts of a layer, the likeliest first
@@ -57,6 +58,19 @@ def scratch_bytes(layers: Sequence[ExpertLayer], batch_tokens: int, experts_per_
     table_bytes = sum(layer.num_experts for layer in layers) * limit * _MAPPING_BYTES
     gathered_bytes = limit * (row_bytes + 4 * num_rows)
     return min(table_bytes, _MOST_TABLE_BYTES) + converted_bytes + gathered_bytes
+
+
+def low_scratch_bytes(
+    layers: Sequence[ExpertLayer], low: LowCopies, batch_tokens: int, experts_per_tok: int
+) -> int:
+    """Return how much more it takes with low copies, whose types may want the rows converted in
+    another way than the originals."""
+    row_bytes = max(
+        block_type(row_type(copy.type_id)).row_bytes(matrix.row_elements)
+        for layer, copies in zip(layers, low.copies, strict=True)
+        for matrix, copy in zip(layer.matrices, copies, strict=True)
+    )
+    return (batch_tokens * experts_per_tok + _most_rows(batch_tokens)) * row_bytes
 
 
 def _row_bytes(matrix: ExpertMatrix) -> int:

@@ -15,7 +15,7 @@ class FakeTerminal(io.StringIO):
         return True
 
 
-def stats(hits: int, misses: int) -> Stats:
+def stats(hits: int, misses: int, low: int = 0, skipped: int = 0) -> Stats:
     return Stats(
         prompt_tokens=12,
         tokens=10,
@@ -23,6 +23,11 @@ def stats(hits: int, misses: int) -> Stats:
         decode_s=2.0,
         hits=hits,
         misses=misses,
+        uses_high=hits + misses - low - skipped,
+        uses_low=low,
+        uses_skipped=skipped,
+        upgraded=2 if low else 0,
+        saved_bytes=(low + skipped) << 20,
         bytes_read=3 << 20,
         read_s=0.5,
         wait_s=0.25,
@@ -97,6 +102,10 @@ def test_a_summary_tells_of_reads_where_there_are_any() -> None:
     assert streamed.startswith("11 tokens, 5.0 tok/s; 12 of the prompt in 0.50 s; 75% of")
     assert "3.0 MiB read at 6.0 MiB/s; waited 0.25 s; peak 512.0 MiB of 2.0 GiB" in streamed
     assert "read" not in console.summary(stats(0, 0), 11)
+    assert "low copies" not in streamed
+    mixed = console.summary(stats(30, 10, low=4, skipped=1), 11)
+    assert "10.0% of expert uses were low copies, 2.5% were skipped, 2 copies were up" in mixed
+    assert "5.0 MiB not read" in mixed
 
 
 def test_a_table_keeps_markup_as_text() -> None:

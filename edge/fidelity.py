@@ -1,0 +1,144 @@
+"""Fidelity: how near to exact a model is computed where its experts are streamed.
+
+`exact` has llama.cpp's bits. `balanced` and `fast` read low copies of the experts that matter
+little for a token, or nothing, where those experts are missing (see `cache/precision.py`).
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from haversack.cache.precision import Thresholds, Weights, fit, gains_little
+from haversack.devices.errors import HaversackError, PromptError
+from haversack.edge.planner import DENSE, EXACT, STREAMED, Plan, with_precision
+from haversack.offload.precision import Precision
+from haversack.quant.importance import read_router_weights
+from haversack.quant.lowbit import LowCopies, find_low
+from haversack.quant.records import importance_path, low_path
+
+_log = logging.getLogger("haversack.fidelity")
+
+BALANCED, FAST = "balanced", "fast"
+MODES = (EXACT, BALANCED, FAST)
+
+_SMALL_SHARE = 0.45  # low copies of fewer of the experts' bytes are small ones
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """Which share of the experts that routers choose is wanted LOW, and which SKIP, if they are
+    missing; and which share of a batch's rows the experts have that a batch reads LOW."""
+
+    low: float
+    skip: float
+    batch_low: float
+
+
+# Measured: docs/fidelity.md. The thresholds are for models that no text was calibrated on, with
+# large low copies and with small ones: on recorded routing they want about as many experts LOW.
+_SHARES = {BALANCED: _Shares(0.45, 0.05, 0.1), FAST: _Shares(0.45, 0.2, 0.2)}
+_THRESHOLDS = {
+    BALANCED: (Thresholds(0.5, 0.9), Thresholds(0.6, 0.95)),
+    FAST: (Thresholds(0.4, 0.8), Thresholds(0.4, 0.8)),
+}
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What is asked for: a mode, `exact`, `balanced` or `fast`.
+
+    The low copies are those of `low_from`, a smaller GGUF of the same model, or else those that
+    `prepare` made. `low_share` and `skip_share` are the shares of chosen experts that are used as
+    low copies or left out if they are missing; without them they are the mode's. Raises
+    PromptError.
+    """
+
+    mode: str = EXACT
+    low_from: str | Path | None = None
+    low_share: float | None = None
+    skip_share: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise PromptError(f"--fidelity is {self.mode!r}: give {', '.join(MODES)}")
+        for name, share in (("--low-share", self.low_share), ("--skip-share", self.skip_share)):
+            if share is not None and not 0 <= share <= 1:
+                raise PromptError(f"{name} is {share}: give a number from 0 to 1")
+            if share is not None and self.mode == EXACT:
+                raise PromptError(
+                    f"{name} is {share}, but exact has no low copies: give --fidelity"
+                )
+        if self.mode != EXACT and self.shares.low + self.shares.skip > 1:
+            raise PromptError(
+                f"--low-share {self.shares.low} and --skip-share {self.shares.skip} are more than 1"
+                " together: lower one of them"
+            )
+
+    @property
+    def shares(self) -> _Shares:
+        """The mode's shares, or those given."""
+        found = _SHARES[self.mode]
+        low = found.low if self.low_share is None else self.low_share
+        skip = found.skip if self.skip_share is None else self.skip_share
+        return _Shares(low, skip, found.batch_low)
+
+    @property
+    def has_own_shares(self) -> bool:
+        return self.low_share is not None or self.skip_share is not None
+
+    def applied(self, planned: Plan, cache_dir: Path) -> Plan:
+        """Return the plan with this fidelity; `cache_dir` is where `prepare` left low copies.
+
+        It stays exact, with a warning, where nothing would be gained. Raises HaversackError if
+        there are no low copies, ModelFileError for a `low_from` that has none of this model,
+        PromptError for shares without a calibration, BudgetError.
+        """
+        if self.mode == EXACT or planned.mode == DENSE:
+            return planned
+        low_from = None if self.low_from is None else Path(self.low_from)
+        low = find_low(planned.geometry, cache_dir, low_from)
+        name = planned.path.name
+        if low is None:
+            raise HaversackError(
+                f"{self.mode} needs low copies of {name}'s experts, and {cache_dir} has none: run"
+                f" `haversack prepare {planned.path}`, or give a smaller GGUF of the same model"
+                " with --low-from"
+            )
+        weights = read_router_weights(importance_path(low_path(planned.geometry, cache_dir)))
+        why = self._why_exact(planned, weights)
+        if why is not None:
+            _log.warning("%s: %s, so it runs exact", name, why)
+            return planned
+        thresholds = self._thresholds(_bytes_share(planned, low), weights)
+        precision = Precision(low, thresholds, self.shares.batch_low)
+        return with_precision(planned, self.mode, precision)
+
+    def _why_exact(self, planned: Plan, weights: Weights | None) -> str | None:
+        """Return why nothing would be gained, None if something is."""
+        if planned.mode != STREAMED:
+            return "all experts fit into memory and none is read"
+        if weights is None or self.has_own_shares:
+            return None
+        shares = _SHARES[BALANCED]
+        if gains_little(weights, fit(weights, shares.low, shares.skip)):
+            return f"its experts weigh about the same and {self.mode} would gain little"
+        return None
+
+    def _thresholds(self, bytes_share: float, weights: Weights | None) -> Thresholds:
+        """Return those fitted to the calibration's `weights`, or the defaults without one, for low
+        copies of `bytes_share` of the experts' bytes."""
+        if weights is not None:
+            return fit(weights, self.shares.low, self.shares.skip)
+        if self.has_own_shares:
+            raise PromptError(
+                "--low-share and --skip-share are fitted to a text: run `haversack prepare MODEL"
+                " --calibrate FILE` first"
+            )
+        return _THRESHOLDS[self.mode][bytes_share < _SMALL_SHARE]
+
+
+def _bytes_share(planned: Plan, low: LowCopies) -> float:
+    """Return the bytes of the low copies, as a share of the experts'."""
+    layers = planned.geometry.layers
+    low_bytes = sum(low.expert_bytes(idx) * layers[idx].num_experts for idx in range(len(layers)))
+    return low_bytes / planned.geometry.expert_bytes

@@ -1,0 +1,90 @@
+"""Options of the command line in groups: each group is a frozen dataclass with a field for each
+option.
+
+`takes` makes a command of a function whose arguments are groups. So commands that share options
+share their names, defaults and help, and no function has twenty arguments.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+
+from haversack.devices.errors import PromptError
+
+_Number = TypeVar("_Number", int, float)
+
+
+def takes(*groups: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a command of a function: it gets one object of each group, filled from the options."""
+
+    def command_of(function: Callable[..., None]) -> Callable[..., None]:
+        options = {group: _options_of(group) for group in groups}
+
+        def command(**given: Any) -> None:
+            function(*(_filled(group, options[group], given) for group in groups))
+
+        parameters = [option.parameter() for group in groups for option in options[group]]
+        command.__doc__ = function.__doc__
+        setattr(command, "__signature__", inspect.Signature(parameters))  # noqa: B010
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return command
+
+    return command_of
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One field of a group. Numbers are parsed here, because typer's error does not say what it
+    found."""
+
+    name: str
+    kind: Any
+    default: Any
+    info: Any
+
+    @property
+    def number(self) -> type[int] | type[float] | None:
+        """The type of the number that the field holds, int or float; None if it holds none."""
+        kinds = get_args(self.kind) or (self.kind,)
+        return next((kind for kind in (int, float) if kind in kinds), None)
+
+    def parameter(self) -> inspect.Parameter:
+        """Return the parameter that typer sees."""
+        kind, default = self.kind, self.default
+        if self.number is not None:
+            kind, default = str | None, None if default is None else str(default)
+        return inspect.Parameter(
+            self.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=default,
+            annotation=Annotated[kind, self.info],
+        )
+
+    def parsed(self, value: Any) -> Any:
+        """Return the field's value. Raises PromptError if the text is no number."""
+        if self.number is None or value is None:
+            return value
+        return parsed_number("--" + self.name.replace("_", "-"), value, self.number)
+
+
+def _options_of(group: type[Any]) -> list[_Option]:
+    hints = get_type_hints(group, include_extras=True)
+    options: list[_Option] = []
+    for field in fields(group):
+        kind, info = get_args(hints[field.name])
+        options.append(_Option(field.name, kind, field.default, info))
+    return options
+
+
+def _filled(group: type[Any], options: list[_Option], given: dict[str, Any]) -> Any:
+    return group(**{option.name: option.parsed(given[option.name]) for option in options})
+
+
+def parsed_number(name: str, text: str, kind: type[_Number]) -> _Number:
+    """Return `text` as an int or float. Raises PromptError, which names the setting."""
+    try:
+        return kind(text)
+    except ValueError:
+        wanted = "a whole number" if kind is int else "a number"
+        raise PromptError(f"{name} is {text!r}: give {wanted}") from None
