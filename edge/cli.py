@@ -6,7 +6,7 @@ second.
 """
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from typing import Annotated, Any
@@ -37,6 +37,7 @@ from haversack.edge.options import (
     ChatOptions,
     ClearOptions,
     DoctorOptions,
+    EvalOptions,
     FidelityOptions,
     LogOptions,
     LowOptions,
@@ -248,6 +249,58 @@ def _shown(name: str, value: Any) -> str:
     if name.endswith("_bytes_s"):
         return f"{format_bytes(int(value))}/s"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@app.command("eval")
+@takes(ModelOptions, EvalOptions, FidelityOptions, OutputOptions, LogOptions)
+def evaluate_fidelity(
+    model: ModelOptions,
+    asked: EvalOptions,
+    fidelity: FidelityOptions,
+    output: OutputOptions,
+    log: LogOptions,
+) -> None:
+    """Measure on a text what a fidelity costs in quality, beside exact, and what it saves."""
+    from haversack.edge.evaluation import Evaluation, draw_pareto, text_of
+
+    log_to_stderr(log.verbose)
+    assert asked.text is not None, "the options check it"
+    text = text_of(asked.text, asked.tokens)
+    exact, *others = fidelity.plans(model, asked.all)
+
+    with load_progress(log.verbose) as progress:
+        options = LoadOptions(cache_dir=fidelity.folder, progress=progress, warm_start=False)
+        evaluation = Evaluation(text, asked.tokens, options)
+        results = [result.to_dict() for result in evaluation.run(exact, others)]
+    if output.json:
+        write_json({"model": str(exact.path), "mode": exact.mode, "levels": results})
+    else:
+        title = f"{exact.path.name} in {format_bytes(exact.ram_bytes)}"
+        rows = [_cells(result) for result in results]
+        count = results[0]["num_tokens"]
+        write_table(f"{title}, {count} tokens", list(rows[0]), [list(row.values()) for row in rows])
+    if asked.all:
+        try:
+            draw_pareto(results, asked.png)
+        except HaversackError as error:  # the table is what was measured
+            notice(f"haversack: {error}")
+
+
+def _cells(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return a row of an evaluation's table, by column."""
+    uses = max(1, sum(found[f"uses_{level}"] for level in ("high", "low", "skipped")))
+    return {
+        "fidelity": found["fidelity"],
+        ">perplexity": f"{found['perplexity']:.4g}",
+        ">rise": f"{found['perplexity_rise']:+.2%}",
+        ">KL mean": f"{found['kl_mean']:.3g}",
+        ">KL 99.9 %": f"{found['kl_p999']:.3g}",
+        ">top-1": f"{found['top1_agreement']:.1%}",
+        ">low": f"{found['uses_low'] / uses:.1%}",
+        ">skipped": f"{found['uses_skipped'] / uses:.1%}",
+        ">read a token": format_bytes(int(found["bytes_read_per_token"])),
+        ">tok/s": f"{found['tok_s']:.1f}",
+    }
 
 
 # -------------------------------------------------------------------- computer

@@ -121,6 +121,18 @@ class FidelityOptions(CacheOptions):
         asked = self.asked()  # before anything is read
         return asked.applied(model.plan(), self.folder)
 
+    def plans(self, model: ModelOptions, every: bool) -> list[Plan]:
+        """Plan exact, and what is asked for or with `every` all else; what stays exact is left out.
+        Raises as `plan`, and PromptError for shares with `every`."""
+        asked = [self.asked()]
+        if every:
+            if asked[0].has_own_shares:
+                raise PromptError("--all measures the modes' own shares: leave the others out")
+            asked = [Fidelity(mode, self.low_from) for mode in MODES]
+        exact = model.plan()
+        others = [fidelity.applied(exact, self.folder) for fidelity in asked]
+        return [exact, *(other for other in others if other.precision is not None)]
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -311,6 +323,37 @@ class BenchOptions:
     def num_tokens(self) -> int:
         """How many tokens are computed in all."""
         return self.prompt_tokens + self.warm_tokens + self.tokens
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """On which text a fidelity is measured. Raises PromptError."""
+
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The text, in UTF-8; some thousand tokens.")
+    ] = None
+    tokens: Annotated[
+        int,
+        typer.Option(
+            "--tokens",
+            "-n",
+            metavar="N",
+            help="Tokens of it at most. The logits of exact for them wait in a file meanwhile.",
+        ),
+    ] = 2048
+    all: Annotated[
+        bool,
+        typer.Option("--all", help="Measure every fidelity, and draw bytes read against quality."),
+    ] = False
+    png: Annotated[Path, typer.Option(metavar="FILE", help="The picture that --all draws.")] = Path(
+        "fidelity.png"
+    )
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise PromptError(f"-n is {self.tokens}: give 1 or more")
+        if self.text is None:
+            raise PromptError("no text is given: give --text FILE")
 
 
 @dataclass(frozen=True)
