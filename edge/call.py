@@ -5,9 +5,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from haversack.cache.ngram import NgramDrafter
 from haversack.devices.errors import CancelledError
 from haversack.devices.interrupts import StopFlag
-from haversack.devices.llama import MOST_ROWS
+from haversack.devices.llama import MOST_ROWS, Row
 from haversack.edge.sequence import Logits, TokenSequence
 from haversack.edge.stats import Stats
 
@@ -34,6 +35,7 @@ class Call:
         self.owner: weakref.ref[Any] | None = None  # what reads it, if that may be dropped
         self.reader = 0  # the thread that asked last
         self.left_s = 0.0  # when it went away with a result
+        self.drafter: NgramDrafter | None = None
         self.stats: Stats | None = None
         self.before: Stats | None = None
         self.prompt_tokens = self.decoded_tokens = 0
@@ -62,6 +64,11 @@ class Call:
         assert self.sequence is not None
         return len(self.sequence.tokens) < self.num_batched
 
+    @property
+    def most_drafted(self) -> int:
+        """How many tokens may be computed beside the next one, in case they are chosen after it."""
+        return 0
+
     def due(self, most_tokens: int) -> Sequence[int]:
         """The tokens of its next pass, at most `most_tokens`."""
         assert self.sequence is not None
@@ -84,6 +91,10 @@ class Call:
         """Whether the logits after the token at `position` are news."""
         return position + 1 == len(self.tokens)
 
+    def has_chosen(self, row: Row) -> bool:
+        """Whether the token of `row` is its last one, and it goes on from there."""
+        return not self.has_ended and self.tokens[row.position :] == [row.token]
+
     def take(self, logits: Logits) -> None:
         """Take the logits after its last token, valid until this returns: append to `results`, say
         which token comes next, or end."""
@@ -100,8 +111,15 @@ class Call:
         """End it early."""
         self.end(CancelledError("the call was cancelled"))
 
+    def drop_drafter(self) -> None:
+        """Free its drafter; another one begins where it is needed again."""
+        if self.drafter is not None:
+            self.drafter.close()
+            self.drafter = None
+
     def close(self) -> None:
         """Free what it holds beside its sequence; called once it has ended."""
+        self.drop_drafter()
 
 
 class LogitsCall(Call):

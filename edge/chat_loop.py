@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from haversack.devices.errors import ContextError, HaversackError, PromptError, StorageError
-from haversack.edge.console import notice, summary, tell, write_text
+from haversack.edge.console import drafting, notice, summary, tell, write_text
 from haversack.edge.generation import Generation
 from haversack.edge.model import Model
 from haversack.edge.option_groups import parsed_number
@@ -333,6 +333,7 @@ class ChatLoop:
     def _stats(self, _: str) -> None:
         stats = self._model.stats()
         notice(summary(stats, stats.tokens))
+        notice(drafting(stats))
 
     def _plan(self, _: str) -> None:
         tell(self._model.plan)

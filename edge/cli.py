@@ -48,6 +48,7 @@ from haversack.edge.options import (
     checked_text,
 )
 from haversack.edge.planner import DENSE, Plan
+from haversack.edge.speculate import AUTO
 from haversack.quant.records import LowFile, list_low_files
 from haversack.quant.trunk import TrunkFile, list_trunks, remove_trunks
 
@@ -100,7 +101,7 @@ def run_model(
     planned = fidelity.plan(model)
     # read last, because it may wait for a pipe: what else is wrong is told before
     prompt = request.text(planned.shape.ctx_tokens)
-    with opened(planned, fidelity, log) as loaded:
+    with opened(planned, fidelity, log, speculate=request.speculate) as loaded:
         generation = loaded.generate(prompt, request.max_tokens, sampling)
         _log.info("prefill of %d tokens begins", generation.prompt_tokens)
         _stream(generation, silent=output.json)
@@ -158,7 +159,7 @@ def chat_with_model(
     settings = ChatSettings(sampling, system, chat.max_tokens, chat.window, seed)
     planned = fidelity.plan(model)
     lines = Lines(planned.shape.ctx_tokens)
-    with opened(planned, fidelity, log, seed) as loaded:
+    with opened(planned, fidelity, log, seed, speculate=chat.speculate) as loaded:
         loaded.chat_template()  # without a template every turn would fail
         ChatLoop(loaded, settings, lines, log.verbose).run()
 
@@ -170,12 +171,15 @@ def opened(
     log: LogOptions,
     seed: int | None = None,
     warm_start: bool = True,
+    speculate: str = AUTO,
 ) -> Generator[Model]:
     """Load the model of a plan with progress bars; close it after the block."""
     if planned.mode == DENSE:
         notice(f"haversack: {planned.path.name} has no routed experts: it runs plainly, in memory")
     with load_progress(log.verbose) as progress:
-        options = LoadOptions(cache_dir=cache.folder, progress=progress, warm_start=warm_start)
+        options = LoadOptions(
+            cache_dir=cache.folder, progress=progress, warm_start=warm_start, speculate=speculate
+        )
         model = load(planned, seed=seed, options=options)
     with model:
         yield model

@@ -157,5 +157,16 @@ def summary(stats: Stats, num_tokens: int) -> str:
             f" {stats.uses_skipped / uses:.1%} were skipped, {stats.upgraded} copies were upgraded,"
             f" {format_bytes(stats.saved_bytes)} not read"
         ]
+    if stats.draft_rounds:
+        parts.append(f"{stats.draft_accepted} of {stats.drafted} drafted tokens were right")
     peak, budget = format_bytes(stats.ram_peak_bytes), format_bytes(stats.ram_budget_bytes)
     return "; ".join([*parts, f"peak {peak} of {budget}"])
+
+
+def drafting(stats: Stats) -> str:
+    """Return one line that says what drafts have brought, and why there are none now."""
+    now = f"none are computed now: {stats.not_drafting}" if stats.not_drafting else "computed now"
+    return (
+        f"drafts: {stats.draft_accepted} of {stats.drafted} tokens right in {stats.draft_rounds}"
+        f" passes of {stats.draft_rows} rows, {stats.draft_saved_s:+.2f} s saved; {now}"
+    )

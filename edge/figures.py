@@ -6,6 +6,7 @@ from dataclasses import replace
 from haversack.devices.memory import PeakMeter
 from haversack.edge.call import Call
 from haversack.edge.planner import Plan
+from haversack.edge.speculate import Speculation
 from haversack.edge.stats import Stats
 from haversack.offload.engine import Engine
 from haversack.offload.precision import LevelCounts
@@ -14,9 +15,12 @@ from haversack.offload.precision import LevelCounts
 class Figures:
     """Counts of the passes that an engine has computed since it was loaded."""
 
-    def __init__(self, engine: Engine, planned: Plan, peak: PeakMeter) -> None:
+    def __init__(
+        self, engine: Engine, planned: Plan, speculation: Speculation, peak: PeakMeter
+    ) -> None:
         """`peak` meters the process."""
         self._engine, self._plan, self._peak = engine, planned, peak
+        self._speculation = speculation
         self._prompt_tokens = self._decoded_tokens = 0
         self._prefill_s = self._decode_s = 0.0
         peak.look()
@@ -29,12 +33,12 @@ class Figures:
         self._prefill_s += pass_s
         self._peak.look()
 
-    def count_decoded(self, calls: Sequence[Call], num_tokens: int, pass_s: float) -> None:
-        """Count a pass in which each of `calls` had `num_tokens` tokens that are no prompt's."""
-        for call in calls:
+    def count_decoded(self, decoded: Sequence[tuple[Call, int]], pass_s: float) -> None:
+        """Count a pass with tokens that are no prompt's, so many of each call."""
+        for call, num_tokens in decoded:
             call.decoded_tokens += num_tokens
             call.decode_s += pass_s
-        self._decoded_tokens += num_tokens * len(calls)
+            self._decoded_tokens += num_tokens
         self._decode_s += pass_s
 
     def spent(self, call: Call, before: Stats) -> Stats:
@@ -51,6 +55,7 @@ class Figures:
     def stats(self) -> Stats:
         """Return everything since loading."""
         experts, files = self._engine.experts, self._engine.files
+        speculation = self._speculation
         counts = experts.prefetch_counts() if experts else None
         levels = experts.level_counts() if experts else LevelCounts()
         return Stats(
@@ -74,6 +79,12 @@ class Figures:
             prefetchable=counts.possible if counts else 0,
             needed=counts.needed if counts else 0,
             prefetching=experts is not None and experts.is_prefetching,
+            draft_rounds=speculation.num_rounds,
+            draft_rows=speculation.num_rows,
+            drafted=speculation.num_drafted,
+            draft_accepted=speculation.num_accepted,
+            draft_saved_s=speculation.gate.saved_s,
+            not_drafting=speculation.why_closed,
             ram_budget_bytes=self._plan.ram_bytes,
             ram_planned_bytes=self._plan.planned_bytes,
             ram_peak_bytes=self._peak.look(),

@@ -97,6 +97,15 @@ class GenerationCall(Call):
     def _num_generated(self) -> int:
         return len(self.tokens) - self.num_batched
 
+    @property
+    def most_drafted(self) -> int:
+        """None while older tokens are computed again."""
+        assert self.sequence is not None
+        if len(self.sequence.tokens) + 1 != len(self.tokens):
+            return 0
+        left = self._max_tokens - self._num_generated - 1
+        return min(left, self._plan.shape.ctx_tokens - len(self.tokens))
+
     def take(self, logits: Logits) -> None:
         if self._num_generated == self._max_tokens:  # none is wanted
             self._finish("length")
@@ -154,6 +163,7 @@ class GenerationCall(Call):
         return piece, ""
 
     def close(self) -> None:
+        super().close()
         if self._chain is not None:
             self._chain.close()
             self._chain = None

@@ -29,6 +29,7 @@ from haversack.edge.loop import EngineLoop
 from haversack.edge.model import Model
 from haversack.edge.planner import DEFAULT_BATCH_TOKENS, EXACT, STREAMED, Plan, plan
 from haversack.edge.ram_budget import Budget
+from haversack.edge.speculate import AUTO, fixed_length, speculation_of
 from haversack.offload.engine import Engine, LoadHooks, open_resident, open_streamed
 from haversack.offload.expert_files import NUM_READERS, OpenFile
 from haversack.quant.gguf import hole_in, read_geometry
@@ -44,16 +45,19 @@ class LoadOptions:
     """The rarer settings of `load`.
 
     `batch` is the number of prompt tokens computed at once, `sequences` how many texts are held and
-    continued at the same time, each with a context of its own, `cache_dir` where trunk files lie
-    (the user's cache folder by default). `progress` is called with the step and the share done.
-    `open_file` opens a file to read experts from; benchmarks give one of a known speed. With
-    `warm_start`, a streamed model reads back the experts that its last run saved, while no other
-    read is wanted, and saves its own when closed. Without it, nothing is read back or saved.
+    continued at the same time, each with a context of its own. `speculate` says whether tokens are
+    drafted and computed beside the next one: "auto" where that was measured to be faster, "off",
+    or, for measuring, "ngram" always, up to 6 tokens, and "ngram:3" up to 3. `cache_dir` is where
+    trunk files lie (the user's cache folder by default). `progress` is called with the step and the
+    share done. `open_file` opens a file to read experts from; benchmarks give one of a known speed.
+    With `warm_start`, a streamed model reads back the experts that its last run saved, while no
+    other read is wanted, and saves its own when closed. Without it, nothing is read back or saved.
     `fidelity` is a mode's name or a `Fidelity`.
     """
 
     batch: int = DEFAULT_BATCH_TOKENS
     sequences: int = 1
+    speculate: str = AUTO
     cache_dir: str | Path | None = None
     progress: LoadProgress | None = None
     open_file: OpenFile = DirectFile
@@ -63,6 +67,7 @@ class LoadOptions:
     def __post_init__(self) -> None:
         if not isinstance(self.cache_dir, str | os.PathLike | None):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise PromptError(f"cache_dir is {self.cache_dir!r}: give the path of a folder")
+        fixed_length(self.speculate)
         for name in ("progress", "open_file"):
             value = getattr(self, name)
             if not (callable(value) or (value is None and name == "progress")):
@@ -135,7 +140,9 @@ def _loaded(planned: Plan, options: LoadOptions, stop: StopFlag, seed: int | Non
         with ledger.measured(lease):
             peak = PeakMeter()
             engine = _open(planned, options, stop, lease)
-        return Model(planned, EngineLoop(engine, planned, lease, peak), lease, seed)
+        context = engine.context
+        speculation = speculation_of(options.speculate, context.drops_parts, context.ctx_tokens)
+        return Model(planned, EngineLoop(engine, planned, speculation, lease, peak), lease, seed)
     except BaseException:
         host.give_back_freed_memory()
         lease.close()

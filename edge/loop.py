@@ -15,6 +15,7 @@ from haversack.edge.figures import Figures
 from haversack.edge.planner import Plan
 from haversack.edge.schedule import Schedule, Work
 from haversack.edge.sequence import Logits, TokenSequence
+from haversack.edge.speculate import Speculation
 from haversack.offload.engine import Engine
 
 Used = TypeVar("Used")
@@ -35,6 +36,7 @@ class EngineLoop:
         self,
         engine: Engine,
         planned: Plan,
+        speculation: Speculation,
         lease: Lease | None = None,
         peak: PeakMeter | None = None,
     ) -> None:
@@ -42,11 +44,12 @@ class EngineLoop:
         `peak` meters the process; by default it begins now."""
         self.engine, self.birthplace = engine, Birthplace()
         self._lease = lease
-        self.figures = Figures(engine, planned, peak or PeakMeter())
+        self.figures = Figures(engine, planned, speculation, peak or PeakMeter())
+        self.speculation = speculation
         numbers = range(planned.shape.sequences)
         self.sequences = [TokenSequence(number, engine.context) for number in numbers]
         self._lock = threading.RLock()  # guards what follows
-        self._schedule = Schedule(self.sequences, planned.shape, self.figures)
+        self._schedule = Schedule(self.sequences, planned.shape, self.figures, speculation)
         self._turn = threading.Condition(self._lock)
         self._life = threading.Lock()  # held while the engine is used beside the loop, and freed
         self._driver = 0  # the thread that drives, if one does
@@ -162,10 +165,11 @@ class EngineLoop:
             stops.append(parts[0].call.stop)
         self.engine.stop.clear(*stops)
         try:
+            is_usual = len(rows) <= self._widest_rows and not work.is_batch
             began_s = time.perf_counter()
             self._run(rows)
-            self._count(work, time.perf_counter() - began_s)
-            self._hand_out(work, rows)
+            pass_s = time.perf_counter() - began_s
+            self._count(work, self._hand_out(work, rows), pass_s, is_usual)
         except BaseException as error:
             self._take_back(work, error)
             if not isinstance(error, Exception):
@@ -180,20 +184,34 @@ class EngineLoop:
             self.engine.context.compute(rows)
         self._widest_rows = len(rows)
 
-    def _count(self, work: Work, pass_s: float) -> None:
-        num_tokens = len(work.parts[0].tokens)
+    def _count(
+        self, work: Work, decoded: Sequence[tuple[Call, int]], pass_s: float, is_usual: bool
+    ) -> None:
+        num_tokens = sum(number for _, number in decoded)
         if work.is_prompt:
             self.figures.count_prompt(work.parts[0].call, num_tokens, pass_s)
         else:
-            self.figures.count_decoded([part.call for part in work.parts], num_tokens, pass_s)
+            self.figures.count_decoded(decoded, pass_s)
+        if is_usual:
+            num_calls, num_drafted = len(work.parts), sum(len(part.drafted) for part in work.parts)
+            self.speculation.note(num_calls, num_drafted, num_tokens - num_calls, pass_s)
+        else:
+            self.speculation.note_unusual()
 
-    def _hand_out(self, work: Work, rows: Sequence[Row]) -> None:
-        """Note the tokens as computed, and have the calls take their logits."""
-        first = 0
-        for call, sequence, tokens in work.parts:
+    def _hand_out(self, work: Work, rows: Sequence[Row]) -> list[tuple[Call, int]]:
+        """Note the tokens as computed, have the calls take their logits, and drop drafted tokens
+        that were not chosen. Return how many tokens of each call are kept."""
+        first, kept = 0, list[tuple[Call, int]]()
+        for call, sequence, tokens, drafted in work.parts:
             sequence.tokens += tokens
-            behind = first + len(tokens)
+            behind = first + len(tokens) + len(drafted)
+            num_kept = len(tokens)
             for idx in range(first, behind):
+                if idx >= first + len(tokens):
+                    if not call.has_chosen(rows[idx]):
+                        break
+                    sequence.tokens.append(rows[idx].token)
+                    num_kept += 1
                 if not rows[idx].wants_logits:
                     continue
                 logits = self.engine.context.borrow_logits(idx)
@@ -201,8 +219,12 @@ class EngineLoop:
                     sequence.keep_logits(logits)
                 if call.takes(rows[idx].position):
                     self._have_taken(call, logits)
+            if first + num_kept < behind:
+                sequence.keep(len(sequence.tokens))
+            kept.append((call, num_kept))
             first = behind
             call.computed()
+        return kept
 
     def _have_taken(self, call: Call, logits: Logits) -> None:
         try:
@@ -214,7 +236,7 @@ class EngineLoop:
         """A pass has failed: its calls end, unless it was stopped, for one of them or for its
         driver: then what they want is computed again."""
         stopped = isinstance(error, CancelledError) and self.engine.stop.requested
-        for call, sequence, _ in work.parts:
+        for call, sequence, _, _ in work.parts:
             if isinstance(error, Exception) and not stopped:
                 call.end(error)
             sequence.keep(len(sequence.tokens))

@@ -16,6 +16,8 @@ from haversack.edge.loading import builtin_model, default_cache_dir
 from haversack.edge.planner import DEFAULT_BATCH_TOKENS, EXACT, Plan, plan
 from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.schema import MAX_SCHEMA_CHARS
+from haversack.edge.speculate import AUTO as SPECULATE_AUTO
+from haversack.edge.speculate import fixed_length
 from haversack.edge.text import without_mark
 from haversack.quant.requantize import AUTO
 
@@ -135,6 +137,23 @@ class FidelityOptions(CacheOptions):
 
 
 @dataclass(frozen=True)
+class DraftOptions:
+    """Whether tokens are drafted. Raises PromptError for what is not known."""
+
+    speculate: Annotated[
+        str,
+        _memory(
+            metavar="WHEN",
+            help="Draft tokens and compute them together: auto (where that is faster), off, ngram"
+            " (always, up to 6), ngram:N (up to N). The text is the same.",
+        ),
+    ] = SPECULATE_AUTO
+
+    def __post_init__(self) -> None:
+        fixed_length(self.speculate)
+
+
+@dataclass(frozen=True)
 class SamplingOptions:
     """How the next token is chosen."""
 
@@ -201,7 +220,7 @@ class SamplingOptions:
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(DraftOptions):
     """What to continue, and how far."""
 
     prompt: Annotated[
@@ -245,7 +264,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class ChatOptions:
+class ChatOptions(DraftOptions):
     """How a chat begins, and how long its replies may be."""
 
     system: Annotated[

@@ -8,32 +8,39 @@ from haversack.devices.llama import ContextShape, Row
 from haversack.edge.call import Call
 from haversack.edge.figures import Figures
 from haversack.edge.sequence import TokenSequence
+from haversack.edge.speculate import Speculation
 
 _IDLE_S = 1.0  # a reader that stays away for longer may lose its sequence to a call that waits
 
 
 class Part(NamedTuple):
-    """A call's part of a pass: the next tokens of its sequence."""
+    """A call's part of a pass: the next tokens of its sequence, and drafted ones behind them."""
 
     call: Call
     sequence: TokenSequence
     tokens: Sequence[int]
+    drafted: Sequence[int] = ()
 
     def rows(self) -> list[Row]:
         """Return a row for each token, before the sequence has it."""
-        call, sequence, tokens = self
+        call, sequence, tokens, drafted = self
         first, last, every = len(sequence.tokens), len(tokens) - 1, call.takes_every_row
         return [
-            Row(token, first + idx, sequence.number, every or idx == last)
-            for idx, token in enumerate(tokens)
+            Row(token, first + idx, sequence.number, every or idx >= last)
+            for idx, token in enumerate([*tokens, *drafted])
         ]
 
 
 class Work(NamedTuple):
-    """The work of a pass: a batch of one call, or a token of each of several calls."""
+    """The work of a pass: a batch of one call, or a token of each of several calls with drafts."""
 
     parts: Sequence[Part]
-    is_prompt: bool
+    is_batch: bool
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it is a batch of a prompt."""
+        return self.is_batch and not self.parts[0].call.takes_every_row
 
 
 class Schedule:
@@ -45,11 +52,16 @@ class Schedule:
     """
 
     def __init__(
-        self, sequences: Sequence[TokenSequence], shape: ContextShape, figures: Figures
+        self,
+        sequences: Sequence[TokenSequence],
+        shape: ContextShape,
+        figures: Figures,
+        speculation: Speculation,
     ) -> None:
         self.latest = sequences[0]  # the sequence of the call that ended last
         self.under_way: Sequence[Call] = ()  # in the pass that is computed now
         self._sequences, self._shape, self._figures = sequences, shape, figures
+        self._speculation = speculation
         self._calls: list[Call] = []  # that have a sequence
         self._evicted: list[Call] = []  # that had one, and are not read now
         self._queue: list[Call] = []  # that wait for one
@@ -99,6 +111,7 @@ class Schedule:
         self._calls.remove(idle)
         self._evicted.append(idle)
         idle.sequence = None
+        idle.drop_drafter()
         return True
 
     def drop_ended(self) -> None:
@@ -133,13 +146,15 @@ class Schedule:
         chosen = batches[:1] if is_batch else rows[: self._shape.most_rows]
         if len(chosen) < len(batches) + len(rows):  # the others come first next time
             self._calls = [call for call in self._calls if call not in chosen] + chosen
+        drafts = [] if is_batch else self._speculation.drafts(chosen, self._shape.most_rows)
         parts = list[Part]()
-        for call in chosen:
+        for idx, call in enumerate(chosen):
             assert call.sequence is not None
-            parts.append(Part(call, call.sequence, call.due(self._shape.batch_tokens)))
+            drafted = drafts[idx] if drafts else ()
+            parts.append(Part(call, call.sequence, call.due(self._shape.batch_tokens), drafted))
         # llama.cpp computes neighbouring sequences together if they are in order
         parts.sort(key=lambda part: part.sequence.number)
-        return Work(parts, is_batch and not chosen[0].takes_every_row)
+        return Work(parts, is_batch)
 
     def start_anew(self) -> None:
         """Have what calls want computed again: their sequences are empty."""

@@ -26,7 +26,12 @@ class Stats:
     slot before a prefetch gave them one. `prefetching` says whether prefetching is on now: it is
     off while it does not pay, and while routing is watched or forced.
 
-    The `ram_` figures and `prefetching` are not differences.
+    `draft_rounds` counts passes with drafted tokens, `draft_rows` their rows, `drafted` the drafted
+    tokens among them and `draft_accepted` those that the sampler chose too. `draft_saved_s` is the
+    time that this saved, less than 0 where it lost. `not_drafting` says in one line why nothing is
+    drafted now; it is empty while drafting pays.
+
+    The `ram_` figures, `prefetching` and `not_drafting` are not differences.
     """
 
     prompt_tokens: int
@@ -49,6 +54,12 @@ class Stats:
     prefetchable: int
     needed: int
     prefetching: bool
+    draft_rounds: int
+    draft_rows: int
+    drafted: int
+    draft_accepted: int
+    draft_saved_s: float
+    not_drafting: str
     ram_budget_bytes: int
     ram_planned_bytes: int
     ram_peak_bytes: int
@@ -93,7 +104,7 @@ class Stats:
         kept = {
             name: value
             for name, value in vars(self).items()
-            if name.startswith("ram_") or name == "prefetching"
+            if name.startswith("ram_") or name in ("prefetching", "not_drafting")
         }
         counted = {
             name: value - getattr(earlier, name)

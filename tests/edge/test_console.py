@@ -37,6 +37,12 @@ def stats(hits: int, misses: int, low: int = 0, skipped: int = 0) -> Stats:
         prefetchable=0,
         needed=0,
         prefetching=False,
+        draft_rounds=2,
+        draft_rows=5,
+        drafted=3,
+        draft_accepted=1,
+        draft_saved_s=-0.25,
+        not_drafting="too dear",
         ram_budget_bytes=2 << 30,
         ram_planned_bytes=1 << 30,
         ram_peak_bytes=1 << 29,
@@ -100,12 +106,20 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_summary_tells_of_reads_where_there_are_any() -> None:
     streamed = console.summary(stats(30, 10), 11)
     assert streamed.startswith("11 tokens, 5.0 tok/s; 12 of the prompt in 0.50 s; 75% of")
-    assert "3.0 MiB read at 6.0 MiB/s; waited 0.25 s; peak 512.0 MiB of 2.0 GiB" in streamed
+    assert "3.0 MiB read at 6.0 MiB/s; waited 0.25 s; 1 of 3 drafted tokens were right" in streamed
+    assert streamed.endswith("; peak 512.0 MiB of 2.0 GiB")
     assert "read" not in console.summary(stats(0, 0), 11)
     assert "low copies" not in streamed
     mixed = console.summary(stats(30, 10, low=4, skipped=1), 11)
     assert "10.0% of expert uses were low copies, 2.5% were skipped, 2 copies were up" in mixed
     assert "5.0 MiB not read" in mixed
+
+
+def test_a_line_says_what_drafts_have_brought() -> None:
+    assert console.drafting(stats(0, 0)) == (
+        "drafts: 1 of 3 tokens right in 2 passes of 5 rows, -0.25 s saved;"
+        " none are computed now: too dear"
+    )
 
 
 def test_a_table_keeps_markup_as_text() -> None:

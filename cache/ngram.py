@@ -1,0 +1,96 @@
+"""Drafts without a model: how a text may go on, from what it and earlier texts of the model said.
+
+Two sources propose the next token: the place where the longest end of the text stood before (a
+suffix automaton of prompt and output), and a table of what followed the last 4, 2 or 1 tokens in
+all texts of the model. Both say how often such a proposal was right: each token of an output is
+compared with what would have been proposed, by the length of the match or the count of the table's
+entry, whether a draft was computed or not. native/drafter.cpp does it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.cache import _native as native
+
+TABLE_BYTES = 1 << 20
+MOST_TOKENS = 1 << 17  # of a text that are matched; a longer one loses its older half
+
+# How often proposals are right until outcomes are known: by the length of the match (1, 2, 3, 4, 5,
+# 6, 8, 12, 16, 32 and more), then by the count of the table's entry (1, 2, 4 and more) for each
+# number of tokens before it.
+_FIRST_RATES = [0.2, 0.3, 0.4, 0.5, 0.5, 0.5, 0.6, 0.7, 0.8, 0.9]
+_FIRST_TABLE_RATES = [0.2, 0.3, 0.4, 0.3, 0.4, 0.5, 0.4, 0.5, 0.7]
+
+available = native.available
+
+
+def text_bytes(ctx_tokens: int) -> int:
+    """Return the most memory that the drafter of a text takes beside the shared memory."""
+    return int(native.suffixes_bytes(_most_tokens(ctx_tokens))) if available else 0
+
+
+def _most_tokens(ctx_tokens: int) -> int:
+    return max(2, min(ctx_tokens, MOST_TOKENS))
+
+
+class NgramMemory:
+    """What all drafters of a model share: the table, and how often proposals were right."""
+
+    def __init__(self, table: npt.NDArray[np.uint64] | None = None) -> None:
+        """`table` is one that an earlier run has left."""
+        self.table = np.zeros(TABLE_BYTES // 8, np.uint64) if table is None else table
+        self.rates = np.array(_FIRST_RATES + _FIRST_TABLE_RATES, np.float64)
+
+
+class Draft(NamedTuple):
+    """Tokens that may come next. `rates` say how often such a token was right where those before it
+    were."""
+
+    tokens: Sequence[int]
+    rates: Sequence[float]
+
+
+NONE = Draft((), ())
+
+
+class NgramDrafter:
+    """Drafts how one text goes on. One thread at a time may use the drafters of a memory."""
+
+    def __init__(self, memory: NgramMemory, ctx_tokens: int, num_given: int, most: int) -> None:
+        """The first `num_given` tokens are a prompt: its outcomes say nothing of outputs. A draft
+        has at most `most` tokens."""
+        self._memory = memory
+        table, rates = memory.table, memory.rates
+        self._drafter = native.drafter_new(
+            _most_tokens(ctx_tokens), num_given, table.ctypes.data, len(table), rates.ctypes.data
+        )
+        self._num_seen = 0
+        # made once, because a call is to take a few microseconds
+        self._one, self._tokens = native.int_array([0]), native.int_array([0] * most)
+        self._rates = native.double_array(most)
+
+    def propose(self, text: Sequence[int], most: int) -> Draft:
+        """Return how `text` may go on, at most `most` tokens. It begins with the text of the call
+        before; what is new costs about a microsecond a token."""
+        num_new, new = len(text) - self._num_seen, self._one
+        if num_new == 1:
+            new[0] = text[-1]
+        else:
+            new = native.int_array(text[self._num_seen :])
+        self._num_seen = len(text)
+        found = native.drafter_propose(self._drafter, new, num_new, self._tokens, self._rates, most)
+        return Draft(self._tokens[:found], self._rates[:found]) if found else NONE
+
+    @property
+    def match_length(self) -> int:
+        """Return how long an end of the text also stands earlier in it."""
+        return int(native.drafter_match_length(self._drafter))
+
+    def close(self) -> None:
+        """Free its memory; may be called twice."""
+        if self._drafter:
+            native.drafter_delete(self._drafter)
+            self._drafter = None

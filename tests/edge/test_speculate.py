@@ -1,0 +1,128 @@
+"""When drafts are computed: a gate on simulated machines."""
+
+from collections.abc import Callable
+from random import Random
+
+import pytest
+
+from haversack.edge.speculate import Gate, PassTimes
+
+Cost = Callable[[int], float]  # seconds of a pass by its number of rows
+
+CHEAP: Cost = lambda rows: 1 + 0.1 * (rows - 1)  # noqa: E731
+DEAR: Cost = lambda rows: float(rows)  # noqa: E731
+STEP: Cost = lambda rows: 1.0 if rows == 1 else 2 + 0.02 * rows  # noqa: E731
+
+
+class Machine:
+    """Generates texts with a gate, and counts what that takes."""
+
+    def __init__(self, cost: Cost, rate: float, seed: int = 1) -> None:
+        self.gate, self.cost, self.random = Gate(), cost, Random(seed)
+        self.rate = self.true_rate = rate
+        self.spent_s, self.num_tokens, self.rounds = 0.0, 0, list[int]()
+
+    def run(self, num_tokens: int, base: int = 1) -> "Machine":
+        """Decode so many tokens more. A drafted token comes true as often as `true_rate` says; the
+        gate expects `rate`."""
+        goal = self.num_tokens + num_tokens
+        while self.num_tokens < goal:
+            drafted = right = 0
+            if self.gate.looks(base):
+                survivals = [self.rate**number for number in range(1, 8 - base)]
+                drafted = self.gate.num_worth(base, survivals)
+                while right < drafted and self.random.random() < self.true_rate:
+                    right += 1
+            pass_s = self.cost(base + drafted) * self.random.uniform(0.9, 1.1)
+            self.gate.note(base, drafted, right, pass_s)
+            self.rounds.append(drafted)
+            self.spent_s += pass_s
+            self.num_tokens += base + right
+        return self
+
+    @property
+    def speedup(self) -> float:
+        """The tokens a second beside those without drafts, of one text."""
+        return self.num_tokens * self.cost(1) / self.spent_s
+
+
+def test_right_drafts_are_computed_where_rows_are_cheap() -> None:
+    machine = Machine(CHEAP, 0.9).run(2000)
+    assert machine.speedup > 0.95 * (sum(0.9**n for n in range(7)) / CHEAP(7))
+    assert not machine.gate.why_closed
+
+
+@pytest.mark.parametrize("cost", [DEAR, lambda rows: 1 + 0.9 * (rows - 1)])
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.7, 0.85])
+def test_little_is_lost_where_drafts_cannot_pay(cost: Cost, rate: float) -> None:
+    machine = Machine(cost, rate).run(1000)
+    assert machine.speedup > 0.985
+    assert machine.gate.why_closed
+
+
+def test_why_rows_are_too_dear() -> None:
+    machine = Machine(DEAR, 1.0).run(500)
+    assert "a pass of 2 rows takes 2." in machine.gate.why_closed or (
+        "a pass of 2 rows takes 1.9" in machine.gate.why_closed
+    )
+
+
+def test_wrong_drafts_are_not_computed_where_rows_are_cheap() -> None:
+    machine = Machine(CHEAP, 0.05).run(1000)
+    assert machine.speedup > 0.985
+    assert "too few drafted tokens would come true" in machine.gate.why_closed
+
+
+def test_a_wrong_expectation_loses_little() -> None:
+    """The rates say that nearly all come true, and none does."""
+    machine = Machine(CHEAP, 0.9)
+    machine.true_rate = 0.0
+    machine.run(1000)
+    assert machine.speedup > 0.98
+
+
+def test_trials_find_that_many_rows_pay_where_two_do_not() -> None:
+    machine = Machine(STEP, 0.95).run(4000)
+    late = machine.rounds[-200:]
+    assert sum(late) / len(late) > 4
+
+
+def test_a_machine_that_changes_is_noticed() -> None:
+    machine = Machine(CHEAP, 0.9).run(500)
+    machine.cost = DEAR
+    machine.run(500)
+    assert sum(machine.rounds[-100:]) < 10
+    machine.cost = CHEAP
+    machine.run(8000)
+    assert sum(machine.rounds[-100:]) > 300
+
+
+def test_each_number_of_texts_has_its_own_base() -> None:
+    """Seven rows are the most: six texts leave room for one."""
+    machine = Machine(CHEAP, 0.9).run(500).run(1000, base=6)
+    assert set(machine.rounds[-50:]) <= {0, 1} and 1 in machine.rounds[-50:]
+
+
+def test_seconds_saved_are_those_of_the_tokens_less_those_of_the_passes() -> None:
+    gate = Gate()
+    for _ in range(9):
+        gate.note(1, 0, 0, 1.0)
+    gate.note(1, 3, 2, 1.5)
+    gate.note(1, 0, 0, 1.25)  # what a change of the number of rows costs is the round's
+    assert gate.saved_s == pytest.approx(3 - 1.5 - 0.25)
+
+
+def test_passes_that_were_not_timed_cost_what_fewer_rows_did() -> None:
+    times = PassTimes()
+    times.note(1, 1.0)
+    assert times.of(3) == pytest.approx(1 + 2 * 0.7)
+    times.note(2, 1.2)
+    assert times.of(4) == pytest.approx(1.6)
+
+
+def test_a_pass_that_was_held_up_counts_little() -> None:
+    times = PassTimes()
+    for _ in range(8):
+        times.note(1, 1.0)
+    times.note(1, 1000.0)
+    assert times.of(1) < 1.5
