@@ -168,6 +168,13 @@ class LlamaModel:
         return int(llama.llama_model_n_ctx_train(self._model))
 
     @property
+    def drops_parts(self) -> bool:
+        """Whether a sequence can lose its last tokens alone: recurrent layers keep one state."""
+        return not (
+            llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model)
+        )
+
+    @property
     def chat_template(self) -> str | None:
         """The Jinja source the model file brings, if any."""
         source = llama.llama_model_chat_template(self._model, None)
@@ -256,11 +263,7 @@ class LlamaContext:
         self.stop = stop or StopFlag()
         self.ctx_tokens = shape.ctx_tokens
         self._owner, self._num_logits = owner, model.vocabulary.num_tokens
-        # Whether a sequence can lose its last tokens alone: recurrent layers keep one state.
-        self.drops_parts = not (
-            llama.llama_model_is_recurrent(model.address)
-            or llama.llama_model_is_hybrid(model.address)
-        )
+        self.drops_parts = model.drops_parts
         self._log = captured_logs()
         self._snapshots: dict[int, tuple[int, npt.NDArray[np.uint8]]] = {}  # by sequence
         params = context_params(shape)

@@ -1,5 +1,6 @@
 """`load()`: makes a model from a plan."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -29,11 +30,12 @@ from haversack.edge.loop import EngineLoop
 from haversack.edge.model import Model
 from haversack.edge.planner import DEFAULT_BATCH_TOKENS, EXACT, STREAMED, Plan, plan
 from haversack.edge.ram_budget import Budget
-from haversack.edge.speculate import AUTO, fixed_length, speculation_of
+from haversack.edge.speculate import AUTO, Speculation, fixed_length, speculation_of
 from haversack.offload.engine import Engine, LoadHooks, open_resident, open_streamed
 from haversack.offload.expert_files import NUM_READERS, OpenFile
+from haversack.offload.ngram_file import read_table, save_table
 from haversack.quant.gguf import hole_in, read_geometry
-from haversack.quant.trunk import ensure_trunk, rewrite_trunk
+from haversack.quant.trunk import ensure_trunk, model_name, rewrite_trunk
 
 _log = logging.getLogger("haversack.model")
 
@@ -52,6 +54,7 @@ class LoadOptions:
     share done. `open_file` opens a file to read experts from; benchmarks give one of a known speed.
     With `warm_start`, a streamed model reads back the experts that its last run saved, while no
     other read is wanted, and saves its own when closed. Without it, nothing is read back or saved.
+    What drafts come from is kept from run to run in the same way.
     `fidelity` is a mode's name or a `Fidelity`.
     """
 
@@ -140,13 +143,28 @@ def _loaded(planned: Plan, options: LoadOptions, stop: StopFlag, seed: int | Non
         with ledger.measured(lease):
             peak = PeakMeter()
             engine = _open(planned, options, stop, lease)
-        context = engine.context
-        speculation = speculation_of(options.speculate, context.drops_parts, context.ctx_tokens)
+        speculation = _speculation(planned, options, engine)
         return Model(planned, EngineLoop(engine, planned, speculation, lease, peak), lease, seed)
     except BaseException:
         host.give_back_freed_memory()
         lease.close()
         raise
+
+
+def _speculation(planned: Plan, options: LoadOptions, engine: Engine) -> Speculation:
+    """Return what drafts, with what it learnt in the model's earlier runs."""
+    context = engine.context
+    made = speculation_of(options.speculate, context.drops_parts, context.ctx_tokens)
+    if made.is_off or not options.warm_start:
+        return made
+    folder, table = Path(options.cache_dir or default_cache_dir()), made.memory.table
+    with contextlib.suppress(StorageError):  # the model's file is gone: nothing is kept of it
+        name = model_name(planned.geometry)
+        saved = read_table(folder, name, table.nbytes)
+        if saved is not None:
+            table[:] = saved
+        engine.on_close(lambda: save_table(folder, name, table))
+    return made
 
 
 def _open(planned: Plan, options: LoadOptions, stop: StopFlag, lease: Lease) -> Engine:

@@ -6,6 +6,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from haversack.cache.ngram import TABLE_BYTES, text_bytes
 from haversack.devices.budget import MemoryBudget
 from haversack.devices.cores import usable_cores
 from haversack.devices.errors import BudgetError, ModelFileError, PromptError
@@ -46,7 +47,8 @@ class Plan:
     """How `ram_bytes` are spent on one model. All figures are bytes and add up to the budget.
 
     `trunk_bytes` are the weights without the routed experts, `kv_bytes` the context's cache.
-    `compute_bytes` are scratch; they include `sampling_bytes` for samplers and grammars and
+    `compute_bytes` are scratch; they include `sampling_bytes` for samplers and grammars,
+    `draft_bytes` for what drafts come from, and
     `scratch_bytes` for products with experts. `reserve_bytes` are all else; they include
     `process_bytes` of the process itself without its open models. `slot_bytes` are room for experts
     (for all of them in mode "resident"), `headroom_bytes` stay free. `floor_bytes` is the least
@@ -64,6 +66,7 @@ class Plan:
     kv_bytes: int
     compute_bytes: int
     sampling_bytes: int
+    draft_bytes: int
     scratch_bytes: int
     reserve_bytes: int
     process_bytes: int
@@ -94,6 +97,12 @@ class Plan:
         return sum(parts) + self.reserve_bytes - self.process_bytes
 
     @property
+    def graph_bytes(self) -> int:
+        """Return what llama.cpp's graphs take of `compute_bytes`."""
+        others = self.sampling_bytes + self.draft_bytes + self.scratch_bytes
+        return self.compute_bytes - others
+
+    @property
     def headroom_bytes(self) -> int:
         return self.ram_bytes - self.planned_bytes
 
@@ -105,9 +114,10 @@ class Plan:
             "experts": 0 if self.mode == STREAMED else self.slot_bytes,
             "kv": self.kv_bytes,
             "vocabulary": self.reserve_bytes - self.process_bytes,
-            "compute": self.compute_bytes - self.sampling_bytes - self.scratch_bytes,
+            "compute": self.graph_bytes,
             "scratch": self.scratch_bytes,
             "sampling": self.sampling_bytes,
+            "drafts": self.draft_bytes,
         }
 
     def budget(self) -> MemoryBudget:
@@ -184,6 +194,7 @@ class _Costs:
     process_bytes: int
     graph_bytes: int
     sampling_bytes: int
+    draft_bytes: int
     resident_scratch_bytes: int
     streamed_scratch_bytes: int
 
@@ -191,7 +202,8 @@ class _Costs:
         return self.streamed_scratch_bytes if mode == STREAMED else self.resident_scratch_bytes
 
     def compute_bytes(self, mode: str) -> int:
-        return self.graph_bytes + self.sampling_bytes + self.scratch_bytes(mode)
+        own_bytes = self.sampling_bytes + self.draft_bytes + self.scratch_bytes(mode)
+        return self.graph_bytes + own_bytes
 
     def fixed_bytes(self, mode: str) -> int:
         return self.trunk_bytes + self.kv_bytes + self.reserve_bytes + self.compute_bytes(mode)
@@ -225,10 +237,11 @@ def plan(
         _refuse_boundless(shape, ram_bytes)
         needs = memory_needs(model, shape)
         sampling_bytes = _sampling_bytes(model.vocabulary, shape.sequences)
+        draft_bytes = _draft_bytes(shape) if model.drops_parts else 0
     finally:
         model.close()
         host.give_back_freed_memory()
-    costs = _costs(geometry, shape, needs, process_bytes, sampling_bytes)
+    costs = _costs(geometry, shape, needs, process_bytes, sampling_bytes, draft_bytes)
     planned = _spend(geometry, shape, costs, ram_bytes)
     return replace(planned, shared=ram) if isinstance(ram, Budget) else planned
 
@@ -343,12 +356,19 @@ def _sampling_bytes(vocabulary: Vocabulary, sequences: int) -> int:
     return chain_bytes(num_tokens) + rows_bytes + trie
 
 
+def _draft_bytes(shape: ContextShape) -> int:
+    """Return the bytes for drafting without a model: a table, and what finds where each text
+    repeats itself."""
+    return TABLE_BYTES + shape.sequences * text_bytes(shape.ctx_tokens)
+
+
 def _costs(
     geometry: ModelGeometry,
     shape: ContextShape,
     needs: MemoryNeeds,
     process_bytes: int,
     sampling_bytes: int,
+    draft_bytes: int,
 ) -> _Costs:
     resident = streamed = 0
     if geometry.layers:
@@ -365,6 +385,7 @@ def _costs(
         process_bytes=process_bytes,
         graph_bytes=needs.compute_bytes,
         sampling_bytes=sampling_bytes,
+        draft_bytes=draft_bytes,
         resident_scratch_bytes=resident,
         streamed_scratch_bytes=streamed,
     )
@@ -403,6 +424,7 @@ def _spend(geometry: ModelGeometry, shape: ContextShape, costs: _Costs, ram_byte
         kv_bytes=costs.kv_bytes,
         compute_bytes=costs.compute_bytes(mode),
         sampling_bytes=costs.sampling_bytes,
+        draft_bytes=costs.draft_bytes,
         scratch_bytes=costs.scratch_bytes(mode),
         reserve_bytes=costs.reserve_bytes,
         process_bytes=costs.process_bytes,

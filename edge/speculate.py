@@ -212,6 +212,11 @@ class Speculation:
         self._why_off = "it is turned off" if fixed == 0 else why_off
 
     @property
+    def is_off(self) -> bool:
+        """Return whether nothing is ever drafted."""
+        return bool(self._why_off)
+
+    @property
     def why_closed(self) -> str:
         """Return why nothing is drafted now, in one line; empty if it is."""
         if self._why_off or self._fixed is not None:
@@ -221,7 +226,7 @@ class Speculation:
     def drafts(self, calls: Sequence[Call], most_rows: int) -> list[list[int]]:
         """Return the tokens to compute beside the next token of each of `calls`, which have a row
         each; none at all if the list is empty. A pass has at most `most_rows`."""
-        if self._why_off or (self._fixed is None and not self.gate.looks(len(calls))):
+        if self.is_off or (self._fixed is None and not self.gate.looks(len(calls))):
             return []
         most = min(MOST_DRAFTED if self._fixed is None else self._fixed, most_rows - len(calls))
         found = [self._draft(call, most) for call in calls]
@@ -253,12 +258,12 @@ class Speculation:
             self.num_drafted += num_drafted
             self.num_accepted += num_right
             self.num_rows += num_calls + num_drafted
-        if not self._why_off:
+        if not self.is_off:
             self.gate.note(num_calls, num_drafted, num_right, pass_s)
 
     def note_unusual(self) -> None:
         """Count a pass that tells nothing of the others."""
-        if not self._why_off:
+        if not self.is_off:
             self.gate.note_unusual()
 
 

@@ -71,12 +71,12 @@ def save_residents(trunk: Path, residents: Residents) -> None:
     text = json.dumps({"experts": residents.experts, "memories": memories}).encode()
     path = resident_path(trunk)
     try:
-        _write_whole(path, _digest(trunk, text) + b"\n" + text)
+        write_whole(path, _digest(trunk, text) + b"\n" + text)
     except OSError as error:
         _log.warning("cannot save which experts were used to %s: %s", path, error)
 
 
-def _write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Write a file of this process first, because several processes may write the same path."""
     descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
     try:

@@ -3,7 +3,8 @@
 It has the same key-values and tensors as the model. The expert tensors are declared in the smallest
 type there is and left as holes, which take no disk. A trunk is built once for each model and kept
 in a cache folder as `<model's path, hashed>-<fingerprint>.gguf`. Beside it lie a `.json` for
-people, a `.resident`, which says with which experts to start, and a `.low` with the low copies of
+people, a `.resident`, which says with which experts to start, a `.ngrams` with what drafts come
+from (see `offload.ngram_file`), and a `.low` with the low copies of
 the experts if they were prepared (see `quant.records`). The file ends with a seal, which shows at
 every load whether the file is what was written (see `quant.seal`). One process at a time writes
 trunks to the folder: it holds a lock, which the system releases however the process ends, and its
@@ -37,7 +38,7 @@ _FORMAT = "trunk 2, ggml 0.25.3"
 # The folder may also hold the user's models: touch no file but those with such names.
 _OUR_NAME = re.compile(
     r"[0-9a-f]{12}-[0-9a-f]{20}\."
-    r"(gguf|gguf\.unfinished|json|resident(\.\w{8})?|low|importance(\.draft)?)"
+    r"(gguf|gguf\.unfinished|json|(resident|ngrams)(\.\w{8})?|low|importance(\.draft)?)"
 )
 _CHUNK_BYTES = 8 * 1024 * 1024
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -282,3 +282,24 @@ def test_a_recurrent_model_says_why_it_does_not_draft(
 def test_what_is_not_known_is_refused(value: Any) -> None:
     with pytest.raises(edge.PromptError, match="give auto, off, ngram or ngram:N"):
         edge.LoadOptions(speculate=value)
+
+
+# ------------------------------------------------------------------ from run to run
+def test_what_was_said_is_known_in_the_next_run(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """Of the same model only."""
+    tiny, other = tiny_model(shape=SHAPE), tiny_model(shape=SHAPE, seed=1)
+    options = edge.LoadOptions(cache_dir=tmp_path, speculate="ngram")
+    accepted: list[int] = []
+    for path in (tiny, tiny, other):
+        with edge.load(path, "1GiB", ctx=256, threads=1, options=options) as model:
+            assert model.generate(PROMPT, TEXT_TOKENS, temperature=0).text
+            accepted.append(model.stats().draft_accepted)
+    assert accepted[1] > accepted[0] and accepted[1] > accepted[2]
+    assert len(list(tmp_path.glob("*.ngrams"))) == 2
+
+
+def test_drafts_are_part_of_the_plan(tiny_model: TinyModel, trunk_dir: Path) -> None:
+    with opened(tiny_model(shape=SHAPE), trunk_dir) as model:
+        drafts = next(entry for entry in model.budget() if entry.name == "drafts")
+        assert drafts.reserved_bytes == model.plan.draft_bytes > 1 << 20
+    assert edge.plan(tiny_model("lfm2moe"), "1GiB").draft_bytes == 0
