@@ -39,10 +39,14 @@ def _most_tokens(ctx_tokens: int) -> int:
 class NgramMemory:
     """What all drafters of a model share: the table, and how often proposals were right."""
 
-    def __init__(self, table: npt.NDArray[np.uint64] | None = None) -> None:
-        """`table` is one that an earlier run has left."""
-        self.table = np.zeros(TABLE_BYTES // 8, np.uint64) if table is None else table
+    def __init__(self, table_bytes: int = TABLE_BYTES) -> None:
+        self.table: npt.NDArray[np.uint64] = np.zeros(table_bytes // 8, np.uint64)
         self.rates = np.array(_FIRST_RATES + _FIRST_TABLE_RATES, np.float64)
+
+    def clear(self) -> None:
+        """Forget all texts and outcomes."""
+        self.table[:] = 0
+        self.rates[:] = _FIRST_RATES + _FIRST_TABLE_RATES
 
 
 class Draft(NamedTuple):

@@ -25,6 +25,7 @@ from haversack.edge.planner import Plan
 from haversack.edge.prompt import Prompt, prompt_tokens, token_ids
 from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.sequence import TokenSequence
+from haversack.edge.speculate import fixed_length
 from haversack.edge.stats import Stats
 from haversack.edge.templates import ChatTemplate
 from haversack.offload.activations import ActivationWatch, ActivationWatcher, WeightWatcher
@@ -230,6 +231,18 @@ class Model:
         context.take_snapshot(sequence.number)
 
     # ------------------------------------------------------------------ state
+    def speculate(self, how: str) -> None:
+        """Draft tokens as `how` says from now on, see `LoadOptions`, and forget what drafts came
+        from. Raises PromptError, ClosedError."""
+        fixed, speculation = fixed_length(how), self._loop.speculation
+        self._loop.between_passes(lambda _: speculation.begin_anew(fixed))
+
+    def pass_times_s(self) -> dict[int, float]:
+        """Return how long passes took by their number of rows, running means of those that were
+        timed to decide about drafts."""
+        times = self._loop.speculation.gate.times
+        return {rows: times.of(rows) for rows, timed in enumerate(times.num_timed) if timed}
+
     @property
     def vocab_size(self) -> int:
         """How many tokens there are: ids go from 0 to one less. Raises ClosedError."""

@@ -202,14 +202,23 @@ class Speculation:
     """Drafts tokens for the calls of a model. One thread at a time uses it, the one that drives."""
 
     def __init__(
-        self, fixed: int | None, memory: NgramMemory, ctx_tokens: int, why_off: str = ""
+        self, fixed: int | None, memory: NgramMemory, ctx_tokens: int, why_never: str = ""
     ) -> None:
-        """`fixed` is as `fixed_length` gives it. With `why_off` nothing is drafted."""
-        self.gate = Gate()
+        """`fixed` is as `fixed_length` gives it. With `why_never` nothing is ever drafted."""
         self.memory = memory
         self.num_rounds = self.num_drafted = self.num_accepted = self.num_rows = 0
-        self._fixed, self._ctx_tokens = fixed, ctx_tokens
-        self._why_off = "it is turned off" if fixed == 0 else why_off
+        self._gates = {"auto": Gate(), "fixed": Gate()}
+        self._ctx_tokens, self._why_never = ctx_tokens, why_never
+        self._set(fixed)
+
+    def _set(self, fixed: int | None) -> None:
+        self._fixed, self.gate = fixed, self._gates["auto" if fixed is None else "fixed"]
+        self._why_off = self._why_never or ("it is turned off" if fixed == 0 else "")
+
+    def begin_anew(self, fixed: int | None) -> None:
+        """Draft as `fixed` says, and forget what drafts came from. The times of passes are kept."""
+        self.memory.clear()
+        self._set(fixed)
 
     @property
     def is_off(self) -> bool:
@@ -270,9 +279,9 @@ class Speculation:
 def speculation_of(speculate: object, drops_parts: bool, ctx_tokens: int) -> Speculation:
     """Return the speculation that `speculate` asks for. `drops_parts`: whether a sequence can lose
     its last tokens alone. Raises PromptError."""
-    fixed, why_off = fixed_length(speculate), ""
+    fixed, why_never = fixed_length(speculate), ""
     if not ngram.available:
-        why_off = "our library is not built on this system"
+        why_never = "our library is not built on this system"
     elif not drops_parts:
-        why_off = "this model has recurrent layers, which cannot drop a wrong token"
-    return Speculation(fixed, NgramMemory(), ctx_tokens, why_off)
+        why_never = "this model has recurrent layers, which cannot drop a wrong token"
+    return Speculation(fixed, NgramMemory(), ctx_tokens, why_never)

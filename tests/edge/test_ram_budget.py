@@ -253,7 +253,7 @@ def test_a_shared_budget_holds_in_a_group_of_little_more(
     assert done.returncode == 0, done.stderr
     limit_bytes, peak_bytes, held_bytes = map(int, done.stdout.split())
     assert 0.3 * limit_bytes < held_bytes <= peak_bytes + MIB <= limit_bytes + MIB
-    assert limit_bytes < 128 * MIB  # the group has room for file pages beside it
+    assert limit_bytes < 136 * MIB  # the group has room for file pages beside it
 
 
 # ---------------------------------------------------------------- a model's entries
