@@ -162,6 +162,13 @@ class GenerationCall(Call):
                 return piece.removeprefix(b" "), ""
         return piece, ""
 
+    def cancel(self) -> None:
+        """End it early. Its sequence keeps what was read of its text."""
+        super().cancel()
+        unread = sum(token is not None for token, _ in self.results)
+        if unread and self.sequence is not None and self.sequence.drops_parts:
+            self.sequence.keep(max(self.num_batched, len(self.sequence.tokens) - unread))
+
     def close(self) -> None:
         super().close()
         if self._chain is not None:

@@ -28,11 +28,16 @@ class TokenSequence:
         self._kept: Logits | None = None
         self._kept_tokens = 0
 
+    @property
+    def drops_parts(self) -> bool:
+        """Whether it can lose its last tokens alone."""
+        return self._context.drops_parts
+
     def num_shared(self, tokens: Sequence[int]) -> int:
         """How many of its first tokens are also the first of `tokens` and can be kept."""
         pairs = zip(self.tokens, tokens, strict=False)
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        return same if same == len(self.tokens) or self._context.drops_parts else 0
+        return same if same == len(self.tokens) or self.drops_parts else 0
 
     def keep(self, num_tokens: int) -> None:
         """Drop all but its first `num_tokens` tokens. A model that cannot drop a part goes back to

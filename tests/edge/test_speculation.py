@@ -229,6 +229,8 @@ def test_a_generation_is_cancelled_inside_a_draft(tale: tuple[edge.Model, edge.M
     generation.cancel()
     assert not list(generation) and generation.finish_reason == "cancelled"
     assert expected.text.startswith("".join(pieces))
+    held = [*plain.tokenize(TALE), *generation.tokens[:-1]]
+    assert drafting._loop.latest.tokens == held
     drafting.check_integrity()
     assert drafting.generate(TALE, 20, temperature=0).text == expected.text
 
