@@ -1,0 +1,70 @@
+"""The benchmark of speculation: its prompts, its bounds, and a short run."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from haversack import edge
+from haversack.tools.bench.speculation import (
+    AUTO,
+    OFF,
+    SETTINGS,
+    Run,
+    holds,
+    main,
+    read_prompts,
+    row_of,
+)
+
+
+def runs(**tok_s: float) -> dict[str, Run]:
+    """Runs of all settings; those that are not named reach one token a second."""
+    return {name: Run(["text"], tok_s.get(name.replace(":", ""), 1.0), 0.5) for name in SETTINGS}
+
+
+def test_prompts_are_read_by_their_sets(tmp_path: Path) -> None:
+    records = [
+        {"category": "a", "turns": ["one", "two"]},
+        {"category": "a", "turns": ["three"]},
+        {"category": "b", "prompt": "four"},
+        {"question": "five"},
+    ]
+    plain, packed = tmp_path / "set.jsonl", tmp_path / "set.jsonl.gz"
+    text = "\n".join(map(json.dumps, records))
+    plain.write_text(text)
+    packed.write_bytes(gzip.compress(text.encode()))
+    expected = {"a": ["one"], "b": ["four"], "set": ["five"]}
+    assert read_prompts(plain, 1) == read_prompts(packed, 1) == expected
+    plain.write_text('{"answer": 1}')
+    with pytest.raises(edge.PromptError, match="has no"):
+        read_prompts(plain, 1)
+
+
+@pytest.mark.parametrize(
+    ("tok_s", "expected"),
+    [
+        ({}, [True, True]),
+        ({AUTO: 0.96}, [False, True]),
+        ({AUTO: 0.98, "ngram2": 1.05}, [True, False]),
+        ({AUTO: 1.15, "ngram2": 1.2}, [True, True, True]),
+        ({AUTO: 1.09, OFF: 1.0, "ngram2": 1.2}, [True, False, False]),
+    ],
+)
+def test_bounds(tok_s: dict[str, float], expected: list[bool]) -> None:
+    assert list(holds("a set", runs(**tok_s))) == expected
+    assert row_of("a set", runs(**tok_s))[OFF] == "1.000"
+
+
+def test_a_short_run_prints_a_row_for_each_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The text is the same with each setting, or it would end with an error."""
+    prompts = tmp_path / "tales.jsonl"
+    prompts.write_text('{"prompt": "The fox and the hen"}\n')
+    found = tmp_path / "found.csv"
+    arguments = ["--tokens", "8", "--rounds", "1", "--prompts", prompts, "--csv", found]
+    assert main([str(each) for each in [*arguments, "--share", "0.5"]]) in (0, 1)
+    assert "50% in slots: tales" in capsys.readouterr().out
+    assert len(found.read_text().splitlines()) == 2
