@@ -1,13 +1,14 @@
 """Copies of two precisions in one pool of bytes: slots for HIGH copies and slots for LOW ones.
 
 Each level has a `SlotTable` of its own, in memory of its own, where slots lie a fixed stride apart.
-Together they take at most the bytes of the pool, and how these are shared is not fixed. While bytes
-are free, a level that needs a slot gets one more, and experts are read HIGH. After that a copy
-makes room for a copy of its own level, and `balance`, between passes, moves bytes to the level
+Together they take at most the bytes of the pool, and how these are shared is not fixed. At first
+all slots but a few are HIGH, and while some were never used, experts are read HIGH. After that a
+copy makes room for a copy of its own level, and `balance`, between passes, moves bytes to the level
 whose next copy to leave is worth more. No bytes are wasted but a rest that is smaller than a slot.
 
 A HIGH copy serves every wish, a LOW copy those for LOW and SKIP (`cache/precision.py`). When a HIGH
-copy has come, the LOW copy of its expert leaves.
+copy has come, the LOW copy of its expert leaves. The engine keeps the same books in C++
+(offload/native/pool.cpp).
 """
 
 from collections.abc import Sequence
@@ -43,6 +44,12 @@ class PoolBytes:
         if not 0 < self.slot[LOW] <= self.slot[HIGH] or least > self.total:
             raise ValueError(f"{self.total} bytes cannot hold {self.least_slots} of {self.slot}")
 
+    @property
+    def first_slots(self) -> tuple[int, int]:
+        """How many slots each level has at first."""
+        high = (self.total - self.least_slots[LOW] * self.slot[LOW]) // self.slot[HIGH]
+        return high, (self.total - high * self.slot[HIGH]) // self.slot[LOW]
+
 
 class LevelledSlots:
     """Which experts of some layers have a HIGH or a LOW copy in the slots of one pool.
@@ -67,9 +74,10 @@ class LevelledSlots:
         low_cost = pool.slot[LOW] / pool.slot[HIGH]
         self.policy = policy or ExpectedUse(len(layers), num_experts, low_cost)
         self.tables = tuple(
-            SlotTable(layers, num_experts, pool.least_slots[level], self.policy, num_spare, level)
-            for level in (HIGH, LOW)
+            SlotTable(layers, num_experts, num_slots, self.policy, num_spare, level)
+            for level, num_slots in enumerate(pool.first_slots)
         )
+        self.is_filling = True  # some HIGH slots were never used
 
     @property
     def free_bytes(self) -> int:
@@ -92,27 +100,19 @@ class LevelledSlots:
 
     def read_levels(self, wanted: Levels) -> Levels:
         """Return the levels at which missing experts, `wanted` at these levels, are read: HIGH in
-        place of LOW for the first ones that bytes are free for. Nothing leaves for them, and a HIGH
-        copy serves later wishes that would make a LOW one useless."""
-        lacking = max(0, int((wanted == HIGH).sum()) - self.tables[HIGH].num_empty)
-        num_free = max(0, self.free_bytes // self.pool.slot[HIGH] - lacking)
+        place of LOW for the first ones that there are HIGH slots for that were never used. Nothing
+        leaves for them, and a HIGH copy serves later wishes that would make a LOW one useless."""
+        high, lacking = self.tables[HIGH], int((wanted == HIGH).sum())
+        num_free = high.num_empty - self._num_spare - lacking if self.is_filling else 0
+        self.is_filling = num_free > 0
         found: Levels = wanted.copy()
-        found[np.flatnonzero(wanted == LOW)[:num_free]] = HIGH
+        found[np.flatnonzero(wanted == LOW)[: max(0, num_free)]] = HIGH
         return found
-
-    def num_claimable(self, level: int) -> int:
-        """Return how many slots of `level` could be claimed now."""
-        return self.tables[level].num_unpinned + self.free_bytes // self.pool.slot[level]
 
     def claim(self, layer: int, experts: npt.NDArray[np.integer], level: int) -> Slots:
         """Give each of `experts` (distinct, without a copy of `level`) a slot of `level`, as
-        `SlotTable.claim` does. At most `num_claimable` can be had."""
-        table = self.tables[level]
-        lacking = max(0, len(experts) - table.num_empty)
-        more = min(lacking, self.free_bytes // self.pool.slot[level])
-        if more:
-            table.resize(table.num_slots + more)
-        return table.claim(layer, experts)
+        `SlotTable.claim` does."""
+        return self.tables[level].claim(layer, experts)
 
     def fill(self, level: int, slots: Slots) -> None:
         """Note that the bytes of the copies in these LOADING slots are all there. LOW copies of
@@ -142,9 +142,9 @@ class LevelledSlots:
         return max(1, -(-lacking // self.pool.slot[level]))
 
     def _level_to_shrink(self) -> int | None:
-        """Return the level whose slots are worth less than the other's; None while there is room,
-        or if its last slots are pinned."""
-        if self.free_bytes >= self.pool.slot[LOW]:
+        """Return the level whose slots are worth less than the other's; None while HIGH slots are
+        unused, or if its last slots are pinned."""
+        if self.is_filling:
             return None
         for level in (LOW, HIGH):
             count, table = self._count(level), self.tables[level]
@@ -164,5 +164,5 @@ class LevelledSlots:
         if best is None:
             return None
         layer, expert, worth = best
-        has_room = self.free_bytes >= self.pool.slot[HIGH] or high.num_empty > self._num_spare
+        has_room = high.num_empty > self._num_spare
         return (layer, expert) if has_room or high.least_worth(1) < self.MARGIN * worth else None

@@ -30,6 +30,12 @@ class Layer(c.Structure):
     )
 
 
+class PoolBytes(c.Structure):
+    """struct PoolBytes (native/pool.hpp)"""
+
+    _fields_ = (("total", c.c_int64), ("slot", c.c_int64 * 2), ("least_slots", c.c_int32 * 2))
+
+
 Predict = CFunction(c.c_int32, c.c_int32, c.POINTER(c.c_int32))
 
 
@@ -104,6 +110,19 @@ if own.library is not None:
     slots_remember = _prototype("slots_remember", None, _A, _A, _A)
     slots_fault = _prototype("slots_fault", _S, _A)
     slots_delete = _prototype("slots_delete", None, _A)
+    pool_new = _prototype("pool_new", _A, _L, _L, c.POINTER(PoolBytes), _L)
+    pool_level = _prototype("pool_level", _A, _A, _L)
+    pool_use = _prototype("pool_use", None, _A, _L, _A, _A, _Q)
+    pool_find = _prototype("pool_find", _L, _A, _L, _L, _L, c.POINTER(_L))
+    pool_read_levels = _prototype("pool_read_levels", None, _A, _A, _Q)
+    pool_fill = _prototype("pool_fill", None, _A, _L, _L)
+    pool_balance = _prototype("pool_balance", _Q, _A, _A)
+    pool_next_upgrade = _prototype("pool_next_upgrade", _L, _A)
+    pool_delete = _prototype("pool_delete", None, _A)
+    precision_row_levels = _prototype(
+        "precision_row_levels", None, _A, _Q, c.c_float, c.c_float, _A
+    )
+    precision_batch_levels = _prototype("precision_batch_levels", None, _A, _Q, c.c_double, _A)
     products_compute = _prototype(  # serves tests
         "products_compute", c.c_int32, _A, c.POINTER(Matrix), _L, _L, c.c_int64, c.c_int
     )

@@ -1,6 +1,7 @@
 // What offload/_native.py calls.
 #include "device.hpp"
 #include "engine.hpp"
+#include "pool.hpp"
 
 #include <algorithm>
 
@@ -130,6 +131,45 @@ API void haversack_slots_remember(Slots *slots, const double *counts, const doub
     slots->remember(uses);
 }
 API const char *haversack_slots_fault(Slots *slots) { return slots->fault(); }
+// Serves the tests that hold it against cache/levels.py; so do all of the following, to precision.
+API Pool *haversack_pool_new(int32_t num_rows, int32_t num_experts, const PoolBytes *bytes,
+                             int32_t num_spare) {
+    return new Pool(num_rows, num_experts, *bytes, num_spare);
+}
+API Slots *haversack_pool_level(Pool *pool, int32_t level) { return &pool->level(level); }
+API void haversack_pool_use(Pool *pool, int32_t row, const int32_t *experts, const int32_t *levels,
+                            size_t count) {
+    pool->high.use(row, {experts, experts + count}, {levels, levels + count});
+}
+API int32_t haversack_pool_find(Pool *pool, int32_t row, int32_t expert, int32_t wanted,
+                                int32_t *slot) {
+    const Copy copy = pool->find(row, expert, wanted);
+    *slot = copy.slot;
+    return copy.level;
+}
+API void haversack_pool_read_levels(Pool *pool, int32_t *levels, size_t count) {
+    const auto found = pool->read_levels({levels, levels + count});
+    std::copy(found.begin(), found.end(), levels);
+}
+API void haversack_pool_fill(Pool *pool, int32_t level, int32_t slot) { pool->fill(level, slot); }
+// Returns how many moves were written: level, source and target of each.
+API size_t haversack_pool_balance(Pool *pool, Move *moves) {
+    const auto found = pool->balance();
+    std::copy(found.begin(), found.end(), moves);
+    return found.size();
+}
+API int32_t haversack_pool_next_upgrade(Pool *pool) { return pool->next_upgrade(); }
+API void haversack_pool_delete(Pool *pool) { delete pool; }
+API void haversack_precision_row_levels(const float *weights, size_t count, float low, float skip,
+                                        int32_t *levels) {
+    const auto found = row_levels({weights, weights + count}, {low, skip});
+    std::copy(found.begin(), found.end(), levels);
+}
+API void haversack_precision_batch_levels(const int32_t *votes, size_t count, double low_share,
+                                          int32_t *levels) {
+    const auto found = batch_levels({votes, votes + count}, low_share);
+    std::copy(found.begin(), found.end(), levels);
+}
 API void haversack_slots_delete(Slots *slots) { delete slots; }
 
 // --------------------------------------------------------------------- products

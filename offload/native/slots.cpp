@@ -1,75 +1,23 @@
 #include "slots.hpp"
 
 #include <algorithm>
-#include <cmath>
+#include <limits>
 #include <utility>
 
 namespace haversack {
 
-namespace {
-
-constexpr double HALF_LIFE = 16;  // passes; with LATELY and RECENCY from a grid on recorded models
-constexpr double LATELY = 0.3, RECENCY = 0.05;
-constexpr double LARGEST_UNIT = 1e100;
-
-}  // namespace
-
-Slots::Slots(int32_t num_rows, int32_t num_experts, int32_t num_slots, int32_t num_spare)
-    : num_rows(num_rows), num_experts(num_experts), num_spare_(num_spare) {
-    const size_t num_keys = (size_t)num_rows * num_experts;
-    slot_of_.assign(num_keys, NOWHERE);
-    for (auto *counts : {&uses_.uses, &uses_.last_pass, &uses_.last_use, &faded_})
-        counts->assign(num_keys, 0);
-    for (int32_t distance = 0; distance <= num_rows; distance++)
-        roots_.push_back(std::sqrt((double)distance));
+Slots::Slots(std::shared_ptr<ExpectedUse> rule, int32_t level, int32_t num_slots, int32_t num_spare)
+    : num_rows(rule->num_rows), num_experts(rule->num_experts), num_spare(num_spare),
+      rule_(std::move(rule)), level_(level) {
+    slot_of_.assign((size_t)num_rows * num_experts, NOWHERE);
     resize(num_slots);
-}
-
-// ------------------------------------------------------------------------ uses
-void Slots::use(int32_t row, const std::vector<int32_t> &experts) {
-    if (row <= uses_.row && uses_.layers > 0) {
-        uses_.passes += 1;
-        unit_ *= std::pow(2, 1 / HALF_LIFE);
-        if (unit_ > LARGEST_UNIT) {
-            for (double &uses : faded_) uses /= unit_;
-            unit_ = 1;
-        }
-    }
-    uses_.row = row;
-    uses_.layers += 1;
-    for (int32_t expert : experts) {
-        const int32_t key = row * num_experts + expert;
-        uses_.uses[key] += 1;
-        uses_.last_pass[key] = uses_.passes;
-        uses_.last_use[key] = uses_.layers;
-        faded_[key] += unit_;
-    }
-}
-
-void Slots::remember(const Uses &uses) {
-    uses_ = uses;
-    unit_ = 1;
-    const double all = 1 - std::pow(2, -1 / HALF_LIFE);
-    for (size_t key = 0; key < faded_.size(); key++)
-        faded_[key] = uses_.uses[key] / uses_.passes / all;
-}
-
-// The chance that the expert's layer wants it when it comes next, over the time until then.
-double Slots::score(int32_t key) const {
-    const int32_t row = key / num_experts, now = (int32_t)uses_.row;
-    const int32_t distance = (row - now - 1 + num_rows) % num_rows + 1;
-    const bool was_lately = uses_.last_pass[key] == uses_.passes - (row > now);
-    double chance = faded_[key] / (HALF_LIFE * unit_);
-    chance += LATELY * was_lately;
-    chance += RECENCY * uses_.last_use[key] / (uses_.layers + 1);
-    return chance / roots_[distance];
 }
 
 // The `count` keys to give up, the first to leave first; of equal ones the lowest.
 std::vector<int32_t> Slots::first_to_leave(std::vector<int32_t> keys, size_t count) const {
     std::vector<std::pair<double, int32_t>> scored;
     scored.reserve(keys.size());
-    for (int32_t key : keys) scored.emplace_back(score(key), key);
+    for (int32_t key : keys) scored.emplace_back(rule_->score(key, level_), key);
     count = std::min(count, keys.size());
     std::partial_sort(scored.begin(), scored.begin() + count, scored.end());
     keys.resize(count);
@@ -79,7 +27,7 @@ std::vector<int32_t> Slots::first_to_leave(std::vector<int32_t> keys, size_t cou
 
 // ----------------------------------------------------------------------- slots
 std::vector<int32_t> Slots::claim(int32_t row, const std::vector<int32_t> &experts) {
-    std::vector<int32_t> slots = vacate(experts.size());
+    std::vector<int32_t> slots = borrow(experts.size());
     for (size_t i = 0; i < experts.size(); i++) {
         owner_[slots[i]] = row * num_experts + experts[i];
         slot_of_[owner_[slots[i]]] = slots[i];
@@ -88,27 +36,42 @@ std::vector<int32_t> Slots::claim(int32_t row, const std::vector<int32_t> &exper
     return slots;
 }
 
-std::vector<int32_t> Slots::borrow(int32_t count) { return vacate(count); }
+std::vector<int32_t> Slots::borrow(int32_t count) {
+    const std::vector<int32_t> slots = vacate(count, num_spare);
+    for (int32_t slot : slots) pin(slot);
+    return slots;
+}
 
-// Pin `count` slots, empty ones first.
-std::vector<int32_t> Slots::vacate(int32_t count) {
+// Find `count` empty slots, or else empty some, and `num_spare` more.
+std::vector<int32_t> Slots::vacate(int32_t count, int32_t num_spare) {
     std::vector<int32_t> vacated;
     for (int32_t slot = 0; slot < num_slots() && (int32_t)vacated.size() < count; slot++)
         if (state_[slot] == EMPTY && pins_[slot] == 0) vacated.push_back(slot);
-    if ((int32_t)vacated.size() < count) evict(count - vacated.size(), vacated);
+    if ((int32_t)vacated.size() < count) evict(count - vacated.size() + num_spare, vacated);
     vacated.resize(count);
-    for (int32_t slot : vacated) pin(slot);
     return vacated;
 }
 
 void Slots::evict(int32_t count, std::vector<int32_t> &vacated) {
-    std::vector<int32_t> held;
-    for (int32_t slot = 0; slot < num_slots(); slot++)
-        if (state_[slot] != EMPTY && pins_[slot] == 0) held.push_back(owner_[slot]);
-    for (int32_t key : first_to_leave(std::move(held), count + num_spare_)) {
+    for (int32_t key : first_to_leave(held(), count)) {
         vacated.push_back(slot_of_[key]);
         drop(vacated.back());
     }
+}
+
+// The experts that may leave.
+std::vector<int32_t> Slots::held() const {
+    std::vector<int32_t> keys;
+    for (int32_t slot = 0; slot < num_slots(); slot++)
+        if (state_[slot] != EMPTY && pins_[slot] == 0) keys.push_back(owner_[slot]);
+    return keys;
+}
+
+int32_t Slots::num_empty() const {
+    int32_t count = 0;
+    for (int32_t slot = 0; slot < num_slots(); slot++)
+        count += state_[slot] == EMPTY && pins_[slot] == 0;
+    return count;
 }
 
 void Slots::drop(int32_t slot) {
@@ -131,7 +94,50 @@ void Slots::resize(int32_t num_slots) {
     pins_.resize(num_slots, 0);
 }
 
+bool Slots::can_shrink(int32_t count) const {
+    return count <= num_unpinned() &&
+           std::all_of(pins_.end() - count, pins_.end(), [](int32_t pins) { return pins == 0; });
+}
+
+std::vector<std::pair<int32_t, int32_t>> Slots::shrink(int32_t count) {
+    const int32_t kept = num_slots() - count;
+    std::vector<int32_t> vacated = vacate(count, 0);
+    std::sort(vacated.begin(), vacated.end());
+    std::vector<std::pair<int32_t, int32_t>> moves;
+    for (int32_t source = kept; source < num_slots(); source++) {
+        if (state_[source] == EMPTY) continue;
+        const int32_t target = vacated[moves.size()];
+        owner_[target] = owner_[source];
+        state_[target] = state_[source];
+        slot_of_[owner_[target]] = target;
+        owner_[source] = NOWHERE;
+        state_[source] = EMPTY;
+        moves.emplace_back(source, target);
+    }
+    resize(kept);
+    return moves;
+}
+
 // ----------------------------------------------------------------------- worth
+// Empty slots do not count: those that an eviction left will be used at once.
+double Slots::least_worth(int32_t count) const {
+    auto keys = held();
+    if (count <= 0 || count > (int32_t)keys.size()) return std::numeric_limits<double>::infinity();
+    return rule_->score(first_to_leave(std::move(keys), count).back(), level_);
+}
+
+int32_t Slots::best_for(int32_t level) const {
+    int32_t best = NOWHERE;
+    double most = 0;
+    for (size_t key = 0; key < slot_of_.size(); key++) {
+        const int32_t slot = slot_of_[key];
+        if (slot == NOWHERE || state_[slot] != READY || pins_[slot] != 0) continue;
+        const double score = rule_->score(key, level);
+        if (best == NOWHERE || score > most) best = key, most = score;
+    }
+    return best;
+}
+
 std::vector<int32_t> Slots::residents() const {
     std::vector<int32_t> keys;
     for (int32_t slot = 0; slot < num_slots(); slot++)
@@ -143,14 +149,9 @@ std::vector<int32_t> Slots::residents() const {
 }
 
 std::vector<int32_t> Slots::outlasting(int32_t row, const std::vector<int32_t> &experts) const {
-    size_t num_empty = 0;
-    std::vector<int32_t> keys;
-    for (int32_t slot = 0; slot < num_slots(); slot++) {
-        if (pins_[slot] != 0) continue;
-        if (state_[slot] == EMPTY) num_empty++;
-        else keys.push_back(owner_[slot]);
-    }
+    const size_t num_empty = this->num_empty();
     if (experts.size() <= num_empty) return experts;
+    std::vector<int32_t> keys = held();
     for (int32_t expert : experts) keys.push_back(row * num_experts + expert);
     const auto leaving = first_to_leave(std::move(keys), experts.size() - num_empty);
     std::vector<int32_t> staying;

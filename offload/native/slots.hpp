@@ -1,11 +1,14 @@
-// One pool's slots: which expert of which layer lies in which slot, and which one leaves when another
-// needs its slot. Plain integers; others move the bytes. cache/slots.py and cache/policies.py
-// (ExpectedUse) describe the same rules in Python, and tests hold both against each other.
+// The slots of one level of a pool: which expert of which layer lies in which slot, and which one
+// leaves when another needs its slot. Plain integers; others move the bytes. cache/slots.py describes
+// the same books in Python, and tests hold both against each other.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
+
+#include "expected_use.hpp"
 
 namespace haversack {
 
@@ -15,26 +18,29 @@ constexpr int32_t NOWHERE = -1;
 // multiplied. A pinned slot keeps its expert.
 enum SlotState : uint8_t { EMPTY = 0, LOADING = 1, READY = 2 };
 
-// What the eviction rule has learnt of each expert, by key: row * experts + expert.
-struct Uses {
-    std::vector<double> uses, last_pass, last_use;
-    double passes = 1, row = 0, layers = 0;  // its clock, see Policy.clock in cache/policies.py
-};
-
 class Slots {
   public:
     // `num_spare` slots more than needed are emptied at once: to order experts costs the same for a
-    // few as for one.
-    Slots(int32_t num_rows, int32_t num_experts, int32_t num_slots, int32_t num_spare);
+    // few as for one. The rule may be shared with the slots of the other level.
+    Slots(std::shared_ptr<ExpectedUse> rule, int32_t level, int32_t num_slots, int32_t num_spare);
+    Slots(int32_t num_rows, int32_t num_experts, int32_t num_slots, int32_t num_spare)
+        : Slots(std::make_shared<ExpectedUse>(num_rows, num_experts, 0), HIGH, num_slots, num_spare) {}
 
-    const int32_t num_rows, num_experts;
+    const int32_t num_rows, num_experts, num_spare;
     int32_t num_slots() const { return (int32_t)owner_.size(); }
     int32_t num_unpinned() const { return num_slots() - num_pinned_; }
-    int32_t find(int32_t row, int32_t expert) const { return slot_of_[row * num_experts + expert]; }
+    int32_t find(int32_t row, int32_t expert) const { return slot_of(row * num_experts + expert); }
+    int32_t slot_of(int32_t key) const { return slot_of_[key]; }
     bool is_ready(int32_t slot) const { return state_[slot] == READY; }
 
-    // The experts of `row` are used now, those with a slot and those without.
-    void use(int32_t row, const std::vector<int32_t> &experts);
+    // How many slots could be claimed without an eviction.
+    int32_t num_empty() const;
+
+    // The experts of `row` are used now, those with a slot and those without, and wanted at `levels`;
+    // at HIGH where these are empty.
+    void use(int32_t row, const std::vector<int32_t> &experts, const std::vector<int32_t> &levels = {}) {
+        rule_->use(row, experts, levels);
+    }
     void pin(int32_t slot) { num_pinned_ += pins_[slot]++ == 0; }
     void unpin(int32_t slot) { num_pinned_ -= --pins_[slot] == 0; }
     // Give each of `experts` (distinct, without a slot) a slot: LOADING and pinned. There must be so
@@ -51,36 +57,43 @@ class Slots {
     // Have so many slots. Those that go must not be pinned; their experts leave.
     void resize(int32_t num_slots);
 
+    // Have `count` slots less: empty ones go, then those of the experts that leave first. The last
+    // slots are removed. Copies there that stay move to slots that became empty: returns (source,
+    // target) of each. No slot may be pinned at the end.
+    std::vector<std::pair<int32_t, int32_t>> shrink(int32_t count);
+    bool can_shrink(int32_t count) const;
+    // The score of the last of `count` experts that would leave, infinite if so many cannot.
+    double least_worth(int32_t count) const;
+    // The expert in a READY and unpinned slot whose copy of `level` would be worth most: its key, or
+    // NOWHERE.
+    int32_t best_for(int32_t level) const;
+    int32_t owner(int32_t slot) const { return owner_[slot]; }
+    double score(int32_t key, int32_t level) const { return rule_->score(key, level); }
+
     // The keys of the experts in READY slots, the last to leave first.
     std::vector<int32_t> residents() const;
     // Those of `experts` (distinct, without a slot) that are worth one: all while slots are empty,
     // then those that the rule would not give up before others that may leave.
     std::vector<int32_t> outlasting(int32_t row, const std::vector<int32_t> &experts) const;
 
-    const Uses &uses() const { return uses_; }
-    // Go on from what another run learnt: what its latest passes used counts no more than the rest,
-    // because another text begins.
-    void remember(const Uses &uses);
+    const Uses &uses() const { return rule_->uses(); }
+    void remember(const Uses &uses) { rule_->remember(uses); }
     // What is wrong with the books; null if nothing is.
     const char *fault() const;
 
   private:
-    std::vector<int32_t> vacate(int32_t count);
+    std::vector<int32_t> vacate(int32_t count, int32_t num_spare);
     void evict(int32_t count, std::vector<int32_t> &vacated);
+    std::vector<int32_t> held() const;
     std::vector<int32_t> first_to_leave(std::vector<int32_t> keys, size_t count) const;
-    double score(int32_t key) const;
 
-    const int32_t num_spare_;
+    std::shared_ptr<ExpectedUse> rule_;
+    const int32_t level_;
     std::vector<int32_t> slot_of_;  // by key
     std::vector<int32_t> owner_;    // by slot: a key, or NOWHERE
     std::vector<uint8_t> state_;
     std::vector<int32_t> pins_;
     int32_t num_pinned_ = 0;
-    Uses uses_;
-    // Uses that fade, by key, in a unit that grows from pass to pass: no older use must be touched.
-    std::vector<double> faded_;
-    double unit_ = 1;
-    std::vector<double> roots_;  // of 0 to num_rows
 };
 
 }  // namespace haversack

@@ -68,35 +68,46 @@ def test_a_low_copy_stays_until_the_high_one_has_come() -> None:
     assert served(slots, 0, 5, LOW) == (HIGH, high)
 
 
-def test_slots_are_added_while_bytes_are_free() -> None:
-    slots = made(pool_of(30))
-    assert sizes(slots) == [1, 1] and slots.free_bytes == 16
-    load(slots, 0, HIGH, 0, 1)
-    assert sizes(slots) == [2, 1] and slots.free_bytes == 6
-    load(slots, 0, LOW, 2, 3)
-    assert sizes(slots) == [2, 2] and slots.free_bytes == 2
+def test_at_first_all_slots_but_a_few_are_high() -> None:
+    slots = made(pool_of(34, least=(1, 2)))
+    assert sizes(slots) == [2, 3] and slots.free_bytes == 2
+    load(slots, 0, LOW, 2, 3, 4)
     load(slots, 1, LOW, 4)  # evicts a LOW copy
-    assert sizes(slots) == [2, 2]
+    load(slots, 0, HIGH, 0)
+    assert sizes(slots) == [2, 3]
     assert served(slots, 0, 2, LOW)[1] == NOWHERE
     assert served(slots, 0, 0, LOW)[1] != NOWHERE
 
 
-def test_experts_are_read_high_while_bytes_are_free() -> None:
+def test_experts_are_read_high_until_every_slot_was_used() -> None:
     slots = made(pool_of(38))
-    assert sizes(slots) == [1, 1] and slots.free_bytes == 24
+    assert sizes(slots) == [3, 2]
     wanted = some(LOW, HIGH, SKIP, LOW, LOW)
     assert slots.read_levels(wanted).tolist() == [HIGH, HIGH, SKIP, HIGH, LOW]
     load(slots, 0, HIGH, 0)
     assert slots.read_levels(wanted).tolist() == [HIGH, HIGH, SKIP, LOW, LOW]
     load(slots, 0, HIGH, 1, 2)
     assert slots.read_levels(wanted).tolist() == wanted.tolist()
+    slots.tables[HIGH].drop(some(0))
+    assert slots.read_levels(wanted).tolist() == wanted.tolist()
+
+
+def mostly_low() -> LevelledSlots:
+    """Return slots with a HIGH copy of 0 and LOW copies of 1 to 6, in all bytes of the pool."""
+    slots = made(pool_of(34, least=(1, 3)))
+    load(slots, 0, HIGH, 7)
+    load(slots, 0, HIGH, 0)
+    load(slots, 0, LOW, 1, 2, 3)
+    assert slots.balance() == []  # HIGH slots may still be unused
+    slots.read_levels(some(LOW))
+    assert slots.balance() == [Move(HIGH, 1, 0)]
+    load(slots, 0, LOW, 4, 5, 6)
+    assert sizes(slots) == [1, 6] and slots.free_bytes == 0
+    return slots
 
 
 def test_bytes_move_to_the_level_whose_copies_are_worth_more() -> None:
-    slots = made(pool_of(34, least=(1, 3)))
-    load(slots, 0, HIGH, 0)
-    load(slots, 0, LOW, 1, 2, 3, 4, 5, 6)
-    assert sizes(slots) == [1, 6] and slots.free_bytes == 0
+    slots = mostly_low()
     for _ in range(10):
         load(slots, 1, HIGH, 0)
         load(slots, 0, HIGH, 0)
@@ -109,9 +120,7 @@ def test_bytes_move_to_the_level_whose_copies_are_worth_more() -> None:
 
 
 def test_a_pinned_last_slot_is_not_moved() -> None:
-    slots = made(pool_of(34))
-    load(slots, 0, HIGH, 0)
-    load(slots, 0, LOW, 1, 2, 3, 4, 5, 6)
+    slots = mostly_low()
     for _ in range(20):
         load(slots, 1, HIGH, 0)
         load(slots, 0, HIGH, 0)
@@ -120,22 +129,22 @@ def test_a_pinned_last_slot_is_not_moved() -> None:
 
 
 def test_a_level_keeps_its_least_slots() -> None:
-    slots = made(pool_of(34, least=(1, 6)))
-    load(slots, 0, HIGH, 0)
-    load(slots, 0, LOW, 1, 2, 3, 4, 5, 6)
+    slots = made(pool_of(34, least=(1, 3)))
+    load(slots, 0, HIGH, 7, 0)
+    load(slots, 0, LOW, 1, 2, 3)
+    slots.read_levels(some(LOW))
     for _ in range(20):
-        load(slots, 1, HIGH, 0)
-    assert slots.balance() == [] and sizes(slots) == [1, 6]
+        load(slots, 1, HIGH, 0, 1)
+    assert slots.balance() == [] and sizes(slots) == [2, 3]
 
 
 def test_the_low_copy_that_gains_most_is_upgraded() -> None:
-    slots = made(pool_of(24))
-    assert slots.next_upgrade() is None
+    slots = made(pool_of(18))
+    assert slots.next_upgrade() is None and sizes(slots) == [1, 2]
     load(slots, 0, LOW, 1)
     load(slots, 0, LOW, 2)
     assert slots.next_upgrade() == (0, 2)  # the one used last; there is room
     load(slots, 0, HIGH, 3)
-    assert slots.free_bytes < 10
     assert slots.next_upgrade() is None  # the HIGH copy was used later
     for _ in range(10):
         slots.use(0, some(1), some(LOW))
@@ -173,7 +182,8 @@ class Asked(RuleBasedStateMachine):
         self.slots.use(layer, experts, levels)
         for level in (HIGH, LOW):
             missing = experts[(places == NOWHERE) & (levels == level)]
-            self.claim(layer, missing[: self.slots.num_claimable(level)], level)
+            self.claim(layer, missing[: self.slots.tables[level].num_unpinned], level)
+        self.slots.read_levels(levels)
 
     def claim(self, layer: int, experts: npt.NDArray[np.int32], level: int) -> None:
         absent = experts[self.slots.tables[level].find(layer, experts) == NOWHERE]
@@ -205,7 +215,7 @@ class Asked(RuleBasedStateMachine):
     @rule()
     def upgrade(self) -> None:
         best = self.slots.next_upgrade()
-        if best is not None and self.slots.num_claimable(HIGH):
+        if best is not None and self.slots.tables[HIGH].num_unpinned:
             self.claim(best[0], some(best[1]), HIGH)
 
     @invariant()

@@ -25,7 +25,7 @@ def small_trace() -> Trace:
 def test_a_trace_by_hand() -> None:
     """Reads 0 HIGH and 1 LOW; 1 HIGH, while 0 serves; 2 HIGH; none, for 3 is skipped; 4 LOW."""
     replay = Replayed(small_trace(), 0.44, 55, Lru(1, 16))
-    assert replay.slots.free_bytes < 100  # else LOW wishes would be read HIGH
+    replay.slots.is_filling = False  # else LOW wishes would be read HIGH
     tally = replay.run(RULE, warm_steps=0)
     assert tally.read_bytes == 3 * 100 + 2 * 55
     assert tally.refined_bytes == 2 * 100 + 45 + 2 * 55

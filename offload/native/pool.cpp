@@ -1,0 +1,124 @@
+#include "pool.hpp"
+
+#include <algorithm>
+#include <limits>
+
+namespace haversack {
+
+namespace {
+
+constexpr int MOST_CONVERSIONS = 8;  // by one balance; both values were measured, see cache/levels.py
+constexpr double MARGIN = 0.9;
+
+double cost_of_low(const PoolBytes &bytes) {
+    return (double)bytes.slot[LOW] / (double)bytes.slot[HIGH];
+}
+
+}  // namespace
+
+int32_t PoolBytes::first_slots(int32_t level) const {
+    const int64_t num_high = (total - least_slots[LOW] * slot[LOW]) / slot[HIGH];
+    return level == HIGH ? num_high : (total - num_high * slot[HIGH]) / slot[LOW];
+}
+
+Pool::Pool(std::shared_ptr<ExpectedUse> rule, int32_t num_slots, int32_t num_low, int32_t num_spare,
+           const PoolBytes &bytes)
+    : high(rule, HIGH, num_slots, num_spare), low(rule, LOW, num_low, num_spare), bytes_(bytes) {}
+
+Pool::Pool(int32_t num_rows, int32_t num_experts, int32_t num_slots, int32_t num_spare)
+    : Pool(std::make_shared<ExpectedUse>(num_rows, num_experts, 0), num_slots, 0, num_spare, {}) {}
+
+Pool::Pool(int32_t num_rows, int32_t num_experts, const PoolBytes &bytes, int32_t num_spare)
+    : Pool(std::make_shared<ExpectedUse>(num_rows, num_experts, cost_of_low(bytes)),
+           bytes.first_slots(HIGH), bytes.first_slots(LOW), num_spare, bytes) {}
+
+Copy Pool::find(int32_t row, int32_t expert, int32_t wanted) const {
+    const int32_t slot = high.find(row, expert);
+    if (slot != NOWHERE || wanted == HIGH) return {HIGH, slot};
+    return {LOW, low.find(row, expert)};
+}
+
+// Nothing leaves for those read HIGH, and a HIGH copy serves later wishes that would make a LOW one
+// useless.
+std::vector<int32_t> Pool::read_levels(const std::vector<int32_t> &wanted) {
+    std::vector<int32_t> found = wanted;
+    int64_t num_free = 0;
+    if (is_filling_)
+        num_free = high.num_empty() - high.num_spare - std::count(wanted.begin(), wanted.end(), HIGH);
+    is_filling_ = num_free > 0;
+    for (int32_t &level : found)
+        if (level == LOW && num_free-- > 0) level = HIGH;
+    return found;
+}
+
+void Pool::fill(int32_t level, int32_t slot) {
+    this->level(level).fill(slot);
+    if (level == LOW) return;
+    const int32_t low_slot = low.slot_of(high.owner(slot));
+    if (low_slot != NOWHERE && low.is_ready(low_slot)) low.drop(low_slot);
+}
+
+void Pool::recover() {
+    high.recover();
+    low.recover();
+}
+
+// --------------------------------------------------------------------- balance
+int64_t Pool::free_bytes() const {
+    return bytes_.total - high.num_slots() * bytes_.slot[HIGH] - low.num_slots() * bytes_.slot[LOW];
+}
+
+std::vector<Move> Pool::balance() {
+    std::vector<Move> moves;
+    for (int i = 0; i < MOST_CONVERSIONS; i++) {
+        const int32_t level = level_to_shrink();
+        if (level == NOWHERE) break;
+        for (const auto &[source, target] : this->level(level).shrink(count_for_one(level)))
+            moves.push_back({level, source, target});
+        Slots &other = this->level(LOW - level);
+        other.resize(other.num_slots() + free_bytes() / bytes_.slot[LOW - level]);
+    }
+    return moves;
+}
+
+// How many slots of `level` make room for at least one of the other.
+int32_t Pool::count_for_one(int32_t level) const {
+    const int64_t lacking = bytes_.slot[LOW - level] - free_bytes(), slot = bytes_.slot[level];
+    return std::max<int64_t>(1, (lacking + slot - 1) / slot);
+}
+
+// The level whose slots are worth less than the other's; NOWHERE while HIGH slots are unused, or if its
+// last slots are pinned.
+int32_t Pool::level_to_shrink() const {
+    if (is_filling_ || !has_low()) return NOWHERE;
+    for (int32_t level : {LOW, HIGH}) {
+        const Slots &slots = level == HIGH ? high : low, &others = level == HIGH ? low : high;
+        const int32_t count = count_for_one(level);
+        if (slots.num_slots() - count < bytes_.least_slots[level]) continue;
+        const double bound = MARGIN * others.least_worth(1);
+        if (bound < std::numeric_limits<double>::infinity() && slots.least_worth(count) < bound &&
+            slots.can_shrink(count))
+            return level;
+    }
+    return NOWHERE;
+}
+
+int32_t Pool::next_upgrade() const {
+    const int32_t best = low.best_for(HIGH);
+    if (best == NOWHERE) return NOWHERE;
+    const bool has_room = high.num_empty() > high.num_spare;
+    return has_room || high.least_worth(1) < MARGIN * high.score(best, HIGH) ? best : NOWHERE;
+}
+
+void Pool::resize(int64_t total_bytes) {
+    bytes_.total = total_bytes;
+    high.resize(bytes_.first_slots(HIGH));
+    low.resize(bytes_.first_slots(LOW));
+}
+
+const char *Pool::fault() const {
+    const char *found = high.fault();
+    return found ? found : low.fault();
+}
+
+}  // namespace haversack
