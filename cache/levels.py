@@ -89,10 +89,14 @@ class LevelledSlots:
         self, layer: int, experts: npt.NDArray[np.integer], wanted: Levels
     ) -> tuple[Levels, Slots]:
         """Return the level and the slot of the copy that serves each expert of `layer`, which is
-        `wanted` at these levels; NOWHERE as the slot of those that no copy serves."""
+        `wanted` at these levels; NOWHERE as the slot of those that no copy serves. A copy that is
+        there serves before one that is coming."""
         high, low = (table.find(layer, experts) for table in self.tables)
-        slots = np.where(high != NOWHERE, high, np.where(wanted == HIGH, NOWHERE, low))
-        return np.where(high != NOWHERE, HIGH, LOW).astype(np.int32), slots.astype(np.int32)
+        high_is_ready, low_is_ready = (
+            table.is_ready(slots) for table, slots in zip(self.tables, (high, low), strict=True)
+        )
+        is_low = (wanted != HIGH) & ~high_is_ready & (low_is_ready | (high == NOWHERE))
+        return is_low.astype(np.int32) * LOW, np.where(is_low, low, high)
 
     def use(self, layer: int, experts: npt.NDArray[np.integer], wanted: Levels) -> None:
         """Note that `experts` of `layer` are used now, with a copy or without."""
@@ -126,8 +130,9 @@ class LevelledSlots:
         """Give slots to the level that is short of them, between passes. The moves must be carried
         out in their order before any slot is used; a level's new slots are its last ones."""
         moves: list[Move] = []
+        short = [table.num_empty <= self._num_spare for table in self.tables]
         for _ in range(self.MOST_CONVERSIONS):
-            level = self._level_to_shrink()
+            level = self._level_to_shrink(short)
             if level is None:
                 break
             count = self._count(level)
@@ -141,14 +146,14 @@ class LevelledSlots:
         lacking = self.pool.slot[LOW - level] - self.free_bytes
         return max(1, -(-lacking // self.pool.slot[level]))
 
-    def _level_to_shrink(self) -> int | None:
-        """Return the level whose slots are worth less than the other's; None while HIGH slots are
-        unused, or if its last slots are pinned."""
+    def _level_to_shrink(self, short: Sequence[bool]) -> int | None:
+        """Return the level whose slots are worth less than those of the other, which is `short` of
+        slots; None while HIGH slots are unused, or if its last slots are pinned."""
         if self.is_filling:
             return None
         for level in (LOW, HIGH):
             count, table = self._count(level), self.tables[level]
-            if table.num_slots - count < self.pool.least_slots[level]:
+            if not short[LOW - level] or table.num_slots - count < self.pool.least_slots[level]:
                 continue
             bound = self.MARGIN * self.tables[LOW - level].least_worth(1)
             if table.least_worth(count) < bound < float("inf") and table.can_shrink(count):

@@ -59,6 +59,11 @@ class SlotTable:
         """Return whether one expert of `layer` has a slot."""
         return bool(self._slot_of[self._row[layer], expert] != NOWHERE)
 
+    def is_ready(self, slots: Slots) -> npt.NDArray[np.bool_]:
+        """Return of each slot whether it is READY; NOWHERE is not."""
+        ready: npt.NDArray[np.bool_] = (slots != NOWHERE) & (self._state[slots] == READY)
+        return ready
+
     def use(
         self, layer: int, experts: npt.NDArray[np.integer], wanted: Levels | int = HIGH
     ) -> None:

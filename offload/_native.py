@@ -18,6 +18,7 @@ class Matrix(c.Structure):
         *((name, c.c_int64) for name in ("stride", "rest", "offset", "num_bytes")),
         *((name, c.c_int64) for name in ("num_inputs", "num_rows")),
         *((name, c.c_int32) for name in ("file", "type")),
+        ("file_stride", c.c_int64),
     )
 
 
@@ -26,7 +27,18 @@ class Layer(c.Structure):
 
     _fields_ = (
         *((name, c.c_int32) for name in ("number", "row", "pool", "num_matrices")),
-        ("matrices", Matrix * MAX_MATRICES),
+        ("matrices", (Matrix * MAX_MATRICES) * 2),
+    )
+
+
+class Precision(c.Structure):
+    """struct Precision (native/low_copies.hpp)"""
+
+    _fields_ = (
+        *((name, c.c_float) for name in ("low", "skip")),
+        ("batch_low_share", c.c_double),
+        ("digests", Address),
+        *((name, c.c_int32) for name in ("digests_per_layer", "first_file")),
     )
 
 
@@ -54,6 +66,7 @@ class EngineState(c.Structure):
         *((name, c.c_int64) for name in ("failed_offset", "failed_need", "failed_got")),
         *((name, c.c_int32) for name in ("failed_file", "failed_error")),
         *((name, c.c_int64) for name in ("hits", "misses", "num_calls")),
+        *((name, c.c_int64) for name in ("low", "skipped", "saved_bytes")),
         ("own_s", c.c_double),
     )
 
@@ -61,7 +74,9 @@ class EngineState(c.Structure):
 class PrefetchCounts(c.Structure):
     """struct PrefetchCounts (native/prefetch.hpp)"""
 
-    _fields_ = tuple((name, c.c_int64) for name in ("started", "right", "possible", "needed"))
+    _fields_ = tuple(
+        (name, c.c_int64) for name in ("started", "right", "possible", "needed", "upgraded")
+    )
 
 
 if own.library is not None:
@@ -79,6 +94,13 @@ if own.library is not None:
     device_delete = _prototype("device_delete", None, _A)
     engine_new = _prototype("engine_new", _A, c.POINTER(Caller), _A, _L, c.c_int64)
     engine_add_pool = _prototype("engine_add_pool", None, _A, _L, _L, _L, _L)
+    engine_add_pool_of_two = _prototype(
+        "engine_add_pool_of_two", None, _A, _L, _L, c.POINTER(PoolBytes), _L
+    )
+    engine_set_precision = _prototype("engine_set_precision", None, _A, c.POINTER(Precision))
+    engine_damaged = _prototype("engine_damaged", _Q, _A, _A, _Q)
+    engine_balance = _prototype("engine_balance", _B, _A)
+    engine_num_slots = _prototype("engine_num_slots", _L, _A, _L, _L)
     engine_add_layer = _prototype("engine_add_layer", None, _A, c.POINTER(Layer))
     engine_finish = _prototype("engine_finish", None, _A)
     engine_state = _prototype("engine_state", c.POINTER(EngineState), _A)
@@ -87,7 +109,7 @@ if own.library is not None:
     engine_is_prefetching = _prototype("engine_is_prefetching", _B, _A)
     engine_withdraw = _prototype("engine_withdraw", None, _A)
     engine_resize_pool = _prototype("engine_resize_pool", None, _A, _L, _L)
-    engine_pool = _prototype("engine_pool", _A, _A, _L)
+    engine_slots = _prototype("engine_slots", _A, _A, _L, _L)
     engine_start_warm = _prototype("engine_start_warm", None, _A, _A, _Q)
     engine_not_warm = _prototype("engine_not_warm", _Q, _A, _A, _Q)
     engine_delete = _prototype("engine_delete", None, _A)

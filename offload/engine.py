@@ -161,10 +161,6 @@ def _open_streamed(
     engine.on_close(engine.model.close)
     engine.on_close(check.close)
     check.begin(engine.model)
-    if hooks.precision is not None:
-        raise HaversackError(
-            "the engine reads no low copies yet: load the model with exact experts"
-        )
     experts = _open_experts(engine, geometry, pool_plans(), hooks, shape.batch_tokens)
     if hooks.warm_start:
         engine.on_close(lambda: _save_residents(experts, trunk))
@@ -188,8 +184,12 @@ def _open_experts(
     for plan in plans:
         pools.append(ExpertPool(plan))
         engine.on_close(pools[-1].close)
-    files = engine.files = ExpertFiles(geometry.paths, hooks.num_readers, hooks.open_file)
-    experts = ExpertEngine(geometry, pools, files.readers, engine.stop, batch_tokens)
+    low_paths = hooks.precision.low.paths if hooks.precision is not None else ()
+    paths = (*geometry.paths, *low_paths)
+    files = engine.files = ExpertFiles(paths, hooks.num_readers, hooks.open_file)
+    experts = ExpertEngine(
+        geometry, pools, files.readers, engine.stop, batch_tokens, hooks.precision
+    )
     for pool in pools:
         pool.touch_ahead(files.readers)
     engine.on_close(experts.close)

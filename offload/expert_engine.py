@@ -8,19 +8,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from haversack.cache.precision import HIGH, LOW
 from haversack.devices import _native as devices
 from haversack.devices._native import own
-from haversack.devices.errors import BindingError, CancelledError, HaversackError
+from haversack.devices.errors import (
+    BindingError,
+    BudgetError,
+    CancelledError,
+    HaversackError,
+    StorageError,
+)
 from haversack.devices.ggml import GraphNode, row_type
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.readers import Failure, Readers
 from haversack.offload import _native as native
-from haversack.offload.pool import ExpertPool, resting_place, spare_slots
-from haversack.offload.precision import LevelCounts
+from haversack.offload.pool import ExpertPool, PoolPlan, resting_place, spare_slots
+from haversack.offload.precision import LevelCounts, Precision
 from haversack.offload.resident_file import Memory, Residents
 from haversack.quant.blocks import block_type
-from haversack.quant.gguf import ExpertLayer, ExpertMatrix, ModelGeometry
+from haversack.quant.gguf import ExpertCopy, ExpertLayer, ExpertMatrix, ModelGeometry
 from haversack.quant.lowbit import LowCopies
+from haversack.quant.records import Record, give_up_record
 
 Experts = npt.NDArray[np.integer]
 Predict = Callable[[int], Experts | None]  # predicted experts of a layer, the likeliest first
@@ -34,7 +42,7 @@ _COUNTS = ("uses", "last_pass", "last_use")  # what the eviction rule has learnt
 class _Failed(IntEnum):
     """enum Failure (native/engine.hpp)"""
 
-    NOT, CALLER, READ, STOPPED, OTHER_CHOICE, PRODUCT, BOOKS, MISSING = range(8)
+    NOT, CALLER, READ, STOPPED, OTHER_CHOICE, PRODUCT, BOOKS, MISSING, NO_SLOT = range(9)
 
 
 class _Predictions(IntEnum):
@@ -77,8 +85,25 @@ def _row_bytes(matrix: ExpertMatrix) -> int:
     return block_type(row_type(matrix.type_id)).row_bytes(matrix.row_elements)
 
 
+def _matrix(pool: ExpertPool, index: int, matrix: ExpertMatrix, copy: ExpertCopy) -> native.Matrix:
+    return native.Matrix(
+        pool.address(index),
+        pool.stride(index),
+        resting_place(copy),
+        copy.offset,
+        copy.num_bytes,
+        matrix.row_elements,
+        matrix.num_rows,
+        copy.part,
+        copy.type_id,
+        copy.stride_bytes,
+    )
+
+
 class ExpertEngine:
-    """See the module. `pools` and `readers` must outlive it; the readers may be closed before."""
+    """See the module. `pools` and `readers` must outlive it; the readers may be closed before. With
+    `precision` the pools have slots of two levels, and the readers the files of the low copies
+    after those of the model."""
 
     def __init__(
         self,
@@ -87,8 +112,10 @@ class ExpertEngine:
         readers: Readers,
         stop: StopFlag,
         batch_tokens: int,
+        precision: Precision | None = None,
     ) -> None:
         self._geometry, self.pools, self._readers = geometry, pools, readers
+        self._precision = precision
         self._place = {layer.layer: place for place, layer in enumerate(geometry.layers)}
         self._predict: Predict | None = None
         self._error: BaseException | None = None
@@ -102,16 +129,41 @@ class ExpertEngine:
             _most_rows(batch_tokens),
         )
         for pool in pools:
-            plan = pool.plan
-            spare = spare_slots(plan.num_slots)
-            native.engine_add_pool(
-                self.address, len(plan.layers), plan.num_experts, plan.num_slots, spare
-            )
+            self._add_pool(pool.plan)
         for layer in geometry.layers:
             native.engine_add_layer(self.address, self._layer(layer))
         native.engine_finish(self.address)
+        if precision is not None:
+            native.engine_set_precision(self.address, self._native_precision(precision))
         self._state = native.engine_state(self.address).contents
         self._state.predictions = _Predictions.BY_ROUTERS
+
+    def _add_pool(self, plan: PoolPlan) -> None:
+        size, spare = (
+            (self.address, len(plan.layers), plan.num_experts),
+            spare_slots(plan.num_slots),
+        )
+        if not plan.low_shape:
+            native.engine_add_pool(*size, plan.num_slots, spare)
+            return
+        shared = plan.level_bytes
+        levels = native.PoolBytes(shared.total, shared.slot, shared.least_slots)
+        native.engine_add_pool_of_two(*size, levels, spare)
+
+    def _native_precision(self, precision: Precision) -> native.Precision:
+        rule, digests = precision.thresholds, precision.low.digests
+        first_file, per_layer = len(self._geometry.paths), 0
+        if digests is not None:
+            self._digests = np.ascontiguousarray(digests)
+            per_layer = digests.shape[1]
+        return native.Precision(
+            rule.low,
+            rule.skip,
+            precision.batch_low_share,
+            None if digests is None else devices.address_of(self._digests),
+            per_layer,
+            first_file,
+        )
 
     def _layer(self, layer: ExpertLayer) -> native.Layer:
         number = next(n for n, pool in enumerate(self.pools) if layer.layer in pool.plan.layers)
@@ -119,18 +171,11 @@ class ExpertEngine:
         row = pool.plan.layers.index(layer.layer)
         made = native.Layer(layer.layer, row, number, len(layer.matrices))
         for index, matrix in enumerate(layer.matrices):
-            copy = matrix.copies[0]
-            made.matrices[index] = native.Matrix(
-                pool.address(index),
-                pool.stride(index),
-                resting_place(matrix),
-                copy.offset,
-                copy.num_bytes,
-                matrix.row_elements,
-                matrix.num_rows,
-                copy.part,
-                copy.type_id,
-            )
+            made.matrices[HIGH][index] = _matrix(pool, index, matrix, matrix.copies[0])
+            if self._precision is not None:
+                copy = self._precision.low.copies[self._place[layer.layer]][index]
+                assert pool.low is not None, "a plan for two levels has slots of both"
+                made.matrices[LOW][index] = _matrix(pool.low, index, matrix, copy)
         return made
 
     # ------------------------------------------------------------- what it did
@@ -171,13 +216,17 @@ class ExpertEngine:
 
     def level_counts(self) -> LevelCounts:
         """Return how often experts were used by level."""
-        return LevelCounts(high=self.hits + self.misses)
+        state = self._state
+        low, skipped, saved_bytes = (int(n) for n in (state.low, state.skipped, state.saved_bytes))
+        high = self.hits + self.misses - low - skipped
+        return LevelCounts(high, low, skipped, int(self.prefetch_counts().upgraded), saved_bytes)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless the bookkeeping of every pool is consistent."""
         for number in range(len(self.pools)):
-            fault = native.slots_fault(native.engine_pool(self.address, number))
-            assert fault is None, fault.decode()
+            for level in (HIGH, LOW):
+                fault = native.slots_fault(native.engine_slots(self.address, number, level))
+                assert fault is None, fault.decode()
 
     # -------------------------------------------------------------- predictions
     def predict_by_routers(self, on: bool) -> None:
@@ -226,8 +275,10 @@ class ExpertEngine:
         """End a pass, `computed` to its last node or not. Return its error, None if it has none.
         Afterwards the bookkeeping is consistent again."""
         why = native.engine_end_pass(self.address, computed)
+        if self._precision is not None:
+            self._give_up_damaged(self._precision.low)
         if not why:
-            return None
+            return self._balance() if self._precision is not None else None
         error, self._error = self._error, None
         told = self._failure(_Failed(why), error)
         self._state.failure = _Failed.NOT
@@ -250,6 +301,11 @@ class ExpertEngine:
                 return _not_streamable(f"{name} uses another choice of experts than its layer's")
             case _Failed.MISSING:
                 return _not_streamable("llama.cpp's graph did not show all products with experts")
+            case _Failed.NO_SLOT:
+                return StorageError(
+                    "a low copy is damaged and no slot is left for the model's own: call again, the"
+                    " copy is used no more"
+                )
             case _Failed.PRODUCT:
                 return HaversackError(
                     "llama.cpp could not compute the experts: if memory is short, lower --batch or"
@@ -258,11 +314,50 @@ class ExpertEngine:
             case _:
                 return AssertionError("the books of the slots were wrong")
 
+    def _give_up_damaged(self, low: LowCopies) -> None:
+        """Note in their file which low copies were found damaged."""
+        count = native.engine_damaged(self.address, None, 0)
+        if count:
+            found = np.empty((count, 2), np.int32)
+            native.engine_damaged(self.address, devices.address_of(found), count)
+            for layer_idx, expert in found.tolist():
+                give_up_record(low.paths[0], Record(0, layer_idx, expert))
+
+    def _balance(self) -> BudgetError | None:
+        """Move bytes to the level that is short of slots."""
+        if native.engine_balance(self.address):
+            try:
+                for number in range(len(self.pools)):
+                    self._follow(number)
+            except BudgetError as error:
+                return error
+        return None
+
+    def _follow(self, number: int) -> None:
+        """Have memory for as many slots of each level as the engine has. Raises BudgetError if the
+        system refuses it; the engine then has fewer slots."""
+        high = self.pools[number]
+        assert high.low is not None, "a plan for two levels has slots of both"
+        levels = [
+            (level, pool, native.engine_num_slots(self.address, number, level))
+            for level, pool in ((HIGH, high), (LOW, high.low))
+        ]
+        for level, pool, num_slots in sorted(levels, key=lambda each: each[2] - each[1].num_slots):
+            try:
+                pool.resize(num_slots)
+            except BudgetError:
+                slots = native.engine_slots(self.address, number, level)
+                native.slots_resize(slots, pool.num_slots)
+                raise
+
     def resize(self, number: int, num_slots: int) -> None:
-        """Change the number of slots of pool `number`, between two passes. Raises BudgetError if
-        the system refuses the memory."""
+        """Change the number of slots of pool `number`, between two passes. With two levels it gets
+        the bytes of so many HIGH slots. Raises BudgetError if the system refuses the memory."""
         pool = self.pools[number]
-        if num_slots < pool.num_slots:
+        if pool.low is not None:
+            native.engine_resize_pool(self.address, number, num_slots)
+            self._follow(number)
+        elif num_slots < pool.num_slots:
             native.engine_resize_pool(self.address, number, num_slots)
             pool.resize(num_slots)
         else:
@@ -282,7 +377,7 @@ class ExpertEngine:
         for number, memory in enumerate(saved.memories):
             counts = np.concatenate([memory[name] for name in _COUNTS])
             native.slots_remember(
-                native.engine_pool(self.address, number),
+                native.engine_slots(self.address, number, HIGH),
                 devices.address_of(counts),
                 devices.address_of(memory["clock"]),
             )
@@ -322,7 +417,7 @@ class ExpertEngine:
     def _residents_of(self, number: int) -> list[tuple[int, int]]:
         plan = self.pools[number].plan
         keys = np.empty(self.pools[number].num_slots, np.int32)
-        slots = native.engine_pool(self.address, number)
+        slots = native.engine_slots(self.address, number, HIGH)
         count = native.slots_residents(slots, devices.address_of(keys), len(keys))
         return [
             (plan.layers[k // plan.num_experts], k % plan.num_experts)
@@ -333,7 +428,7 @@ class ExpertEngine:
         plan = self.pools[number].plan
         counts = np.empty((len(_COUNTS), len(plan.layers) * plan.num_experts))
         clock = np.empty(3)
-        slots = native.engine_pool(self.address, number)
+        slots = native.engine_slots(self.address, number, HIGH)
         native.slots_uses(slots, devices.address_of(counts), devices.address_of(clock))
         return {**dict(zip(_COUNTS, counts, strict=True)), "clock": clock}
 

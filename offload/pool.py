@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from haversack.cache.levels import PoolBytes
+from haversack.cache.precision import HIGH, LOW
 from haversack.devices.errors import BudgetError
 from haversack.devices.memory import PAGE_BYTES, SlotMemory
 from haversack.devices.readers import Readers
-from haversack.quant.gguf import ExpertLayer, ExpertMatrix
+from haversack.quant.gguf import ExpertCopy, ExpertLayer
 from haversack.quant.lowbit import LowCopies
 
 Shape = tuple[int, ...]  # bytes of each matrix of an expert, in the order they are computed
@@ -30,13 +32,13 @@ def slot_bytes(shape: Shape) -> int:
     return sum(stride_bytes(matrix_bytes) for matrix_bytes in shape)
 
 
-def resting_place(matrix: ExpertMatrix) -> int:
+def resting_place(copy: ExpertCopy) -> int:
     """Return where a matrix lies in its room of a slot.
 
     It lies where direct reads put it, if that is the same for all experts of its tensor. Otherwise
     it lies at the start, and its bytes are moved there after each read.
     """
-    return matrix.offset % PAGE_BYTES if matrix.expert_bytes % PAGE_BYTES == 0 else 0
+    return copy.offset % PAGE_BYTES if copy.stride_bytes % PAGE_BYTES == 0 else 0
 
 
 def spare_slots(num_slots: int) -> int:
@@ -67,23 +69,45 @@ class PoolPlan:
     def num_bytes(self) -> int:
         return self.num_slots * slot_bytes(self.shape)
 
+    @property
+    def level_bytes(self) -> PoolBytes:
+        """How slots of two levels share the bytes."""
+        least = self.least_low_slots
+        return PoolBytes(
+            self.num_bytes, (slot_bytes(self.shape), slot_bytes(self.low_shape)), (least, least)
+        )
+
 
 class ExpertPool:
-    """The slots of one shape. Each matrix of an expert has memory of its own, so that consecutive
-    slots are a fixed stride apart and can form one tensor of llama.cpp. There are addresses for as
-    many slots as there are experts, so that the pool can grow and shrink without moving."""
+    """The slots of one shape and level; `low` are those of the LOW level, if the plan has them.
 
-    def __init__(self, plan: PoolPlan) -> None:
+    Each matrix of an expert has memory of its own, so that consecutive slots are a fixed stride
+    apart and can form one tensor of llama.cpp. There are addresses for as many slots as there are
+    experts, and for as many as the bytes of both levels give, so that the pool can grow and shrink
+    without moving."""
+
+    def __init__(self, plan: PoolPlan, level: int = HIGH) -> None:
         self.plan = plan
+        self.low: ExpertPool | None = None
         self.num_slots = 0
-        self._strides = tuple(stride_bytes(num_bytes) for num_bytes in plan.shape)
+        shape, num_slots = (plan.shape, plan.low_shape)[level], plan.num_slots
+        self._strides = tuple(stride_bytes(num_bytes) for num_bytes in shape)
         most_slots = max(plan.num_slots, plan.num_experts * len(plan.layers))
+        most_slots = most_slots * slot_bytes(plan.shape) // slot_bytes(shape)
         self._memories = [SlotMemory(stride * most_slots, 0) for stride in self._strides]
         self._readers: Readers | None = None
-        self.resize(plan.num_slots)
+        if plan.low_shape:
+            num_slots = plan.level_bytes.first_slots[level]
+            self.low = ExpertPool(plan, LOW) if level == HIGH else None
+        self.resize(num_slots)
 
     def touch_ahead(self, readers: Readers) -> None:
         """Have `readers` make the pages of slots before they read into them."""
+        if self.low is not None:
+            self.low.touch_ahead(readers)
+        self._touch_ahead(readers)
+
+    def _touch_ahead(self, readers: Readers) -> None:
         self._readers = readers
         for memory in self._memories:
             readers.touch_ahead(memory.address, memory.num_bytes)
@@ -108,12 +132,14 @@ class ExpertPool:
                 self._readers.touch_ahead(memory.address, kept_bytes)
             memory.resize(stride * num_slots)
         if self._readers is not None:
-            self.touch_ahead(self._readers)
+            self._touch_ahead(self._readers)
 
     @property
     def resident_bytes(self) -> int:
-        """Return how many bytes of the slots are in memory: pages that were touched."""
-        return sum(memory.resident_bytes for memory in self._memories)
+        """Return how many bytes of the slots of both levels are in memory: pages that were
+        touched."""
+        low_bytes = self.low.resident_bytes if self.low is not None else 0
+        return low_bytes + sum(memory.resident_bytes for memory in self._memories)
 
     def room(self, index: int, slot: int) -> npt.NDArray[np.uint8]:
         """Return the bytes of `slot` for the matrix numbered `index`, where a read lands."""
@@ -130,6 +156,8 @@ class ExpertPool:
 
     def close(self) -> None:
         """Give the memory back, after its readers were closed; may be called twice."""
+        if self.low is not None:
+            self.low.close()
         for memory in self._memories:
             memory.close()
 

@@ -41,7 +41,28 @@ API Engine *haversack_engine_new(const Caller *caller, Readers *readers, int32_t
 }
 API void haversack_engine_add_pool(Engine *engine, int32_t num_rows, int32_t num_experts,
                                    int32_t num_slots, int32_t num_spare) {
-    engine->add_pool(Slots(num_rows, num_experts, num_slots, num_spare));
+    engine->add_pool(Pool(num_rows, num_experts, num_slots, num_spare));
+}
+API void haversack_engine_add_pool_of_two(Engine *engine, int32_t num_rows, int32_t num_experts,
+                                          const PoolBytes *bytes, int32_t num_spare) {
+    engine->add_pool(Pool(num_rows, num_experts, *bytes, num_spare));
+}
+API void haversack_engine_set_precision(Engine *engine, const Precision *precision) {
+    engine->set_precision(*precision);
+}
+// Returns how many low copies were found damaged since it was asked last; the first `room` are written,
+// pairs of a layer's place and an expert.
+API size_t haversack_engine_damaged(Engine *engine, int32_t (*experts)[2], size_t room) {
+    auto &damaged = engine->low_copies().damaged;
+    const size_t count = damaged.size();
+    for (size_t i = 0; i < std::min(room, count); i++)
+        experts[i][0] = damaged[i].first, experts[i][1] = damaged[i].second;
+    if (room >= count) damaged.clear();
+    return count;
+}
+API bool haversack_engine_balance(Engine *engine) { return engine->balance(); }
+API int32_t haversack_engine_num_slots(Engine *engine, int32_t pool, int32_t level) {
+    return engine->pool(pool).level(level).num_slots();
 }
 API void haversack_engine_add_layer(Engine *engine, const Layer *layer) { engine->add_layer(*layer); }
 API void haversack_engine_finish(Engine *engine) { engine->finish(); }
@@ -57,7 +78,9 @@ API void haversack_engine_withdraw(Engine *engine) { engine->prefetcher().withdr
 API void haversack_engine_resize_pool(Engine *engine, int32_t pool, int32_t num_slots) {
     engine->resize_pool(pool, num_slots);
 }
-API Slots *haversack_engine_pool(Engine *engine, int32_t pool) { return &engine->pool(pool); }
+API Slots *haversack_engine_slots(Engine *engine, int32_t pool, int32_t level) {
+    return &engine->pool(pool).level(level);
+}
 // Pairs of a layer's place and an expert.
 API void haversack_engine_start_warm(Engine *engine, const int32_t (*experts)[2], size_t count) {
     std::deque<std::pair<int32_t, int32_t>> wanted;

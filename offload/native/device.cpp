@@ -157,7 +157,9 @@ Status ContextDevice::compute(Graph *graph) {
         products_.push_back({i, weight->index});
     }
     if (products_.empty()) return compute_nodes(nodes_.data(), nodes_.size(), cpu_);
-    return engine_->compute(layer, nodes_, products_, cpu_);
+    const Tensor *ids = nodes_[products_[0].at]->src[2];
+    const Tensor *weights = engine_->wants_weights() ? router_weights(graph, ids) : nullptr;
+    return engine_->compute(layer, nodes_, products_, cpu_, weights);
 }
 
 // --------------------------------------------------------------- expert buffer

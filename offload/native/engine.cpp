@@ -1,6 +1,7 @@
 #include "engine.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 
 #include "clock.hpp"
@@ -37,13 +38,13 @@ Engine::Engine(Caller caller, Readers *readers, int32_t num_used, int64_t most_r
 void Engine::finish() {
     int32_t num_ranks = 0;
     for (const Layer &layer : layers_) {
-        num_ranks = std::max(num_ranks, pools_[layer.pool].num_experts);
+        num_ranks = std::max(num_ranks, pools_[layer.pool].high.num_experts);
         num_products_ += layer.num_matrices;
     }
     routers_.resize(layers_.size());
     attempts_left_.assign(layers_.size(), LEARN_ATTEMPTS);
-    prefetcher_ = std::make_unique<Prefetcher>(layers_, pools_, readers_, num_used_, num_ranks,
-                                               layers_.size());
+    prefetcher_ =
+        std::make_unique<Prefetcher>(layers_, pools_, low_, readers_, num_used_, num_ranks);
 }
 
 bool Engine::Call::is_batch() const { return choice.num_rows > MOST_EXACT_ROWS; }
@@ -78,7 +79,7 @@ bool Engine::wait(const std::vector<Read *> &reads, bool for_all) {
 
 // --------------------------------------------------------------------- a layer
 Status Engine::compute(int32_t number, const std::vector<Tensor *> &nodes,
-                       const std::vector<Product> &products, Cpu &cpu) {
+                       const std::vector<Product> &products, Cpu &cpu, const Tensor *weights) {
     if (state.failure) return COMPUTE_FAILED;
     const double began_s = now_s(), elsewhere_s = cpu.computed_s + owner_waited_s;
     const Tensor *ids = nodes[products[0].at]->src[2];
@@ -95,8 +96,9 @@ Status Engine::compute(int32_t number, const std::vector<Tensor *> &nodes,
     state.num_calls++;
     if (ids->ne[1] == 0) return SUCCESS;
     const Layer &layer = layers_[number];
-    choice_.read(ids, pools_[layer.pool].num_experts);
-    const Status status = compute_layer({number, layer, ids, choice_, cpu, nodes, products});
+    choice_.read(ids, pools_[layer.pool].high.num_experts);
+    const Status status =
+        compute_layer({number, layer, ids, choice_, cpu, nodes, products, weights});
     state.own_s += now_s() - began_s - (cpu.computed_s + owner_waited_s - elsewhere_s);
     return status;
 }
@@ -108,6 +110,7 @@ Status Engine::compute_layer(const Call &call) {
     }
     learn(call);
     products_.begin_layer();
+    wish(call);
     if (!fits(call)) return compute_in_waves(call);
     Drain drain(readers_);
     if (!take_lease(call, lease_)) return COMPUTE_FAILED;
@@ -115,10 +118,6 @@ Status Engine::compute_layer(const Call &call) {
     release(call, lease_);
     drain.dismiss();
     return SUCCESS;
-}
-
-bool Engine::fits(const Call &call) {
-    return (int32_t)call.choice.experts.size() <= pools_[call.layer.pool].num_slots();
 }
 
 // Compute the call's nodes in order, the products by `multiply`.
@@ -134,107 +133,43 @@ template <class Multiply> Status Engine::compute_nodes_between(const Call &call,
     return compute_nodes(call.nodes.data() + next, call.nodes.size() - next, call.cpu);
 }
 
-// ---------------------------------------------------------------------- leases
-// Give each chosen expert a slot, pinned, and start the reads of those that are not there.
-bool Engine::take_lease(const Call &call, Lease &lease) {
-    Slots &slots = pools_[call.layer.pool];
-    const int64_t needed_before = prefetcher_->counts.needed;
-    lease.slots.clear();
-    lease.absent.clear();
-    lease.absent_at.clear();
-    lease.late.clear();
-    lease.coming = prefetcher_->settle(call.number, call.choice.experts);
-    sort_experts(call, lease);
-    if (state.failure) return false;
-    const auto &absent = lease.absent;
-    slots.use(call.layer.row, call.choice.experts);
-    if ((int32_t)absent.size() > slots.num_unpinned()) prefetcher_->withdraw();
-    if ((int32_t)absent.size() > slots.num_unpinned()) return fail(BOOKS_WRONG), false;
-    const auto claimed = slots.claim(call.layer.row, absent);
-    for (size_t i = 0; i < absent.size(); i++) lease.slots[lease.absent_at[i]] = claimed[i];
-    prefetcher_->note_choice(call.number, absent.size(), needed_before);
-    start_reads(call, lease);
-    if (!call.is_batch()) prefetcher_->go_on_warming();
-    return true;
-}
-
-// Pin those that are there; note those that are coming, and those that are absent.
-void Engine::sort_experts(const Call &call, Lease &lease) {
-    Slots &slots = pools_[call.layer.pool];
-    for (size_t i = 0; i < call.choice.experts.size(); i++) {
-        const int32_t expert = call.choice.experts[i], slot = slots.find(call.layer.row, expert);
-        const auto prefetch = std::find_if(lease.coming.begin(), lease.coming.end(),
-                                           [&](const Prefetch &one) { return one.expert == expert; });
-        const bool is_coming = prefetch != lease.coming.end();
-        lease.slots.push_back(slot);
-        if (slot == NOWHERE || is_coming) {
-            lease.add_late(i, call.layer.num_matrices, is_coming ? prefetch->reads : nullptr);
-            continue;
-        }
-        if (!slots.is_ready(slot)) {
-            fail(BOOKS_WRONG);
-            return;
-        }
-        slots.pin(slot);
-        state.hits++;
-    }
-    for (int32_t position : lease.absent_at) lease.absent.push_back(call.choice.experts[position]);
-    state.misses += lease.late.size();
-}
-
-// The expert at `position` is not there; `coming` are the reads of its prefetch, if there is one.
-void Engine::Lease::add_late(int32_t position, int32_t num_matrices, Read *coming) {
-    if (!coming) absent_at.push_back(position);
-    Late &one = late.emplace_back();
-    one.position = position;
-    for (int32_t m = 0; m < num_matrices; m++) one.reads[m] = coming ? &coming[m] : &one.own[m];
-}
-
-// Every missing expert's first matrix is read before any one's second: products go in order.
-void Engine::start_reads(const Call &call, Lease &lease) {
-    std::vector<Read *> started;
-    for (int32_t m = 0; m < call.layer.num_matrices; m++) {
-        for (Late &late : lease.late) {
-            if (late.reads[m] != &late.own[m]) continue;
-            const int32_t expert = call.choice.experts[late.position];
-            call.layer.matrices[m].place(late.own[m], expert, lease.slots[late.position], false);
-            started.push_back(&late.own[m]);
-        }
-    }
-    readers_.submit(started.data(), started.size());
-}
-
-// Unpin the experts: those whose matrices all came stay, the others lose their slot.
-void Engine::release(const Call &call, Lease &lease) {
-    Slots &slots = pools_[call.layer.pool];
-    for (Late &late : lease.late) {
-        readers_.settle(late.reads, call.layer.num_matrices);
-        const bool came = std::all_of(late.reads, late.reads + call.layer.num_matrices,
-                                      [](const Read *read) { return read->came(); });
-        if (came) slots.fill(lease.slots[late.position]);
-        else slots.drop(lease.slots[late.position]);
-    }
-    for (int32_t slot : lease.slots) slots.unpin(slot);
-}
-
+// -------------------------------------------------------------------- products
 Status Engine::compute_leased(const Call &call, Lease &lease) {
     if (lease.late.empty()) {
         if (Status status = predict(call, 1)) return status;  // no wait hides its time
         const auto [low, high] = std::minmax_element(lease.slots.begin(), lease.slots.end());
         const int32_t num_slots = *high - *low + 1;
-        if (8 * num_slots * (int64_t)call.choice.of_pairs.size() <= MOST_TABLE_BYTES)
+        const int64_t table_bytes = 8 * num_slots * (int64_t)call.choice.of_pairs.size();
+        if (lease.num_not_high == 0 && table_bytes <= MOST_TABLE_BYTES)
             return compute_over_slots(call, lease, *low, num_slots);
     }
-    return compute_nodes_between(call, [&](const Product &product) {
+    const Status status = compute_nodes_between(call, [&](const Product &product) {
+        if (lease.num_not_high > 0) skip(call, lease, call.nodes[product.at]);
         return multiply_as_they_come(call, lease, product);
     });
+    const size_t last = call.products.back().at;
+    for (size_t at = last + 1; lease.num_not_high > 0 && at < call.nodes.size(); at++)
+        if (call.nodes[at]->op == ggml().op_add_id && call.nodes[at]->src[0] == call.nodes[last])
+            skip(call, lease, call.nodes[at]);  // a bias is part of the expert
+    return status;
+}
+
+// A skipped expert's part of `node` is zero, whatever its weight.
+void Engine::skip(const Call &call, const Lease &lease, const Tensor *node) {
+    const Choice &choice = call.choice;
+    for (size_t i = 0; i < lease.levels.size(); i++)
+        for (int32_t at = choice.starts[i]; lease.levels[i] == SKIP && at < choice.starts[i + 1]; at++) {
+            const int32_t pair = choice.pairs[at];
+            std::memset(node->row(pair % choice.num_used, pair / choice.num_used), 0,
+                        node->ne[0] * sizeof(float));
+        }
 }
 
 // All experts are there: the products are llama.cpp's own, over the `num_slots` slots from `first` in
 // place of experts.
 Status Engine::compute_over_slots(const Call &call, const Lease &lease, int32_t first, int32_t num_slots) {
     const Choice &choice = call.choice;
-    slot_of_.resize(pools_[call.layer.pool].num_experts);
+    slot_of_.resize(pools_[call.layer.pool].high.num_experts);
     slot_ids_.resize(choice.of_pairs.size());
     for (size_t i = 0; i < choice.experts.size(); i++) slot_of_[choice.experts[i]] = lease.slots[i] - first;
     for (size_t i = 0; i < slot_ids_.size(); i++) slot_ids_[i] = slot_of_[choice.of_pairs[i]];
@@ -243,7 +178,7 @@ Status Engine::compute_over_slots(const Call &call, const Lease &lease, int32_t 
     graph_ = call.nodes;
     for (size_t i = 0; i < call.products.size(); i++) {
         const Product &product = call.products[i];
-        const Matrix &matrix = call.layer.matrices[product.index];
+        const Matrix &matrix = call.layer.matrices[HIGH][product.index];
         weights[i] = make_tensor(matrix.type, matrix.num_inputs, matrix.num_rows, num_slots,
                                  matrix.in_slot(first), matrix.stride);
         products[i] = *call.nodes[product.at];
@@ -256,34 +191,64 @@ Status Engine::compute_over_slots(const Call &call, const Lease &lease, int32_t 
 
 // Multiply with the experts that are there, then with those that come.
 Status Engine::multiply_as_they_come(const Call &call, Lease &lease, const Product &product) {
-    products_.begin(call.nodes[product.at], call.layer.matrices[product.index], call.choice);
-    std::vector<Read *> reads(lease.slots.size());  // by position; null: it was there
-    for (Late &late : lease.late) reads[late.position] = late.reads[product.index];
-    std::vector<int32_t> left(lease.slots.size()), slots;
-    std::iota(left.begin(), left.end(), 0);
+    products_.begin(call.nodes[product.at], call.layer.matrices[HIGH][product.index], call.choice);
+    std::vector<Late *> late(lease.slots.size());  // by position; null: it was there
+    std::vector<Read *> reads(lease.slots.size());
+    for (Late &one : lease.late) late[one.position] = &one;
+    const auto is_ready = [&](int32_t position) {
+        if (!late[position]) return true;
+        reads[position] = late[position]->read_before(product.index, call.layer.num_matrices);
+        return reads[position]->done();
+    };
+    std::vector<int32_t> left, ready;
+    for (size_t i = 0; i < lease.slots.size(); i++)
+        if (lease.levels[i] != SKIP) left.push_back(i);
     for (bool is_first = true; !left.empty(); is_first = false) {
         if (!is_first && !wait_for_any(left, reads)) return fail(STOPPED);
-        const auto others = std::stable_partition(left.begin(), left.end(), [&](int32_t position) {
-            return !reads[position] || reads[position]->done();
-        });
-        const std::vector<int32_t> ready(left.begin(), others);
+        const auto others = std::stable_partition(left.begin(), left.end(), is_ready);
+        std::vector<int32_t> done(left.begin(), others);
         left.erase(left.begin(), others);
-        slots.clear();
-        for (int32_t position : ready) {
+        ready.clear();
+        for (int32_t position : done) {
             if (reads[position] && !reads[position]->came()) return fail_read(reads[position]);
-            slots.push_back(lease.slots[position]);
+            if (!late[position] || is_whole(call, lease, *late[position])) {
+                ready.push_back(position);
+                continue;
+            }
+            if (!read_high_instead(call, lease, *late[position])) return COMPUTE_FAILED;
+            left.push_back(position);
         }
-        if (Status status = products_.run(ready, slots, call.cpu)) return status;
+        if (Status status = multiply(call, lease, product, ready)) return status;
         if (is_first && product.index == 0 && !lease.late.empty())  // most reads are still to come
             if (Status status = predict(call, PREFETCH_DEPTH)) return status;
     }
     return SUCCESS;
 }
 
+// Multiply with the experts at these positions of the choice, those of one level after the other.
+Status Engine::multiply(const Call &call, const Lease &lease, const Product &product,
+                        const std::vector<int32_t> &positions) {
+    std::vector<int32_t> some, slots;
+    for (int32_t level : {HIGH, LOW}) {
+        some.clear();
+        slots.clear();
+        for (int32_t position : positions)
+            if (lease.levels[position] == level) {
+                some.push_back(position);
+                slots.push_back(lease.slots[position]);
+            }
+        if (some.empty()) continue;
+        products_.begin(call.nodes[product.at], call.layer.matrices[level][product.index], call.choice);
+        if (Status status = products_.run(some, slots, call.cpu)) return status;
+    }
+    return SUCCESS;
+}
+
 // ----------------------------------------------------------------------- waves
-// More experts than there are slots: those that are there stay, the others come matrix by matrix.
+// More experts than there are slots: those that are there stay, the others come matrix by matrix. All
+// are HIGH, because a LOW copy can be checked only when all of it is there.
 Status Engine::compute_in_waves(const Call &call) {
-    Slots &slots = pools_[call.layer.pool];
+    Slots &slots = pools_[call.layer.pool].high;
     prefetcher_->withdraw();
     std::vector<int32_t> held;  // by position: the slot of a resident expert, or NOWHERE
     int32_t room = std::max(0, slots.num_unpinned() - std::max(1, num_used_));
@@ -295,7 +260,7 @@ Status Engine::compute_in_waves(const Call &call) {
         held.push_back(slot);
     }
     const Status status = compute_nodes_between(call, [&](const Product &product) {
-        products_.begin(call.nodes[product.at], call.layer.matrices[product.index], call.choice);
+        products_.begin(call.nodes[product.at], call.layer.matrices[HIGH][product.index], call.choice);
         return multiply_in_waves(call, held, product.index);
     });
     for (int32_t slot : held)
@@ -313,7 +278,8 @@ Status Engine::multiply_in_waves(const Call &call, const std::vector<int32_t> &h
         there.push_back(i);
         there_slots.push_back(held[i]);
     }
-    Waves waves(readers_, pools_[call.layer.pool], call.layer.matrices[index], call.choice, others);
+    Waves waves(readers_, pools_[call.layer.pool].high, call.layer.matrices[HIGH][index], call.choice,
+                others);
     if (Status status = products_.run(there, there_slots, call.cpu)) return status;
     while (const Wave *wave = waves.next()) {
         if (!wait(wave->reads, true)) return fail(STOPPED);
@@ -349,7 +315,7 @@ Status Engine::predict_by_caller(const Call &call, int depth) {
     const int32_t end = std::min<int32_t>(call.number + 1 + depth, layers_.size());
     for (int32_t later = call.number + 1; later < end; later++) {
         if (!prefetcher_->may_miss(later)) continue;
-        std::vector<int32_t> experts(pools_[layers_[later].pool].num_experts);
+        std::vector<int32_t> experts(pools_[layers_[later].pool].high.num_experts);
         const int32_t count = caller_.predict(layers_[later].number, experts.data());
         if (count < 0) return fail(CALLER_FAILED);
         experts.resize(count);
@@ -366,11 +332,24 @@ void Engine::predict_by_routers(const Call &call, int depth) {
         const Tensor *input = router_input(call.ids);
         int32_t num_worth = 0;
         for (int64_t row = 0; row < input->ne[1]; row++) {
-            const auto likely = routers_[later].choose((const float *)input->row(row));
-            num_worth += prefetcher_->predicted(later, likely, later - call.number);
+            const auto *inputs = (const float *)input->row(row);
+            const auto likely = routers_[later].choose(inputs);
+            const auto levels = predicted_levels(later, inputs, likely);
+            num_worth += prefetcher_->predicted(later, likely, later - call.number, levels);
         }
         if (num_worth) return;
     }
+}
+
+// The levels at which `experts` will be wanted, by the weights that the router predicts; none if all are
+// exact.
+std::vector<int32_t> Engine::predicted_levels(int32_t layer, const float *inputs,
+                                              const std::vector<int32_t> &experts) const {
+    if (!low_.exist()) return {};
+    auto levels = row_levels(routers_[layer].weights(inputs, experts), low_.thresholds);
+    for (size_t i = 0; i < levels.size(); i++)
+        if (levels[i] == LOW && !low_.has(layer, experts[i])) levels[i] = HIGH;
+    return levels;
 }
 
 // A batch uses most experts anyway, and the drive would rest while the next layer's attention is
@@ -393,7 +372,7 @@ Failure Engine::end_pass(bool computed) {
     if (failure != NO_FAILURE || !computed) {
         readers_.drain();
         prefetcher_->forget();
-        for (Slots &slots : pools_) slots.recover();
+        for (Pool &pool : pools_) pool.recover();
     } else if (rows_ > MOST_EXACT_ROWS) {
         prefetcher_->drop_predictions();
     } else if (rows_ == 1 && state.predictions != NO_PREDICTIONS) {
@@ -401,11 +380,6 @@ Failure Engine::end_pass(bool computed) {
                           owner_waited_s - waited_before_s_, predicting_s_});
     }
     return failure;
-}
-
-void Engine::resize_pool(int32_t number, int32_t num_slots) {
-    prefetcher_->withdraw();
-    pools_[number].resize(num_slots);
 }
 
 }  // namespace haversack

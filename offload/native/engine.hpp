@@ -14,7 +14,7 @@ namespace haversack {
 // Why a pass cannot go on.
 enum Failure : int32_t {
     NO_FAILURE = 0, CALLER_FAILED, READ_FAILED, STOPPED, OTHER_CHOICE, PRODUCT_FAILED, BOOKS_WRONG,
-    PRODUCTS_MISSING,
+    PRODUCTS_MISSING, NO_SLOT,
 };
 
 // What predicts the choices of later layers.
@@ -36,6 +36,8 @@ struct EngineState {
     int64_t failed_offset, failed_need, failed_got;
     int32_t failed_file, failed_error;
     int64_t hits, misses, num_calls;
+    int64_t low, skipped;    // of hits and misses: experts used LOW, and not at all
+    int64_t saved_bytes;     // that missing experts took less than HIGH copies would have
     double own_s;  // time of its own steps: no read was waited for, nothing multiplied
 };
 
@@ -54,35 +56,52 @@ class Engine {
     ~Engine() { readers_.drain(); }
 
     // Pools first, then the layers in the order they run, then `finish`.
-    void add_pool(const Slots &slots) { pools_.push_back(slots); }
+    void add_pool(const Pool &pool) { pools_.push_back(pool); }
     void add_layer(const Layer &layer) { layers_.push_back(layer); }
     void finish();
+    // Use low copies, before the first pass.
+    void set_precision(const Precision &precision) { low_.set(precision); }
+    bool wants_weights() const { return low_.exist(); }
 
-    // Compute a layer's graph `nodes`, in which `products` multiply with its experts.
+    // Compute a layer's graph `nodes`, in which `products` multiply with its experts. `weights` are
+    // those of the experts, (1, used, rows); null: they are not known, or not wanted.
     Status compute(int32_t layer, const std::vector<Tensor *> &nodes,
-                   const std::vector<Product> &products, Cpu &cpu);
+                   const std::vector<Product> &products, Cpu &cpu, const Tensor *weights = nullptr);
     // A pass has ended; `computed`: to its last node. Returns why it failed.
     Failure end_pass(bool computed);
 
     bool is_prefetching() const { return state.predictions != NO_PREDICTIONS && trial_.on(); }
-    Slots &pool(int32_t number) { return pools_[number]; }
+    Pool &pool(int32_t number) { return pools_[number]; }
     Prefetcher &prefetcher() { return *prefetcher_; }
+    LowCopies &low_copies() { return low_; }
+    // Between passes: have as many bytes as `num_slots` HIGH slots take.
     void resize_pool(int32_t number, int32_t num_slots);
+    // Between passes: share the bytes of pools of two levels anew. Returns whether numbers of slots
+    // changed; their memory has to follow before the next pass.
+    bool balance();
 
     EngineState state{};
 
   private:
     struct Late {  // an expert of the lease that was not there when it began
         int32_t position;
+        bool is_whole;  // of a LOW copy: it was found to be that of its record
         Read own[MAX_MATRICES];
         Read *reads[MAX_MATRICES];
+
+        // The read to wait for before matrix `index` is multiplied.
+        Read *read_before(int32_t index, int32_t num_matrices) const;
     };
     struct Lease {
-        std::vector<int32_t> slots;  // by position in the choice: each expert's slot, pinned
+        // By position in the choice: the level of each expert's copy, and its slot, which is pinned;
+        // SKIP and NOWHERE for those that are not used.
+        std::vector<int32_t> levels, slots;
         std::vector<int32_t> absent, absent_at;  // experts that had no slot, and their positions
         std::list<Late> late;
         Prefetches coming;  // those that are waited for
+        int32_t num_not_high = 0;
 
+        void clear();
         void add_late(int32_t position, int32_t num_matrices, Read *coming);
     };
     struct Call {
@@ -93,6 +112,7 @@ class Engine {
         Cpu &cpu;
         const std::vector<Tensor *> &nodes;
         const std::vector<Product> &products;
+        const Tensor *weights;
 
         bool is_batch() const;
     };
@@ -102,14 +122,26 @@ class Engine {
     bool wait(const std::vector<Read *> &reads, bool for_all);
     bool wait_for_any(const std::vector<int32_t> &positions, const std::vector<Read *> &reads);
     Status compute_layer(const Call &call);
-    bool fits(const Call &call);
+    // leases (lease.cpp)
+    void wish(const Call &call);
+    int32_t wanted(size_t position) const { return wanted_.empty() ? HIGH : wanted_[position]; }
+    bool fits(const Call &call) const;
     bool take_lease(const Call &call, Lease &lease);
     void sort_experts(const Call &call, Lease &lease);
+    void choose_read_levels(const Call &call, Lease &lease);
+    bool claim(const Call &call, Lease &lease, int32_t level);
     void start_reads(const Call &call, Lease &lease);
+    bool is_whole(const Call &call, const Lease &lease, Late &late);
+    bool read_high_instead(const Call &call, Lease &lease, Late &late);
     void release(const Call &call, Lease &lease);
+    void count_levels(const Call &call, const Lease &lease);
+    // products
     Status compute_leased(const Call &call, Lease &lease);
     Status compute_over_slots(const Call &call, const Lease &lease, int32_t first, int32_t num_slots);
     Status multiply_as_they_come(const Call &call, Lease &lease, const Product &product);
+    Status multiply(const Call &call, const Lease &lease, const Product &product,
+                    const std::vector<int32_t> &positions);
+    void skip(const Call &call, const Lease &lease, const Tensor *node);
     Status compute_in_waves(const Call &call);
     Status multiply_in_waves(const Call &call, const std::vector<int32_t> &held, int32_t index);
     template <class Multiply> Status compute_nodes_between(const Call &call, Multiply multiply);
@@ -117,14 +149,17 @@ class Engine {
     Status predict(const Call &call, int depth);
     Status predict_by_caller(const Call &call, int depth);
     void predict_by_routers(const Call &call, int depth);
+    std::vector<int32_t> predicted_levels(int32_t layer, const float *inputs,
+                                          const std::vector<int32_t> &experts) const;
     void predict_for_batch(const Call &call);
     void learn(const Call &call);
 
     const Caller caller_;
     Readers &readers_;
     const int32_t num_used_;
-    std::vector<Slots> pools_;
+    std::vector<Pool> pools_;
     std::vector<Layer> layers_;
+    LowCopies low_{layers_};
     std::unique_ptr<Prefetcher> prefetcher_;
     ExpertProducts products_;
     Trial trial_;
@@ -134,10 +169,12 @@ class Engine {
     // Of the call under way; kept because to make them anew took as long as all the rest.
     Choice choice_;
     Lease lease_;
+    std::vector<int32_t> wanted_;  // by position in the choice: at which level; empty: all HIGH
     std::vector<int32_t> slot_of_, slot_ids_;
     std::vector<Tensor *> graph_;
     // Of the pass under way:
     int64_t products_seen_ = 0, rows_ = 0, needed_before_ = 0;
+    int64_t misses_before_ = 0, calls_since_read_ = 0;
     double began_s_ = 0, waited_before_s_ = 0, predicting_s_ = 0;
 };
 

@@ -36,6 +36,13 @@ enum Status : int32_t { ALLOC_FAILED = -2, COMPUTE_FAILED = -1, SUCCESS = 0, ABO
 constexpr int DEVICE_TYPE_CPU = 0, DEVICE_TYPE_ACCEL = 3;  // enum ggml_backend_dev_type
 
 struct Graph;  // struct ggml_cgraph
+// How a graph begins. A backend's graph is a part of the context's: the nodes that were computed before
+// stand in front of its own.
+struct GraphHead {
+    int32_t num_rooms, num_nodes, num_leafs;
+    Tensor **nodes;
+};
+
 struct Device;
 struct Backend;
 struct Registry;

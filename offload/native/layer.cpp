@@ -1,5 +1,7 @@
 #include "layer.hpp"
 
+#include <cstring>
+
 namespace haversack {
 
 namespace {
@@ -7,7 +9,7 @@ constexpr int64_t PAGE_BYTES = 4096;  // direct reads begin and end at multiples
 }
 
 void Matrix::place(Read &read, int32_t expert, int32_t slot, bool ahead) const {
-    const int64_t first = offset + expert * num_bytes, start = first - first % PAGE_BYTES;
+    const int64_t first = offset + expert * file_stride, start = first - first % PAGE_BYTES;
     const int64_t residue = first - start, padded = residue + num_bytes + PAGE_BYTES - 1;
     read.room = rooms + slot * stride;
     read.offset = start;
@@ -22,6 +24,16 @@ void Matrix::place(Read &read, int32_t expert, int32_t slot, bool ahead) const {
     read.error = 0;
     read.got = 0;
     read.due_s = 0;
+}
+
+void Matrix::move(int32_t from_slot, int32_t to_slot) const {
+    std::memcpy(rooms + to_slot * stride, rooms + from_slot * stride, stride);
+}
+
+int64_t Layer::expert_bytes(int32_t level) const {
+    int64_t num_bytes = 0;
+    for (int32_t m = 0; m < num_matrices; m++) num_bytes += matrices[level][m].num_bytes;
+    return num_bytes;
 }
 
 }  // namespace haversack

@@ -3,21 +3,25 @@
 
 #include <cstdint>
 
+#include "precision.hpp"
 #include "readers.hpp"
 
 namespace haversack {
 
 constexpr int MAX_MATRICES = 4;  // of one expert
 
-// One matrix (num_rows, num_inputs) of every expert of a layer.
+// One matrix (num_rows, num_inputs) of every expert of a layer, in copies of one level.
 struct Matrix {
     uint8_t *rooms;              // of slot 0 in its memory, one every `stride` bytes
     int64_t stride, rest;        // in each room the matrix lies at `rest`
     int64_t offset, num_bytes;   // of expert 0 in the file, and of every expert
     int64_t num_inputs, num_rows;
     int32_t file, type;
+    int64_t file_stride;         // from one expert's bytes in the file to the next one's
 
     uint8_t *in_slot(int32_t slot) const { return rooms + slot * stride + rest; }
+    // Copy a slot's room, whichever layer's matrix rests in it.
+    void move(int32_t from_slot, int32_t to_slot) const;
     // Make `read` one of `expert` into `slot`, `ahead` of demand or at once.
     void place(Read &read, int32_t expert, int32_t slot, bool ahead) const;
 };
@@ -25,7 +29,9 @@ struct Matrix {
 struct Layer {
     int32_t number;  // its own, in the model
     int32_t row, pool, num_matrices;
-    Matrix matrices[MAX_MATRICES];
+    Matrix matrices[NUM_LEVELS][MAX_MATRICES];
+
+    int64_t expert_bytes(int32_t level) const;
 };
 
 }  // namespace haversack

@@ -34,8 +34,10 @@ Pool::Pool(int32_t num_rows, int32_t num_experts, const PoolBytes &bytes, int32_
 
 Copy Pool::find(int32_t row, int32_t expert, int32_t wanted) const {
     const int32_t slot = high.find(row, expert);
-    if (slot != NOWHERE || wanted == HIGH) return {HIGH, slot};
-    return {LOW, low.find(row, expert)};
+    if (wanted == HIGH || (slot != NOWHERE && high.is_ready(slot))) return {HIGH, slot};
+    const int32_t low_slot = low.find(row, expert);
+    const bool low_is_ready = low_slot != NOWHERE && low.is_ready(low_slot);
+    return low_is_ready || slot == NOWHERE ? Copy{LOW, low_slot} : Copy{HIGH, slot};
 }
 
 // Nothing leaves for those read HIGH, and a HIGH copy serves later wishes that would make a LOW one
@@ -70,8 +72,9 @@ int64_t Pool::free_bytes() const {
 
 std::vector<Move> Pool::balance() {
     std::vector<Move> moves;
+    const bool short_of_slots[] = {high.num_empty() <= high.num_spare, low.num_empty() <= low.num_spare};
     for (int i = 0; i < MOST_CONVERSIONS; i++) {
-        const int32_t level = level_to_shrink();
+        const int32_t level = level_to_shrink(short_of_slots);
         if (level == NOWHERE) break;
         for (const auto &[source, target] : this->level(level).shrink(count_for_one(level)))
             moves.push_back({level, source, target});
@@ -87,13 +90,14 @@ int32_t Pool::count_for_one(int32_t level) const {
     return std::max<int64_t>(1, (lacking + slot - 1) / slot);
 }
 
-// The level whose slots are worth less than the other's; NOWHERE while HIGH slots are unused, or if its
-// last slots are pinned.
-int32_t Pool::level_to_shrink() const {
+// The level whose slots are worth less than those of the other, which is short of slots; NOWHERE while
+// HIGH slots are unused, or if its last slots are pinned.
+int32_t Pool::level_to_shrink(const bool *short_of_slots) const {
     if (is_filling_ || !has_low()) return NOWHERE;
     for (int32_t level : {LOW, HIGH}) {
         const Slots &slots = level == HIGH ? high : low, &others = level == HIGH ? low : high;
         const int32_t count = count_for_one(level);
+        if (!short_of_slots[LOW - level]) continue;
         if (slots.num_slots() - count < bytes_.least_slots[level]) continue;
         const double bound = MARGIN * others.least_worth(1);
         if (bound < std::numeric_limits<double>::infinity() && slots.least_worth(count) < bound &&
@@ -110,8 +114,9 @@ int32_t Pool::next_upgrade() const {
     return has_room || high.least_worth(1) < MARGIN * high.score(best, HIGH) ? best : NOWHERE;
 }
 
-void Pool::resize(int64_t total_bytes) {
-    bytes_.total = total_bytes;
+void Pool::resize(int32_t num_slots) {
+    if (!has_low()) return high.resize(num_slots);
+    bytes_.total = num_slots * bytes_.slot[HIGH];
     high.resize(bytes_.first_slots(HIGH));
     low.resize(bytes_.first_slots(LOW));
 }

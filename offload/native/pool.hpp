@@ -34,6 +34,7 @@ class Pool {
     bool has_low() const { return bytes_.total > 0; }
 
     // The copy that serves an expert of `row` wanted at this level; NOWHERE as its slot if none does.
+    // A copy that is there serves before one that is coming.
     Copy find(int32_t row, int32_t expert, int32_t wanted) const;
     // At which levels missing experts are read, `wanted` at these: HIGH in place of LOW for the first
     // ones that there are HIGH slots for that were never used.
@@ -47,8 +48,9 @@ class Pool {
     // The expert with a LOW copy that gains most from a HIGH one, for an idle drive to read: its key,
     // or NOWHERE if a HIGH copy that would leave is worth about as much.
     int32_t next_upgrade() const;
-    // Have so many bytes, most of them for HIGH slots again. No slot may be pinned.
-    void resize(int64_t total_bytes);
+    // Have as many bytes as `num_slots` HIGH slots take, most of them in HIGH slots again. Those that go
+    // must not be pinned.
+    void resize(int32_t num_slots);
     const char *fault() const;
 
   private:
@@ -56,7 +58,7 @@ class Pool {
          const PoolBytes &bytes);
     int64_t free_bytes() const;
     int32_t count_for_one(int32_t level) const;
-    int32_t level_to_shrink() const;
+    int32_t level_to_shrink(const bool *short_of_slots) const;
 
     PoolBytes bytes_;
     bool is_filling_ = true;  // some HIGH slots were never used

@@ -34,33 +34,48 @@ std::vector<Read *> Prefetch::all() {
     return found;
 }
 
-Prefetcher::Prefetcher(const std::vector<Layer> &layers, std::vector<Slots> &pools, Readers &readers,
-                       int32_t reserve, int32_t num_ranks, int32_t num_layers)
-    : layers_(layers), pools_(pools), readers_(readers), reserve_(reserve),
-      chances_(num_ranks, num_layers), coming_(num_layers), predictions_(num_layers),
-      absent_(num_layers) {}
+Prefetcher::Prefetcher(const std::vector<Layer> &layers, std::vector<Pool> &pools, LowCopies &low,
+                       Readers &readers, int32_t reserve, int32_t num_ranks)
+    : layers_(layers), pools_(pools), low_(low), readers_(readers), reserve_(reserve),
+      chances_(num_ranks, layers.size()), coming_(layers.size()), predictions_(layers.size()),
+      absent_(layers.size()) {}
 
 // ---------------------------------------------------------------- predictions
-int32_t Prefetcher::predicted(int32_t layer, const std::vector<int32_t> &experts, int depth) {
-    const Slots &slots = pool_of(layer);
-    std::vector<int32_t> held, worth;
+// Pin the likely experts first, so that slots for less likely ones are not taken from them.
+int32_t Prefetcher::predicted(int32_t layer, const std::vector<int32_t> &experts, int depth,
+                              const std::vector<int32_t> &levels) {
+    Pool &pool = pool_of(layer);
+    std::vector<Copy> held;
+    std::vector<int32_t> worth, worth_levels;
     note_absent(layer);
     for (size_t rank = 0; rank < experts.size(); rank++) {
-        const int32_t slot = slots.find(layers_[layer].row, experts[rank]);
-        if (slot != NOWHERE) {
-            held.push_back(slot);
+        const int32_t wanted = levels.empty() ? HIGH : levels[rank];
+        const Copy copy = pool.find(layers_[layer].row, experts[rank], wanted);
+        if (copy.slot != NOWHERE) {
+            held.push_back(copy);
             continue;
         }
         predictions_[layer].push_back({experts[rank], depth, (int32_t)rank});
-        if (chances_.is_worth_it(depth, rank)) worth.push_back(experts[rank]);
+        if (wanted == SKIP || !chances_.is_worth_it(depth, rank)) continue;
+        worth.push_back(experts[rank]);
+        worth_levels.push_back(wanted);
     }
-    const int32_t num_worth = worth.size();
-    start(layer, std::move(worth), held, slots.num_slots());
-    return num_worth;
+    for (const Copy &copy : held) pool.level(copy.level).pin(copy.slot);
+    if (levels.empty()) {
+        start(layer, worth, HIGH, pool.high.num_slots());
+    } else {
+        std::vector<int32_t> by_level[NUM_LEVELS];
+        worth_levels = pool.read_levels(worth_levels);
+        for (size_t i = 0; i < worth.size(); i++) by_level[worth_levels[i]].push_back(worth[i]);
+        for (int32_t level : {HIGH, LOW})
+            start(layer, by_level[level], level, pool.level(level).num_slots());
+    }
+    for (const Copy &copy : held) pool.level(copy.level).unpin(copy.slot);
+    return worth.size();
 }
 
 void Prefetcher::predicted_for_batch(int32_t layer, const std::vector<int32_t> &experts) {
-    const Slots &slots = pool_of(layer);
+    Slots &slots = pool_of(layer).high;
     std::vector<int32_t> held, absent;
     note_absent(layer);
     for (int32_t expert : experts) {
@@ -68,48 +83,63 @@ void Prefetcher::predicted_for_batch(int32_t layer, const std::vector<int32_t> &
         if (slot == NOWHERE) absent.push_back(expert);
         else held.push_back(slot);
     }
-    start(layer, std::move(absent), held, std::max(0, slots.num_slots() - slots.num_experts));
+    for (int32_t slot : held) slots.pin(slot);
+    start(layer, absent, HIGH, std::max(0, slots.num_slots() - slots.num_experts));
+    for (int32_t slot : held) slots.unpin(slot);
 }
 
 // The layer may be predicted more than once in a pass.
 void Prefetcher::note_absent(int32_t layer) {
-    const Slots &slots = pool_of(layer);
-    absent_[layer].resize(slots.num_experts);
-    for (int32_t expert = 0; expert < slots.num_experts; expert++)
-        if (slots.find(layers_[layer].row, expert) == NOWHERE) absent_[layer][expert] = true;
+    const Pool &pool = pool_of(layer);
+    absent_[layer].resize(pool.high.num_experts);
+    for (int32_t expert = 0; expert < pool.high.num_experts; expert++)
+        if (pool.find(layers_[layer].row, expert, LOW).slot == NOWHERE) absent_[layer][expert] = true;
 }
 
-// Pin the likely experts first, so that slots for less likely ones are not taken from them.
-void Prefetcher::start(int32_t layer, std::vector<int32_t> absent, const std::vector<int32_t> &held,
-                       int32_t most) {
-    Slots &slots = pool_of(layer);
-    for (int32_t slot : held) slots.pin(slot);
+// Read copies of this level, at most `most`, the likeliest first.
+void Prefetcher::start(int32_t layer, const std::vector<int32_t> &absent, int32_t level, int32_t most) {
+    Slots &slots = pool_of(layer).level(level);
     const int32_t room = std::min(std::max(0, slots.num_unpinned() - reserve_), most);
-    if ((int32_t)absent.size() > room) absent.resize(room);
-    const auto claimed = slots.claim(layers_[layer].row, absent);
-    for (int32_t slot : held) slots.unpin(slot);
-    counts.started += absent.size();
-    for (size_t i = 0; i < absent.size(); i++) read(coming_[layer], layer, absent[i], claimed[i]);
+    const size_t count = std::min<size_t>(absent.size(), room);
+    const auto claimed = slots.claim(layers_[layer].row, {absent.begin(), absent.begin() + count});
+    counts.started += count;
+    for (size_t i = 0; i < count; i++) read(coming_[layer], layer, absent[i], {level, claimed[i]});
 }
 
 // An expert's matrices are read one after the other, so that the likeliest expert is whole first.
-void Prefetcher::read(Prefetches &list, int32_t layer, int32_t expert, int32_t slot) {
+Prefetch &Prefetcher::read(Prefetches &list, int32_t layer, int32_t expert, Copy copy) {
     Prefetch &prefetch = list.emplace_back();
     prefetch.layer = layer;
     prefetch.expert = expert;
-    prefetch.slot = slot;
+    prefetch.level = copy.level;
+    prefetch.slot = copy.slot;
     prefetch.num_reads = layers_[layer].num_matrices;
     for (int32_t m = 0; m < prefetch.num_reads; m++)
-        layers_[layer].matrices[m].place(prefetch.reads[m], expert, slot, true);
+        layers_[layer].matrices[copy.level][m].place(prefetch.reads[m], expert, copy.slot, true);
     readers_.submit(prefetch.all().data(), prefetch.num_reads);
+    return prefetch;
 }
 
 // No read of it is under way any more: the expert stays if it came whole.
 void Prefetcher::finish(Prefetch &prefetch) {
-    Slots &slots = pool_of(prefetch.layer);
-    if (prefetch.came()) slots.fill(prefetch.slot);
+    Pool &pool = pool_of(prefetch.layer);
+    Slots &slots = pool.level(prefetch.level);
+    const bool is_whole = prefetch.came() && (prefetch.level == HIGH ||
+                          low_.is_whole(prefetch.layer, prefetch.expert, prefetch.slot));
+    if (is_whole) pool.fill(prefetch.level, prefetch.slot);
     else slots.drop(prefetch.slot);
     slots.unpin(prefetch.slot);
+    counts.upgraded += is_whole && prefetch.is_upgrade;
+}
+
+// Whether what its layer chose is served by this copy once it is there.
+bool Prefetcher::serves(const Prefetch &prefetch, const std::vector<int32_t> &chosen,
+                        const std::vector<int32_t> &levels) const {
+    const auto place = std::find(chosen.begin(), chosen.end(), prefetch.expert);
+    if (place == chosen.end()) return false;
+    const int32_t wanted = levels.empty() ? HIGH : levels[place - chosen.begin()];
+    const Layer &layer = layers_[prefetch.layer];
+    return pools_[layer.pool].find(layer.row, prefetch.expert, wanted).level == prefetch.level;
 }
 
 // Its layer chose it: what is still to come is demanded, or given up where not all of it can come any
@@ -129,12 +159,13 @@ void Prefetcher::cancel(Prefetch &prefetch) {
     prefetch.is_cancelled = true;
 }
 
-Prefetches Prefetcher::settle(int32_t layer, const std::vector<int32_t> &chosen) {
+Prefetches Prefetcher::settle(int32_t layer, const std::vector<int32_t> &chosen,
+                              const std::vector<int32_t> &levels) {
     judge_predictions(layer, chosen);
     Prefetches coming;
     for (auto next = coming_[layer].begin(); next != coming_[layer].end();) {
         const auto prefetch = next++;
-        const bool right = contains(chosen, prefetch->expert);
+        const bool right = serves(*prefetch, chosen, levels);
         counts.right += right && !prefetch->is_cancelled;
         counts.needed += right;
         if (right) demand(*prefetch);
@@ -146,7 +177,7 @@ Prefetches Prefetcher::settle(int32_t layer, const std::vector<int32_t> &chosen)
             coming.splice(coming.end(), coming_[layer], prefetch);
         }
     }
-    settle_warm(layer, chosen, coming);
+    settle_warm(layer, chosen, levels, coming);
     return coming;
 }
 
@@ -183,23 +214,40 @@ void Prefetcher::begin_warm(size_t count) {
     std::vector<std::pair<int32_t, int32_t>> chosen;
     std::unordered_map<int32_t, std::vector<int32_t>> by_layer;
     std::vector<int32_t> room;
-    for (const Slots &slots : pools_) room.push_back(slots.num_unpinned() - reserve_);
+    for (const Pool &pool : pools_) room.push_back(pool.high.num_unpinned() - reserve_);
     for (count = std::min(count, waiting_.size()); count > 0; count--) {
         const auto [layer, expert] = waiting_.front();
         waiting_.pop_front();
-        const bool is_held = pool_of(layer).find(layers_[layer].row, expert) != NOWHERE;
+        const bool is_held = pool_of(layer).high.find(layers_[layer].row, expert) != NOWHERE;
         if (is_held || room[layers_[layer].pool]-- <= 0) continue;
         chosen.emplace_back(layer, expert);
         by_layer[layer].push_back(expert);
     }
     for (const auto &[layer, experts] : by_layer) {
-        Slots &slots = pool_of(layer);
+        Slots &slots = pool_of(layer).high;
         const auto staying = slots.outlasting(layers_[layer].row, experts);
         slots.claim(layers_[layer].row, staying);
     }
     for (const auto &[layer, expert] : chosen) {
-        const int32_t slot = pool_of(layer).find(layers_[layer].row, expert);
-        if (slot != NOWHERE) read(warming_, layer, expert, slot);
+        const int32_t slot = pool_of(layer).high.find(layers_[layer].row, expert);
+        if (slot != NOWHERE) read(warming_, layer, expert, {HIGH, slot});
+    }
+}
+
+// It is read like an expert of a warm start: a row that needs the drive goes first.
+void Prefetcher::upgrade() {
+    for (const Layer &layer : layers_) {
+        if (!warming_.empty() || !waiting_.empty()) return;
+        Pool &pool = pools_[layer.pool];
+        if (layer.row != 0 || pool.high.num_unpinned() <= reserve_) continue;
+        const int32_t key = pool.next_upgrade();
+        if (key == NOWHERE || pool.high.slot_of(key) != NOWHERE) continue;  // it is coming already
+        const int32_t row = key / pool.high.num_experts, expert = key % pool.high.num_experts;
+        const auto its_layer = std::find_if(layers_.begin(), layers_.end(), [&](const Layer &one) {
+            return one.pool == layer.pool && one.row == row;
+        });
+        const int32_t slot = pool.high.claim(row, {expert})[0];
+        read(warming_, its_layer - layers_.begin(), expert, {HIGH, slot}).is_upgrade = true;
     }
 }
 
@@ -221,11 +269,12 @@ void Prefetcher::cut_warm(size_t count) {
 }
 
 // What has come is ready. Those that `layer` chose are moved to `coming`, or are ready too.
-void Prefetcher::settle_warm(int32_t layer, const std::vector<int32_t> &chosen, Prefetches &coming) {
+void Prefetcher::settle_warm(int32_t layer, const std::vector<int32_t> &chosen,
+                             const std::vector<int32_t> &levels, Prefetches &coming) {
     if (warming_.size() > WARM_PORTION) cut_warm(WARM_PORTION);
     for (auto next = warming_.begin(); next != warming_.end();) {
         const auto prefetch = next++;
-        const bool right = prefetch->layer == layer && contains(chosen, prefetch->expert);
+        const bool right = prefetch->layer == layer && serves(*prefetch, chosen, levels);
         if (prefetch->done() || (right && !demand(*prefetch))) {
             finish(*prefetch);
             warming_.erase(prefetch);

@@ -88,6 +88,16 @@ const Tensor *router_input(const Tensor *ids) {
 
 const Tensor *router_probabilities(const Tensor *ids) { return named(ancestors(ids), "ffn_moe_probs"); }
 
+const Tensor *router_weights(const Graph *graph, const Tensor *ids) {
+    Tensor *const *end = ((const GraphHead *)graph)->nodes;
+    for (size_t back = 1; back <= MOST_NODES && *(end - back) != ids; back++) {
+        const Tensor *node = *(end - back);
+        const bool is_whole = node->ne[0] * node->ne[1] * node->ne[2] == ids->ne[0] * ids->ne[1];
+        if (is_whole && std::strncmp(node->name, "ffn_moe_weights", 15) == 0) return node;
+    }
+    return nullptr;
+}
+
 Router learn_router(const Tensor *ids) {
     const Tensor *input = router_input(ids);
     if (!input) return {};
@@ -98,9 +108,22 @@ Router learn_router(const Tensor *ids) {
 
 std::vector<int32_t> Router::choose(const float *input, int32_t extra) const {
     std::vector<float> scores(num_experts);
-    for (int32_t expert = 0; expert < num_experts; expert++)
-        scores[expert] = dot(weight + (int64_t)expert * num_inputs, input, num_inputs);
+    for (int32_t expert = 0; expert < num_experts; expert++) scores[expert] = score(input, expert);
     return best(std::move(scores), std::min(num_used + extra, num_experts));
+}
+
+float Router::score(const float *input, int32_t expert) const {
+    return dot(weight + (int64_t)expert * num_inputs, input, num_inputs);
+}
+
+// The probabilities without the bias on the choice. Those of a softmax over all experts and of one over
+// the chosen ones differ by a factor alone.
+std::vector<float> Router::weights(const float *input, const std::vector<int32_t> &experts) const {
+    std::vector<float> found;
+    for (int32_t expert : experts)
+        found.push_back(score(input, expert) + (score_bias ? score_bias[expert] : 0));
+    to_probabilities(found);
+    return found;
 }
 
 std::vector<int32_t> Router::popular(const Tensor *inputs, Cpu &cpu) const {

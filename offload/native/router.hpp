@@ -19,11 +19,14 @@ struct Router {
     bool is_known() const { return weight != nullptr; }
     // The experts that it chooses from `input` (inputs,) and the `extra` next ones, the likeliest first.
     std::vector<int32_t> choose(const float *input, int32_t extra = 0) const;
+    // The weights of `experts`, which it chose from `input`, up to a factor.
+    std::vector<float> weights(const float *input, const std::vector<int32_t> &experts) const;
     // The experts that at least two of the rows `inputs` (F32) choose, those of most rows first. Of
     // many rows only some are looked at.
     std::vector<int32_t> popular(const Tensor *inputs, Cpu &cpu) const;
 
   private:
+    float score(const float *input, int32_t expert) const;
     std::vector<int32_t> best(std::vector<float> scores, int32_t count) const;
     void to_probabilities(std::vector<float> &scores) const;
     void keep_best_groups(std::vector<float> &worth) const;
@@ -35,6 +38,10 @@ const Tensor *router_input(const Tensor *ids);
 // What the router's choice `ids` was made from: probabilities, or scores where those come later; null where
 // llama.cpp names neither.
 const Tensor *router_probabilities(const Tensor *ids);
+
+// The weights (1, used, rows) with which llama.cpp adds up the results of the chosen experts `ids`: the
+// last that were made between the choice and `graph`, which begins after them. Null where there are none.
+const Tensor *router_weights(const Graph *graph, const Tensor *ids);
 
 // How the router chooses whose choice `ids` is, a tensor of a graph that was computed. It is unknown
 // where the graph has another form, and where what it chooses from its input is not what was chosen:

@@ -39,7 +39,8 @@ int32_t predict(int32_t layer, int32_t *experts) {
 
 // A model of two matrices an expert in a file, and an engine that computes its layers.
 struct Model {
-    Model(Way way, int32_t num_slots, int32_t type = TYPE_F32, int num_readers = 4)
+    Model(Way way, int32_t num_slots, int32_t type = TYPE_F32, int num_readers = 4,
+          bool has_low = false)
         : type(type),
           num_bytes{NUM_INPUTS * NUM_INNER * number_bytes(),
                     NUM_INNER * NUM_INPUTS * number_bytes()} {
@@ -51,24 +52,34 @@ struct Model {
         predicted.assign(NUM_LAYERS, {});
         engine = std::make_unique<Engine>(Caller{[] { return should_stop.load(); }, predict},
                                           readers.get(), NUM_USED, 64);
-        engine->add_pool(Slots(NUM_LAYERS, NUM_EXPERTS, num_slots, 0));
+        // A LOW slot counts as half of a HIGH one, though it has as much room here.
+        const PoolBytes shared{2 * num_slots, {2, 1}, {NUM_USED, NUM_USED}};
+        if (has_low) engine->add_pool(Pool(NUM_LAYERS, NUM_EXPERTS, shared, 0));
+        else engine->add_pool(Pool(NUM_LAYERS, NUM_EXPERTS, num_slots, 0));
         for (int m = 0; m < 2; ++m) {
             stride[m] = (num_bytes[m] + 2 * PAGE_BYTES) / PAGE_BYTES * PAGE_BYTES;
-            rooms[m].reset(
-                static_cast<uint8_t *>(std::aligned_alloc(PAGE_BYTES, stride[m] * num_slots)));
+            for (auto &level : rooms)
+                level[m].reset(static_cast<uint8_t *>(
+                    std::aligned_alloc(PAGE_BYTES, stride[m] * 2 * num_slots)));
         }
         for (int32_t number = 0; number < NUM_LAYERS; ++number) {
             Layer layer{number, number, 0, 2, {}};
-            layer.matrices[0] = {
-                rooms[0].get(), stride[0], 64,  offset(number, 0), num_bytes[0], NUM_INPUTS,
-                NUM_INNER,      0,         type};
-            layer.matrices[1] = {
-                rooms[1].get(), stride[1], 0,   offset(number, 1), num_bytes[1], NUM_INNER,
-                NUM_INPUTS,     0,         type};
+            for (int32_t level : {HIGH, LOW}) {
+                const int32_t source = level == HIGH ? number : low_layer(number);
+                layer.matrices[level][0] = {
+                    rooms[level][0].get(), stride[0], 64,  offset(source, 0), num_bytes[0],
+                    NUM_INPUTS, NUM_INNER, 0, type, num_bytes[0]};
+                layer.matrices[level][1] = {
+                    rooms[level][1].get(), stride[1], 0,   offset(source, 1), num_bytes[1],
+                    NUM_INNER, NUM_INPUTS, 0, type, num_bytes[1]};
+            }
             engine->add_layer(layer);
         }
         engine->finish();
+        if (has_low) engine->set_precision({0.4f, 0.7f, 0.3, nullptr, 0, 0});
     }
+    // The layer whose experts are the low copies of this one's.
+    static int32_t low_layer(int32_t layer) { return (layer + 1) % NUM_LAYERS; }
     ~Model() {
         engine.reset();
         readers.reset();
@@ -130,7 +141,7 @@ struct Model {
     struct Free {
         void operator()(uint8_t *bytes) const { std::free(bytes); }
     };
-    std::unique_ptr<uint8_t, Free> rooms[2];
+    std::unique_ptr<uint8_t, Free> rooms[NUM_LEVELS][2];
     std::unique_ptr<Engine> engine;
     Cpu cpu{1};
 };
@@ -165,8 +176,9 @@ struct LayerCall {
         up.src[1] = &input, up.src[2] = &ids, act.src[0] = &up, down.src[1] = &act,
         down.src[2] = &ids;
     }
-    Status compute(Model &model) {
-        return model.engine->compute(layer, {&up, &act, &down}, {{0, 0}, {2, 1}}, model.cpu);
+    Status compute(Model &model, const Tensor *weights = nullptr) {
+        return model.engine->compute(layer, {&up, &act, &down}, {{0, 0}, {2, 1}}, model.cpu,
+                                     weights);
     }
     bool is_right(const Model &model) const {
         for (size_t pair = 0; pair < chosen.size(); ++pair) {
@@ -248,6 +260,43 @@ void wait_until_idle(const Model &model) {
 
 ssize_t input_error(int, void *, size_t, off_t) { return -EIO; }
 ssize_t end_of_file(int, void *, size_t, off_t) { return 0; }
+
+// The numbers of one pair: those of the expert's HIGH copy, those of its LOW one, which are another
+// layer's, or zeros.
+int32_t level_of(const Model &model, const LayerCall &call, size_t pair) {
+    const float *row = &call.rows[pair / call.num_used * NUM_INPUTS];
+    const float *out = &call.out[pair * NUM_INPUTS];
+    const auto is = [&](const std::vector<float> &numbers) {
+        return std::equal(numbers.begin(), numbers.end(), out);
+    };
+    if (is(model.result(call.layer, call.chosen[pair], row))) return HIGH;
+    if (is(model.result(Model::low_layer(call.layer), call.chosen[pair], row))) return LOW;
+    CHECK(is(std::vector<float>(NUM_INPUTS)));
+    return SKIP;
+}
+
+// A pass with weights that want each row's first expert HIGH, the second LOW and the third not at all.
+// Returns false where a read failed.
+bool run_pass_of_levels(Model &model, std::minstd_rand &random, int64_t num_rows, int *counts) {
+    const std::vector<int32_t> wishes = {HIGH, LOW, SKIP};
+    for (int32_t layer = 0; layer < NUM_LAYERS; ++layer) {
+        const int32_t later = std::min(layer + 1, NUM_LAYERS - 1);
+        predicted[later] = some_experts(random, 2);
+        LayerCall call(layer, choose(random, num_rows), num_rows);
+        std::vector<float> weights;
+        for (int64_t row = 0; row < num_rows; ++row) weights.insert(weights.end(), {5, 3, 2});
+        Tensor weight = make_tensor(TYPE_F32, 1, NUM_USED, num_rows, weights.data());
+        std::fill(call.out.begin(), call.out.end(), 99.0f);
+        if (call.compute(model, &weight) != SUCCESS) return false;
+        CHECK(!model.engine->pool(0).fault());
+        for (size_t pair = 0; pair < call.chosen.size(); ++pair) {
+            const int32_t level = level_of(model, call, pair);
+            CHECK(level <= wishes[pair % NUM_USED] || num_rows > 7);  // never worse than wanted
+            counts[level]++;
+        }
+    }
+    return true;
+}
 
 }  // namespace
 
@@ -367,7 +416,7 @@ TEST(an_engine_that_goes_away_has_ended_its_prefetches) {
         const auto absent = [&](int32_t layer) {
             std::vector<int32_t> found;
             for (int32_t expert = 0; expert < NUM_EXPERTS; ++expert)
-                if (model.engine->pool(0).find(layer, expert) == NOWHERE) found.push_back(expert);
+                if (model.engine->pool(0).high.find(layer, expert) == NOWHERE) found.push_back(expert);
             return found;
         };
         CHECK(model.engine->prefetcher().predicted(1, absent(1), 1) > 0);
@@ -465,4 +514,93 @@ TEST(whatever_fails_the_passes_that_end_well_are_right) {
             kernel.join();
         }
     }
+}
+
+TEST(experts_are_used_at_the_level_of_their_weight_or_better) {
+    for (Way way : EVERY_WAY) {
+        for (int32_t num_slots : {3 * NUM_USED, 2 * NUM_EXPERTS, 4 * NUM_EXPERTS}) {
+            for (int32_t predictions : {NO_PREDICTIONS, BY_CALLER}) {
+                Model model(way, num_slots, TYPE_F32, 4, true);
+                model.engine->state.predictions = predictions;
+                std::minstd_rand random(num_slots);
+                int counts[3] = {};
+                for (int i = 0; i < 20; ++i) {
+                    for (int64_t num_rows : {1, 1, 3, 1, 12}) {
+                        CHECK(run_pass_of_levels(model, random, num_rows, counts));
+                        CHECK(end_pass(model, true) == NO_FAILURE);
+                        model.engine->balance();
+                        CHECK(!model.engine->pool(0).fault());
+                    }
+                }
+                CHECK(counts[HIGH] > 0);
+                if (num_slots < 4 * NUM_EXPERTS) CHECK(counts[LOW] > 0 && counts[SKIP] > 0);
+                CHECK(model.engine->state.saved_bytes > 0);
+            }
+        }
+    }
+}
+
+TEST(reads_of_low_copies_that_fail_fail_their_pass_alone) {
+    for (Way way : EVERY_WAY) {
+        for (auto answer : {input_error, end_of_file}) {
+            Model model(way, 3 * NUM_USED, TYPE_F32, 4, true);
+            model.engine->state.predictions = BY_CALLER;
+            std::minstd_rand random(19);
+            int counts[3] = {}, failed = 0;
+            std::atomic<unsigned> number{0};
+            faults::answer_reads([&](int file, void *room, size_t length, off_t offset) {
+                return number++ % 50 == 49 ? answer(file, room, length, offset)
+                                           : faults::read_truly(file, room, length, offset);
+            });
+            for (int i = 0; i < 100; ++i) {
+                const bool computed = run_pass_of_levels(model, random, 1 + i % 3, counts);
+                failed += !computed;
+                CHECK(end_pass(model, computed) == (computed ? NO_FAILURE : READ_FAILED));
+                model.engine->balance();
+            }
+            CHECK(failed > 0 && failed < 100 && counts[LOW] > 0);
+            model.readers->drain();
+            faults::answer_reads({});
+        }
+    }
+}
+
+TEST(a_damaged_low_copy_is_told_once_and_read_high) {
+    Model model(THREADS, 3 * NUM_USED, TYPE_F32, 4, true);
+    std::vector<uint64_t> digests(NUM_LAYERS * NUM_EXPERTS, 1);  // of no record
+    model.engine->set_precision({0.4f, 0.7f, 0, digests.data(), NUM_EXPERTS, 0});
+    std::minstd_rand random(23);
+    int counts[3] = {};
+    for (int i = 0; i < 40; ++i) {
+        CHECK(run_pass_of_levels(model, random, 1, counts));
+        CHECK(end_pass(model, true) == NO_FAILURE);
+        model.engine->balance();
+    }
+    CHECK(counts[LOW] == 0 && counts[SKIP] > 0);
+    auto &damaged = model.engine->low_copies().damaged;
+    CHECK(damaged.size() > 0);
+    std::sort(damaged.begin(), damaged.end());
+    CHECK(std::adjacent_find(damaged.begin(), damaged.end()) == damaged.end());
+}
+
+TEST(an_idle_drive_reads_high_copies_in_place_of_low_ones) {
+    Model model(THREADS, 3 * NUM_USED, TYPE_F32, 4, true);
+    std::minstd_rand random(29);
+    int counts[3] = {};
+    for (int i = 0; i < 10; ++i) {
+        CHECK(run_pass_of_levels(model, random, 1, counts));
+        CHECK(end_pass(model, true) == NO_FAILURE);
+    }
+    for (int i = 0; i < 50; ++i) {
+        for (int32_t layer = 0; layer < NUM_LAYERS; ++layer) {
+            LayerCall call(layer, {layer < 2 ? 1 : 2, 3, 5}, 1);  // those that are skipped are none
+            std::vector<float> weights = {5, 3, 2};
+            Tensor weight = make_tensor(TYPE_F32, 1, NUM_USED, 1, weights.data());
+            CHECK(call.compute(model, &weight) == SUCCESS);
+            wait_until_idle(model);
+        }
+        CHECK(end_pass(model, true) == NO_FAILURE);
+        model.engine->balance();
+    }
+    CHECK(!model.engine->pool(0).fault());
 }

@@ -3,11 +3,13 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from haversack.cache.precision import HIGH, LOW
 from haversack.devices.llama import ContextShape, Row
 from haversack.devices.memory import PAGE_BYTES
 from haversack.devices.storage import Buffer, DirectFile
@@ -15,6 +17,7 @@ from haversack.offload import _native as native
 from haversack.offload.engine import Engine, LoadHooks, open_streamed
 from haversack.offload.expert_engine import ExpertEngine
 from haversack.offload.pool import plan_pools, pools_bytes
+from haversack.offload.precision import Precision
 from haversack.quant.gguf import ModelGeometry, read_geometry
 from haversack.quant.trunk import ensure_trunk
 
@@ -50,18 +53,28 @@ class DrivenFile(DirectFile):
 class Opened:
     """A model with `share` of its experts in slots, at least as many as a token needs twice."""
 
-    def __init__(self, path: Path, share: float, trunk_dir: Path, warm_start: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        share: float,
+        trunk_dir: Path,
+        warm_start: bool = False,
+        precision: Precision | None = None,
+    ) -> None:
         self.geometry: ModelGeometry = read_geometry(path)
         self.drive = Drive()
+        low = precision.low if precision is not None else None
         used, layers = self.geometry.num_experts_per_tok, self.geometry.layers
         all_bytes = pools_bytes(plan_pools(layers, used, 2 * self.geometry.expert_bytes))
-        self.plans = plan_pools(layers, used, int(share * all_bytes))
+        self.plans = plan_pools(layers, used, int(share * all_bytes), low)
         self.engine: Engine = open_streamed(
             self.geometry,
             ensure_trunk(self.geometry, trunk_dir),
             ContextShape(ctx_tokens=256, batch_tokens=128, threads=1),
             lambda: self.plans,
-            LoadHooks(open_file=self._open, num_readers=8, warm_start=warm_start),
+            LoadHooks(
+                open_file=self._open, num_readers=8, warm_start=warm_start, precision=precision
+            ),
         )
 
     def _open(self, path: Path) -> DrivenFile:
@@ -126,11 +139,16 @@ class Opened:
         native.engine_withdraw(self.experts.address)
         self.experts.check_integrity()
         pools = range(len(self.plans))
-        slots = [native.engine_pool(self.experts.address, number) for number in pools]
+        slots = [
+            native.engine_slots(self.experts.address, number, level)
+            for number in pools
+            for level in (HIGH, LOW)
+        ]
         return sum(native.slots_num_unpinned(each) for each in slots)
 
     def num_slots(self) -> int:
-        return sum(pool.num_slots for pool in self.experts.pools)
+        pools = self.experts.pools
+        return sum(pool.num_slots + (pool.low.num_slots if pool.low else 0) for pool in pools)
 
     def close(self) -> None:
         self.engine.close()
@@ -145,8 +163,8 @@ def open_model(trunk_dir: Path) -> Iterator[OpenModel]:
     as possible. What it opens is closed at the end."""
     opened: list[Opened] = []
 
-    def give(path: Path, share: float = 0.0, warm_start: bool = False) -> Opened:
-        opened.append(Opened(path, share, trunk_dir, warm_start))
+    def give(path: Path, share: float = 0.0, **how: Any) -> Opened:
+        opened.append(Opened(path, share, trunk_dir, **how))
         return opened[-1]
 
     yield give

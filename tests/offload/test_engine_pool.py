@@ -92,9 +92,7 @@ class Asked(RuleBasedStateMachine):
             *(each.tolist() for each in self.oracle.find(row, experts, wanted)), strict=True
         )
         for expert, want, (level, slot) in zip(experts, wanted, found, strict=True):
-            assert self.pool.find(row, expert, want) == (
-                (level, slot) if want != HIGH else (HIGH, slot)
-            )
+            assert self.pool.find(row, expert, want) == (level, slot)
 
     @rule(data=st.data(), came=st.booleans())
     def use(self, data: st.DataObject, came: bool) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from haversack import edge
+from haversack.cache.precision import HIGH
 from haversack.devices._native import address_of
 from haversack.devices.errors import CancelledError, HaversackError, StorageError
 from haversack.edge.plain_llama import PlainLlama
@@ -135,7 +136,7 @@ def test_an_expert_without_its_bytes_is_not_multiplied(path: Path, open_model: A
     expected = model.logits(TOKENS[:60], 40)
     other = open_model(path, 1.0)
     everyone = np.arange(SMALL.num_experts, dtype=np.int32)
-    slots, pool = np.empty_like(everyone), native.engine_pool(other.experts.address, 0)
+    slots, pool = np.empty_like(everyone), native.engine_slots(other.experts.address, 0, HIGH)
     native.slots_claim(pool, 1, address_of(everyone), len(everyone), address_of(slots))
     with pytest.raises(AssertionError, match="the books of the slots were wrong"):
         other.logits(TOKENS[:60], 40)

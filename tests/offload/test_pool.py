@@ -76,8 +76,8 @@ def test_a_padded_read_always_fits_its_room(matrix_bytes: int) -> None:
 
 
 def test_whole_pages_rest_where_reads_put_them() -> None:
-    assert resting_place(layer(5, 2 * PAGE, PAGE, PAGE).matrices[0]) == 5 * 32
-    assert resting_place(layer(5, 2 * PAGE + 32, PAGE, PAGE).matrices[0]) == 0
+    assert resting_place(layer(5, 2 * PAGE, PAGE, PAGE).matrices[0].copies[0]) == 5 * 32
+    assert resting_place(layer(5, 2 * PAGE + 32, PAGE, PAGE).matrices[0].copies[0]) == 0
 
 
 def test_rooms_do_not_overlap() -> None:

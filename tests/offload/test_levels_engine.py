@@ -1,0 +1,136 @@
+"""Models streamed in two precisions: which copies are used, that they are used rightly, and that
+nothing else changes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from haversack.cache.precision import Thresholds
+from haversack.devices.errors import StorageError
+from haversack.offload.precision import Precision
+from haversack.quant.gguf import read_geometry
+from haversack.quant.lowbit import low_from_gguf
+from haversack.tools.models.architectures import ARCHITECTURES, TinyShape
+
+SHAPE = TinyShape(num_experts=16, num_experts_per_tok=4)
+TOKENS = np.random.default_rng(0).integers(0, SHAPE.vocab_size, 60).tolist()
+PREFILL = 20
+EXACT = Thresholds(1, 1)
+BOTH = Thresholds(0.4, 0.7)  # of nearly equal weights: two HIGH, one LOW, one skipped
+
+TinyModel = Callable[..., Path]
+
+
+@pytest.fixture
+def pair(tiny_model: TinyModel) -> tuple[Path, Path]:
+    """A model and a smaller one whose experts are low copies of its own."""
+    return tiny_model(shape=SHAPE, expert_type="Q8_0"), tiny_model(shape=SHAPE, expert_type="Q2_K")
+
+
+def precision(pair: tuple[Path, Path], rule: Thresholds, low_share: float = 0.0) -> Precision:
+    return Precision(low_from_gguf(read_geometry(pair[0]), pair[1]), rule, low_share)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_exact_thresholds_give_the_bits_of_a_model_without_low_copies(
+    share: float, pair: tuple[Path, Path], open_model: Any
+) -> None:
+    exact = open_model(pair[0], share).logits(TOKENS, PREFILL)
+    model = open_model(pair[0], share, precision=precision(pair, EXACT))
+    np.testing.assert_array_equal(model.logits(TOKENS, PREFILL), exact)
+    counts = model.experts.level_counts()
+    assert counts.low == counts.skipped == counts.saved_bytes == 0 < counts.high
+
+
+def test_low_copies_have_the_bits_of_their_own_file(tiny_model: TinyModel, open_model: Any) -> None:
+    """A batch is LOW as a whole, with other experts than those that lie in HIGH slots. In the last
+    layer, which computes one row, both files have the same experts."""
+    high = tiny_model(shape=SHAPE, expert_type="Q8_0")
+    low = tiny_model(shape=SHAPE, expert_type=("Q2_K", "Q2_K", "Q8_0"))
+    everything_low = precision((high, low), EXACT, low_share=1.0)
+    model, plain = open_model(high, precision=everything_low), open_model(low)
+    layers = range(len(model.geometry.layers))
+    for first in (0, 4, 8, 4):
+        logits = []
+        for each in (model, plain):
+            each.force({layer: tuple(range(first, first + 4)) for layer in layers})
+            logits.append(each.logits(TOKENS, len(TOKENS)))
+        used = model.experts.level_counts()
+        if first > 0:  # at first HIGH slots were unused
+            np.testing.assert_array_equal(*logits)
+    assert used.low == 3 * 4 * (len(layers) - 1) and used.high > 0 == used.skipped
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture(
+    architecture: str, share: float, tiny_model: TinyModel, open_model: Any
+) -> None:
+    """All show the weights of their experts. Llama 4 uses one expert, which nothing ranks above."""
+    types = ("Q8_0", "Q2_K")
+    pair = tuple(tiny_model(architecture, shape=SHAPE, expert_type=each) for each in types)
+    model = open_model(pair[0], share, precision=precision((pair[0], pair[1]), BOTH, 0.3))
+    logits = model.logits(TOKENS, PREFILL)
+    assert np.isfinite(logits).all()
+    counts = model.experts.level_counts()
+    assert counts.high + counts.low + counts.skipped == model.experts.hits + model.experts.misses
+    if share < 1:
+        assert counts.skipped > 0 and counts.low > 0 and counts.saved_bytes > 0
+    assert model.num_unpinned() == model.num_slots()
+
+
+def test_fewer_bytes_are_read(pair: tuple[Path, Path], open_model: Any) -> None:
+    exact, low = open_model(pair[0], 0.3), open_model(pair[0], 0.3, precision=precision(pair, BOTH))
+    for model in (exact, low):
+        model.experts.predict_by_routers(False)
+        model.logits(TOKENS, PREFILL)
+    assert low.bytes_read < 0.7 * exact.bytes_read
+
+
+def test_both_levels_stay_within_the_bytes_of_the_plan(
+    pair: tuple[Path, Path], open_model: Any
+) -> None:
+    """Rows that want two experts HIGH and one LOW in turn move bytes from level to level."""
+    model = open_model(pair[0], 0.5, precision=precision(pair, Thresholds(0.2, 0.9)))
+    (pool,), (plan,) = model.experts.pools, model.plans
+    sizes = set[tuple[int, int]]()
+    for seed in range(3):
+        tokens = np.random.default_rng(seed).integers(0, SHAPE.vocab_size, 60).tolist()
+        model.logits(tokens, PREFILL)
+        sizes.add((pool.num_slots, pool.low.num_slots))
+        assert pool.resident_bytes <= plan.num_bytes
+        levels = plan.level_bytes.slot
+        assert pool.num_slots * levels[0] + pool.low.num_slots * levels[1] <= plan.num_bytes
+    assert len(sizes) > 1
+
+
+def test_a_fault_ends_its_call_and_the_next_one_goes_on(
+    pair: tuple[Path, Path], open_model: Any
+) -> None:
+    model = open_model(pair[0], precision=precision(pair, BOTH))
+
+    def fail(_: int) -> None:
+        raise StorageError("the drive fails")
+
+    model.logits(TOKENS[:30], PREFILL)
+    model.drive.on_read = fail
+    with pytest.raises(StorageError):
+        model.logits(TOKENS[30:], 8)
+    assert model.num_unpinned() == model.num_slots()
+    model.drive.on_read = lambda _: None
+    assert np.isfinite(model.logits(TOKENS, PREFILL)).all()
+
+
+def test_slots_of_both_levels_grow_and_shrink_between_passes(
+    pair: tuple[Path, Path], open_model: Any
+) -> None:
+    model = open_model(pair[0], 0.3, precision=precision(pair, BOTH))
+    (pool,), num_slots = model.experts.pools, model.plans[0].num_slots
+    for wanted in (num_slots, num_slots // 2 + 4, 2 * num_slots, num_slots):
+        model.experts.resize(0, wanted)
+        assert np.isfinite(model.logits(TOKENS, PREFILL)).all()
+        slot_bytes = model.plans[0].level_bytes.slot
+        assert pool.resident_bytes <= wanted * slot_bytes[0]
