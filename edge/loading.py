@@ -35,7 +35,7 @@ from haversack.offload.engine import Engine, LoadHooks, open_resident, open_stre
 from haversack.offload.expert_files import NUM_READERS, OpenFile
 from haversack.offload.ngram_file import read_table, save_table
 from haversack.quant.gguf import hole_in, read_geometry
-from haversack.quant.trunk import ensure_trunk, model_name, rewrite_trunk
+from haversack.quant.trunk import ensure_trunk, rewrite_trunk, trunk_path
 
 _log = logging.getLogger("haversack.model")
 
@@ -159,11 +159,11 @@ def _speculation(planned: Plan, options: LoadOptions, engine: Engine) -> Specula
         return made
     folder, table = Path(options.cache_dir or default_cache_dir()), made.memory.table
     with contextlib.suppress(StorageError):  # the model's file is gone: nothing is kept of it
-        name = model_name(planned.geometry)
-        saved = read_table(folder, name, table.nbytes)
+        trunk = trunk_path(planned.geometry, folder)
+        saved = read_table(trunk, table.nbytes)
         if saved is not None:
             table[:] = saved
-        engine.on_close(lambda: save_table(folder, name, table))
+        engine.on_close(lambda: save_table(trunk, table))
     return made
 
 

@@ -261,13 +261,15 @@ class Model:
         graph, valid until it returns (`offload.routing.chosen_probabilities` takes it). What the
         model has computed so far is forgotten.
 
-        Nothing is prefetched meanwhile but what `predict` says, if it is given: from a layer's
-        number, the experts that it may choose for the token under way, the likeliest first. Raises
-        HaversackError where no expert is streamed, as no router is looked at then, ClosedError."""
+        Nothing is drafted meanwhile, and nothing prefetched but what `predict` says, if it is given:
+        from a layer's number, the experts that it may choose for the token under way, the likeliest
+        first. Raises HaversackError where no expert is streamed, as no router is looked at then,
+        ClosedError."""
 
         def watch(engine: Engine) -> None:
             engine.watch(watcher, predict)
             self._loop.start_anew()
+            self._loop.speculation.why_paused = "" if watcher is None else "routing is watched"
 
         self._loop.between_passes(watch)
 
@@ -276,12 +278,14 @@ class Model:
     ) -> ActivationWatch:
         """Have `watcher` told of what the experts are multiplied with, and `weight_watcher` of the
         routers' weights of the experts that they choose, until the model is closed or its routing
-        is watched; `error` of what is returned is the error that one of them raised, if any. What
-        the model has computed so far is forgotten. Raises ClosedError."""
+        is watched; `error` of what is returned is the error that one of them raised, if any.
+        Nothing is drafted meanwhile. What the model has computed so far is forgotten. Raises
+        ClosedError."""
 
         def watch(engine: Engine) -> ActivationWatch:
             begun = engine.watch_activations(watcher, weight_watcher)
             self._loop.start_anew()
+            self._loop.speculation.why_paused = "activations are watched"
             return begun
 
         return self._loop.between_passes(watch)

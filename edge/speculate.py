@@ -207,6 +207,7 @@ class Speculation:
         """`fixed` is as `fixed_length` gives it. With `why_never` nothing is ever drafted."""
         self.memory = memory
         self.num_rounds = self.num_drafted = self.num_accepted = self.num_rows = 0
+        self.why_paused = ""  # empty: it is not
         self._gates = {"auto": Gate(), "fixed": Gate()}
         self._ctx_tokens, self._why_never = ctx_tokens, why_never
         self._set(fixed)
@@ -222,14 +223,14 @@ class Speculation:
 
     @property
     def is_off(self) -> bool:
-        """Return whether nothing is ever drafted."""
-        return bool(self._why_off)
+        """Return whether nothing is drafted, wherever it would pay."""
+        return bool(self._why_off or self.why_paused)
 
     @property
     def why_closed(self) -> str:
         """Return why nothing is drafted now, in one line; empty if it is."""
-        if self._why_off or self._fixed is not None:
-            return self._why_off
+        if self.is_off or self._fixed is not None:
+            return self._why_off or self.why_paused
         return self.gate.why_closed
 
     def drafts(self, calls: Sequence[Call], most_rows: int) -> list[list[int]]:

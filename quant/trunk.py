@@ -49,7 +49,8 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True)
 class TrunkFile:
-    """A trunk in the cache: its model, and the disk that it takes with its resident file."""
+    """A trunk in the cache: its model, and the disk that it takes with its resident and n-gram
+    files."""
 
     path: Path
     model: str
@@ -65,7 +66,7 @@ def ensure_trunk(
     processes one writes and the others wait. Older trunks of the same model are removed. `progress`
     is told the share done, 0 to 1. Raises StorageError if the disk is full or fails.
     """
-    path = cache_dir / f"{model_name(geometry)}.gguf"
+    path = trunk_path(geometry, cache_dir)
     if not path.is_file():
         with _writing(geometry, cache_dir):
             if not path.is_file():  # no other process wrote it while this one waited
@@ -78,12 +79,18 @@ def rewrite_trunk(
 ) -> Path:
     """Do as `ensure_trunk` for a damaged trunk: write it anew, unless another process has just done
     so."""
-    path = cache_dir / f"{model_name(geometry)}.gguf"
+    path = trunk_path(geometry, cache_dir)
     with _writing(geometry, cache_dir):
         if not is_whole(path, hole_names(geometry)):
             path.unlink(missing_ok=True)  # the new trunk may need its room
             _write_whole(geometry, path, progress)
     return path
+
+
+def trunk_path(geometry: ModelGeometry, cache_dir: Path) -> Path:
+    """Return where the model's trunk lies in `cache_dir`, or would lie. Raises StorageError if the
+    model's file cannot be read."""
+    return cache_dir / f"{model_name(geometry)}.gguf"
 
 
 def hole_names(geometry: ModelGeometry) -> Set[str]:
@@ -97,6 +104,12 @@ def resident_path(trunk: Path) -> Path:
     return trunk.with_suffix(".resident")
 
 
+def ngrams_path(trunk: Path) -> Path:
+    """Return the path of the file with what drafts of the model of `trunk` come from; until it is
+    whole, its name is longer as that of `resident_path`. Models that need no trunk have one too."""
+    return trunk.with_suffix(".ngrams")
+
+
 def list_trunks(cache_dir: Path) -> list[TrunkFile]:
     """Return all trunks in `cache_dir`, also those being written or left by a killed process."""
     trunks: list[TrunkFile] = []
@@ -104,8 +117,9 @@ def list_trunks(cache_dir: Path) -> list[TrunkFile]:
         with contextlib.suppress(FileNotFoundError):  # renamed or removed a moment ago
             if path.suffix in (".gguf", ".unfinished"):
                 disk_bytes = disk_bytes_of(path)
-                with contextlib.suppress(FileNotFoundError):
-                    disk_bytes += disk_bytes_of(resident_path(path))
+                for beside in (resident_path(path), ngrams_path(path)):
+                    with contextlib.suppress(FileNotFoundError):
+                        disk_bytes += disk_bytes_of(beside)
                 trunks.append(TrunkFile(path, _described_model(path), disk_bytes))
     return trunks
 

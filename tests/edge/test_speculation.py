@@ -280,6 +280,34 @@ def test_a_recurrent_model_says_why_it_does_not_draft(
         assert "recurrent layers" in model.stats().not_drafting
 
 
+def test_nothing_is_drafted_while_routing_is_watched(
+    tiny_model: TinyModel, trunk_dir: Path
+) -> None:
+    """A watcher sees the tokens of the text alone, each once."""
+    seen: list[int] = []
+    with opened(tiny_model(shape=SHAPE), trunk_dir, 0.25, speculate="ngram") as model:
+        model.watch_routing(lambda _, ids, __: seen.append(len(ids)))
+        assert model.generate(PROMPT, TEXT_TOKENS, temperature=0).text
+        assert set(seen) == {len(PROMPT), 1}
+        assert model.stats().not_drafting == "routing is watched"
+        model.watch_routing(None)
+        assert model.generate(PROMPT, TEXT_TOKENS, temperature=0).text
+        assert model.stats().draft_rounds
+
+
+def test_how_tokens_are_drafted_can_be_changed(tiny_model: TinyModel, trunk_dir: Path) -> None:
+    with opened(tiny_model(shape=SHAPE), trunk_dir, speculate="ngram") as model:
+        text = model.generate(PROMPT, TEXT_TOKENS, temperature=0).text
+        rounds = model.stats().draft_rounds
+        for how in ("off", "ngram:2"):
+            model.speculate(how)
+            assert model.generate(PROMPT, TEXT_TOKENS, temperature=0).text == text
+            assert (model.stats().draft_rounds > rounds) == (how == "ngram:2")
+        assert {3, 7} <= set(model.pass_times_s())
+        with pytest.raises(edge.PromptError, match="speculate is 'on'"):
+            model.speculate("on")
+
+
 @pytest.mark.parametrize("value", ["draft.gguf", "draft.onnx", "ngram:0", "ngram:7", "yes", 3])
 def test_what_is_not_known_is_refused(value: Any) -> None:
     with pytest.raises(edge.PromptError, match="give auto, off, ngram or ngram:N"):

@@ -7,63 +7,74 @@ import numpy as np
 import pytest
 
 from haversack.offload.ngram_file import read_table, save_table
+from haversack.quant.trunk import ngrams_path
 
-MODEL, CHANGED = f"{'1' * 12}-{'a' * 20}", f"{'1' * 12}-{'b' * 20}"
 TABLE = np.arange(64, dtype=np.uint64)
+
+
+@pytest.fixture
+def trunk(tmp_path: Path) -> Path:
+    """Where a trunk would lie."""
+    return tmp_path / f"{'1' * 12}-{'a' * 20}.gguf"
+
+
+@pytest.fixture
+def changed(trunk: Path) -> Path:
+    """Where the trunk of a newer version of the model would lie."""
+    return trunk.with_name(f"{'1' * 12}-{'b' * 20}.gguf")
 
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_what_is_saved_comes_back(tmp_path: Path) -> None:
-    folder = tmp_path / "made when it is needed"
-    save_table(folder, MODEL, TABLE)
-    found = read_table(folder, MODEL, TABLE.nbytes)
+def test_what_is_saved_comes_back(trunk: Path) -> None:
+    trunk = trunk.parent / "made when it is needed" / trunk.name
+    save_table(trunk, TABLE)
+    found = read_table(trunk, TABLE.nbytes)
     assert found is not None and (found == TABLE).all() and found.flags.writeable
-    assert names(folder) == {f"{MODEL}.ngrams"}
+    assert names(trunk.parent) == {ngrams_path(trunk).name}
 
 
-def test_nothing_saved_is_nothing_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    save_table(tmp_path, MODEL, np.zeros_like(TABLE))
-    assert read_table(tmp_path, MODEL, TABLE.nbytes) is None
-    assert not caplog.records and not names(tmp_path)
+def test_nothing_saved_is_nothing_said(trunk: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_table(trunk, np.zeros_like(TABLE))
+    assert read_table(trunk, TABLE.nbytes) is None
+    assert not caplog.records and not names(trunk.parent)
 
 
-def test_any_bit_that_flips_is_noticed(tmp_path: Path) -> None:
-    save_table(tmp_path, MODEL, TABLE)
-    path = tmp_path / f"{MODEL}.ngrams"
+def test_any_bit_that_flips_is_noticed(trunk: Path) -> None:
+    save_table(trunk, TABLE)
+    path = ngrams_path(trunk)
     whole = path.read_bytes()
     for place in range(len(whole)):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << place % 8
         path.write_bytes(damaged)
-        assert read_table(tmp_path, MODEL, TABLE.nbytes) is None
+        assert read_table(trunk, TABLE.nbytes) is None
 
 
 def test_another_models_table_is_not_taken(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    trunk: Path, changed: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    save_table(tmp_path, MODEL, TABLE)
-    (tmp_path / f"{MODEL}.ngrams").rename(tmp_path / f"{CHANGED}.ngrams")
-    assert read_table(tmp_path, CHANGED, TABLE.nbytes) is None
+    save_table(trunk, TABLE)
+    ngrams_path(trunk).rename(ngrams_path(changed))
+    assert read_table(changed, TABLE.nbytes) is None
     assert "it is damaged or was written for another model" in caplog.text
 
 
-def test_a_table_of_another_size_is_not_taken(tmp_path: Path) -> None:
-    save_table(tmp_path, MODEL, TABLE)
-    assert read_table(tmp_path, MODEL, 2 * TABLE.nbytes) is None
+def test_a_table_of_another_size_is_not_taken(trunk: Path) -> None:
+    save_table(trunk, TABLE)
+    assert read_table(trunk, 2 * TABLE.nbytes) is None
 
 
-def test_a_newer_model_replaces_the_table(tmp_path: Path) -> None:
-    for model in (MODEL, CHANGED):
-        save_table(tmp_path, model, TABLE)
-    assert names(tmp_path) == {f"{CHANGED}.ngrams"}
+def test_a_newer_model_replaces_the_table(trunk: Path, changed: Path) -> None:
+    for path in (trunk, changed):
+        save_table(path, TABLE)
+    assert names(trunk.parent) == {ngrams_path(changed).name}
 
 
-def test_what_cannot_be_saved_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = tmp_path / "file"
-    folder.write_bytes(b"in the way")
+def test_what_cannot_be_saved_is_logged(trunk: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trunk.parent.joinpath("file").write_bytes(b"in the way")
     with caplog.at_level(logging.WARNING, "haversack"):
-        save_table(folder, MODEL, TABLE)
+        save_table(trunk.parent / "file" / trunk.name, TABLE)
     assert "cannot save what drafts come from" in caplog.text
