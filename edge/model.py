@@ -261,7 +261,7 @@ class Model:
         graph, valid until it returns (`offload.routing.chosen_probabilities` takes it). What the
         model has computed so far is forgotten.
 
-        Nothing is drafted meanwhile, and nothing prefetched but what `predict` says, if it is given:
+        Nothing is drafted meanwhile, and nothing prefetched but what `predict` says, if given:
         from a layer's number, the experts that it may choose for the token under way, the likeliest
         first. Raises HaversackError where no expert is streamed, as no router is looked at then,
         ClosedError."""

@@ -19,16 +19,19 @@ AUTO, OFF, NGRAM = "auto", "off", "ngram"
 MOST_DRAFTED = MOST_ROWS - 1
 
 _WEIGHT = 16  # passes that a running mean goes back
+_STALE_PASSES = 256  # after which a mean counts as one pass
 _OUTLIER = 4.0  # times the mean: what takes longer is counted as this long
 _FIRST_ROW_COST = 0.7  # of one more row in single tokens, until passes of several rows were timed
 _FIRST_PASSES = 8  # timed without drafts before any is computed
 _LEAST_GAIN = 1.02  # of the tokens a second that are expected: what a draft must promise
 _MARGIN = 0.005  # of the time of passes without drafts: what trials may lose in all, and no more
 _FIRST_CREDIT, _MOST_CREDIT = 2.0, 8.0  # in single tokens
-_REFRESH_PASSES = 64  # of passes with drafts: then two without, so that both stay comparable
+_REFRESH_PASSES = 128  # of passes with drafts: then two without, so that both stay comparable
 _LONGEST_SKIP = 8  # passes until the next look for a draft, where the latest looks found none
 _TRIAL_ROWS = (1, 3, 6, 2, 5, 4)  # drafted, by turns, to see what they cost
-_FIRST_QUIET, _LONGEST_QUIET = 32, 2048  # passes until a trial
+_FIRST_QUIET, _LONGEST_QUIET = 32, 2048  # passes without drafts until a trial
+_CHEAPER = 0.7  # of the expected time of a pass: the machine may have changed
+_FIRST_STEADY, _LONGEST_STEADY = 16, 512  # passes with drafts until a trial of another length
 
 
 def fixed_length(speculate: object) -> int | None:
@@ -52,14 +55,20 @@ class PassTimes:
     def __init__(self) -> None:
         self.num_timed = [0] * (MOST_ROWS + 1)
         self._mean_s = [0.0] * (MOST_ROWS + 1)
+        self._noted_at, self._num_noted = [0] * (MOST_ROWS + 1), 0
 
-    def note(self, num_rows: int, pass_s: float) -> None:
-        """Count a pass."""
+    def note(self, num_rows: int, pass_s: float) -> float:
+        """Count a pass. Return its time, or less if it was held up."""
+        self._num_noted += 1
+        if self._num_noted - self._noted_at[num_rows] > _STALE_PASSES:  # the machine may be another
+            self.num_timed[num_rows] = min(1, self.num_timed[num_rows])
+        self._noted_at[num_rows] = self._num_noted
         timed, mean_s = self.num_timed[num_rows], self._mean_s[num_rows]
         if timed >= 4:
             pass_s = min(pass_s, _OUTLIER * mean_s)
         self.num_timed[num_rows] = timed + 1
         self._mean_s[num_rows] = mean_s + (pass_s - mean_s) / min(timed + 1, _WEIGHT)
+        return pass_s
 
     @property
     def most_timed(self) -> int:
@@ -95,7 +104,9 @@ class Gate:
         self._credit_s = 0.0
         self._skip = self._longest_skip = 0  # passes without a look
         self._quiet, self._since_round, self._num_trials = _FIRST_QUIET, 0, 0
+        self._steady, self._since_trial = _FIRST_STEADY, 0
         self._since_plain = 0
+        self._bases = set[int]()  # that have had their first credit
         self._latest_rows = 0  # of the pass before; 0: it was no usual one
         self._round: tuple[int, int, int, float] | None = None  # until its costs are known
 
@@ -111,10 +122,8 @@ class Gate:
         if self._since_plain >= _REFRESH_PASSES:
             self._since_plain, self._skip = 0, 1
             return False
-        if not self._is_trial_due and not self._best(base, [1.0] * (MOST_ROWS - base)):
-            cost = self.times.of(base + 1) / self.times.of(base)
-            why = f"a pass of {base + 1} rows takes {cost:.2f} times as long as one of {base}"
-            return self._close(why, self._quiet - self._since_round)
+        if not self._is_trial_due and self._is_dear(base):
+            return self._close(self._why_dear(base), self._quiet - self._since_round)
         return True
 
     def num_worth(self, base: int, survivals: Sequence[float]) -> int:
@@ -123,17 +132,34 @@ class Gate:
         number = self._best(base, survivals)
         if number:
             self._longest_skip, self._quiet, self.why_closed = 0, _FIRST_QUIET, ""
+            self._since_trial += 1
+            if self._since_trial < self._steady:
+                return number
+            self._steady = min(2 * self._steady, _LONGEST_STEADY)
+            return self._trial(base, survivals) or number
+        if self._is_trial_due and (number := self._trial(base, survivals)):
+            self._quiet = min(2 * self._quiet, _LONGEST_QUIET)
             return number
-        if survivals and self._is_trial_due:
-            trial = min(_TRIAL_ROWS[self._num_trials % len(_TRIAL_ROWS)], len(survivals))
-            if self.times.of(base + trial) - self.times.of(base) <= self._credit_s:
-                self._num_trials += 1
-                self._quiet = min(2 * self._quiet, _LONGEST_QUIET)
-                return trial
         self._longest_skip = min(2 * self._longest_skip + 1, _LONGEST_SKIP)
-        best = f"{survivals[0]:.0%}" if survivals else "none"
-        self._close(f"too few drafted tokens would come true (latest: {best})", self._longest_skip)
+        why = "no token is likely enough"
+        self._close(self._why_dear(base) if self._is_dear(base) else why, self._longest_skip)
         return 0
+
+    def _is_dear(self, base: int) -> bool:
+        """Return whether no draft pays, even if all of it comes true."""
+        return not self._best(base, [1.0] * (MOST_ROWS - base))
+
+    def _why_dear(self, base: int) -> str:
+        cost = self.times.of(base + 1) / self.times.of(base)
+        return f"a pass of {base + 1} rows takes {cost:.2f} times as long as one of {base}"
+
+    def _trial(self, base: int, survivals: Sequence[float]) -> int:
+        """Return how many rows to compute to see what that takes; 0: the credit allows none."""
+        number = min(_TRIAL_ROWS[self._num_trials % len(_TRIAL_ROWS)], len(survivals))
+        if not number or self.times.of(base + number) - self.times.of(base) > self._credit_s:
+            return 0
+        self._num_trials, self._since_trial = self._num_trials + 1, 0
+        return number
 
     def _close(self, why: str, skip: int) -> bool:
         self.why_closed, self._skip = why, max(0, skip)
@@ -178,8 +204,10 @@ class Gate:
     def _note_plain(self, rows: int, pass_s: float) -> None:
         times = self.times
         times.note(rows, pass_s)
-        first_s = _FIRST_CREDIT * pass_s if times.num_timed[rows] == _FIRST_PASSES else 0.0
-        self._earn(first_s + _MARGIN * pass_s, rows)
+        if times.num_timed[rows] == _FIRST_PASSES and rows not in self._bases:
+            self._bases.add(rows)
+            self._earn(_FIRST_CREDIT * times.of(rows), rows)
+        self._earn(_MARGIN * pass_s, rows)
 
     def _settle(self, more_s: float) -> None:
         """Count the latest round, which has made the pass after it take `more_s`."""
@@ -187,15 +215,20 @@ class Gate:
             return
         base, num_drafted, num_right, pass_s = self._round
         self._round = None
-        self.times.note(base + num_drafted, pass_s + more_s)
         if not self.times.num_timed[base]:  # drafts have a fixed length
+            self.times.note(base + num_drafted, pass_s + more_s)
             return
-        gained_s = (1 + num_right / base) * self.times.of(base) - pass_s - more_s
+        expected_s = self.times.of(base + num_drafted)
+        took_s = self.times.note(base + num_drafted, pass_s + more_s)
+        if took_s < _CHEAPER * expected_s:  # look at other lengths soon
+            self._steady = _FIRST_STEADY
+        gained_s = (1 + num_right / base) * self.times.of(base) - took_s
         self.saved_s += gained_s
         self._earn(gained_s, base)
 
     def _earn(self, gained_s: float, base: int) -> None:
-        self._credit_s = min(self._credit_s + gained_s, _MOST_CREDIT * self.times.of(base))
+        most_s = _MOST_CREDIT * self.times.of(base)
+        self._credit_s = max(-most_s, min(self._credit_s + gained_s, most_s))
 
 
 class Speculation:

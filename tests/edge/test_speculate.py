@@ -62,15 +62,13 @@ def test_little_is_lost_where_drafts_cannot_pay(cost: Cost, rate: float) -> None
 
 def test_why_rows_are_too_dear() -> None:
     machine = Machine(DEAR, 1.0).run(500)
-    assert "a pass of 2 rows takes 2." in machine.gate.why_closed or (
-        "a pass of 2 rows takes 1.9" in machine.gate.why_closed
-    )
+    assert "times as long as one of 1" in machine.gate.why_closed
 
 
 def test_wrong_drafts_are_not_computed_where_rows_are_cheap() -> None:
     machine = Machine(CHEAP, 0.05).run(1000)
     assert machine.speedup > 0.985
-    assert "too few drafted tokens would come true" in machine.gate.why_closed
+    assert machine.gate.why_closed == "no token is likely enough"
 
 
 def test_a_wrong_expectation_loses_little() -> None:
@@ -126,3 +124,10 @@ def test_a_pass_that_was_held_up_counts_little() -> None:
         times.note(1, 1.0)
     times.note(1, 1000.0)
     assert times.of(1) < 1.5
+
+
+def test_a_round_that_was_held_up_does_not_close_the_gate_for_long() -> None:
+    machine = Machine(CHEAP, 0.9).run(500)
+    machine.gate.note(1, 6, 3, 3600.0)
+    machine.run(3000)
+    assert sum(machine.rounds[-100:]) > 300
