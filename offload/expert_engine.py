@@ -16,7 +16,6 @@ from haversack.devices.errors import (
     BudgetError,
     CancelledError,
     HaversackError,
-    StorageError,
 )
 from haversack.devices.ggml import GraphNode, row_type
 from haversack.devices.interrupts import StopFlag
@@ -42,7 +41,7 @@ _COUNTS = ("uses", "last_pass", "last_use")  # what the eviction rule has learnt
 class _Failed(IntEnum):
     """enum Failure (native/engine.hpp)"""
 
-    NOT, CALLER, READ, STOPPED, OTHER_CHOICE, PRODUCT, BOOKS, MISSING, NO_SLOT = range(9)
+    NOT, CALLER, READ, STOPPED, OTHER_CHOICE, PRODUCT, BOOKS, MISSING = range(8)
 
 
 class _Predictions(IntEnum):
@@ -301,11 +300,6 @@ class ExpertEngine:
                 return _not_streamable(f"{name} uses another choice of experts than its layer's")
             case _Failed.MISSING:
                 return _not_streamable("llama.cpp's graph did not show all products with experts")
-            case _Failed.NO_SLOT:
-                return StorageError(
-                    "a low copy is damaged and no slot is left for the model's own: call again, the"
-                    " copy is used no more"
-                )
             case _Failed.PRODUCT:
                 return HaversackError(
                     "llama.cpp could not compute the experts: if memory is short, lower --batch or"

@@ -114,10 +114,14 @@ Status Engine::compute_layer(const Call &call) {
     if (!fits(call)) return compute_in_waves(call);
     Drain drain(readers_);
     if (!take_lease(call, lease_)) return COMPUTE_FAILED;
-    if (Status status = compute_leased(call, lease_)) return status;
+    const Status status = compute_leased(call, lease_);
+    const bool lacks_slot = state.failure == NO_SLOT;
+    if (status != SUCCESS && !lacks_slot) return status;
     release(call, lease_);
     drain.dismiss();
-    return SUCCESS;
+    if (!lacks_slot) return SUCCESS;
+    state.failure = NO_FAILURE;  // only the first product was begun, so all of it can be done again
+    return compute_in_waves(call);
 }
 
 // Compute the call's nodes in order, the products by `multiply`.

@@ -14,7 +14,8 @@ namespace haversack {
 // Why a pass cannot go on.
 enum Failure : int32_t {
     NO_FAILURE = 0, CALLER_FAILED, READ_FAILED, STOPPED, OTHER_CHOICE, PRODUCT_FAILED, BOOKS_WRONG,
-    PRODUCTS_MISSING, NO_SLOT,
+    PRODUCTS_MISSING,
+    NO_SLOT,  // for the HIGH copy of an expert whose LOW one is damaged: never seen outside
 };
 
 // What predicts the choices of later layers.

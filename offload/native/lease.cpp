@@ -192,6 +192,7 @@ bool Engine::read_high_instead(const Call &call, Lease &lease, Late &late) {
     int32_t &slot = lease.slots[late.position];
     pool.low.drop(slot);
     pool.low.unpin(slot);
+    slot = NOWHERE;
     if (pool.high.num_unpinned() == 0) prefetcher_->withdraw();
     if (pool.high.num_unpinned() == 0) return fail(NO_SLOT), false;
     slot = pool.high.claim(call.layer.row, {call.choice.experts[late.position]})[0];
@@ -210,13 +211,14 @@ bool Engine::read_high_instead(const Call &call, Lease &lease, Late &late) {
 // Unpin the experts: those whose matrices all came stay, the others lose their slot.
 void Engine::release(const Call &call, Lease &lease) {
     Pool &pool = pools_[call.layer.pool];
-    if (lease.num_not_high > 0) count_levels(call, lease);
+    if (lease.num_not_high > 0 && !state.failure) count_levels(call, lease);
     for (Late &late : lease.late) {
         const int32_t level = lease.levels[late.position], slot = lease.slots[late.position];
         readers_.settle(late.reads, call.layer.num_matrices);
+        if (slot == NOWHERE) continue;
         const bool came = std::all_of(late.reads, late.reads + call.layer.num_matrices,
                                       [](const Read *read) { return read->came(); });
-        if (came) pool.fill(level, slot);
+        if (came && is_whole(call, lease, late)) pool.fill(level, slot);
         else pool.level(level).drop(slot);
     }
     for (size_t i = 0; i < lease.slots.size(); i++)

@@ -12,7 +12,10 @@ from haversack.cache.precision import Thresholds
 from haversack.devices.errors import StorageError
 from haversack.offload.precision import Precision
 from haversack.quant.gguf import read_geometry
-from haversack.quant.lowbit import low_from_gguf
+from haversack.quant.lowbit import LowCopies, find_low, low_from_gguf
+from haversack.quant.nested import Splitter
+from haversack.quant.records import Record, RecordFile, low_path, read_records
+from haversack.quant.requantize import Requantizer
 from haversack.tools.models.architectures import ARCHITECTURES, TinyShape
 
 SHAPE = TinyShape(num_experts=16, num_experts_per_tok=4)
@@ -134,3 +137,51 @@ def test_slots_of_both_levels_grow_and_shrink_between_passes(
         assert np.isfinite(model.logits(TOKENS, PREFILL)).all()
         slot_bytes = model.plans[0].level_bytes.slot
         assert pool.resident_bytes <= wanted * slot_bytes[0]
+
+
+# --------------------------------------------------------------- prepared copies
+def prepared(path: Path, folder: Path, maker: Requantizer | Splitter) -> LowCopies:
+    geometry = read_geometry(path)
+    folder.mkdir()
+    with RecordFile(low_path(geometry, folder), maker.layout()) as file:
+        for layer_idx, layer in enumerate(geometry.layers):
+            for expert in range(layer.num_experts):
+                for slice_idx, blocks in enumerate(maker.slices(layer_idx, expert)):
+                    file.write(Record(slice_idx, layer_idx, expert), blocks)
+    low = find_low(geometry, folder)
+    assert low is not None
+    return low
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_prepared_copies_are_whole(
+    nested: bool, pair: tuple[Path, Path], tmp_path: Path, open_model: Any
+) -> None:
+    geometry = read_geometry(pair[0])
+    maker = Splitter(geometry) if nested else Requantizer(geometry, "q2_k", None)
+    low = prepared(pair[0], tmp_path / "low", maker)
+    model = open_model(pair[0], 0.25, precision=Precision(low, BOTH, 0.3))
+    assert np.isfinite(model.logits(TOKENS, PREFILL)).all()
+    assert model.experts.level_counts().low > 0
+    assert read_records(low.paths[0])[1].all()  # none was given up
+
+
+def test_damaged_copies_are_told_and_the_models_own_are_read(
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    open_model: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    low = prepared(pair[0], tmp_path / "low", Requantizer(read_geometry(pair[0]), "q2_k", None))
+    with low.paths[0].open("r+b") as file:
+        for copies in low.copies:
+            for expert in range(SHAPE.num_experts):
+                file.seek(copies[1].place(expert) + 5)
+                file.write(b"?!")
+    model = open_model(pair[0], 0.25, precision=Precision(low, Thresholds(0.4, 1), 0.3))
+    logits = model.logits(TOKENS, PREFILL)
+    np.testing.assert_array_equal(logits, open_model(pair[0]).logits(TOKENS, PREFILL))
+    assert model.experts.level_counts().low == 0
+    _, digests = read_records(low.paths[0])
+    told = [record.getMessage() for record in caplog.records if "is damaged" in record.message]
+    assert len(told) == len(set(told)) == np.count_nonzero(digests == 0) > 0
