@@ -99,10 +99,10 @@ class _Windows:
         self._num_passes = 0
         self._elapsed_s = self._delayed_s = 0.0
 
-    def note(self, pass_s: float, delayed_s: float) -> bool:
-        """Count a pass. Return whether it completes a window, and so changes the averages."""
-        self._num_passes += 1
-        self._elapsed_s += pass_s
+    def note(self, passes_s: float, delayed_s: float, num_passes: int) -> bool:
+        """Count passes. Return whether they complete a window, and so change the averages."""
+        self._num_passes += num_passes
+        self._elapsed_s += passes_s
         self._delayed_s += max(0.0, delayed_s)
         if self._elapsed_s < _WINDOW_S:
             return False
@@ -146,9 +146,14 @@ class Crowd:
             return self._settings[self._best]
         return self._settings[self._best if self._trial is None else self._trial.index]
 
-    def note(self, pass_s: float, delayed_s: float) -> None:
-        """Count a pass of one row that took `pass_s`, without waits for reads, with the current
-        setting.
+    @property
+    def is_trying(self) -> bool:
+        """Return whether the next pass of one row tries a setting."""
+        return self._trial is not None
+
+    def note(self, passes_s: float, delayed_s: float, num_passes: int = 1) -> None:
+        """Count passes of one row that took `passes_s`, without waits for reads, with the current
+        setting; only one where it `is_trying`.
 
         `delayed_s` is how long its threads together were ready and did not run, negative where that
         is not known.
@@ -156,10 +161,10 @@ class Crowd:
         if len(self._settings) == 2:  # one rank: there is nothing to choose
             return
         if self._trial is not None:
-            self._go_on(self._trial, pass_s)
+            self._go_on(self._trial, passes_s)
             return
-        self._rested_s += pass_s
-        if self._windows.note(pass_s, delayed_s) and self._is_time():
+        self._rested_s += passes_s
+        if self._windows.note(passes_s, delayed_s, num_passes) and self._is_time():
             self._begin_round()
 
     def _is_time(self) -> bool:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,7 +25,8 @@ from haversack.devices.forks import Birthplace
 from haversack.devices.ggml import GraphNode
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.logs import LogCapture, captured_logs
-from haversack.devices.team import Team, why_fixed
+from haversack.devices.steps import Ahead, Steps
+from haversack.devices.team import ContextOwner, Team, why_fixed
 from haversack.devices.vocabulary import Vocabulary
 
 _LOAD_NONE = 0  # enum llama_load_mode: read into memory, never map
@@ -37,17 +39,6 @@ MOST_ROWS = (
 MOST_SEQUENCES = 64
 
 Progress = Callable[[float], None]
-
-
-class ContextOwner(Protocol):
-    """What computes parts of a context's graphs: a device, by its `address`."""
-
-    address: int | None
-
-    def end_pass(self, computed: bool) -> BaseException | None:
-        """A pass has ended, `computed` to its last node or not: what is wrong with it, if
-        anything."""
-        ...
 
 
 class ExpertWeights(Protocol):
@@ -262,7 +253,9 @@ class LlamaContext:
     ) -> None:
         self.stop = stop or StopFlag()
         self.ctx_tokens = shape.ctx_tokens
-        self._owner, self._num_logits = owner, model.vocabulary.num_tokens
+        self._owner, self._vocabulary = owner, model.vocabulary
+        # Whether passes may follow each other without Python in between.
+        self.goes_on = on_node is None and (owner is None or owner.goes_on)
         self.drops_parts = model.drops_parts
         self._log = captured_logs()
         self._snapshots: dict[int, tuple[int, npt.NDArray[np.uint8]]] = {}  # by sequence
@@ -271,7 +264,7 @@ class LlamaContext:
             self._on_node = params.cb_eval = llama.ggml_backend_sched_eval_callback(on_node)
         self._on_abort = llama.ggml_abort_callback(lambda _: self.stop.requested)
         self._never = llama.ggml_abort_callback()
-        self._watched = False  # whether llama.cpp calls `_on_abort` now
+        self._may_abort = False  # whether llama.cpp calls `_on_abort` now
         self._context: Any = None
         self._broken: str | None = (
             None  # why llama.cpp gave up in a pass: its state is unknown since
@@ -291,7 +284,8 @@ class LlamaContext:
             )
         self._memory = llama.llama_get_memory(self._context)
         self._batch = _Batch(int(llama.llama_n_batch(self._context)))
-        self._team = Team(shape.threads, self._context, self._batch.struct, self._owner_address)
+        self.steps = Steps(self._vocabulary.address, self._vocabulary.num_tokens)
+        self._team = Team(shape.threads, self._context, self._batch.struct, owner)
 
     @property
     def _owner_address(self) -> int | None:
@@ -320,14 +314,30 @@ class LlamaContext:
         of the rows is part of its sequence (see `forget`, which is called).
         """
         assert 0 < len(rows) <= self._batch.most_rows, f"{len(rows)} tokens are no batch"
+        self._compute(rows, partial(self._team.compute, len(rows)))
+
+    def go_on(self, row: Row, ahead: Ahead) -> None:
+        """Append `row` to its sequence, and then what is `ahead`, in a pass each; `steps` say what
+        that gave.
+
+        Raises as `compute`. Then `steps.num_done` passes, which were computed before, stand.
+        """
+        self.steps.begin(ahead)
+        run = partial(self._team.go_on, self.steps)
+        self._compute([row], run, lambda: self.steps.num_done)
+
+    def _compute(
+        self, rows: Sequence[Row], run: Callable[[], int], num_done: Callable[[], int] = int
+    ) -> None:
         self._check_usable()
+        self._batch.fill(rows)
         try:
-            self._compute(rows)
+            self._run(rows, run)
         except BaseException:
             if self._broken is None:
                 firsts = {row.sequence: row.position for row in reversed(rows)}
                 for sequence, position in firsts.items():
-                    self.forget(position, sequence)
+                    self.forget(position + num_done(), sequence)
             raise
 
     def _check_usable(self) -> None:
@@ -338,22 +348,22 @@ class LlamaContext:
                 " it again"
             )
 
-    def _compute(self, rows: Sequence[Row]) -> None:
+    def _run(self, rows: Sequence[Row], run: Callable[[], int]) -> None:
         # llama.cpp calls this for each node, which costs time. A pass of a few rows is short, so it
         # runs without.
-        watched = len(rows) > MOST_ROWS
-        if watched != self._watched:
-            callback = self._on_abort if watched else self._never
+        may_abort = len(rows) > MOST_ROWS
+        if may_abort != self._may_abort:
+            callback = self._on_abort if may_abort else self._never
             llama.llama_set_abort_callback(self._context, callback, None)
-            self._watched = watched
-        self._batch.fill(rows)
+            self._may_abort = may_abort
+        team = self._team
         # The owner ends its pass inside the block: cut short by a second Ctrl-C it would keep the
         # error of this call for the next one.
         with self._log as log, self.stop.listening():
-            status = self._team.compute(len(rows))
-            if self._team.gave_up:
+            status = run()
+            if team.gave_up:
                 self._broken = guard.failure()
-            error = self._owner.end_pass(status == 0) if self._owner is not None else None
+            error = self._owner.after_pass(team.failure) if self._owner is not None else None
         if self._broken is not None:
             raise AbortedError(
                 f"llama.cpp gave up: {self._broken}; close the model and load it again"
@@ -373,7 +383,9 @@ class LlamaContext:
         """The logits after `row` of the latest pass, which wanted them, (vocabulary,) float32,
         valid until the next pass. -1 is the last row that wanted them."""
         self._check_usable()
-        return native.floats_at(native.llama_get_logits_ith(self._context, row), self._num_logits)
+        return native.floats_at(
+            native.llama_get_logits_ith(self._context, row), self._vocabulary.num_tokens
+        )
 
     def forget(self, position: int, sequence: int = 0) -> None:
         """Drop the tokens of `sequence` from `position` on. Where `drops_parts` is False it goes

@@ -117,6 +117,11 @@ class SamplerChain:
         """Return whether the grammar allows no further token because the text is complete."""
         return self._matcher is not None and self._matcher.must_end
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """Return whether it takes the likeliest token, whatever the text before it."""
+        return self._is_greedy and self._matcher is None and not self._penalty_tokens
+
     def follow(self, prompt: Iterable[int]) -> None:
         """Have penalties count the tokens of the prompt, which stand before the text."""
         if self._penalty_tokens:
@@ -130,7 +135,7 @@ class SamplerChain:
         logits are not finite.
         """
         _refuse_not_finite(logits)
-        if self._is_greedy and self._matcher is None and not self._penalty_tokens:
+        if self.takes_likeliest:
             return int(logits.argmax())  # what llama.cpp's sampler takes: the first of the highest
         token = self._drawn(logits)
         if self._penalty_tokens:

@@ -12,15 +12,36 @@ between two passes.
 import os
 import sys
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 from haversack.devices import _native as native
 from haversack.devices._native import own
 from haversack.devices.crowd import Crowd
+from haversack.devices.steps import Steps
 
 # If the user has set how OpenMP's threads wait, OpenMP stays in use.
 _USERS_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 _DECODE = native.llama_function("llama_decode")
+
+
+class ContextOwner(Protocol):
+    """What computes parts of a context's graphs: a device, by its `address`.
+
+    `pass_end` are the addresses of a native function and of its argument: it is called after each
+    pass, with whether that was computed to its last node, and returns a failure, 0 for none.
+    """
+
+    address: int | None
+    pass_end: tuple[int | None, int | None]
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether passes may follow each other without `after_pass` in between."""
+        ...
+
+    def after_pass(self, failure: int) -> BaseException | None:
+        """The error of a pass, or of the last of several, whose end returned `failure`, if any."""
+        ...
 
 
 @cache
@@ -41,29 +62,51 @@ class Team:
     """Computes the passes of one context of `num_ranks` ranks with as many threads as pay beside
     other programs. Without our teams OpenMP computes them with a fixed number.
 
-    `context` and `batch` are what llama_decode is called with; `owner` is the address of the device
-    that computes parts of the context's graphs.
+    `context` and `batch` are what llama_decode is called with; `owner` is the device that computes
+    parts of the context's graphs.
     """
 
-    def __init__(self, num_ranks: int, context: Any, batch: Any, owner: int | None) -> None:
+    def __init__(
+        self, num_ranks: int, context: Any, batch: Any, owner: ContextOwner | None
+    ) -> None:
         self._crowd = Crowd(num_ranks) if num_ranks > 1 and not why_fixed() else None
-        self._pass = own.Pass(_DECODE, context, native.addressof(batch), owner)
+        self._pass = own.Pass(_DECODE, context, native.addressof(batch))
+        if owner is not None:
+            self._pass.owner, (self._pass.end, self._pass.engine) = owner.address, owner.pass_end
         self._address, self._batch = native.addressof(self._pass), batch
 
     def compute(self, num_rows: int) -> int:
         """Compute the batch, a pass of `num_rows` rows; return llama_decode's status, which means
         nothing if llama.cpp `gave_up`."""
-        one, crowd = self._pass, self._crowd
-        if crowd is None:
-            return int(own.pass_compute(self._address))
-        one.num_threads, one.spin_s = crowd.setting(num_rows)
-        one.is_single_row = num_rows == 1
+        self._set(num_rows)
         status = own.pass_compute(self._address)
-        if num_rows == 1:
-            crowd.note(one.pass_s, one.delayed_s)
+        if num_rows == 1 and self._crowd is not None:
+            self._crowd.note(self._pass.pass_s, self._pass.delayed_s)
         return int(status)
+
+    def go_on(self, steps: Steps) -> int:
+        """Compute the batch, a pass of one row, and the `steps` after it; return the status of the
+        last pass. A pass that tries how many threads pay is the last one."""
+        self._set(1)
+        crowd = self._crowd
+        if crowd is not None and crowd.is_trying:
+            steps.limit()
+        status = own.pass_go_on(self._address, steps.address)
+        if crowd is not None and steps.num_done:
+            crowd.note(steps.passes_s, self._pass.delayed_s, steps.num_done)
+        return int(status)
+
+    def _set(self, num_rows: int) -> None:
+        self._pass.is_single_row = num_rows == 1
+        if self._crowd is not None:
+            self._pass.num_threads, self._pass.spin_s = self._crowd.setting(num_rows)
 
     @property
     def gave_up(self) -> bool:
         """Return whether llama.cpp gave up in the latest pass."""
         return bool(self._pass.gave_up)
+
+    @property
+    def failure(self) -> int:
+        """Return what the owner's `pass_end` returned of the latest pass."""
+        return int(self._pass.failure)

@@ -3,12 +3,14 @@
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 from haversack.cache.ngram import NgramDrafter
 from haversack.devices.errors import CancelledError
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.llama import MOST_ROWS, Row
+from haversack.devices.steps import MOST_STEPS, Ahead, Steps
 from haversack.edge.sequence import Logits, TokenSequence
 from haversack.edge.stats import Stats
 
@@ -76,6 +78,16 @@ class Call:
         behind = min(held + most_tokens, self.num_batched) if self.needs_batch else held + 1
         return self.tokens[held:behind]
 
+    def ahead(self, most: int) -> Ahead | None:
+        """What follows its next token in `most` passes at most, if no token must be looked at
+        before the next is computed; None if one must."""
+        return None
+
+    def take_steps(self, steps: Steps, logits: Callable[[], Logits]) -> Sequence[int]:
+        """Take what the `steps` gave, of which the last one's `logits` are still there. Return the
+        tokens that they computed after the first."""
+        raise NotImplementedError
+
     def begin(self) -> None:
         """Have its sequence keep what it can use. The last token is computed again, for its logits,
         unless they were kept."""
@@ -133,8 +145,21 @@ class LogitsCall(Call):
         assert self.sequence is not None
         self.sequence.keep(0)  # so that the logits do not depend on what was there
 
+    def ahead(self, most: int) -> Ahead | None:
+        most = min(most, MOST_STEPS)
+        return Ahead(most, [self.tokens[-1], *islice(self._rest, most - 1)])
+
+    def take_steps(self, steps: Steps, _: Callable[[], Logits]) -> Sequence[int]:
+        before = len(self.tokens)
+        for logits in steps.logits:
+            self._take(logits)
+        return self.tokens[before : before + steps.num_done - 1]
+
     def take(self, logits: Logits) -> None:
-        self.results.append(logits.copy())
+        self._take(logits.copy())
+
+    def _take(self, logits: Logits) -> None:
+        self.results.append(logits)
         if self._rest:
             self.tokens.append(self._rest.popleft())
         else:

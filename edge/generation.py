@@ -3,11 +3,12 @@
 import contextlib
 import importlib
 import weakref
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from haversack.devices.errors import CancelledError, ContextError, HaversackError, NotFiniteError
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.sampler import SamplerChain, SamplerTables
+from haversack.devices.steps import Ahead, Steps
 from haversack.devices.vocabulary import Vocabulary
 from haversack.edge.call import Call
 from haversack.edge.loop import EngineLoop
@@ -110,9 +111,28 @@ class GenerationCall(Call):
         if self._num_generated == self._max_tokens:  # none is wanted
             self._finish("length")
             return
+        assert self._chain is not None
+        self._take_token(self._sampled(self._chain, logits))
+
+    def ahead(self, most: int) -> Ahead | None:
+        assert self._chain is not None and self.sequence is not None
+        if not self._chain.takes_likeliest or self._sampling.stop or not self.sequence.drops_parts:
+            return None
+        return Ahead(min(most, 1 + self.most_drafted)) if self.most_drafted > 0 else None
+
+    def take_steps(self, steps: Steps, logits: Callable[[], Logits]) -> Sequence[int]:
+        *others, last = steps.likeliest
+        for token in others:
+            self._take_token(token)
+        if last < 0:
+            self.take(logits())  # raises the error of logits that are not finite
+        else:
+            self._take_token(last)
+        return others
+
+    def _take_token(self, token: int) -> None:
         chain, vocabulary = self._chain, self._vocabulary
         assert chain is not None and vocabulary is not None
-        token = self._sampled(chain, logits)
         if vocabulary.ends(token):
             self._finish("stop")
             return
@@ -255,7 +275,8 @@ class Generation:
         try:
             if not call.has_sampler:
                 self._prepare()
-            self._loop.advance(call)
+            if not call.results:
+                self._loop.advance(call)
             if call.stop.requested:
                 raise CancelledError("the generation was cancelled")
         except CancelledError:

@@ -1,5 +1,6 @@
 """The loop that steps the engine: all calls' rows go through it, pass after pass."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,10 +11,11 @@ from haversack.devices.forks import Birthplace
 from haversack.devices.ledger import Lease, ledger
 from haversack.devices.llama import Row
 from haversack.devices.memory import PeakMeter
+from haversack.devices.steps import Ahead
 from haversack.edge.call import Call
 from haversack.edge.figures import Figures
 from haversack.edge.planner import Plan
-from haversack.edge.schedule import Schedule, Work
+from haversack.edge.schedule import Part, Schedule, Work
 from haversack.edge.sequence import Logits, TokenSequence
 from haversack.edge.speculate import Speculation
 from haversack.offload.engine import Engine
@@ -93,6 +95,8 @@ class EngineLoop:
     def leave(self, call: Call) -> None:
         """End `call`, which is not read any more, now or once its pass is computed."""
         call.stop.request()
+        if sys.is_finalizing():  # the process ends, and parts of Python are gone
+            return
         with self._lock:
             self._schedule.drop_ended()
             if call.sequence is None:  # it never had one
@@ -157,23 +161,56 @@ class EngineLoop:
 
     def _compute(self, work: Work, driver: Call) -> None:
         parts = work.parts
-        rows = (
-            parts[0].rows() if len(parts) == 1 else [row for each in parts for row in each.rows()]
-        )
         stops = [driver.stop]  # another call may stop a pass only where it is alone in it
         if len(parts) == 1 and parts[0].call is not driver:
             stops.append(parts[0].call.stop)
         self.engine.stop.clear(*stops)
         try:
-            is_usual = len(rows) <= self._widest_rows and not work.is_batch
-            began_s = time.perf_counter()
-            self._run(rows)
-            pass_s = time.perf_counter() - began_s
-            self._count(work, self._hand_out(work, rows), pass_s, is_usual)
+            ahead = self._ahead(work)
+            if ahead is not None:
+                self._go_on(parts[0], ahead)
+            else:
+                self._compute_rows(work)
         except BaseException as error:
             self._take_back(work, error)
             if not isinstance(error, Exception):
                 raise
+
+    def _ahead(self, work: Work) -> Ahead | None:
+        """What may be computed at once after the next token of a lone call; None for nothing."""
+        if work.most_ahead == 1 or self.engine.context.is_watched:
+            return None
+        call, sequence, _, _ = work.parts[0]
+        if len(sequence.tokens) + 1 != len(call.tokens):  # they are computed again
+            return None
+        return call.ahead(work.most_ahead)
+
+    def _go_on(self, part: Part, ahead: Ahead) -> None:
+        """Compute several passes of a token each."""
+        call, sequence, tokens, _ = part
+        context = self.engine.context
+        began_s = time.perf_counter()
+        try:
+            context.go_on(part.rows()[0], ahead)
+        finally:  # what was computed before a pass that failed stands
+            num_done = context.steps.num_done
+            if num_done:
+                passes_s = time.perf_counter() - began_s
+                self.figures.count_decoded([(call, num_done)], passes_s)
+                self.speculation.note_plain(num_done, passes_s)
+                sequence.tokens += tokens
+                sequence.tokens += call.take_steps(context.steps, context.borrow_logits)
+
+    def _compute_rows(self, work: Work) -> None:
+        parts = work.parts
+        rows = (
+            parts[0].rows() if len(parts) == 1 else [row for each in parts for row in each.rows()]
+        )
+        is_usual = len(rows) <= self._widest_rows and not work.is_batch
+        began_s = time.perf_counter()
+        self._run(rows)
+        pass_s = time.perf_counter() - began_s
+        self._count(work, self._hand_out(work, rows), pass_s, is_usual)
 
     def _run(self, rows: Sequence[Row]) -> None:
         """Compute a pass. One that is wider than all before it takes memory, which is measured."""

@@ -175,8 +175,9 @@ class Model:
         try:
             while call.results or not call.has_ended or call.error is not None:
                 try:
-                    with call.stop.listening():
-                        self._loop.advance(call)
+                    if not call.results:
+                        with call.stop.listening():
+                            self._loop.advance(call)
                 except CancelledError:  # the model was closed
                     return
                 yield call.results.popleft()

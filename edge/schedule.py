@@ -36,6 +36,7 @@ class Work(NamedTuple):
 
     parts: Sequence[Part]
     is_batch: bool
+    most_ahead: int  # passes that may be computed at once, without a look at other calls or drafts
 
     @property
     def is_prompt(self) -> bool:
@@ -154,7 +155,8 @@ class Schedule:
             parts.append(Part(call, call.sequence, call.due(self._shape.batch_tokens), drafted))
         # llama.cpp computes neighbouring sequences together if they are in order
         parts.sort(key=lambda part: part.sequence.number)
-        return Work(parts, is_batch)
+        is_lone = len(self._calls) == 1 and not self._queue and not is_batch and not drafts
+        return Work(parts, is_batch, self._speculation.most_blind if is_lone else 1)
 
     def start_anew(self) -> None:
         """Have what calls want computed again: their sequences are empty."""

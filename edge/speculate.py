@@ -13,6 +13,7 @@ from haversack.cache import ngram
 from haversack.cache.ngram import NgramDrafter, NgramMemory
 from haversack.devices.errors import PromptError
 from haversack.devices.llama import MOST_ROWS
+from haversack.devices.steps import MOST_STEPS
 from haversack.edge.call import Call
 
 AUTO, OFF, NGRAM = "auto", "off", "ngram"
@@ -110,6 +111,12 @@ class Gate:
         self._latest_rows = 0  # of the pass before; 0: it was no usual one
         self._round: tuple[int, int, int, float] | None = None  # until its costs are known
 
+    @property
+    def most_blind(self) -> int:
+        """Return how many passes may follow without a look: the one that was looked at, and those
+        that are skipped after it."""
+        return 1 + self._skip
+
     def looks(self, base: int) -> bool:
         """Return whether drafts are to be looked for before the next pass."""
         if self._skip:
@@ -180,6 +187,12 @@ class Gate:
         return best
 
     # ------------------------------------------------------------------ outcomes
+    def note_plain(self, num_passes: int, passes_s: float) -> None:
+        """Count passes of one row that followed each other."""
+        for _ in range(num_passes):
+            self.note(1, 0, 0, passes_s / num_passes)
+        self._skip = max(0, self._skip + 1 - num_passes)
+
     def note(self, base: int, num_drafted: int, num_right: int, pass_s: float) -> None:
         """Count a usual pass."""
         rows = base + num_drafted
@@ -292,6 +305,19 @@ class Speculation:
                 self.memory, self._ctx_tokens, call.num_batched, MOST_DRAFTED
             )
         return call.drafter.propose(call.tokens, most)
+
+    @property
+    def most_blind(self) -> int:
+        """Return how many passes of a lone call may follow each other without `drafts`, after it
+        gave none."""
+        if self._why_off:
+            return MOST_STEPS
+        return self.gate.most_blind if self._fixed is None else 1
+
+    def note_plain(self, num_passes: int, passes_s: float) -> None:
+        """Count usual passes of one row that followed each other."""
+        if not self._why_off:
+            self.gate.note_plain(num_passes, passes_s)
 
     def note(self, num_calls: int, num_drafted: int, num_right: int, pass_s: float) -> None:
         """Count a usual pass with a row of each of `num_calls` calls and `num_drafted` more, of

@@ -105,7 +105,7 @@ if own.library is not None:
     engine_finish = _prototype("engine_finish", None, _A)
     engine_state = _prototype("engine_state", c.POINTER(EngineState), _A)
     _engine_counts = _prototype("engine_counts", None, _A, c.POINTER(PrefetchCounts))
-    engine_end_pass = _prototype("engine_end_pass", _L, _A, _B)
+    engine_pass_end = native.address_of_function(_prototype("engine_end_pass", _L, _A, _B))
     engine_is_prefetching = _prototype("engine_is_prefetching", _B, _A)
     engine_withdraw = _prototype("engine_withdraw", None, _A)
     engine_resize_pool = _prototype("engine_resize_pool", None, _A, _L, _L)

@@ -14,6 +14,9 @@ class ContextDevice:
     def __init__(self, num_threads: int, engine: ExpertEngine | None = None) -> None:
         self._engine = engine
         self.address: int | None = native.device_new(engine and engine.address, num_threads)
+        self.pass_end: tuple[int | None, int | None] = (None, None)
+        if engine is not None:
+            self.pass_end = native.engine_pass_end, engine.address
 
     def attach(self, geometry: ModelGeometry, weights: dict[str, int]) -> None:
         """Claim the products with `weights`, the tensors of the experts by name, before a context
@@ -29,9 +32,14 @@ class ContextDevice:
                 weight = weights[matrix.name]
                 native.device_add_weight(self.address, weight, place, index, is_last)
 
-    def end_pass(self, computed: bool) -> BaseException | None:
-        """End a pass, `computed` to its last node or not. Return its error, None if it has none."""
-        return self._engine.end_pass(computed) if self._engine is not None else None
+    @property
+    def goes_on(self) -> bool:
+        """Whether passes may follow each other without `after_pass` in between."""
+        return self._engine is None or self._engine.goes_on
+
+    def after_pass(self, failure: int) -> BaseException | None:
+        """Return the error of a pass that ended in `failure`, None for 0."""
+        return self._engine.after_pass(failure) if self._engine is not None else None
 
     def close(self) -> None:
         """Free the device, after its context; may be called twice."""

@@ -246,7 +246,7 @@ class ExpertEngine:
                 self.check_choice(layer, found)
                 if len(set(found.tolist())) < len(found):
                     raise HaversackError(f"an expert of layer {layer} is predicted twice")
-        except BaseException as error:  # it may not cross the C frame, so end_pass returns it
+        except BaseException as error:  # it may not cross the C frame, so `after_pass` returns it
             self._error = error
             return -1
         if found is None:
@@ -270,16 +270,20 @@ class ExpertEngine:
         self._error = self._error or error
         self._state.failure = _Failed.CALLER
 
-    def end_pass(self, computed: bool) -> BaseException | None:
-        """End a pass, `computed` to its last node or not. Return its error, None if it has none.
-        Afterwards the bookkeeping is consistent again."""
-        why = native.engine_end_pass(self.address, computed)
+    @property
+    def goes_on(self) -> bool:
+        """Whether passes may follow each other without `after_pass` in between."""
+        return self._precision is None
+
+    def after_pass(self, failure: int) -> BaseException | None:
+        """Return the error of a pass, or of the last of several, that ended in `failure`, None for
+        0. Afterwards the bookkeeping is consistent again."""
         if self._precision is not None:
             self._give_up_damaged(self._precision.low)
-        if not why:
+        if not failure:
             return self._balance() if self._precision is not None else None
         error, self._error = self._error, None
-        told = self._failure(_Failed(why), error)
+        told = self._failure(_Failed(failure), error)
         self._state.failure = _Failed.NOT
         return told
 

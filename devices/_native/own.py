@@ -68,15 +68,30 @@ class Pass(c.Structure):
 
     _fields_ = (
         *((name, Address) for name in ("decode", "context", "batch", "owner")),
+        *((name, Address) for name in ("end", "engine")),
         ("spin_s", c.c_double),
         ("num_threads", c.c_int32),
         ("is_single_row", c.c_int32),
         ("pass_s", c.c_double),
         ("delayed_s", c.c_double),
         ("gave_up", c.c_int32),
+        ("failure", c.c_int32),
         ("team", Address),
         ("looked_s", c.c_double),
         ("seen_delayed_s", c.c_double),
+    )
+
+
+class Steps(c.Structure):
+    """struct Steps (native/pass.hpp)"""
+
+    _fields_ = (
+        *((name, Address) for name in ("logits_after", "ends", "vocabulary")),
+        *((name, c.c_int32) for name in ("num_logits", "most")),
+        ("most_s", c.c_double),
+        *((name, Address) for name in ("given", "logits", "likeliest")),
+        ("passes_s", c.c_double),
+        ("num_done", c.c_int32),
     )
 
 
@@ -146,6 +161,7 @@ if library is not None:
     # threads that compute (native/team.hpp); the library is named by a function of it
     team_take_over = own_prototype("team_take_over", _I, _A)
     pass_compute = own_prototype("pass_compute", _L, _A)  # in native/pass.cpp
+    pass_go_on = own_prototype("pass_go_on", _L, _A, _A)
     _Checksum = c.POINTER(Checksum)
     checksum_add = own_prototype("checksum_add", None, _Checksum, _A, c.c_size_t)
     checksum_pad = own_prototype("checksum_pad", None, _Checksum)

@@ -8,9 +8,15 @@
 
 namespace haversack {
 
-// struct llama_batch, passed by value. With more than two words, only its size matters.
+// struct llama_batch, passed by value.
 struct Batch {
-    int64_t words[7];
+    int32_t num_rows;
+    int32_t *tokens;
+    float *embeddings;
+    int32_t *positions;
+    int32_t *num_sequences;
+    int32_t **sequences;
+    int8_t *wants_logits;
 };
 
 // What Python fills in once for a context and looks at after each pass; it begins as zeros.
@@ -19,6 +25,10 @@ struct Pass {
     void *context;
     const Batch *batch;
     void *owner;  // of the context, see guard.hpp
+    // Ends a pass that was computed to its last node or not; returns its failure, 0 for none. It may
+    // be null.
+    int32_t (*end)(void *engine, bool computed);
+    void *engine;
     double spin_s;
     int32_t num_threads;    // with `spin_s` see Team::set; 0: OpenMP computes
     int32_t is_single_row;  // delays in a pass of several rows tell nothing of single tokens
@@ -27,9 +37,26 @@ struct Pass {
     // a system call for each thread, so not every pass does.
     double delayed_s;
     int32_t gave_up;  // whether llama.cpp did; see haversack_guard_failure
+    int32_t failure;  // what `end` returned
     // The latest look.
     const Team *team;
     double looked_s, seen_delayed_s;
+};
+
+// Passes of one row, one after the other without Python in between: each computes the token that
+// comes after the one before it.
+struct Steps {
+    float *(*logits_after)(void *context, int32_t row);
+    bool (*ends)(void *vocabulary, int32_t token);  // whether the text ends with the token
+    void *vocabulary;
+    int32_t num_logits;
+    int32_t most;  // passes
+    double most_s;  // no pass begins later than that
+    const int32_t *given;  // the tokens of all passes; null: the likeliest after each
+    float *logits;         // (most, num_logits) after each pass, if tokens are given
+    int32_t *likeliest;    // the token after each pass, if none are given; -1: not finite logits
+    double passes_s;       // of all passes
+    int32_t num_done;      // passes; a failed one ends them and does not count
 };
 
 }  // namespace haversack

@@ -1,5 +1,6 @@
 """Models and contexts of llama.cpp: loading, decoding, stopping, forgetting, and their memory."""
 
+import ctypes
 import os
 import signal
 import threading
@@ -257,6 +258,9 @@ def test_a_token_that_does_not_exist(model: LlamaModel) -> None:
 
 
 # ------------------------------------------------------------------- callback
+PassEnd = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_bool)
+
+
 class Watcher:
     """The owner of a context, and a callback that stops after each node whose name begins with
     `name` and may fail there."""
@@ -266,6 +270,8 @@ class Watcher:
     def __init__(self, name: str, failure: BaseException | None = None) -> None:
         self.name, self.failure = name, failure
         self.asked, self.computed, self.ended = list[str](), list[str](), list[bool]()
+        self._end = PassEnd(self._note_end)
+        self.pass_end = ctypes.cast(self._end, ctypes.c_void_p).value, None
 
     def on_node(self, node: int, ask: bool, _: object) -> bool:
         name = GraphNode(node).name
@@ -275,10 +281,14 @@ class Watcher:
         self.computed.append(name)
         return self.failure is None
 
-    def end_pass(self, computed: bool) -> BaseException | None:
+    def _note_end(self, _: int | None, computed: bool) -> int:
         self.ended.append(computed)
-        failure, self.failure = self.failure, None
-        return failure
+        return 0 if self.failure is None else 1
+
+    def error(self, failure: int) -> BaseException:
+        error, self.failure = self.failure, None
+        assert failure == 1 and error is not None
+        return error
 
 
 def test_a_callback_sees_every_node(model: LlamaModel) -> None:

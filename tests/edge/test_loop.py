@@ -100,11 +100,37 @@ def test_one_sequence_serves_interleaved_generators_by_turns(lone: edge.Model) -
     assert texts == alone
 
 
-def test_a_lone_generation_is_computed_no_further_than_it_is_read(model: edge.Model) -> None:
+def test_a_lone_sampled_generation_is_computed_no_further_than_it_is_read(
+    model: edge.Model,
+) -> None:
     generation = model.generate(PROMPTS[0], 8)
     next(generation)
     next(generation)
     assert model.stats().tokens == 1
+
+
+def test_passes_that_follow_at_once_give_the_text_of_passes_one_by_one(model: edge.Model) -> None:
+    at_once = model.generate(PROMPTS[0], 40, temperature=0)
+    expected = at_once.text
+    model.check_integrity()
+    one_by_one = model.generate(PROMPTS[0], 40, temperature=0, stop=("never in the text",))
+    assert one_by_one.text == expected
+    assert at_once.stats and one_by_one.stats
+    assert at_once.stats.tokens == one_by_one.stats.tokens == 39
+    rows = list(model.iter_logits(LONG[:40], 1))
+    assert (model.logits(LONG[:40], 1) == rows).all()
+
+
+def test_a_reader_that_leaves_early_leaves_a_whole_sequence(model: edge.Model) -> None:
+    """What was computed ahead of it is dropped or kept, and never half."""
+    expected = text_of(model, PROMPTS[0])
+    for num_read in range(1, 6):
+        generation = model.generate(PROMPTS[0], 8, temperature=0)
+        for _ in range(num_read):
+            next(generation)
+        generation.close()
+        model.check_integrity()
+        assert text_of(model, PROMPTS[0]) == expected
 
 
 def test_threads_share_the_model(model: edge.Model) -> None:

@@ -123,8 +123,10 @@ plans = plan_pools(geometry.layers, geometry.num_experts_per_tok, 0)
 trunk = ensure_trunk(geometry, Path(sys.argv[2]))
 shape = ContextShape(ctx_tokens=128, batch_tokens=64, threads=1)
 engine = open_streamed(geometry, trunk, shape, lambda: plans, LoadHooks(warm_start=False))
-end_pass = engine._device.end_pass
-engine._device.end_pass = lambda computed: (lock.open(), end_pass(computed))[1]
+PassEnd = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_bool)
+end_pass, experts = engine._device.pass_end
+unlock = PassEnd(lambda experts, computed: (lock.open(), PassEnd(end_pass)(experts, computed))[1])
+engine._device.pass_end = ctypes.cast(unlock, ctypes.c_void_p).value, experts
 engine._renew_context(lock.on_node)
 lock.writes = sys.argv[3] == "write"
 for num_rows in (1, 1, 5, 40):
