@@ -98,6 +98,7 @@ class Steps(c.Structure):
 # False, null and a negative number stand for an exception, which Python keeps.
 ReadInto = CFunction(c.c_int32, c.POINTER(Read))
 ShouldStop = CFunction(c.c_bool)
+PassEnd = CFunction(c.c_int32, Address, c.c_bool)  # the type of Pass.end
 
 NUM_PASSED = 3  # structures of llama.cpp that are passed by value
 NUM_RUNS = 3  # kinds of runs that longest_runs counts

@@ -1,6 +1,5 @@
 """Models and contexts of llama.cpp: loading, decoding, stopping, forgetting, and their memory."""
 
-import ctypes
 import os
 import signal
 import threading
@@ -12,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from haversack.devices._native import llama
+from haversack.devices import _native as native
+from haversack.devices._native import llama, own
 from haversack.devices.errors import (
     CancelledError,
     ContextError,
@@ -258,7 +258,6 @@ def test_a_token_that_does_not_exist(model: LlamaModel) -> None:
 
 
 # ------------------------------------------------------------------- callback
-PassEnd = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_bool)
 
 
 class Watcher:
@@ -270,8 +269,8 @@ class Watcher:
     def __init__(self, name: str, failure: BaseException | None = None) -> None:
         self.name, self.failure = name, failure
         self.asked, self.computed, self.ended = list[str](), list[str](), list[bool]()
-        self._end = PassEnd(self._note_end)
-        self.pass_end = ctypes.cast(self._end, ctypes.c_void_p).value, None
+        self._end = own.PassEnd(self._note_end)
+        self.pass_end = native.address_of_function(self._end), None
 
     def on_node(self, node: int, ask: bool, _: object) -> bool:
         name = GraphNode(node).name

@@ -1,6 +1,5 @@
 """Passes that follow each other without Python give what passes one by one give, to the bit."""
 
-import ctypes
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +7,8 @@ import numpy as np
 import pytest
 
 from haversack import edge
+from haversack.devices import _native as native
+from haversack.devices._native import own
 from haversack.devices.errors import HaversackError
 from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel, Row
 from haversack.devices.steps import MOST_STEPS, Ahead
@@ -17,7 +18,6 @@ SMALL = TinyShape(num_hidden_layers=2, num_experts=4, vocab_size=64)
 SHAPE = ContextShape(ctx_tokens=64, batch_tokens=16, threads=1)
 HOURS_S = 1e4  # so that the clock ends none
 TOKENS = [5, 6, 7, 8, 9]
-PassEnd = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_bool)
 
 
 class Failing:
@@ -27,8 +27,8 @@ class Failing:
 
     def __init__(self, num_good: int) -> None:
         self.num_left = num_good
-        self._end = PassEnd(self._fails)
-        self.pass_end = ctypes.cast(self._end, ctypes.c_void_p).value, None
+        self._end = own.PassEnd(self._fails)
+        self.pass_end = native.address_of_function(self._end), None
 
     def _fails(self, _: int | None, __: bool) -> int:
         self.num_left -= 1

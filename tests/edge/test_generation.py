@@ -1,11 +1,10 @@
 """A generation ends where it is told to, at any line, and leaves the model to the next."""
 
-import ctypes
+import _thread
 import signal
 import subprocess
 import sys
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,20 +21,16 @@ TinyModel = Callable[..., Path]
 OURS = ("/edge/", "/offload/", "/devices/")
 
 
-# Presses Ctrl-C as a signal does: Python acts on it where it looks for signals next. It is called
-# as a weak reference's callback, whose argument it ignores.
-press_ctrl_c = ctypes.pythonapi.PyErr_SetInterrupt
-press_ctrl_c.argtypes, press_ctrl_c.restype = [ctypes.py_object], None
+class PressesCtrlC:
+    """Presses Ctrl-C as it is freed, as a signal does: Python acts on it where it looks next."""
 
-
-class Watched:
-    """An object that weak references see go."""
+    __del__ = staticmethod(_thread.interrupt_main)
 
 
 @contextmanager
 def ctrl_c_at_line(number: int) -> Iterator[list[int]]:
     """Press Ctrl-C when line `number` of haversack's own begins; the lines that were begun."""
-    lines, watching = [0], list[weakref.ref[Watched]]()
+    lines = [0]
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
         if not any(folder in frame.f_code.co_filename for folder in OURS):
@@ -43,8 +38,7 @@ def ctrl_c_at_line(number: int) -> Iterator[list[int]]:
         if event == "line":
             lines[0] += 1
             if lines[0] == number:  # not in here, where Python would look at once: as this returns
-                seen_to_go = Watched()
-                watching.append(weakref.ref(seen_to_go, press_ctrl_c))
+                _freed_by_return = PressesCtrlC()
         return trace
 
     before = sys.gettrace()
