@@ -178,7 +178,7 @@ class EngineLoop:
 
     def _ahead(self, work: Work) -> Ahead | None:
         """What may be computed at once after the next token of a lone call; None for nothing."""
-        if work.most_ahead == 1 or self.engine.context.is_watched:
+        if work.most_ahead == 1 or not self.engine.context.goes_on:
             return None
         call, sequence, _, _ = work.parts[0]
         if len(sequence.tokens) + 1 != len(call.tokens):  # they are computed again

@@ -265,6 +265,7 @@ class Watcher:
     `name` and may fail there."""
 
     address: int | None = None
+    goes_on = False
 
     def __init__(self, name: str, failure: BaseException | None = None) -> None:
         self.name, self.failure = name, failure
@@ -284,9 +285,9 @@ class Watcher:
         self.ended.append(computed)
         return 0 if self.failure is None else 1
 
-    def error(self, failure: int) -> BaseException:
+    def after_pass(self, failure: int) -> BaseException | None:
         error, self.failure = self.failure, None
-        assert failure == 1 and error is not None
+        assert failure == int(error is not None)
         return error
 
 

@@ -24,6 +24,7 @@ class Failing:
     """An owner whose passes fail, but for the first `num_good` ones."""
 
     address: int | None = None
+    goes_on = True
 
     def __init__(self, num_good: int) -> None:
         self.num_left = num_good
@@ -34,8 +35,8 @@ class Failing:
         self.num_left -= 1
         return int(self.num_left < 0)
 
-    def error(self, failure: int) -> BaseException:
-        return HaversackError(f"failure {failure}")
+    def after_pass(self, failure: int) -> BaseException | None:
+        return HaversackError(f"failure {failure}") if failure else None
 
 
 @pytest.fixture
