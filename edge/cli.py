@@ -50,7 +50,7 @@ from haversack.edge.options import (
 from haversack.edge.planner import DENSE, Plan
 from haversack.edge.speculate import AUTO
 from haversack.quant.records import LowFile, list_low_files
-from haversack.quant.trunk import TrunkFile, list_trunks, remove_trunks
+from haversack.quant.trunk import TrunkFile, list_lone_ngrams, list_trunks, remove_trunks
 
 _log = logging.getLogger("haversack.cli")
 
@@ -364,9 +364,11 @@ def prepare_model(
 @app.command("cache")
 @takes(ClearOptions, CacheOptions, OutputOptions)
 def show_cache(clear: ClearOptions, cache: CacheOptions, output: OutputOptions) -> None:
-    """List the trunk files and low copies, or remove them and what lies beside them."""
+    """List the trunk files, low copies and what drafts come from, or remove them."""
     trunks, low_files = list_trunks(cache.folder), list_low_files(cache.folder)
-    disk_bytes = sum(t.disk_bytes for t in trunks) + sum(low.disk_bytes for low in low_files)
+    drafts = list_lone_ngrams(cache.folder)
+    files: list[TrunkFile | LowFile] = [*trunks, *low_files, *drafts]
+    disk_bytes = sum(file.disk_bytes for file in files)
     freed_bytes = remove_trunks(cache.folder) if clear.clear else 0
     if output.json:
         write_json(
@@ -374,16 +376,21 @@ def show_cache(clear: ClearOptions, cache: CacheOptions, output: OutputOptions) 
                 "cache_dir": str(cache.folder),
                 "trunks": [_object_of(trunk) for trunk in trunks],
                 "low_copies": [_object_of(low) for low in low_files],
+                "drafts": [_object_of(file) for file in drafts],
                 "disk_bytes": disk_bytes,
                 "freed_bytes": freed_bytes,
             }
         )
     elif clear.clear:
         write_text(f"{format_bytes(freed_bytes)} freed in {cache.folder}\n")
-    elif not trunks and not low_files:
+    elif not files:
         write_text(f"nothing is cached in {cache.folder}\n")
     else:
         rows = [(t.model, "trunk", format_bytes(t.disk_bytes), t.path.name) for t in trunks]
+        rows += [
+            (file.model, "what drafts come from", format_bytes(file.disk_bytes), file.path.name)
+            for file in drafts
+        ]
         for low in low_files:
             what = f"low copies, {low.share:.0%}: {low.source}"
             rows.append((low.model, what, format_bytes(low.disk_bytes), low.path.name))

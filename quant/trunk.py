@@ -124,6 +124,16 @@ def list_trunks(cache_dir: Path) -> list[TrunkFile]:
     return trunks
 
 
+def list_lone_ngrams(cache_dir: Path) -> list[TrunkFile]:
+    """Return the n-gram files in `cache_dir` that have no trunk beside them: their models were in
+    memory as a whole."""
+    return [
+        TrunkFile(path, "a model without a trunk", disk_bytes_of(path))
+        for path in our_files(cache_dir)
+        if path.suffix == ".ngrams" and not path.with_suffix(".gguf").is_file()
+    ]
+
+
 def remove_trunks(cache_dir: Path) -> int:
     """Remove every trunk and what lies beside it from `cache_dir`, but not what is being written.
     Return the bytes of disk that this frees. Raises StorageError if the system refuses."""

@@ -26,7 +26,9 @@ from haversack.quant.seal import is_whole
 from haversack.quant.trunk import (
     ensure_trunk,
     hole_names,
+    list_lone_ngrams,
     list_trunks,
+    ngrams_path,
     remove_trunks,
     resident_path,
     rewrite_trunk,
@@ -600,3 +602,16 @@ def test_a_model_that_vanishes_or_shrinks(model: Path, folder: Path) -> None:
     model.unlink()
     with pytest.raises(StorageError, match=f"^cannot read {model}: .*No such file"):
         ensure_trunk(geometry, folder)
+
+
+def test_n_grams_without_a_trunk_are_listed_by_themselves(tmp_path: Path) -> None:
+    trunk = tmp_path / f"{'1' * 12}-{'a' * 20}.gguf"
+    ngrams_path(trunk).write_bytes(bytes(5000))
+    (lone,) = list_lone_ngrams(tmp_path)
+    assert lone.path == ngrams_path(trunk) and lone.disk_bytes >= 5000
+    trunk.write_bytes(b"the trunk")
+    assert list_lone_ngrams(tmp_path) == []
+    (listed,) = list_trunks(tmp_path)
+    assert listed.disk_bytes > lone.disk_bytes
+    remove_trunks(tmp_path)
+    assert not ngrams_path(trunk).exists()
