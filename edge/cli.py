@@ -341,8 +341,8 @@ def prepare_model(
     output: OutputOptions,
     log: LogOptions,
 ) -> None:
-    """Make low copies of a model's experts, which no command reads yet. Interrupted, it goes on
-    where it was."""
+    """Make low copies of a model's experts, which --fidelity balanced and fast read. Interrupted,
+    it goes on where it was."""
     from haversack.edge.preparation import PrepareOptions, prepare
 
     log_to_stderr(log.verbose)

@@ -36,10 +36,10 @@ class _Shares:
 
 # Measured: docs/fidelity.md. The thresholds are for models that no text was calibrated on, with
 # large low copies and with small ones: on recorded routing they want about as many experts LOW.
-_SHARES = {BALANCED: _Shares(0.45, 0.05, 0.1), FAST: _Shares(0.45, 0.2, 0.2)}
+_SHARES = {BALANCED: _Shares(0.55, 0.02, 0.1), FAST: _Shares(0.55, 0.2, 0.2)}
 _THRESHOLDS = {
-    BALANCED: (Thresholds(0.5, 0.9), Thresholds(0.6, 0.95)),
-    FAST: (Thresholds(0.4, 0.8), Thresholds(0.4, 0.8)),
+    BALANCED: (Thresholds(0.5, 0.93), Thresholds(0.6, 0.95)),
+    FAST: (Thresholds(0.35, 0.85), Thresholds(0.45, 0.85)),
 }
 
 

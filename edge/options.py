@@ -407,7 +407,8 @@ class LowOptions:
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Weight the columns by what the model computes on the text in this file.",
+            help="Weight the columns by what the model computes on the text in this file, and fit"
+            " balanced and fast to the model's routers.",
         ),
     ] = None
 

@@ -256,6 +256,43 @@ def test_a_shared_budget_holds_in_a_group_of_little_more(
     assert limit_bytes < 136 * MIB  # the group has room for file pages beside it
 
 
+# Loads a model whose slots hold copies of two precisions in a budget between its floor and all,
+# runs a prompt and single tokens, and prints the budget, the most that was held, and the uses.
+TWO_PRECISIONS = """
+import sys
+from haversack import edge
+from haversack.devices.memory import PeakMeter
+
+path, low_from, cache_dir, mode = sys.argv[1:]
+fidelity = edge.Fidelity(mode, low_from)
+options = edge.LoadOptions(cache_dir=cache_dir, warm_start=False, fidelity=fidelity)
+rich = edge.plan(path, ram="4GiB", ctx=256, threads=1)
+meter = PeakMeter()
+with edge.load(path, (rich.floor_bytes + rich.full_bytes) // 2, 256, 1, options=options) as model:
+    assert model.plan.fidelity == mode
+    for start in range(3):  # other experts each time, so that copies of both kinds come and go
+        model.logits(range(1 + start, 250), prefill=200)
+    stats = model.stats()
+    model.check_integrity()
+print(model.plan.ram_bytes, meter.look(), stats.uses_low, stats.uses_skipped)
+"""
+
+
+@pytest.mark.skipif(bool(why_not()), reason=f"{why_not()}")
+@pytest.mark.parametrize("mode", ["balanced", "fast"])
+def test_a_budget_holds_with_two_precisions(
+    mode: str, tiny_model: TinyModel, trunk_dir: Path
+) -> None:
+    shape = TinyShape(num_hidden_layers=8, num_experts=32, num_experts_per_tok=4)
+    model, low = (tiny_model(shape=shape, expert_type=kind) for kind in ("Q8_0", "Q4_K"))
+    command = [sys.executable, "-c", TWO_PRECISIONS, str(model), str(low), str(trunk_dir), mode]
+    done = run_limited(command, 224 * MIB, timeout_s=300)
+    assert done.returncode == 0, done.stderr
+    limit_bytes, peak_bytes, uses_low, uses_skipped = map(int, done.stdout.split())
+    assert 0.5 * limit_bytes < peak_bytes <= limit_bytes < 160 * MIB  # the rest is for file pages
+    assert uses_low > 0 and (uses_skipped > 0 or mode == "balanced")
+
+
 # ---------------------------------------------------------------- a model's entries
 @pytest.mark.parametrize("share", [None, 0.3])
 def test_the_entries_of_a_model_add_up_to_its_budget(
