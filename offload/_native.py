@@ -135,7 +135,7 @@ if own.library is not None:
     pool_new = _prototype("pool_new", _A, _L, _L, c.POINTER(PoolBytes), _L)
     pool_level = _prototype("pool_level", _A, _A, _L)
     pool_use = _prototype("pool_use", None, _A, _L, _A, _A, _Q)
-    pool_find = _prototype("pool_find", _L, _A, _L, _L, _L, c.POINTER(_L))
+    pool_find = _prototype("pool_find", _L, _A, _L, _L, _L, _A)
     pool_read_levels = _prototype("pool_read_levels", None, _A, _A, _Q)
     pool_fill = _prototype("pool_fill", None, _A, _L, _L)
     pool_balance = _prototype("pool_balance", _Q, _A, _A)

@@ -1,8 +1,6 @@
 """The engine's pools of two precisions keep the same books as `cache/levels.py`, to the bit of a
 score, whatever is asked of them and in whatever order."""
 
-import ctypes
-
 import numpy as np
 import numpy.typing as npt
 from hypothesis import settings
@@ -27,9 +25,9 @@ class NativePool:
         self.levels = [native.pool_level(self._address, level) for level in (HIGH, LOW)]
 
     def find(self, row: int, expert: int, wanted: int) -> tuple[int, int]:
-        slot = ctypes.c_int32()
-        level = native.pool_find(self._address, row, expert, wanted, slot)
-        return level, slot.value
+        slot = np.empty(1, np.int32)
+        level = native.pool_find(self._address, row, expert, wanted, address_of(slot))
+        return level, int(slot[0])
 
     def use(self, row: int, experts: Ints, wanted: Ints) -> None:
         native.pool_use(self._address, row, address_of(experts), address_of(wanted), len(experts))
