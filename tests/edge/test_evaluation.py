@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from haversack.devices.errors import HaversackError, PromptError, StorageError
 from haversack.edge.evaluation import Evaluation, draw_pareto, text_of
 from haversack.edge.loading import LoadOptions, builtin_model
 from haversack.edge.planner import Plan, streamed
+from haversack.tools.models.architectures import TinyShape
 
 PROGRAM = [sys.executable, "-m", "haversack.edge"]
 
@@ -63,6 +65,24 @@ def test_the_numbers_are_those_of_the_models_logits(text: str, trunk_dir: Path) 
     nats = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(logits)), tokens[first:]]
     assert found.report.num_tokens == len(nats)
     assert found.report.perplexity == pytest.approx(np.exp(nats.mean()))
+
+
+def test_substituted_experts_are_streamed_and_seen(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    shape = TinyShape(num_experts=16, num_experts_per_tok=4)
+    high, low = (tiny_model(shape=shape, expert_type=kind) for kind in ("Q8_0", "Q2_K"))
+    exact = streamed(edge.plan(high, ram="1GiB", ctx=256, threads=1), 0.5)
+    others = [edge.Fidelity(mode, low).applied(exact, tmp_path) for mode in ("balanced", "fast")]
+    text = " ".join(map(str, np.random.default_rng(0).integers(512, size=400)))
+    options = LoadOptions(cache_dir=tmp_path, warm_start=False)
+    found = {each.fidelity: each for each in Evaluation(text, 400, options).run(exact, others)}
+    assert list(found) == ["exact", "balanced", "fast"]
+    for each in (found["balanced"], found["fast"]):
+        assert each.uses_low > 0 and each.saved_bytes > 0
+        assert each.report.kl_mean > 0 and each.report.top1_agreement < 1
+        assert each.report.exact_perplexity == found["exact"].report.perplexity
+    assert found["fast"].report.kl_mean > found["balanced"].report.kl_mean
 
 
 def test_short_texts_and_contexts_are_refused(text: str, trunk_dir: Path) -> None:
