@@ -146,9 +146,13 @@ class Replay:
             self._first += self._num_tokens
             self._num_tokens = len(ids)
         self._layer = layer
-        recorded = self._layers[layer]
+        ids[:] = self._layers[layer][self.steps(layer, len(ids))]
+
+    def steps(self, layer: int, num_rows: int) -> npt.NDArray[np.int64]:
+        """Return the recorded steps that the rows of the pass under way have in `layer`."""
         behind = self._first + self._num_tokens  # a last layer may see the last tokens alone
-        ids[:] = recorded[np.arange(behind - len(ids), behind) % len(recorded)]
+        steps: npt.NDArray[np.int64] = np.arange(behind - num_rows, behind)
+        return steps % len(self._layers[layer])
 
     def predict(self, layer: int) -> Experts | None:
         """Return what a predictor of this recall would predict that `layer` chooses for the token

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.devices import _native as devices
+from haversack.devices.errors import HaversackError
 from haversack.devices.ggml import GraphNode, is_choice
 from haversack.offload import _native as native
 from haversack.offload.expert_engine import ExpertEngine
@@ -97,6 +98,17 @@ def chosen_probabilities(choice: GraphNode) -> npt.NDArray[np.float32] | None:
     if node.is_product or node.is_sum:
         probabilities = _softmax(probabilities)
     return np.take_along_axis(probabilities, choice.array(np.int32)[0], axis=1)
+
+
+def set_probabilities(choice: GraphNode, probabilities: npt.NDArray[np.float32]) -> None:
+    """Write `probabilities` (T, K) over the router's own of the experts in `choice`, as
+    `chosen_probabilities` reads them. Raises HaversackError if the graph has none to write to."""
+    address = native.router_probabilities(choice.address)
+    node = None if address is None else GraphNode(address)
+    if node is None or node.is_product or node.is_sum:
+        raise HaversackError(f"{choice.name} is made from no probabilities: they cannot be forced")
+    ids = choice.array(np.int32)[0]
+    np.put_along_axis(node.array(np.float32)[0], ids.astype(np.int64), probabilities, axis=1)
 
 
 def _softmax(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

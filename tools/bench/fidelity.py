@@ -1,0 +1,101 @@
+"""How much faster do low copies make streaming? Exact beside `balanced` and `fast`, with recorded
+routing and its recorded weights.
+
+    haversack prepare MODEL
+    python -m haversack.tools.bench.fidelity MODEL --trace TRACE.npz [--rate 0.5GB] [--share 0.25]
+
+MODEL needs experts like those of the trace (`python -m haversack.tools.bench.stream --make` writes
+one). The three take turns on a drive of a steady rate. Bounds, as medians of the rounds: balanced
+decodes 1.35 times as many tokens a second as exact, fast 1.8 times. With `--no-bottleneck` the
+drive is as fast as the page cache, and neither may be slower than exact by more than 2 %.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack import edge
+from haversack.devices.errors import PromptError
+from haversack.devices.ggml import GraphNode
+from haversack.devices.units import parse_bytes
+from haversack.edge.fidelity import BALANCED, FAST, Fidelity
+from haversack.edge.loading import default_cache_dir
+from haversack.edge.planner import EXACT, Plan, streamed
+from haversack.edge.replay import Replay, Trace
+from haversack.offload.routing import set_probabilities
+from haversack.quant.gguf import ModelGeometry
+from haversack.tools.bench.steady_drive import SteadyDrive, steady_drive, warm
+from haversack.tools.bench.stream import replayed, suited
+from haversack.tools.command_line import streaming_parser, tool, verdict
+
+BOUNDS = {BALANCED: 1.35, FAST: 1.8}
+NO_BOTTLENECK = 0.98
+_UNLIMITED_BYTES_S = 1e12
+
+
+class WeightedReplay(Replay):
+    """Also writes the recorded weights over the routers' own."""
+
+    def __init__(self, trace: Trace, geometry: ModelGeometry) -> None:
+        """Raises PromptError for a trace without weights."""
+        super().__init__(trace, geometry)
+        if trace.weights is None:
+            raise PromptError(f"the trace {trace.name} has no weights: record it again")
+        self._weights = trace.weights
+
+    def __call__(self, layer: int, ids: npt.NDArray[np.int32], node: object = None) -> None:
+        super().__call__(layer, ids)
+        assert isinstance(node, GraphNode)
+        set_probabilities(node, self._weights[layer][self.steps(layer, len(ids))])
+
+
+def tok_s(planned: Plan, replay: Replay, drive: SteadyDrive, tokens: int) -> tuple[float, float]:
+    """Return the tokens a second, and the bytes read a token."""
+    options = edge.LoadOptions(open_file=drive.open, warm_start=False, speculate="off")
+    with edge.load(planned, options=options) as model:
+        spent = replayed(model, replay, tokens).timed
+    return spent.tokens / spent.decode_s, spent.bytes_read / spent.tokens
+
+
+def measured(given: argparse.Namespace) -> Iterator[bool]:
+    """Print each round and each verdict; yield whether it holds."""
+    planned = streamed(edge.plan(given.model, ram="1TiB", ctx=512), given.share)
+    plans = {
+        mode: Fidelity(mode).applied(planned, default_cache_dir())
+        for mode in (EXACT, BALANCED, FAST)
+    }
+    replay = WeightedReplay(suited(Trace.load(given.trace), planned), planned.geometry)
+    drive = steady_drive(given.model, given.rate)
+    if given.no_bottleneck:
+        warm(given.model)
+        drive = SteadyDrive(_UNLIMITED_BYTES_S, latency_s=0)
+    found: dict[str, list[tuple[float, float]]] = {mode: [] for mode in plans}
+    for _ in range(given.rounds):
+        for mode, plan in plans.items():
+            found[mode].append(tok_s(plan, replay, drive, given.tokens))
+            print(f"{mode}: {found[mode][-1][0]:.2f} tok/s, {found[mode][-1][1] / 1e6:.0f} MB read")
+    for mode in (BALANCED, FAST):
+        ratio = statistics.median(
+            one[0] / exact[0] for one, exact in zip(found[mode], found[EXACT], strict=True)
+        )
+        bound = NO_BOTTLENECK if given.no_bottleneck else BOUNDS[mode]
+        yield verdict(f"{mode}: {ratio:.2f} >= {bound} of exact's speed", ratio >= bound)
+
+
+@tool
+def main(arguments: Sequence[str] | None) -> int:
+    """Return 0 if both bounds hold."""
+    parser = streaming_parser(__doc__, tokens=64)
+    parser.add_argument("--trace", type=Path, required=True, help="recorded routing (.npz)")
+    parser.add_argument("--rate", type=parse_bytes, default="0.5GB", help="of the drive a second")
+    parser.add_argument("--no-bottleneck", action="store_true", help="the drive is no bottleneck")
+    return 0 if all(list(measured(parser.parse_args(arguments)))) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
