@@ -36,7 +36,8 @@ class _Shares:
 
 # Measured: docs/fidelity.md. The thresholds are for models that no text was calibrated on, with
 # large low copies and with small ones: on recorded routing they want about as many experts LOW.
-_SHARES = {BALANCED: _Shares(0.55, 0.02, 0.1), FAST: _Shares(0.55, 0.2, 0.2)}
+_SHARES = {BALANCED: _Shares(0.52, 0.28, 0.1), FAST: _Shares(0.42, 0.48, 0.2)}
+_PROBED_SHARES = 0.55, 0.02  # LOW and SKIP, to see whether the experts weigh about the same
 _THRESHOLDS = {
     BALANCED: (Thresholds(0.5, 0.93), Thresholds(0.6, 0.95)),
     FAST: (Thresholds(0.35, 0.85), Thresholds(0.45, 0.85)),
@@ -119,8 +120,7 @@ class Fidelity:
             return "all experts fit into memory and none is read"
         if weights is None or self.has_own_shares:
             return None
-        shares = _SHARES[BALANCED]
-        if gains_little(weights, fit(weights, shares.low, shares.skip)):
+        if gains_little(weights, fit(weights, *_PROBED_SHARES)):
             return f"its experts weigh about the same and {self.mode} would gain little"
         return None
 

@@ -14,12 +14,14 @@ import argparse
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from haversack import edge
+from haversack.cache.precision import fit
 from haversack.devices.errors import PromptError
 from haversack.devices.ggml import GraphNode
 from haversack.devices.units import parse_bytes
@@ -62,14 +64,22 @@ def tok_s(planned: Plan, replay: Replay, drive: SteadyDrive, tokens: int) -> tup
     return spent.tokens / spent.decode_s, spent.bytes_read / spent.tokens
 
 
+def _fitted(mode: str, planned: Plan, trace: Trace) -> Plan:
+    """Return the plan of a mode whose thresholds are fitted to the recorded weights, as `prepare`
+    fits them to those of a text."""
+    plan, shares = Fidelity(mode).applied(planned, default_cache_dir()), Fidelity(mode).shares
+    assert plan.precision is not None and trace.weights is not None
+    thresholds = fit(np.concatenate(trace.weights), shares.low, shares.skip)
+    return replace(plan, precision=replace(plan.precision, thresholds=thresholds))
+
+
 def measured(given: argparse.Namespace) -> Iterator[bool]:
     """Print each round and each verdict; yield whether it holds."""
     planned = streamed(edge.plan(given.model, ram="1TiB", ctx=512), given.share)
-    plans = {
-        mode: Fidelity(mode).applied(planned, default_cache_dir())
-        for mode in (EXACT, BALANCED, FAST)
-    }
-    replay = WeightedReplay(suited(Trace.load(given.trace), planned), planned.geometry)
+    planned = replace(planned, ram_bytes=planned.planned_bytes)  # the same budget for all
+    trace = suited(Trace.load(given.trace), planned)
+    replay = WeightedReplay(trace, planned.geometry)
+    plans = {EXACT: planned, **{mode: _fitted(mode, planned, trace) for mode in BOUNDS}}
     drive = steady_drive(given.model, given.rate)
     if given.no_bottleneck:
         warm(given.model)
@@ -79,7 +89,7 @@ def measured(given: argparse.Namespace) -> Iterator[bool]:
         for mode, plan in plans.items():
             found[mode].append(tok_s(plan, replay, drive, given.tokens))
             print(f"{mode}: {found[mode][-1][0]:.2f} tok/s, {found[mode][-1][1] / 1e6:.0f} MB read")
-    for mode in (BALANCED, FAST):
+    for mode in BOUNDS:
         ratio = statistics.median(
             one[0] / exact[0] for one, exact in zip(found[mode], found[EXACT], strict=True)
         )
