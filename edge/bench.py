@@ -165,7 +165,8 @@ def decode(model: Model, work: Work) -> Decoded:
     Raises what `Model.iter_logits` raises.
     """
     begun = model.stats()
-    with closing(model.iter_logits(work.tokens, work.prompt_tokens)) as rows:
+    pause = work.prompt_tokens + work.warm_tokens
+    with closing(model.iter_logits(work.tokens, work.prompt_tokens, pause)) as rows:
         logits = next(rows)
         prefilled = model.stats()
         for _ in range(work.warm_tokens):

@@ -135,18 +135,21 @@ class Call:
 
 
 class LogitsCall(Call):
-    """Computes the logits after the first `prefill` of `tokens`, and after each other one."""
+    """Computes the logits after the first `prefill` of `tokens`, and after each other one. Tokens
+    behind the first `pause` are not computed before the logits of those were read."""
 
-    def __init__(self, tokens: Sequence[int], prefill: int) -> None:
+    def __init__(self, tokens: Sequence[int], prefill: int, pause: int = 0) -> None:
         super().__init__(tokens[:prefill], prefill)
-        self._rest = deque(tokens[prefill:])
+        self._rest, self._pause = deque(tokens[prefill:]), pause
 
     def begin(self) -> None:
         assert self.sequence is not None
         self.sequence.keep(0)  # so that the logits do not depend on what was there
 
     def ahead(self, most: int) -> Ahead | None:
-        most = min(most, MOST_STEPS)
+        assert self.sequence is not None
+        until_pause = self._pause - len(self.sequence.tokens)
+        most = min(most, MOST_STEPS, until_pause if until_pause > 0 else MOST_STEPS)
         return Ahead(most, [self.tokens[-1], *islice(self._rest, most - 1)])
 
     def take_steps(self, steps: Steps, _: Callable[[], Logits]) -> Sequence[int]:

@@ -113,7 +113,7 @@ class Evaluation:
         for number, piece in enumerate(pieces):
             num_prompt = len(piece) // _PROMPT_SHARE
             num_passed = num_prompt + 1 + (_WARM_TOKENS if number == 0 else 0)
-            with closing(model.iter_logits(piece[:-1], num_prompt)) as rows:
+            with closing(model.iter_logits(piece[:-1], num_prompt, num_passed - 1)) as rows:
                 for _ in range(num_prompt, num_passed):
                     next(rows)
                 before = model.stats()

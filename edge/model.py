@@ -154,10 +154,11 @@ class Model:
         return logits
 
     def iter_logits(
-        self, tokens: Sequence[int], prefill: int
+        self, tokens: Sequence[int], prefill: int, pause: int = 0
     ) -> Generator[npt.NDArray[np.float32], None, None]:
-        """The rows of `logits`, (vocabulary,) float32 each, as they are computed. Raises as
-        `logits`."""
+        """The rows of `logits`, (vocabulary,) float32 each, as they are computed: a few may be
+        computed before they are read, but none behind the first `pause` tokens before the rows of
+        those were read, so that `stats` can be taken there. Raises as `logits`."""
         self._loop.check_open()
         _check_count("prefill", prefill)
         checked, ctx_tokens = self.tokenize(tokens), self.plan.shape.ctx_tokens
@@ -169,7 +170,7 @@ class Model:
             raise ContextError(
                 f"{len(checked)} tokens are given, the context holds {ctx_tokens}: raise --ctx"
             )
-        return self._logit_rows(LogitsCall(checked, prefill))
+        return self._logit_rows(LogitsCall(checked, prefill, pause))
 
     def _logit_rows(self, call: LogitsCall) -> Generator[npt.NDArray[np.float32], None, None]:
         try:

@@ -121,6 +121,17 @@ def test_passes_that_follow_at_once_give_the_text_of_passes_one_by_one(model: ed
     assert (model.logits(LONG[:40], 1) == rows).all()
 
 
+@pytest.mark.parametrize("pause", [1, 2, 5, 9])
+def test_stats_can_be_taken_at_a_pause(pause: int, model: edge.Model) -> None:
+    rows = model.iter_logits(LONG[:40], 1, pause)
+    for _ in range(pause):
+        next(rows)
+    before = model.stats()
+    assert before.tokens == pause - 1
+    assert len(list(rows)) == 40 - pause
+    assert model.stats().since(before).tokens == 40 - pause
+
+
 def test_a_reader_that_leaves_early_leaves_a_whole_sequence(model: edge.Model) -> None:
     """What was computed ahead of it is dropped or kept, and never half."""
     expected = text_of(model, PROMPTS[0])
