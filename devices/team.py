@@ -32,7 +32,9 @@ class ContextOwner(Protocol):
     """
 
     address: int | None
-    pass_end: tuple[int | None, int | None]
+
+    @property
+    def pass_end(self) -> tuple[int | None, int | None]: ...
 
     @property
     def goes_on(self) -> bool:

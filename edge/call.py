@@ -152,10 +152,10 @@ class LogitsCall(Call):
         most = min(most, MOST_STEPS, until_pause if until_pause > 0 else MOST_STEPS)
         return Ahead(most, [self.tokens[-1], *islice(self._rest, most - 1)])
 
-    def take_steps(self, steps: Steps, _: Callable[[], Logits]) -> Sequence[int]:
+    def take_steps(self, steps: Steps, logits: Callable[[], Logits]) -> Sequence[int]:
         before = len(self.tokens)
-        for logits in steps.logits:
-            self._take(logits)
+        for row in steps.logits:
+            self._take(row)
         return self.tokens[before : before + steps.num_done - 1]
 
     def take(self, logits: Logits) -> None:
