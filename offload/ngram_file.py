@@ -1,24 +1,21 @@
 """The n-gram file: the table that drafts come from, kept from one run of a model to the next. It
 lies beside the model's trunk file, or where that would lie.
 
-Its first line is a hash of the trunk file's name, which changes with the model's file, and of the
-rest. The rest is the table's memory. A damaged file, one of another model, and one of another form
-have a wrong hash: they are not used, and the next close overwrites them.
+What is kept is the table's memory; `offload/kept_file.py` puts a hash before it.
 """
 
-import hashlib
 import logging
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from haversack.offload.resident_file import write_whole
+from haversack.offload.kept_file import read_kept, write_kept
 from haversack.quant.trunk import ngrams_path
 
 _log = logging.getLogger("haversack.ngrams")
 
-_FORMAT = "ngrams 1"
+_FORM = "ngrams 1"
 
 Table = npt.NDArray[np.uint64]
 
@@ -28,9 +25,9 @@ def read_table(trunk: Path, table_bytes: int) -> Table | None:
     unusable file is logged and gives None."""
     path = ngrams_path(trunk)
     try:
-        given, _, data = path.read_bytes().partition(b"\n")
-        if given != _digest(trunk, data) or len(data) != table_bytes:
-            raise ValueError("it is damaged or was written for another model")
+        data = read_kept(path, trunk, _FORM)
+        if len(data) != table_bytes:
+            raise ValueError(f"it has {len(data)} bytes, the table {table_bytes}")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -44,16 +41,12 @@ def save_table(trunk: Path, table: Table) -> None:
     model's file. A failure is logged. An empty table is not saved."""
     if not table.any():
         return
-    path, data = ngrams_path(trunk), table.tobytes()
+    path = ngrams_path(trunk)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, _digest(trunk, data) + b"\n" + data)
+        write_kept(path, trunk, _FORM, table.tobytes())
         for other in path.parent.glob(f"{path.name.split('-')[0]}-*{path.suffix}"):
             if other != path:
                 other.unlink(missing_ok=True)
     except OSError as error:
         _log.warning("cannot save what drafts come from to %s: %s", path, error)
-
-
-def _digest(trunk: Path, data: bytes) -> bytes:
-    return hashlib.sha256(f"{_FORMAT} {trunk.stem}\n".encode() + data).hexdigest().encode()

@@ -1,17 +1,11 @@
 """The resident file: which experts lay in slots when a model was closed, and how often each expert
 was used. It lies beside the model's trunk file and is kept as long.
 
-Its first line is a hash of the trunk file's name, which identifies the model, and of the rest. The
-rest is JSON. A damaged file, one of another model, and one of another form have a wrong hash: they
-are not used, and the next close overwrites them.
+What is kept is JSON; `offload/kept_file.py` puts a hash before it.
 """
 
-import contextlib
-import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from haversack.offload.kept_file import read_kept, write_kept
 from haversack.quant.trunk import resident_path
 
 _log = logging.getLogger("haversack.residents")
 
-_FORMAT = "residents 1"
+_FORM = "residents 1"
 
 Expert = tuple[int, int]  # layer, id
 Memory = dict[str, npt.NDArray[np.float64]]  # what the eviction rule has counted, by name
@@ -43,10 +38,7 @@ def read_residents(trunk: Path) -> Residents | None:
     gives None."""
     path = resident_path(trunk)
     try:
-        given, _, text = path.read_bytes().partition(b"\n")
-        if given != _digest(trunk, text):
-            raise ValueError("it is damaged or was written for another model")
-        saved = json.loads(text)
+        saved = json.loads(read_kept(path, trunk, _FORM))
         experts = [(int(layer), int(expert)) for layer, expert in saved["experts"]]
         memories = [
             {name: np.array(values, np.float64) for name, values in memory.items()}
@@ -71,24 +63,6 @@ def save_residents(trunk: Path, residents: Residents) -> None:
     text = json.dumps({"experts": residents.experts, "memories": memories}).encode()
     path = resident_path(trunk)
     try:
-        write_whole(path, _digest(trunk, text) + b"\n" + text)
+        write_kept(path, trunk, _FORM, text)
     except OSError as error:
         _log.warning("cannot save which experts were used to %s: %s", path, error)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file of this process first, because several processes may write the same path."""
-    descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-
-
-def _digest(trunk: Path, text: bytes) -> bytes:
-    identity = f"{_FORMAT} {trunk.stem}\n".encode()
-    return hashlib.sha256(identity + text).hexdigest().encode()
