@@ -271,6 +271,13 @@ class LlamaContext:
         )
         self._birthplace = Birthplace()
         _refuse_dead_threads(shape.threads)
+        self._open(model, params)
+        self._memory = llama.llama_get_memory(self._context)
+        self._batch = _Batch(int(llama.llama_n_batch(self._context)))
+        self.steps = Steps(self._vocabulary.address, self._vocabulary.num_tokens)
+        self._team = Team(shape.threads, self._context, self._batch.struct, owner)
+
+    def _open(self, model: LlamaModel, params: Any) -> None:
         try:
             with captured_logs() as log, self.stop.listening():
                 self._context = guard.init_context(model.address, params, self._owner_address)
@@ -279,13 +286,9 @@ class LlamaContext:
             raise
         if not self._context:
             raise ModelFileError(
-                f"llama.cpp cannot make a context of {shape.ctx_tokens} tokens for {model.path}:"
+                f"llama.cpp cannot make a context of {self.ctx_tokens} tokens for {model.path}:"
                 f" {log.reason()}; if memory is short, lower --ctx"
             )
-        self._memory = llama.llama_get_memory(self._context)
-        self._batch = _Batch(int(llama.llama_n_batch(self._context)))
-        self.steps = Steps(self._vocabulary.address, self._vocabulary.num_tokens)
-        self._team = Team(shape.threads, self._context, self._batch.struct, owner)
 
     @property
     def _owner_address(self) -> int | None:
@@ -323,21 +326,21 @@ class LlamaContext:
         Raises as `compute`. Then `steps.num_done` passes, which were computed before, stand.
         """
         self.steps.begin(ahead)
-        run = partial(self._team.go_on, self.steps)
-        self._compute([row], run, lambda: self.steps.num_done)
+        self._compute([row], partial(self._team.go_on, self.steps), self.steps)
 
     def _compute(
-        self, rows: Sequence[Row], run: Callable[[], int], num_done: Callable[[], int] = int
+        self, rows: Sequence[Row], run: Callable[[], int], steps: Steps | None = None
     ) -> None:
         self._check_usable()
         self._batch.fill(rows)
         try:
             self._run(rows, run)
         except BaseException:
+            num_done = 0 if steps is None else steps.num_done
             if self._broken is None:
                 firsts = {row.sequence: row.position for row in reversed(rows)}
                 for sequence, position in firsts.items():
-                    self.forget(position + num_done(), sequence)
+                    self.forget(position + num_done, sequence)
             raise
 
     def _check_usable(self) -> None:

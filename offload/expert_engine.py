@@ -138,16 +138,13 @@ class ExpertEngine:
         self._state.predictions = _Predictions.BY_ROUTERS
 
     def _add_pool(self, plan: PoolPlan) -> None:
-        size, spare = (
-            (self.address, len(plan.layers), plan.num_experts),
-            spare_slots(plan.num_slots),
-        )
+        rows, spare = len(plan.layers), spare_slots(plan.num_slots)
         if not plan.low_shape:
-            native.engine_add_pool(*size, plan.num_slots, spare)
+            native.engine_add_pool(self.address, rows, plan.num_experts, plan.num_slots, spare)
             return
         shared = plan.level_bytes
         levels = native.PoolBytes(shared.total, shared.slot, shared.least_slots)
-        native.engine_add_pool_of_two(*size, levels, spare)
+        native.engine_add_pool_of_two(self.address, rows, plan.num_experts, levels, spare)
 
     def _native_precision(self, precision: Precision) -> native.Precision:
         rule, digests = precision.thresholds, precision.low.digests

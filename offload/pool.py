@@ -1,7 +1,7 @@
 """Pools: the memory of slots for experts of one shape, and the place of an expert in a slot."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -174,29 +174,37 @@ def plan_pools(
     `num_bytes`; with `low` it gets so many of each level. The rest is shared in proportion to the
     bytes that each pool still lacks.
     """
+    floors = _floor_pools(layers, num_experts_per_tok, low)
+    lacking = [pool.num_experts * len(pool.layers) - pool.num_slots for pool in floors]
+    wanted = [
+        max(0, count) * slot_bytes(pool.shape) for count, pool in zip(lacking, floors, strict=True)
+    ]
+    share = min(1.0, max(0, num_bytes - pools_bytes(floors)) / max(1, sum(wanted)))
+    return tuple(
+        replace(pool, num_slots=pool.num_slots + int(more * share) // slot_bytes(pool.shape))
+        for pool, more in zip(floors, wanted, strict=True)
+    )
+
+
+def _floor_pools(
+    layers: Sequence[ExpertLayer], num_experts_per_tok: int, low: LowCopies | None
+) -> list[PoolPlan]:
+    """Return a pool for each shape among `layers`, with as few slots as work."""
     groups: dict[tuple[Shape, int], list[int]] = {}  # indices of layers
     for idx, layer in enumerate(layers):
         groups.setdefault((shape_of(layer), layer.num_experts), []).append(idx)
-    sizes = {key: slot_bytes(key[0]) for key in groups}
-    all_slots = {key: key[1] * len(found) for key, found in groups.items()}
-    least = {key: min(2 * num_experts_per_tok, count) for key, count in all_slots.items()}
-    low_shapes = {key: _low_shape(low, found) for key, found in groups.items()}
-    low_sizes = {key: slot_bytes(shape) for key, shape in low_shapes.items()}
-    floor = {key: least[key] + -(-least[key] * low_sizes[key] // sizes[key]) for key in groups}
-    wanted = {key: max(0, all_slots[key] - floor[key]) * sizes[key] for key in groups}
-    spare_bytes = num_bytes - sum(floor[key] * sizes[key] for key in groups)
-    share = min(1.0, max(0, spare_bytes) / max(1, sum(wanted.values())))
-    return tuple(
-        PoolPlan(
-            shape=key[0],
-            layers=tuple(layers[idx].layer for idx in found),
-            num_experts=key[1],
-            num_slots=floor[key] + int(wanted[key] * share) // sizes[key],
-            low_shape=low_shapes[key],
-            least_low_slots=least[key] if low else 0,
+    pools: list[PoolPlan] = []
+    for (shape, num_experts), found in groups.items():
+        least = min(2 * num_experts_per_tok, num_experts * len(found))
+        low_shape = _low_shape(low, found)
+        low_slots = -(-least * slot_bytes(low_shape) // slot_bytes(shape))  # as HIGH ones
+        its_layers = tuple(layers[idx].layer for idx in found)
+        pools.append(
+            PoolPlan(
+                shape, its_layers, num_experts, least + low_slots, low_shape, least if low else 0
+            )
         )
-        for key, found in groups.items()
-    )
+    return pools
 
 
 def _low_shape(low: LowCopies | None, layer_idxs: Sequence[int]) -> Shape:

@@ -125,6 +125,7 @@ class Engine {
     Status compute_layer(const Call &call);
     // leases (lease.cpp)
     void wish(const Call &call);
+    std::vector<int32_t> levels_of_rows(const Choice &choice, const float *weights) const;
     int32_t wanted(size_t position) const { return wanted_.empty() ? HIGH : wanted_[position]; }
     bool fits(const Call &call) const;
     bool take_lease(const Call &call, Lease &lease);

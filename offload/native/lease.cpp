@@ -17,21 +17,23 @@ void Engine::wish(const Call &call) {
         std::vector<int32_t> votes;
         for (size_t i = 0; i < choice.experts.size(); i++) votes.push_back(choice.count(i));
         wanted_ = batch_levels(votes, low_.batch_low_share);
-    } else {
-        std::vector<int32_t> of_pairs;
-        const float *weights = call.weights ? (const float *)call.weights->data : nullptr;
-        for (int64_t row = 0; weights && row < choice.num_rows; row++, weights += choice.num_used) {
-            const auto levels = row_levels({weights, weights + choice.num_used}, low_.thresholds);
-            of_pairs.insert(of_pairs.end(), levels.begin(), levels.end());
-        }
-        for (size_t i = 0; i < choice.experts.size(); i++) {
-            wanted_.push_back(weights ? SKIP : HIGH);
-            for (int32_t at = choice.starts[i]; weights && at < choice.starts[i + 1]; at++)
-                wanted_[i] = std::min(wanted_[i], of_pairs[choice.pairs[at]]);
-        }
+    } else if (call.weights) {
+        wanted_ = levels_of_rows(choice, (const float *)call.weights->data);
     }
     for (size_t i = 0; i < wanted_.size(); i++)
         if (wanted_[i] == LOW && !low_.has(call.number, choice.experts[i])) wanted_[i] = HIGH;
+}
+
+std::vector<int32_t> Engine::levels_of_rows(const Choice &choice, const float *weights) const {
+    std::vector<int32_t> of_pairs, best(choice.experts.size(), SKIP);
+    for (int64_t row = 0; row < choice.num_rows; row++, weights += choice.num_used) {
+        const auto levels = row_levels({weights, weights + choice.num_used}, low_.thresholds);
+        of_pairs.insert(of_pairs.end(), levels.begin(), levels.end());
+    }
+    for (size_t i = 0; i < best.size(); i++)
+        for (int32_t at = choice.starts[i]; at < choice.starts[i + 1]; at++)
+            best[i] = std::min(best[i], of_pairs[choice.pairs[at]]);
+    return best;
 }
 
 // Whether all chosen experts find a slot. Those that find no LOW one take a HIGH one.
@@ -125,7 +127,7 @@ void Engine::Lease::add_late(int32_t position, int32_t num_matrices, Read *comin
 void Engine::choose_read_levels(const Call &call, Lease &lease) {
     Pool &pool = pools_[call.layer.pool];
     std::vector<int32_t> levels;
-    for (int32_t position : lease.absent_at) levels.push_back(wanted_[position]);
+    for (int32_t position : lease.absent_at) levels.push_back(wanted(position));
     levels = pool.read_levels(levels);
     const auto num_low = std::count(levels.begin(), levels.end(), LOW);
     if (num_low > pool.low.num_unpinned()) prefetcher_->withdraw();
