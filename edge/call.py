@@ -10,7 +10,7 @@ from haversack.cache.ngram import NgramDrafter
 from haversack.devices.errors import CancelledError
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.llama import MOST_ROWS, Row
-from haversack.devices.steps import MOST_STEPS, Ahead, Steps
+from haversack.devices.steps import Ahead, Steps
 from haversack.edge.sequence import Logits, TokenSequence
 from haversack.edge.stats import Stats
 
@@ -65,6 +65,12 @@ class Call:
         """Whether its next pass is a batch, which no other call shares."""
         assert self.sequence is not None
         return len(self.sequence.tokens) < self.num_batched
+
+    @property
+    def lacks_last_alone(self) -> bool:
+        """Whether its sequence holds all tokens but the last; else some are computed again."""
+        assert self.sequence is not None
+        return len(self.sequence.tokens) + 1 == len(self.tokens)
 
     @property
     def most_drafted(self) -> int:
@@ -149,7 +155,8 @@ class LogitsCall(Call):
     def ahead(self, most: int) -> Ahead | None:
         assert self.sequence is not None
         until_pause = self._pause - len(self.sequence.tokens)
-        most = min(most, MOST_STEPS, until_pause if until_pause > 0 else MOST_STEPS)
+        if until_pause > 0:
+            most = min(most, until_pause)
         return Ahead(most, [self.tokens[-1], *islice(self._rest, most - 1)])
 
     def take_steps(self, steps: Steps, logits: Callable[[], Logits]) -> Sequence[int]:

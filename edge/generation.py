@@ -100,9 +100,8 @@ class GenerationCall(Call):
 
     @property
     def most_drafted(self) -> int:
-        """None while older tokens are computed again."""
-        assert self.sequence is not None
-        if len(self.sequence.tokens) + 1 != len(self.tokens):
+        """As `Call.most_drafted`; 0 while older tokens are computed again."""
+        if not self.lacks_last_alone:
             return 0
         left = self._max_tokens - self._num_generated - 1
         return min(left, self._plan.shape.ctx_tokens - len(self.tokens))
@@ -118,7 +117,8 @@ class GenerationCall(Call):
         assert self._chain is not None and self.sequence is not None
         if not self._chain.takes_likeliest or self._sampling.stop or not self.sequence.drops_parts:
             return None
-        return Ahead(min(most, 1 + self.most_drafted)) if self.most_drafted > 0 else None
+        left = self.most_drafted
+        return Ahead(min(most, 1 + left)) if left > 0 else None
 
     def take_steps(self, steps: Steps, logits: Callable[[], Logits]) -> Sequence[int]:
         *others, last = steps.likeliest

@@ -180,10 +180,8 @@ class EngineLoop:
         """What may be computed at once after the next token of a lone call; None for nothing."""
         if work.most_ahead == 1 or not self.engine.context.goes_on:
             return None
-        call, sequence, _, _ = work.parts[0]
-        if len(sequence.tokens) + 1 != len(call.tokens):  # they are computed again
-            return None
-        return call.ahead(work.most_ahead)
+        call = work.parts[0].call
+        return call.ahead(work.most_ahead) if call.lacks_last_alone else None
 
     def _go_on(self, part: Part, ahead: Ahead) -> None:
         """Compute several passes of a token each."""
@@ -308,7 +306,7 @@ class EngineLoop:
     def beside(self, use: Callable[[Engine], Used]) -> Used:
         """Return what `use` returns, called while the engine may compute but is not freed: for what
         passes do not change, such as the vocabulary. Raises ClosedError."""
-        self.birthplace.check()  # in a child, whoever holds the lock is not there
+        self.birthplace.check()  # a child lacks the thread that may hold the lock
         with self._life:
             self.check_open()
             return use(self.engine)

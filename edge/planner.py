@@ -48,13 +48,13 @@ class Plan:
 
     `trunk_bytes` are the weights without the routed experts, `kv_bytes` the context's cache.
     `compute_bytes` are scratch; they include `sampling_bytes` for samplers and grammars,
-    `draft_bytes` for what drafts come from, and
-    `scratch_bytes` for products with experts. `reserve_bytes` are all else; they include
-    `process_bytes` of the process itself without its open models. `slot_bytes` are room for experts
-    (for all of them in mode "resident"), `headroom_bytes` stay free. `floor_bytes` is the least
-    budget that works, `full_bytes` the least with which no expert is streamed. With a `shared`
-    budget, `ram_bytes` are what its open models leave. `fidelity` names how near to exact the model
-    is computed; with `precision`, slots hold copies of two precisions.
+    `draft_bytes` for what drafts come from, and `scratch_bytes` for products with experts.
+    `reserve_bytes` are all else; they include `process_bytes` of the process itself without its
+    open models. `slot_bytes` are room for experts (for all of them in mode "resident"),
+    `headroom_bytes` stay free. `floor_bytes` is the least budget that works, `full_bytes` the least
+    with which no expert is streamed. With a `shared` budget, `ram_bytes` are what its open models
+    leave. `fidelity` names how near to exact the model is computed; with `precision`, slots hold
+    copies of two precisions.
     """
 
     path: Path

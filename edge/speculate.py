@@ -310,13 +310,13 @@ class Speculation:
     def most_blind(self) -> int:
         """Return how many passes of a lone call may follow each other without `drafts`, after it
         gave none."""
-        if self._why_off:
+        if self.is_off:
             return MOST_STEPS
-        return self.gate.most_blind if self._fixed is None else 1
+        return min(self.gate.most_blind, MOST_STEPS) if self._fixed is None else 1
 
     def note_plain(self, num_passes: int, passes_s: float) -> None:
         """Count usual passes of one row that followed each other."""
-        if not self._why_off:
+        if not self.is_off:
             self.gate.note_plain(num_passes, passes_s)
 
     def note(self, num_calls: int, num_drafted: int, num_right: int, pass_s: float) -> None:

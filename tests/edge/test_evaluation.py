@@ -1,4 +1,4 @@
-"""Evaluation: exact beside itself, its numbers, and what people who type wrongly are told."""
+"""Evaluation: exact compared with itself, the report's numbers, and errors for wrong input."""
 
 import json
 import shutil

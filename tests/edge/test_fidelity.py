@@ -141,7 +141,7 @@ def test_even_weights_stay_exact_and_say_so(
     assert Fidelity(BALANCED, low_from).applied(exact, tmp_path) is exact
     assert "weigh about the same and balanced would gain little, so it runs exact" in caplog.text
     own = Fidelity(BALANCED, low_from, low_share=0.3).applied(exact, tmp_path)
-    assert own.fidelity == BALANCED  # who gives shares gets them
+    assert own.fidelity == BALANCED  # shares that are given are used
 
 
 @pytest.mark.parametrize(

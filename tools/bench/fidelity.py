@@ -67,10 +67,16 @@ def tok_s(planned: Plan, replay: Replay, drive: SteadyDrive, tokens: int) -> tup
 def _fitted(mode: str, planned: Plan, trace: Trace) -> Plan:
     """Return the plan of a mode whose thresholds are fitted to the recorded weights, as `prepare`
     fits them to those of a text."""
-    plan, shares = Fidelity(mode).applied(planned, default_cache_dir()), Fidelity(mode).shares
+    asked = Fidelity(mode)
+    plan, shares = asked.applied(planned, default_cache_dir()), asked.shares
     assert plan.precision is not None and trace.weights is not None
     thresholds = fit(np.concatenate(trace.weights), shares.low, shares.skip)
     return replace(plan, precision=replace(plan.precision, thresholds=thresholds))
+
+
+def _fast_drive(model: Path) -> SteadyDrive:
+    warm(model)
+    return SteadyDrive(_UNLIMITED_BYTES_S, latency_s=0)
 
 
 def measured(given: argparse.Namespace) -> Iterator[bool]:
@@ -80,10 +86,9 @@ def measured(given: argparse.Namespace) -> Iterator[bool]:
     trace = suited(Trace.load(given.trace), planned)
     replay = WeightedReplay(trace, planned.geometry)
     plans = {EXACT: planned, **{mode: _fitted(mode, planned, trace) for mode in BOUNDS}}
-    drive = steady_drive(given.model, given.rate)
-    if given.no_bottleneck:
-        warm(given.model)
-        drive = SteadyDrive(_UNLIMITED_BYTES_S, latency_s=0)
+    drive = (
+        _fast_drive(given.model) if given.no_bottleneck else steady_drive(given.model, given.rate)
+    )
     found: dict[str, list[tuple[float, float]]] = {mode: [] for mode in plans}
     for _ in range(given.rounds):
         for mode, plan in plans.items():
