@@ -28,6 +28,7 @@ class Layer(c.Structure):
     _fields_ = (
         *((name, c.c_int32) for name in ("number", "row", "pool", "num_matrices")),
         ("matrices", (Matrix * MAX_MATRICES) * 2),
+        ("rests", Matrix * MAX_MATRICES),
     )
 
 
@@ -37,7 +38,7 @@ class Precision(c.Structure):
     _fields_ = (
         *((name, c.c_float) for name in ("low", "skip")),
         ("batch_low_share", c.c_double),
-        ("digests", Address),
+        *((name, Address) for name in ("digests", "rest_digests")),
         *((name, c.c_int32) for name in ("digests_per_layer", "first_file")),
     )
 

@@ -147,18 +147,18 @@ class ExpertEngine:
         native.engine_add_pool_of_two(self.address, rows, plan.num_experts, levels, spare)
 
     def _native_precision(self, precision: Precision) -> native.Precision:
-        rule, digests = precision.thresholds, precision.low.digests
-        first_file, per_layer = len(self._geometry.paths), 0
-        if digests is not None:
-            self._digests = np.ascontiguousarray(digests)
-            per_layer = digests.shape[1]
+        rule, low = precision.thresholds, precision.low
+        of_slices = [
+            None if digests is None else np.ascontiguousarray(digests)
+            for digests in (low.digests, low.rest_digests)
+        ]
         return native.Precision(
             rule.low,
             rule.skip,
             precision.batch_low_share,
-            None if digests is None else devices.address_of(self._digests),
-            per_layer,
-            first_file,
+            *(None if digests is None else devices.address_of(digests) for digests in of_slices),
+            0 if low.digests is None else low.digests.shape[1],
+            len(self._geometry.paths),
         )
 
     def _layer(self, layer: ExpertLayer) -> native.Layer:
@@ -172,6 +172,19 @@ class ExpertEngine:
                 copy = self._precision.low.copies[self._place[layer.layer]][index]
                 assert pool.low is not None, "a plan for two levels has slots of both"
                 made.matrices[LOW][index] = _matrix(pool.low, index, matrix, copy)
+                made.rests[index] = self._rest(pool, layer, index)
+        return made
+
+    def _rest(self, pool: ExpertPool, layer: ExpertLayer, index: int) -> native.Matrix:
+        """Return the matrix of what a nested low copy lacks; one without bytes if it lacks all."""
+        assert self._precision is not None, "a model of two levels"
+        rests = self._precision.low.rests
+        rest = None if rests is None else rests[self._place[layer.layer]][index]
+        if rest is None:
+            return native.Matrix()
+        matrix = layer.matrices[index]
+        made = _matrix(pool, index, matrix, rest)
+        made.rest = resting_place(matrix.copies[0]) + matrix.expert_bytes - rest.num_bytes
         return made
 
     # ------------------------------------------------------------- what it did
@@ -313,10 +326,10 @@ class ExpertEngine:
         """Note in their file which low copies were found damaged."""
         count = native.engine_damaged(self.address, None, 0)
         if count:
-            found = np.empty((count, 2), np.int32)
+            found = np.empty((count, 3), np.int32)
             native.engine_damaged(self.address, devices.address_of(found), count)
-            for layer_idx, expert in found.tolist():
-                give_up_record(low.paths[0], Record(0, layer_idx, expert))
+            for record in found.tolist():
+                give_up_record(low.paths[0], Record(*record))
 
     def _balance(self) -> BudgetError | None:
         """Move bytes to the level that is short of slots."""

@@ -91,10 +91,17 @@ void join_q8_0(Bytes base, Bytes rest, Out out) {
     }
 }
 
+constexpr size_t MOST_REST = 146;
+
+// Where the rests are the end of `out`, a block never reaches those of later blocks: it is longer than
+// its own rest. But it may reach its own, which is therefore copied.
 template <void (*join)(Bytes, Bytes, Out)>
 bool join_all(Sizes sizes, const uint8_t *base, const uint8_t *rest, uint8_t *out, size_t count) {
-    for (; count > 0; count--, base += sizes.base, rest += sizes.rest, out += sizes.whole)
-        join(base, rest, out);
+    uint8_t own_rest[MOST_REST];
+    for (; count > 0; count--, base += sizes.base, rest += sizes.rest, out += sizes.whole) {
+        std::memcpy(own_rest, rest, sizes.rest);
+        join(base, own_rest, out);
+    }
     return true;
 }
 

@@ -7,7 +7,8 @@
 
 namespace haversack {
 
-// Joins `num_blocks` blocks of the ggml type `type`. Returns false if it has no nested form.
+// Joins `num_blocks` blocks of the ggml type `type`. Returns false if it has no nested form. `rest` may
+// be the end of `out`.
 bool join_nested(int32_t type, const uint8_t *base, const uint8_t *rest, uint8_t *out,
                  size_t num_blocks);
 

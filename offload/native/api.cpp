@@ -50,13 +50,12 @@ API void haversack_engine_add_pool_of_two(Engine *engine, int32_t num_rows, int3
 API void haversack_engine_set_precision(Engine *engine, const Precision *precision) {
     engine->set_precision(*precision);
 }
-// Returns how many low copies were found damaged since it was asked last; the first `room` are written,
-// pairs of a layer's place and an expert.
-API size_t haversack_engine_damaged(Engine *engine, int32_t (*experts)[2], size_t room) {
+// Returns how many records of low copies were found damaged since it was asked last; the first `room`
+// are written: a slice, a layer's place and an expert of each.
+API size_t haversack_engine_damaged(Engine *engine, Record *records, size_t room) {
     auto &damaged = engine->low_copies().damaged;
     const size_t count = damaged.size();
-    for (size_t i = 0; i < std::min(room, count); i++)
-        experts[i][0] = damaged[i].first, experts[i][1] = damaged[i].second;
+    std::copy_n(damaged.begin(), std::min(room, count), records);
     if (room >= count) damaged.clear();
     return count;
 }

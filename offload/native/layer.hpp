@@ -30,6 +30,9 @@ struct Layer {
     int32_t number;  // its own, in the model
     int32_t row, pool, num_matrices;
     Matrix matrices[NUM_LEVELS][MAX_MATRICES];
+    // What nested LOW copies lack (nested.hpp), at the end of the HIGH one's place in a slot. Without
+    // bytes, where the HIGH copy is read whole.
+    Matrix rests[MAX_MATRICES];
 
     int64_t expert_bytes(int32_t level) const;
 };

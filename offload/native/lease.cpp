@@ -184,7 +184,7 @@ Read *Engine::Late::read_before(int32_t index, int32_t num_matrices) const {
 bool Engine::is_whole(const Call &call, const Lease &lease, Late &late) {
     const int32_t expert = call.choice.experts[late.position];
     if (!late.is_whole)
-        late.is_whole = low_.is_whole(call.number, expert, lease.slots[late.position]);
+        late.is_whole = low_.is_whole({BASE, call.number, expert}, lease.slots[late.position]);
     return late.is_whole;
 }
 

@@ -4,6 +4,9 @@
 #include <iterator>
 #include <unordered_map>
 
+#include "ggml.hpp"
+#include "nested.hpp"
+
 namespace haversack {
 
 namespace {
@@ -107,15 +110,20 @@ void Prefetcher::start(int32_t layer, const std::vector<int32_t> &absent, int32_
 }
 
 // An expert's matrices are read one after the other, so that the likeliest expert is whole first.
-Prefetch &Prefetcher::read(Prefetches &list, int32_t layer, int32_t expert, Copy copy) {
+Prefetch &Prefetcher::read(Prefetches &list, int32_t layer, int32_t expert, Copy copy,
+                           int32_t base_slot) {
     Prefetch &prefetch = list.emplace_back();
     prefetch.layer = layer;
     prefetch.expert = expert;
     prefetch.level = copy.level;
     prefetch.slot = copy.slot;
+    prefetch.base_slot = base_slot;
     prefetch.num_reads = layers_[layer].num_matrices;
-    for (int32_t m = 0; m < prefetch.num_reads; m++)
-        layers_[layer].matrices[copy.level][m].place(prefetch.reads[m], expert, copy.slot, true);
+    for (int32_t m = 0; m < prefetch.num_reads; m++) {
+        const Matrix &whole = layers_[layer].matrices[copy.level][m], &rest = layers_[layer].rests[m];
+        const Matrix &matrix = base_slot != NOWHERE && rest.num_bytes > 0 ? rest : whole;
+        matrix.place(prefetch.reads[m], expert, copy.slot, true);
+    }
     readers_.submit(prefetch.all().data(), prefetch.num_reads);
     return prefetch;
 }
@@ -124,12 +132,33 @@ Prefetch &Prefetcher::read(Prefetches &list, int32_t layer, int32_t expert, Copy
 void Prefetcher::finish(Prefetch &prefetch) {
     Pool &pool = pool_of(prefetch.layer);
     Slots &slots = pool.level(prefetch.level);
-    const bool is_whole = prefetch.came() && (prefetch.level == HIGH ||
-                          low_.is_whole(prefetch.layer, prefetch.expert, prefetch.slot));
+    const bool is_whole = prefetch.came() && has_right_bytes(prefetch);
+    if (prefetch.base_slot != NOWHERE) {
+        if (is_whole) join(prefetch);
+        pool.low.unpin(prefetch.base_slot);
+    }
     if (is_whole) pool.fill(prefetch.level, prefetch.slot);
     else slots.drop(prefetch.slot);
     slots.unpin(prefetch.slot);
     counts.upgraded += is_whole && prefetch.is_upgrade;
+}
+
+bool Prefetcher::has_right_bytes(const Prefetch &prefetch) {
+    if (prefetch.level == HIGH && prefetch.base_slot == NOWHERE) return true;
+    const int32_t slice = prefetch.level == HIGH ? REST : BASE;
+    return low_.is_whole({slice, prefetch.layer, prefetch.expert}, prefetch.slot);
+}
+
+// The rests have come, each at the end of its matrix's place.
+void Prefetcher::join(const Prefetch &prefetch) const {
+    const Layer &layer = layers_[prefetch.layer];
+    for (int32_t m = 0; m < layer.num_matrices; m++) {
+        const Matrix &rest = layer.rests[m], &low = layer.matrices[LOW][m];
+        if (rest.num_bytes == 0) continue;
+        uint8_t *whole = layer.matrices[HIGH][m].in_slot(prefetch.slot);
+        join_nested(rest.type, low.in_slot(prefetch.base_slot), rest.in_slot(prefetch.slot), whole,
+                    low.num_bytes / ggml().type_size(low.type));
+    }
 }
 
 // Whether what its layer chose is served by this copy once it is there.
@@ -146,7 +175,8 @@ bool Prefetcher::serves(const Prefetch &prefetch, const std::vector<int32_t> &ch
 // more. Returns whether it is still coming.
 bool Prefetcher::demand(Prefetch &prefetch) {
     const auto reads = prefetch.all();
-    if (prefetch.is_cancelled || prefetch.failed()) readers_.settle(reads.data(), reads.size());
+    const bool is_rest = prefetch.base_slot != NOWHERE;  // none can be multiplied before all are there
+    if (is_rest || prefetch.is_cancelled || prefetch.failed()) readers_.settle(reads.data(), reads.size());
     else readers_.demand(reads.data(), reads.size());
     return !prefetch.done();
 }
@@ -246,8 +276,11 @@ void Prefetcher::upgrade() {
         const auto its_layer = std::find_if(layers_.begin(), layers_.end(), [&](const Layer &one) {
             return one.pool == layer.pool && one.row == row;
         });
+        const int32_t number = its_layer - layers_.begin();
+        const int32_t base_slot = low_.has_rest(number, expert) ? pool.low.slot_of(key) : NOWHERE;
+        if (base_slot != NOWHERE) pool.low.pin(base_slot);
         const int32_t slot = pool.high.claim(row, {expert})[0];
-        read(warming_, its_layer - layers_.begin(), expert, {HIGH, slot}).is_upgrade = true;
+        read(warming_, number, expert, {HIGH, slot}, base_slot).is_upgrade = true;
     }
 }
 

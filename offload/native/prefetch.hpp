@@ -19,6 +19,7 @@ struct Prefetch {
     int32_t layer, expert, level, slot, num_reads;
     bool is_cancelled = false;  // what had begun is still under way
     bool is_upgrade = false;    // to HIGH, of an expert with a LOW copy
+    int32_t base_slot = NOWHERE;  // of the LOW copy, pinned, which its reads are the rest of
     Read reads[MAX_MATRICES];
 
     bool done() const;
@@ -87,7 +88,10 @@ class Prefetcher {
     void note_absent(int32_t layer);
     void clear_predictions();
     void start(int32_t layer, const std::vector<int32_t> &absent, int32_t level, int32_t most);
-    Prefetch &read(Prefetches &list, int32_t layer, int32_t expert, Copy copy);
+    Prefetch &read(Prefetches &list, int32_t layer, int32_t expert, Copy copy,
+                   int32_t base_slot = NOWHERE);
+    bool has_right_bytes(const Prefetch &prefetch);
+    void join(const Prefetch &prefetch) const;
     bool serves(const Prefetch &prefetch, const std::vector<int32_t> &chosen,
                 const std::vector<int32_t> &levels) const;
     void finish(Prefetch &prefetch);

@@ -1,13 +1,14 @@
 """How much faster do low copies make streaming? Exact beside `balanced` and `fast`, with recorded
 routing and its recorded weights.
 
-    haversack prepare MODEL
-    python -m haversack.tools.bench.fidelity MODEL --trace TRACE.npz [--rate 0.5GB] [--share 0.25]
+    python -m haversack.tools.bench.fidelity MODEL --trace TRACE.npz [--low-from SMALLER.gguf]
+        [--rate 0.5GB] [--share 0.25]
 
-MODEL needs experts like those of the trace (`python -m haversack.tools.bench.stream --make` writes
-one). The three take turns on a drive of a steady rate. Bounds, as medians of the rounds: balanced
-decodes 1.35 times as many tokens a second as exact, fast 1.8 times. With `--no-bottleneck` the
-drive is as fast as the page cache, and neither may be slower than exact by more than 2 %.
+MODEL needs experts like those of the trace. Its low copies are those of `haversack prepare MODEL`,
+or of --low-from. `--make 24` writes both models first, with 24 layers of Qwen3-30B-A3B's shape. The
+three take turns on a drive of a steady rate. Bounds, as medians of the rounds: balanced decodes
+1.35 times as many tokens a second as exact, fast 1.8 times. With `--no-bottleneck` the drive is as
+fast as the page cache, and neither may be slower than exact by more than 2 %.
 """
 
 import argparse
@@ -32,9 +33,10 @@ from haversack.edge.replay import Replay, Trace
 from haversack.offload.routing import set_probabilities
 from haversack.quant.gguf import ModelGeometry
 from haversack.tools.bench.steady_drive import SteadyDrive, steady_drive, warm
-from haversack.tools.bench.stream import replayed, suited
-from haversack.tools.command_line import streaming_parser, tool, verdict
+from haversack.tools.bench.stream import replayed, suited, write_model
+from haversack.tools.command_line import positive, streaming_parser, tool, verdict
 
+LOW_TYPE = "Q2_K"
 BOUNDS = {BALANCED: 1.35, FAST: 1.8}
 NO_BOTTLENECK = 0.98
 _UNLIMITED_BYTES_S = 1e12
@@ -64,10 +66,9 @@ def tok_s(planned: Plan, replay: Replay, drive: SteadyDrive, tokens: int) -> tup
     return spent.tokens / spent.decode_s, spent.bytes_read / spent.tokens
 
 
-def _fitted(mode: str, planned: Plan, trace: Trace) -> Plan:
-    """Return the plan of a mode whose thresholds are fitted to the recorded weights, as `prepare`
-    fits them to those of a text."""
-    asked = Fidelity(mode)
+def _fitted(asked: Fidelity, planned: Plan, trace: Trace) -> Plan:
+    """Return the plan of a fidelity whose thresholds are fitted to the recorded weights, as
+    `prepare` fits them to those of a text."""
     plan, shares = asked.applied(planned, default_cache_dir()), asked.shares
     assert plan.precision is not None and trace.weights is not None
     thresholds = fit(np.concatenate(trace.weights), shares.low, shares.skip)
@@ -81,11 +82,16 @@ def _fast_drive(model: Path) -> SteadyDrive:
 
 def measured(given: argparse.Namespace) -> Iterator[bool]:
     """Print each round and each verdict; yield whether it holds."""
+    recorded = Trace.load(given.trace)
+    if given.make:
+        write_model(given.model, recorded, given.make)
+        write_model(given.low_from, recorded, given.make, LOW_TYPE)
     planned = streamed(edge.plan(given.model, ram="1TiB", ctx=512), given.share)
     planned = replace(planned, ram_bytes=planned.planned_bytes)  # the same budget for all
-    trace = suited(Trace.load(given.trace), planned)
+    trace = suited(recorded, planned)
     replay = WeightedReplay(trace, planned.geometry)
-    plans = {EXACT: planned, **{mode: _fitted(mode, planned, trace) for mode in BOUNDS}}
+    asked = {mode: Fidelity(mode, given.low_from) for mode in BOUNDS}
+    plans = {EXACT: planned, **{m: _fitted(asked[m], planned, trace) for m in BOUNDS}}
     drive = (
         _fast_drive(given.model) if given.no_bottleneck else steady_drive(given.model, given.rate)
     )
@@ -107,9 +113,14 @@ def main(arguments: Sequence[str] | None) -> int:
     """Return 0 if both bounds hold."""
     parser = streaming_parser(__doc__, tokens=64)
     parser.add_argument("--trace", type=Path, required=True, help="recorded routing (.npz)")
+    parser.add_argument("--low-from", type=Path, metavar="FILE", help="a smaller GGUF of MODEL")
+    parser.add_argument("--make", type=positive, help="write MODEL and --low-from first")
     parser.add_argument("--rate", type=parse_bytes, default="0.5GB", help="of the drive a second")
     parser.add_argument("--no-bottleneck", action="store_true", help="the drive is no bottleneck")
-    return 0 if all(list(measured(parser.parse_args(arguments)))) else 1
+    given = parser.parse_args(arguments)
+    if given.make and not given.low_from:
+        parser.error("--make writes two models: give --low-from a path as well")
+    return 0 if all(list(measured(given))) else 1
 
 
 if __name__ == "__main__":

@@ -101,12 +101,12 @@ class StreamResult:
         )
 
 
-def write_model(path: Path, trace: Trace, layers: int) -> None:
+def write_model(path: Path, trace: Trace, layers: int, block_type: str = "Q4_K") -> None:
     """Write a large random model that `trace` can be replayed on."""
     options = LargeOptions(
         num_experts=trace.num_experts, num_experts_per_tok=trace.num_experts_per_tok
     )
-    write_large(path, layers=layers, options=options)
+    write_large(path, layers=layers, block_type=block_type, options=options)
 
 
 def suited(trace: Trace, planned: Plan) -> Trace:

@@ -7,6 +7,8 @@ its experts, with the engine's books. An expert that is missing is read HIGH, re
 by the rule (`cache/precision.py`), by its rank in the router's choice, or at random. `wanted` are
 the shares of all chosen experts that may be LOW and skipped where they are missing, `used` those
 that were. `bytes` are in percent of what exact reads; `divergence` is the mean from exact, in nats.
+"Renormalised": the weights of a token that skips experts are scaled so that those it uses weigh as
+much as all it chose; otherwise, as in the engine, they stay as they are.
 The low copies are those that `haversack prepare` makes without a calibration.
 """
 
@@ -67,8 +69,8 @@ def at_random(skip: float) -> Rule:
 class SubstitutedExperts:
     """Computes the experts of one layer as the engine does with slots of two precisions."""
 
-    def __init__(self, block: Block, low: Sequence[Tensor], rule: Rule, uses: list[int]) -> None:
-        self._block, self._rule, self._uses = block, rule, uses
+    def __init__(self, block: Block, low: Sequence[Tensor], rule: Rule, renormalised: bool) -> None:
+        self._block, self._rule, self._renormalised = block, rule, renormalised
         self._high = (block.ffn_gate_exps, block.ffn_up_exps, block.ffn_down_exps)
         self._low = low
         shape = block.shape
@@ -77,7 +79,7 @@ class SubstitutedExperts:
         least = (self._used, self._used)
         pool = PoolBytes(num_bytes, (HIGH_BYTES, LOW_BYTES), least)
         self._slots = LevelledSlots(range(1), self._num_experts, pool)
-        self.read_bytes = 0
+        self.read_bytes, self.uses = 0, np.zeros(3, np.int64)
 
     def __call__(self, rows: Tensor, _: Any) -> tuple[Tensor, Tensor]:
         """Return what the layer adds to `rows` (N, C), one token after the other."""
@@ -91,9 +93,9 @@ class SubstitutedExperts:
             for expert in range(self._num_experts):
                 row, place = ((chosen == expert) & (used == level)).nonzero(as_tuple=True)
                 products[row, place] = _network(rows[row], expert, matrices)
-        for level in (HIGH, LOW, SKIP):
-            self._uses[level] += int((used == level).sum())
-        weights = weights / weights.sum(dim=-1, keepdim=True)
+        self.uses += np.bincount(used.ravel(), minlength=3)
+        counted = weights * (used != SKIP) if self._renormalised else weights
+        weights = weights / counted.sum(dim=-1, keepdim=True)
         return (products * weights.unsqueeze(-1)).sum(dim=1), torch.zeros(())
 
     def _lease(self, experts: npt.NDArray[np.int32], wanted: Levels) -> Levels:
@@ -151,15 +153,16 @@ class Comparison:
 
     @torch.no_grad()
     def _run(
-        self, rule: Rule, windows: npt.NDArray[np.int64]
-    ) -> tuple[list[Tensor], int, list[int]]:
+        self, rule: Rule, windows: npt.NDArray[np.int64], renormalised: bool = False
+    ) -> tuple[list[Tensor], int, npt.NDArray[np.int64]]:
         """Return the logits of each window, the bytes read, and the uses by level."""
-        uses, layers = [0, 0, 0], list[SubstitutedExperts]()
+        layers = list[SubstitutedExperts]()
         for block, low in zip(self.model.blk, self.low, strict=True):
             assert isinstance(block, Block)
-            layers.append(SubstitutedExperts(block, low, rule, uses))
+            layers.append(SubstitutedExperts(block, low, rule, renormalised))
             object.__setattr__(block, "_experts", layers[-1])
         rows = [self.model(torch.from_numpy(window[None, :-1]))[0] for window in windows]
+        uses: npt.NDArray[np.int64] = np.sum([layer.uses for layer in layers], axis=0)
         return rows, sum(layer.read_bytes for layer in layers), uses
 
     def weights(self, window: npt.NDArray[np.int64]) -> Weights:
@@ -173,16 +176,18 @@ class Comparison:
         self._run(keep, window[None])
         return np.concatenate(found)
 
-    def row(self, name: str, rule: Rule, low: float, skip: float) -> dict[str, str]:
+    def row(
+        self, name: str, rule: Rule, low: float, skip: float, *, renormalised: bool = False
+    ) -> dict[str, str]:
         """Return a row of the table."""
-        rows, read_bytes, uses = self._run(rule, self.windows)
+        rows, read_bytes, uses = self._run(rule, self.windows, renormalised)
         found = self._metered(rows)
         return {
-            "rule": name,
+            "rule": f"{name}, renormalised" if renormalised else name,
             "wanted low": f"{low:.0%}",
             "wanted skipped": f"{skip:.0%}",
-            "used low": f"{uses[LOW] / sum(uses):.1%}",
-            "used skipped": f"{uses[SKIP] / sum(uses):.1%}",
+            "used low": f"{uses[LOW] / uses.sum():.1%}",
+            "used skipped": f"{uses[SKIP] / uses.sum():.1%}",
             "bytes": f"{100 * read_bytes / self.exact_bytes:.1f}",
             "divergence": f"{found.kl_mean:.4f}",
             "top-1": f"{found.top1_agreement:.1%}",
@@ -215,13 +220,17 @@ def main(arguments: Sequence[str] | None) -> int:
     sample = comparison.weights(windows_of(stories, length, length)[0])
     table = [comparison.row("low alone", by_score(sample, 0.55, 0), 0.55, 0)]
     for skip in (0.25, 0.5):
-        table.append(comparison.row("skip alone", by_score(sample, 0, skip), 0, skip))
+        rule = by_score(sample, 0, skip)
+        for renormalised in (False, True):
+            table.append(comparison.row("skip alone", rule, 0, skip, renormalised=renormalised))
         table.append(comparison.row("by rank", by_rank(skip), 0, skip))
         table.append(comparison.row("at random", at_random(skip), 0, skip))
     for mode in (BALANCED, FAST):
         asked = Fidelity(mode).shares
         rule = by_score(sample, asked.low, asked.skip)
-        table.append(comparison.row(f"both, {mode}", rule, asked.low, asked.skip))
+        for renormalised in (False, True):
+            shares = asked.low, asked.skip
+            table.append(comparison.row(f"both, {mode}", rule, *shares, renormalised=renormalised))
     give_table(table, given.csv)
     return 0
 
