@@ -145,6 +145,14 @@ void Readers::drain() {
     progress_.wait(lock, [this] { return reading_ == 0 && moving_ == 0; });
 }
 
+int64_t Readers::made_bytes(const uint8_t *base, bool &is_dear) {
+    double make_s = 0;
+    const int64_t made = toucher_.made_bytes(base, make_s);
+    const Counts found = counts();
+    is_dear = make_s * found.bytes_read > found.busy_s;
+    return made;
+}
+
 Counts Readers::counts() {
     std::lock_guard<std::mutex> lock(mutex_);
     counts_.num_ahead = ahead_.size();

@@ -1,10 +1,13 @@
 #include "touching.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "clock.hpp"
 
 namespace haversack {
 
@@ -14,6 +17,9 @@ namespace {
 // a decoded token does not: what a prompt leaves to do slows the tokens after it by up to a tenth.
 constexpr int64_t AHEAD_BYTES = 1 << 30;
 constexpr int64_t STEP_BYTES = 2 << 20;  // a huge page; other threads wait for one step at most
+
+constexpr double PAUSE = 32;  // between two steps, in steps, when it is to be gentle
+constexpr double WEIGHT = 1.0 / 16;  // of the latest step
 
 // Make the pages as if they were written to, without changing their bytes. Returns false if the
 // system cannot.
@@ -65,6 +71,21 @@ void Toucher::follow(const uint8_t *end) {
     }
 }
 
+void Toucher::be_gentle(bool gentle) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (gentle == gentle_) return;
+    gentle_ = gentle;
+    work_.notify_one();
+}
+
+int64_t Toucher::made_bytes(const uint8_t *base, double &s_per_byte) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    s_per_byte = s_per_byte_;
+    for (const Memory &memory : memories_)
+        if (memory.base == base) return std::max(memory.touched_bytes, memory.used_bytes);
+    return 0;
+}
+
 Toucher::Memory *Toucher::next() {
     for (Memory &memory : memories_) {
         memory.touched_bytes = std::max(memory.touched_bytes, memory.used_bytes);
@@ -88,11 +109,16 @@ void Toucher::run() {
         memory->touched_bytes = end;
         touching_ = true;
         lock.unlock();
+        const double began_s = now_s();
         bool can = touch(address, end - start);
+        const double step_s = now_s() - began_s;
         lock.lock();
         touching_ = false;
         idle_.notify_all();
         if (!can) return;
+        s_per_byte_ += (step_s / (end - start) - s_per_byte_) * (s_per_byte_ > 0 ? WEIGHT : 1);
+        const auto pause = std::chrono::duration<double>(PAUSE * step_s);
+        work_.wait_for(lock, pause, [this] { return !gentle_ || closing_; });
     }
 }
 

@@ -19,6 +19,10 @@ class Toucher {
     void set_memory(uint8_t *base, int64_t num_bytes);
     // Note a read into bytes that end at `end`.
     void follow(const uint8_t *end);
+    // Take a small part of a processor's time alone: others compute, and wait for each other.
+    void be_gentle(bool gentle);
+    // How far from `base` pages were made or used. `s_per_byte`: what making a page took of late.
+    int64_t made_bytes(const uint8_t *base, double &s_per_byte);
     void close();
 
   private:
@@ -35,7 +39,8 @@ class Toucher {
     std::mutex mutex_;
     std::condition_variable work_, idle_;
     std::thread thread_;
-    bool touching_ = false, closing_ = false;
+    bool touching_ = false, closing_ = false, gentle_ = false;
+    double s_per_byte_ = 0;
 };
 
 }  // namespace haversack

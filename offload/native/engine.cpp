@@ -87,6 +87,7 @@ Status Engine::compute(int32_t number, const std::vector<Tensor *> &nodes,
         if (nodes[product.at]->src[2] != ids) return fail(OTHER_CHOICE, nodes[product.at]);
     if (products_seen_ == 0) {
         began_s_ = began_s;
+        hits_at_start_ = state.hits, misses_at_start_ = state.misses;
         rows_ = ids->ne[1];
         needed_before_ = prefetcher_->counts.needed;
         waited_before_s_ = owner_waited_s;
@@ -106,7 +107,10 @@ Status Engine::compute(int32_t number, const std::vector<Tensor *> &nodes,
 Status Engine::compute_layer(const Call &call) {
     if (call.is_batch()) {
         if (caller_.should_stop()) return fail(STOPPED);
-        if (products_seen_ == (int64_t)call.products.size()) prefetcher_->withdraw();
+        if (products_seen_ == (int64_t)call.products.size()) {
+            prefetcher_->withdraw();
+            use_all_slots();
+        }
     }
     learn(call);
     products_.begin_layer();
@@ -382,6 +386,11 @@ Failure Engine::end_pass(bool computed) {
     } else if (rows_ == 1 && state.predictions != NO_PREDICTIONS) {
         trial_.note_pass({now_s() - began_s_, prefetcher_->counts.needed - needed_before_,
                           owner_waited_s - waited_before_s_, predicting_s_});
+    }
+    if (failure == NO_FAILURE && computed && rows_ <= MOST_EXACT_ROWS) {
+        grow_pools();
+        const bool is_idle = calls_since_read_ > (int64_t)layers_.size();
+        if (low_.exist() && is_idle) prefetcher_->upgrade();
     }
     return failure;
 }

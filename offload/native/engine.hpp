@@ -57,7 +57,10 @@ class Engine {
     ~Engine() { readers_.drain(); }
 
     // Pools first, then the layers in the order they run, then `finish`.
-    void add_pool(const Pool &pool) { pools_.push_back(pool); }
+    void add_pool(const Pool &pool) {
+        pools_.push_back(pool);
+        num_slots_.push_back(pool.high.num_slots());
+    }
     void add_layer(const Layer &layer) { layers_.push_back(layer); }
     void finish();
     // Use low copies, before the first pass.
@@ -155,11 +158,16 @@ class Engine {
                                           const std::vector<int32_t> &experts) const;
     void predict_for_batch(const Call &call);
     void learn(const Call &call);
+    // growth (growth.cpp)
+    void grow_pools();
+    void use_all_slots();
+    int32_t num_made(int32_t pool, bool &is_dear);
 
     const Caller caller_;
     Readers &readers_;
     const int32_t num_used_;
     std::vector<Pool> pools_;
+    std::vector<int32_t> num_slots_;  // of each pool of one level, when it has grown up
     std::vector<Layer> layers_;
     LowCopies low_{layers_};
     std::unique_ptr<Prefetcher> prefetcher_;
@@ -176,6 +184,9 @@ class Engine {
     std::vector<Tensor *> graph_;
     // Of the pass under way:
     int64_t products_seen_ = 0, rows_ = 0, needed_before_ = 0;
+    int64_t hits_at_start_ = 0, misses_at_start_ = 0;
+    double miss_share_ = 0;  // of the latest passes of few rows, `num_passes_` of them
+    int32_t num_passes_ = 0;
     int64_t misses_before_ = 0, calls_since_read_ = 0;
     double began_s_ = 0, waited_before_s_ = 0, predicting_s_ = 0;
 };

@@ -73,8 +73,6 @@ bool Engine::take_lease(const Call &call, Lease &lease) {
     if (call.is_batch()) return true;
     prefetcher_->go_on_warming();
     calls_since_read_ = lease.late.empty() ? calls_since_read_ + 1 : 0;
-    const bool is_idle = calls_since_read_ > (int64_t)layers_.size();
-    if (low_.exist() && is_idle && call.number == 0) prefetcher_->upgrade();
     return true;
 }
 
@@ -260,6 +258,7 @@ bool Engine::balance() {
 void Engine::resize_pool(int32_t number, int32_t num_slots) {
     prefetcher_->withdraw();
     pools_[number].resize(num_slots);
+    num_slots_[number] = num_slots;
 }
 
 }  // namespace haversack

@@ -87,6 +87,12 @@ void Slots::recover() {
     num_pinned_ = 0;
 }
 
+int32_t Slots::num_used() const {
+    int32_t count = num_slots();
+    while (count > 0 && state_[count - 1] == EMPTY) count--;
+    return count;
+}
+
 void Slots::resize(int32_t num_slots) {
     for (int32_t slot = num_slots; slot < this->num_slots(); slot++) drop(slot);
     owner_.resize(num_slots, NOWHERE);

@@ -33,6 +33,8 @@ class Slots {
     int32_t slot_of(int32_t key) const { return slot_of_[key]; }
     bool is_ready(int32_t slot) const { return state_[slot] == READY; }
 
+    // All slots from this one on are empty.
+    int32_t num_used() const;
     // How many slots could be claimed without an eviction.
     int32_t num_empty() const;
 

@@ -54,6 +54,21 @@ TEST(bytes_written_meanwhile_stay) {
     for (int64_t i = 0; i < MOST_BYTES; ++i) CHECK(memory.base[i] == (i / 4096 + 1) % 251 + 1);
 }
 
+TEST(a_gentle_toucher_makes_the_pages_as_well) {
+    Memory memory;
+    memory.use(MOST_BYTES);
+    Toucher toucher;
+    toucher.set_memory(memory.base, 8 * MIB);
+    double s_per_byte = 0;
+    CHECK(toucher.made_bytes(memory.base, s_per_byte) == 0 && s_per_byte == 0);
+    toucher.be_gentle(true);
+    toucher.follow(memory.base + 4096);
+    while (toucher.made_bytes(memory.base, s_per_byte) < 8 * MIB) std::this_thread::yield();
+    CHECK(toucher.made_bytes(memory.base + 4096, s_per_byte) == 0);
+    toucher.close();
+    CHECK(memory.resident_bytes() == 8 * MIB && s_per_byte > 0);
+}
+
 TEST(memory_may_go_when_it_is_withdrawn) {
     Memory memory;
     Toucher toucher;

@@ -166,6 +166,70 @@ def test_prepared_copies_are_whole(
     assert read_records(low.paths[0])[1].all()  # none was given up
 
 
+def forced(model: Any, first: int) -> None:
+    layers = range(len(model.geometry.layers))
+    model.force({layer: tuple(range(first, first + 4)) for layer in layers})
+
+
+def in_low_slots(path: Path, low: LowCopies, open_model: Any) -> Any:
+    """A model that has used experts of each layer as low copies, and has no HIGH slot unused."""
+    model = open_model(path, 0.5, precision=Precision(low, Thresholds(0.4, 1)))
+    model.experts.predict_by_routers(False)
+    for first in (0, 4, 12, 8):
+        forced(model, first)
+        model.logits(TOKENS[:2], 1)
+    assert model.experts.level_counts().low > 0
+    return model
+
+
+def test_an_idle_drive_upgrades_nested_copies_by_their_rests(
+    pair: tuple[Path, Path], tmp_path: Path, open_model: Any
+) -> None:
+    """The upgraded copies are the originals: logits are exact again."""
+    geometry = read_geometry(pair[0])
+    low = prepared(pair[0], tmp_path / "low", Splitter(geometry))
+    model, exact = in_low_slots(pair[0], low, open_model), open_model(pair[0])
+    forced(exact, 8)
+    offsets = list[int]()
+    model.drive.on_read = offsets.append
+    for _ in range(20):
+        used_low = model.experts.level_counts().low
+        logits = model.logits(TOKENS[:30], 1)
+        model.wait_until_idle()
+        if model.experts.level_counts().low == used_low:
+            break
+    np.testing.assert_array_equal(logits, exact.logits(TOKENS[:30], 1))
+    upgraded = model.experts.level_counts().upgraded
+    rests = {
+        rest.place(expert)
+        for layer in low.rests or ()
+        for rest in layer
+        if rest is not None
+        for expert in range(SHAPE.num_experts)
+    }
+    assert upgraded > 0 and len(rests & set(offsets)) >= 2  # a matrix may be the original already
+
+
+def test_a_damaged_rest_is_told_and_the_original_is_read(
+    pair: tuple[Path, Path], tmp_path: Path, open_model: Any
+) -> None:
+    low = prepared(pair[0], tmp_path / "low", Splitter(read_geometry(pair[0])))
+    with low.paths[0].open("r+b") as file:
+        for layer in low.rests or ():
+            for expert in range(SHAPE.num_experts):
+                assert layer[1] is not None
+                file.seek(layer[1].place(expert) + 5)
+                file.write(b"?!")
+    model, exact = in_low_slots(pair[0], low, open_model), open_model(pair[0])
+    forced(exact, 8)
+    for _ in range(20):
+        logits = model.logits(TOKENS[:30], 1)
+        model.wait_until_idle()
+    np.testing.assert_array_equal(logits, exact.logits(TOKENS[:30], 1))
+    (bases, rests) = read_records(low.paths[0])[1]
+    assert bases.all() and not rests.all()
+
+
 def test_damaged_copies_are_told_and_the_models_own_are_read(
     pair: tuple[Path, Path],
     tmp_path: Path,
