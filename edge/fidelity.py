@@ -92,7 +92,8 @@ class Fidelity:
 
         It stays exact, with a warning, where nothing would be gained. Raises HaversackError if
         there are no low copies, ModelFileError for a `low_from` that has none of this model,
-        PromptError for shares without a calibration, BudgetError.
+        BudgetError. Without a calibration the thresholds are fitted to the first rows that are
+        computed.
         """
         if self.mode == EXACT or planned.mode == DENSE:
             return planned
@@ -110,31 +111,36 @@ class Fidelity:
         if why is not None:
             _log.warning("%s: %s, so it runs exact", name, why)
             return planned
-        thresholds = self._thresholds(_bytes_share(planned, low), weights)
-        precision = Precision(low, thresholds, self.shares.batch_low)
+        precision = self._precision(planned, low, weights)
         return with_precision(planned, self.mode, precision)
 
     def _why_exact(self, planned: Plan, weights: Weights | None) -> str | None:
         """Return why nothing would be gained, None if something is."""
         if planned.mode != STREAMED:
             return "all experts fit into memory and none is read"
-        if weights is None or self.has_own_shares:
-            return None
-        if gains_little(weights, fit(weights, *_PROBED_SHARES)):
-            return f"its experts weigh about the same and {self.mode} would gain little"
-        return None
+        return None if weights is None else self._why_weights_gain_little(weights)
 
-    def _thresholds(self, bytes_share: float, weights: Weights | None) -> Thresholds:
-        """Return those fitted to the calibration's `weights`, or the defaults without one, for low
-        copies of `bytes_share` of the experts' bytes."""
+    def _why_weights_gain_little(self, weights: Weights) -> str | None:
+        if self.has_own_shares or not gains_little(weights, fit(weights, *_PROBED_SHARES)):
+            return None
+        return f"its experts weigh about the same and {self.mode} would gain little"
+
+    def _precision(self, planned: Plan, low: LowCopies, weights: Weights | None) -> Precision:
+        """Return one whose thresholds are fitted to the calibration's `weights`. Without one they
+        are the defaults for low copies of these bytes, until the first rows show weights."""
+        shares = self.shares
         if weights is not None:
-            return fit(weights, self.shares.low, self.shares.skip)
-        if self.has_own_shares:
-            raise PromptError(
-                "--low-share and --skip-share are fitted to a text: run `haversack prepare MODEL"
-                " --calibrate FILE` first"
-            )
-        return _THRESHOLDS[self.mode][bytes_share < _SMALL_SHARE]
+            return Precision(low, fit(weights, shares.low, shares.skip), shares.batch_low)
+
+        def fitted(found: Weights) -> Thresholds:
+            why = self._why_weights_gain_little(found)
+            if why is None:
+                return fit(found, shares.low, shares.skip)
+            _log.warning("%s: %s, so from now on it runs exact", planned.path.name, why)
+            return Thresholds()
+
+        first = _THRESHOLDS[self.mode][_bytes_share(planned, low) < _SMALL_SHARE]
+        return Precision(low, first, shares.batch_low, fitted)
 
 
 def _bytes_share(planned: Plan, low: LowCopies) -> float:

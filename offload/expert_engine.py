@@ -35,6 +35,7 @@ Predict = Callable[[int], Experts | None]  # predicted experts of a layer, the l
 _LEAST_ROWS = 1024  # of several rows' experts in one graph: enough to keep the cores busy
 _MOST_TABLE_BYTES = 8 * 1024 * 1024  # of llama.cpp's table of matrices and rows, see engine.cpp
 _MAPPING_BYTES = 8  # of a row there
+_SAMPLED_ROWS = 512  # of all layers, which thresholds are fitted to
 _COUNTS = ("uses", "last_pass", "last_use")  # what the eviction rule has learnt, in this order
 
 
@@ -134,6 +135,9 @@ class ExpertEngine:
         native.engine_finish(self.address)
         if precision is not None:
             native.engine_set_precision(self.address, self._native_precision(precision))
+            if precision.fitted is not None:
+                size = _SAMPLED_ROWS * geometry.num_experts_per_tok
+                native.engine_sample_weights(self.address, size)
         self._state = native.engine_state(self.address).contents
         self._state.predictions = _Predictions.BY_ROUTERS
 
@@ -290,6 +294,7 @@ class ExpertEngine:
         0. Afterwards the bookkeeping is consistent again."""
         if self._precision is not None:
             self._give_up_damaged(self._precision.low)
+            self._fit_thresholds(self._precision)
         if not failure:
             return self._balance() if self._precision is not None else None
         error, self._error = self._error, None
@@ -321,6 +326,16 @@ class ExpertEngine:
                 )
             case _:
                 return AssertionError("the books of the slots were wrong")
+
+    def _fit_thresholds(self, precision: Precision) -> None:
+        """Have the thresholds fitted to the rows that were computed, when they are enough."""
+        count = native.engine_sampled_weights(self.address, None, 0)
+        if count and precision.fitted is not None:
+            used = self._geometry.num_experts_per_tok
+            weights = np.empty((count // used, used), np.float32)
+            native.engine_sampled_weights(self.address, devices.address_of(weights), count)
+            found = precision.fitted(weights)
+            native.engine_set_thresholds(self.address, found.low, found.skip)
 
     def _give_up_damaged(self, low: LowCopies) -> None:
         """Note in their file which low copies were found damaged."""

@@ -4,10 +4,11 @@ The rule that gives an expert its level is `cache/precision.py`; the engine has 
 native/precision.cpp.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from haversack.cache.precision import Thresholds
+from haversack.cache.precision import Thresholds, Weights
 from haversack.quant.lowbit import LowCopies
 
 
@@ -17,11 +18,15 @@ class Precision:
 
     `thresholds` are those of passes of few rows. In a larger batch nothing is skipped, and the
     experts with the fewest rows, which have at most `batch_low_share` of them, are read LOW.
+
+    With `fitted`, the thresholds are those of the first rows alone: when some hundred rows were
+    computed, it is given a sample of their routers' weights, and returns the others'.
     """
 
     low: LowCopies
     thresholds: Thresholds
     batch_low_share: float = 0.0
+    fitted: Callable[[Weights], Thresholds] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.batch_low_share <= 1:

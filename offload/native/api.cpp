@@ -59,6 +59,25 @@ API size_t haversack_engine_damaged(Engine *engine, Record *records, size_t room
     if (room >= count) damaged.clear();
     return count;
 }
+// From now on keep a sample of the routers' weights, at least `size` of them.
+API void haversack_engine_sample_weights(Engine *engine, size_t size) {
+    engine->low_copies().sample_size = size;
+}
+// Returns how many weights the sample has, 0 while it is not full. They are written if there is room;
+// the sample is gone then.
+API size_t haversack_engine_sampled_weights(Engine *engine, float *weights, size_t room) {
+    LowCopies &low = engine->low_copies();
+    const size_t count = low.sampled.size() < low.sample_size ? 0 : low.sampled.size();
+    if (count == 0 || room < count) return count;
+    std::copy(low.sampled.begin(), low.sampled.end(), weights);
+    low.sampled = {}, low.sample_size = 0;
+    return count;
+}
+// With both at 1 everything is exact from now on, batches too.
+API void haversack_engine_set_thresholds(Engine *engine, float low, float skip) {
+    engine->low_copies().thresholds = {low, skip};
+    if (low == 1 && skip == 1) engine->low_copies().batch_low_share = 0;
+}
 API bool haversack_engine_balance(Engine *engine) { return engine->balance(); }
 API int32_t haversack_engine_num_slots(Engine *engine, int32_t pool, int32_t level) {
     return engine->pool(pool).level(level).num_slots();

@@ -13,6 +13,8 @@ void Engine::wish(const Call &call) {
     const Choice &choice = call.choice;
     wanted_.clear();
     if (!low_.exist()) return;
+    if (call.weights)
+        low_.sample((const float *)call.weights->data, choice.num_rows, choice.num_used);
     if (call.is_batch()) {
         std::vector<int32_t> votes;
         for (size_t i = 0; i < choice.experts.size(); i++) votes.push_back(choice.count(i));

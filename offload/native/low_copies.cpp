@@ -1,5 +1,6 @@
 #include "low_copies.hpp"
 
+#include <algorithm>
 #include <numeric>
 
 #include "checksum.hpp"
@@ -37,6 +38,13 @@ bool LowCopies::is_whole(Record record, int32_t slot) {
     if (digest) damaged.push_back(record);
     digest = 0;
     return false;
+}
+
+// A few rows of each layer, so that a long prompt does not show its first layers alone.
+void LowCopies::sample(const float *weights, int64_t num_rows, int64_t num_used) {
+    constexpr int64_t MOST_ROWS = 16;
+    const size_t count = std::min(num_rows, MOST_ROWS) * num_used;
+    if (sampled.size() < sample_size) sampled.insert(sampled.end(), weights, weights + count);
 }
 
 }  // namespace haversack

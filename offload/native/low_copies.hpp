@@ -44,7 +44,12 @@ class LowCopies {
     // `damaged`.
     bool is_whole(Record record, int32_t slot);
 
+    // Keep some of the weights (rows, used) of a layer's experts, until a sample is full.
+    void sample(const float *weights, int64_t num_rows, int64_t num_used);
+
     Thresholds thresholds;
+    std::vector<float> sampled;
+    size_t sample_size = 0;  // in weights; 0 when no sample is wanted
     double batch_low_share = 0;
     std::vector<Record> damaged;
 

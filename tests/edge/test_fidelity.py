@@ -97,8 +97,6 @@ def test_without_a_calibration_thresholds_depend_on_the_bytes(
     assert (planned.fidelity, planned.precision.thresholds) == (mode, expected)
     assert 0 < planned.precision.batch_low_share < 0.5
     assert planned.to_dict()["fidelity"] == mode and f"{mode}: low copies are" in str(planned)
-    with pytest.raises(PromptError, match="--calibrate"):
-        Fidelity(mode, low_from, low_share=0.5).applied(tight(model), tmp_path)
 
 
 def test_a_plan_of_two_precisions_adds_up(model: Path, low_from: Path, tmp_path: Path) -> None:
@@ -142,6 +140,36 @@ def test_even_weights_stay_exact_and_say_so(
     assert "weigh about the same and balanced would gain little, so it runs exact" in caplog.text
     own = Fidelity(BALANCED, low_from, low_share=0.3).applied(exact, tmp_path)
     assert own.fidelity == BALANCED  # shares that are given are used
+
+
+def test_without_a_calibration_the_first_rows_are_fitted_to(
+    model: Path, low_from: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = np.random.default_rng(0).dirichlet([0.5] * 4, 1000).astype(np.float32)
+    fidelity = Fidelity(FAST, low_from, low_share=0.3, skip_share=0.1)
+    precision = fidelity.applied(tight(model), tmp_path).precision
+    assert precision is not None and precision.fitted is not None
+    assert precision.fitted(weights) == fit(weights, 0.3, 0.1)
+    plain = Fidelity(FAST, low_from).applied(tight(model), tmp_path).precision
+    assert plain is not None and plain.fitted is not None and "exact" not in caplog.text
+    assert plain.fitted(np.full((100, 4), 0.25, np.float32)) == Thresholds()
+    assert "so from now on it runs exact" in caplog.text
+
+
+def test_even_weights_are_noticed_while_a_model_runs(
+    model: Path, low_from: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tiny model's experts weigh about the same."""
+    options = edge.LoadOptions(fidelity=Fidelity(BALANCED, low_from))
+    with edge.load(tight(model), options=options) as streamed_model:
+        streamed_model.logits(list(range(60)) * 4, 240)
+        for token in range(60):
+            streamed_model.logits([*list(range(60)) * 4, *range(token + 1)], 1)
+        assert "so from now on it runs exact" in caplog.text
+        before = streamed_model.stats()
+        streamed_model.logits(list(range(50)), 50)
+        spent = streamed_model.stats().since(before)
+    assert spent.uses_low == spent.uses_skipped == 0 < spent.uses_high
 
 
 @pytest.mark.parametrize(

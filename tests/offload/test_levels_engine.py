@@ -110,6 +110,24 @@ def test_both_levels_stay_within_the_bytes_of_the_plan(
     assert len(sizes) > 1
 
 
+def test_thresholds_are_fitted_to_the_first_rows(pair: tuple[Path, Path], open_model: Any) -> None:
+    samples = list[np.ndarray]()
+
+    def fitted(weights: np.ndarray) -> Thresholds:
+        samples.append(weights)
+        return BOTH
+
+    low = low_from_gguf(read_geometry(pair[0]), pair[1])
+    model = open_model(pair[0], precision=Precision(low, EXACT, fitted=fitted))
+    while not samples:
+        assert model.experts.level_counts().low == 0
+        model.logits(TOKENS, PREFILL)
+    model.logits(TOKENS, PREFILL)
+    assert model.experts.level_counts().low > 0 and len(samples) == 1
+    assert samples[0].shape[1] == 4 and (samples[0] > 0).all()
+    np.testing.assert_allclose(samples[0].sum(1), samples[0].sum(1)[0], rtol=1e-5)
+
+
 def test_a_fault_ends_its_call_and_the_next_one_goes_on(
     pair: tuple[Path, Path], open_model: Any
 ) -> None:
