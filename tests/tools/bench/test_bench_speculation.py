@@ -10,11 +10,13 @@ from haversack import edge
 from haversack.tools.bench.speculation import (
     AUTO,
     OFF,
+    OWN_PROMPTS,
     SETTINGS,
     Run,
     holds,
     main,
     read_prompts,
+    read_sets,
     row_of,
 )
 
@@ -35,8 +37,12 @@ def test_prompts_are_read_by_their_sets(tmp_path: Path) -> None:
     text = "\n".join(map(json.dumps, records))
     plain.write_text(text)
     packed.write_bytes(gzip.compress(text.encode()))
-    expected = {"a": ["one"], "b": ["four"], "set": ["five"]}
+    expected = {"set a": ["one"], "set b": ["four"], "set": ["five"]}
     assert read_prompts(plain, 1) == read_prompts(packed, 1) == expected
+    assert read_sets([tmp_path], 1, ["b", "c"]) == {"set b": ["four"]}
+    assert read_sets([], 1, []) == OWN_PROMPTS
+    with pytest.raises(edge.PromptError, match="there are set a, set b, set"):
+        read_sets([plain], 1, ["c"])
     plain.write_text('{"answer": 1}')
     with pytest.raises(edge.PromptError, match="has no"):
         read_prompts(plain, 1)
@@ -54,7 +60,8 @@ def test_prompts_are_read_by_their_sets(tmp_path: Path) -> None:
 )
 def test_bounds(tok_s: dict[str, float], expected: list[bool]) -> None:
     assert list(holds("a set", runs(**tok_s))) == expected
-    assert row_of("a set", runs(**tok_s))[OFF] == "1.000"
+    row = row_of("a set", runs(**tok_s), {1: 2.0, 3: 5.0})
+    assert (row[OFF], row["T(2)"], row["T(3)"]) == ("1.000", "", "2.50")
 
 
 def test_a_short_run_prints_a_row_for_each_set(
