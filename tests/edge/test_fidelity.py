@@ -156,22 +156,6 @@ def test_without_a_calibration_the_first_rows_are_fitted_to(
     assert "so from now on it runs exact" in caplog.text
 
 
-def test_even_weights_are_noticed_while_a_model_runs(
-    model: Path, low_from: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The tiny model's experts weigh about the same."""
-    options = edge.LoadOptions(fidelity=Fidelity(BALANCED, low_from))
-    with edge.load(tight(model), options=options) as streamed_model:
-        streamed_model.logits(list(range(60)) * 4, 240)
-        for token in range(60):
-            streamed_model.logits([*list(range(60)) * 4, *range(token + 1)], 1)
-        assert "so from now on it runs exact" in caplog.text
-        before = streamed_model.stats()
-        streamed_model.logits(list(range(50)), 50)
-        spent = streamed_model.stats().since(before)
-    assert spent.uses_low == spent.uses_skipped == 0 < spent.uses_high
-
-
 @pytest.mark.parametrize(
     ("name", "is_even"), [("gptoss", True), ("qwen3", False), ("gemma4", False)]
 )
