@@ -7,7 +7,7 @@ second.
 
 import logging
 from collections.abc import Generator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ import typer
 
 from haversack.devices.errors import HaversackError
 from haversack.devices.units import format_bytes
+from haversack.edge import hub
 from haversack.edge.chat_loop import ChatLoop, ChatSettings, Lines
 from haversack.edge.console import (
     end_text,
@@ -42,6 +43,7 @@ from haversack.edge.options import (
     LogOptions,
     LowOptions,
     ModelOptions,
+    NameOptions,
     OutputOptions,
     RunOptions,
     SamplingOptions,
@@ -49,6 +51,8 @@ from haversack.edge.options import (
 )
 from haversack.edge.planner import DENSE, Plan
 from haversack.edge.speculate import AUTO
+from haversack.quant.description import description
+from haversack.quant.gguf import read_geometry
 from haversack.quant.records import LowFile, list_low_files
 from haversack.quant.trunk import TrunkFile, list_lone_ngrams, list_trunks, remove_trunks
 
@@ -191,7 +195,23 @@ def opened(
 def show_plan(model: ModelOptions, fidelity: FidelityOptions, output: OutputOptions) -> None:
     """Show how a budget would be spent; exit code 3 if it does not suffice."""
     log_to_stderr(False)
-    planned = fidelity.plan(model)
+    with planned_before_download(model, fidelity) as planned:
+        _show_plan(planned, output)
+
+
+@contextmanager
+def planned_before_download(model: ModelOptions, fidelity: FidelityOptions) -> Generator[Plan]:
+    """Yield the plan; of a model of the hub that was not downloaded only the header is read."""
+    name = model.remote_name
+    if name is None:
+        yield fidelity.plan(model)
+        return
+    with hub.remote_geometry(name) as geometry:
+        notice(f"haversack: {hub.described(name, geometry)}")
+        yield fidelity.plan(model, geometry)
+
+
+def _show_plan(planned: Plan, output: OutputOptions) -> None:
     if output.json:
         write_json(planned.to_dict())
         return
@@ -359,6 +379,51 @@ def prepare_model(
         f"{made.source}: {format_bytes(made.disk_bytes)} beside {format_bytes(made.expert_bytes)}"
         f" of {made.num_experts} experts, {made.num_made} made now{damaged}\n{made.path}\n"
     )
+
+
+# ---------------------------------------------------------------------- models
+@app.command("pull")
+@takes(NameOptions)
+def pull_model(asked: NameOptions) -> None:
+    """Download a model of the Hugging Face hub, or what has changed of it."""
+    write_text(f"{hub.pull(asked.hub_name)}\n")
+
+
+@app.command("ls")
+@takes(OutputOptions)
+def list_models(output: OutputOptions) -> None:
+    """List the models of the Hugging Face hub that were downloaded, by haversack or others."""
+    models = hub.list_models()
+    if output.json:
+        found = [(str(name), str(path), size) for name, path, size in models]
+        write_json({"models": [{"model": n, "path": p, "disk_bytes": s} for n, p, s in found]})
+        return
+    if not models:
+        write_text("no model of the hub is in its cache: haversack pull org/repo:QUANT\n")
+        return
+    rows = [(str(name), format_bytes(num_bytes)) for name, _, num_bytes in models]
+    write_table("models of the hub", ("model", ">disk"), rows)
+
+
+@app.command("rm")
+@takes(NameOptions)
+def remove_model(asked: NameOptions) -> None:
+    """Remove a downloaded model from the cache of the Hugging Face hub."""
+    write_text(f"{format_bytes(hub.remove(asked.hub_name))} freed\n")
+
+
+@app.command("show")
+@takes(ModelOptions, OutputOptions)
+def show_model(model: ModelOptions, output: OutputOptions) -> None:
+    """Show what a model is: its architecture, experts, block types, context and licence."""
+    name = model.remote_name
+    with hub.remote_geometry(name) if name else nullcontext(read_geometry(model.path)) as geometry:
+        facts = description(geometry)
+    if output.json:
+        write_json(facts)
+        return
+    rows = [(_title(key), _shown(key, value)) for key, value in facts.items()]
+    write_table(str(name or geometry.path.name), ("", ""), rows)
 
 
 @app.command("cache")

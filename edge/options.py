@@ -12,6 +12,7 @@ import typer
 from haversack.devices.errors import PromptError
 from haversack.edge.fidelity import MODES, Fidelity
 from haversack.edge.gbnf import MAX_GRAMMAR_CHARS
+from haversack.edge.hub import HubName, cached, local_path, name_of
 from haversack.edge.loading import builtin_model, default_cache_dir
 from haversack.edge.planner import DEFAULT_BATCH_TOKENS, EXACT, Plan, plan
 from haversack.edge.sampling import MAX_SEED, Sampling
@@ -19,6 +20,7 @@ from haversack.edge.schema import MAX_SCHEMA_CHARS
 from haversack.edge.speculate import AUTO as SPECULATE_AUTO
 from haversack.edge.speculate import fixed_length
 from haversack.edge.text import without_mark
+from haversack.quant.gguf import ModelGeometry
 from haversack.quant.requantize import AUTO
 
 LLAMA_CPP = "llama.cpp"  # the engine that a benchmark can compare with
@@ -39,7 +41,8 @@ class ModelOptions:
         Path | None,
         typer.Argument(
             metavar="MODEL",
-            help="A GGUF file, or any part of a split one.",
+            help="A GGUF file, any part of a split one, or a name on the Hugging Face hub:"
+            " org/repo, org/repo:QUANT or org/repo/file.gguf.",
             show_default="the built-in model",
         ),
     ] = None
@@ -64,11 +67,19 @@ class ModelOptions:
 
     @property
     def path(self) -> Path:
-        return self.model or builtin_model()
+        """The model's file; one of the hub is downloaded first. Raises ModelFileError."""
+        return local_path(self.model or builtin_model())
 
-    def plan(self) -> Plan:
-        """Plan how the model would run. Raises what `edge.plan` raises."""
-        return plan(self.path, self.ram, self.ctx, self.threads, self.batch)
+    @property
+    def remote_name(self) -> HubName | None:
+        """The name of a model of the hub that is not in its cache; None for any other model."""
+        name = None if self.model is None else name_of(self.model)
+        return None if name is None or cached(name) else name
+
+    def plan(self, geometry: ModelGeometry | None = None) -> Plan:
+        """Plan how the model, or one of this geometry, would run. Raises what `edge.plan`
+        raises."""
+        return plan(geometry or self.path, self.ram, self.ctx, self.threads, self.batch)
 
 
 @dataclass(frozen=True)
@@ -118,10 +129,10 @@ class FidelityOptions(CacheOptions):
         """Return what is asked for. Raises PromptError."""
         return Fidelity(self.fidelity, self.low_from, self.low_share, self.skip_share)
 
-    def plan(self, model: ModelOptions) -> Plan:
+    def plan(self, model: ModelOptions, geometry: ModelGeometry | None = None) -> Plan:
         """Plan how the model would run. Raises what `edge.plan` and `Fidelity.applied` raise."""
         asked = self.asked()  # before anything is read
-        return asked.applied(model.plan(), self.folder)
+        return asked.applied(model.plan(geometry), self.folder)
 
     def plans(self, model: ModelOptions, every: bool) -> list[Plan]:
         """Plan exact, and what is asked for or with `every` all else; what stays exact is left out.
@@ -411,6 +422,25 @@ class LowOptions:
             " balanced and fast to the model's routers.",
         ),
     ] = None
+
+
+@dataclass(frozen=True)
+class NameOptions:
+    """A model of the Hugging Face hub. Raises PromptError for anything else."""
+
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="org/repo, org/repo:QUANT or org/repo/file.gguf."),
+    ]
+
+    @property
+    def hub_name(self) -> HubName:
+        name = name_of(self.name)
+        if name is None:
+            raise PromptError(
+                f"{self.name!r} is no name on the hub: give org/repo or org/repo:QUANT"
+            )
+        return name
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from haversack.devices.sampler import chain_bytes
 from haversack.devices.system import host
 from haversack.devices.units import format_bytes, format_need, size_bytes
 from haversack.devices.vocabulary import Vocabulary
+from haversack.edge.hub import local_path
 from haversack.edge.ram_budget import Budget
 from haversack.offload.expert_engine import low_scratch_bytes, scratch_bytes
 from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes, slot_bytes
@@ -210,7 +211,7 @@ class _Costs:
 
 
 def plan(
-    path: str | Path,
+    path: str | Path | ModelGeometry,
     ram: str | int | Budget | None = None,
     ctx: int | None = None,
     threads: int | None = None,
@@ -218,6 +219,9 @@ def plan(
     sequences: int = 1,
 ) -> Plan:
     """Plan how the model at `path` would run in `ram`; reads its header and allocates nothing.
+
+    `path` may be a name on the Hugging Face hub (see `edge.hub`): what is not in its cache is
+    downloaded. Or it is the geometry of a model, read before.
 
     `ram` is a size ("6GiB") or a number of bytes for this model and what the process itself takes,
     or a `Budget` that several models share; by default the free memory of the machine less 2 GiB.
@@ -227,9 +231,7 @@ def plan(
     are held at the same time, each with a context of `ctx` tokens. Raises BudgetError with the
     floor, ModelFileError, UnitError.
     """
-    if not isinstance(path, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ModelFileError(f"the model is {path!r}: give the path of a GGUF file")
-    geometry, ram_bytes = read_geometry(Path(path)), _ram_bytes(ram)
+    geometry, ram_bytes = _geometry_of(path), _ram_bytes(ram)
     process_bytes = ledger.process_bytes()  # measured before the dry run allocates
     model = LlamaModel(geometry.path, dry=True)
     try:
@@ -244,6 +246,14 @@ def plan(
     costs = _costs(geometry, shape, needs, process_bytes, sampling_bytes, draft_bytes)
     planned = _spend(geometry, shape, costs, ram_bytes)
     return replace(planned, shared=ram) if isinstance(ram, Budget) else planned
+
+
+def _geometry_of(model: str | Path | ModelGeometry) -> ModelGeometry:
+    if isinstance(model, ModelGeometry):
+        return model
+    if not isinstance(model, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ModelFileError(f"the model is {model!r}: give the path of a GGUF file")
+    return read_geometry(local_path(model))
 
 
 def with_precision(planned: Plan, fidelity: str, precision: Precision) -> Plan:

@@ -117,11 +117,12 @@ class ModelGeometry:
         return sum(layer.num_experts * layer.expert_bytes for layer in self.layers)
 
 
-def read_geometry(path: Path) -> ModelGeometry:
+def read_geometry(path: Path, *, header_alone: bool = False) -> ModelGeometry:
     """Read the geometry of the GGUF at `path`, or of the split model that `path` is a part of.
 
     Raises ModelFileError if the file is missing, no GGUF, no causal text model or truncated, if it
-    has a large hole, or if a part is missing or belongs to another model.
+    has a large hole, or if a part is missing or belongs to another model. With `header_alone` the
+    files have their lengths, but nothing was written where their tensors are.
     """
     paths = part_paths(path)
     with opened_headers(paths) as headers:
@@ -129,7 +130,8 @@ def read_geometry(path: Path) -> ModelGeometry:
         for header in headers:
             _refuse_truncated(header)
         _refuse_wrong_parts(headers)
-        refuse_holes(headers)
+        if not header_alone:
+            refuse_holes(headers)
         return _geometry(paths, headers)
 
 
