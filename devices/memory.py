@@ -14,7 +14,6 @@ import psutil
 from haversack.devices._native import address_of, move_bytes
 from haversack.devices.errors import BudgetError, ClosedError
 from haversack.devices.system import host
-from haversack.devices.system.cgroup import memory_limits
 from haversack.devices.units import format_bytes
 
 __all__ = [
@@ -54,7 +53,7 @@ def probe_ram(root: Path = Path("/")) -> RamProbe:
     leaves, from ours up to the root. `root` is where /proc and /sys are.
     """
     total_bytes, available_bytes, source = host.ram(root) or _virtual_memory()
-    limits = memory_limits(root)
+    limits = host.memory_limits(root)
     ruling = min(limits, key=lambda limit: limit.available_bytes, default=None)
     if ruling is not None and ruling.available_bytes < available_bytes:
         available_bytes, source = ruling.available_bytes, ruling.source
@@ -142,16 +141,15 @@ class AddressSpace:
     """
 
     def __init__(self, most_bytes: int) -> None:
-        """Raises BudgetError where the system has no such range, HaversackError where it cannot
-        reserve one without memory, ValueError below one byte."""
+        """Raises BudgetError where the system has no such range, ValueError below one byte."""
         if most_bytes < 1:
             raise ValueError(f"a range of addresses needs at least one byte, not {most_bytes}")
         self.most_bytes = most_bytes
         try:
-            self._mapping: mmap.mmap | None = host.reserve(most_bytes + HUGE_PAGE_BYTES)
+            start, mapping = host.reserve(most_bytes + HUGE_PAGE_BYTES)
         except (OSError, OverflowError) as error:
             raise _refusal("addresses", most_bytes, error) from error
-        start = address_of(np.frombuffer(self._mapping, np.uint8))
+        self._mapping: object | None = mapping
         self.address = start + -start % HUGE_PAGE_BYTES
 
     def close(self) -> None:
@@ -218,7 +216,7 @@ class SlotMemory(AddressSpace):
             return 0
         return host.resident_bytes(self.address, _whole_pages(self.num_bytes))
 
-    def _open_mapping(self) -> mmap.mmap:
+    def _open_mapping(self) -> object:
         if self._mapping is None:
             raise ClosedError("the memory for slots is closed: its bytes are gone")
         return self._mapping
@@ -227,7 +225,7 @@ class SlotMemory(AddressSpace):
 class _View:
     """A range of a mapping, of which NumPy makes an array that keeps the mapping."""
 
-    def __init__(self, mapping: mmap.mmap, address: int, num_bytes: int) -> None:
+    def __init__(self, mapping: object, address: int, num_bytes: int) -> None:
         self._mapping = mapping
         place = {"data": (address, False), "shape": (num_bytes,), "typestr": "|u1"}
         self.__array_interface__ = {**place, "version": 3}

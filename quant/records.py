@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import struct
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -30,12 +29,10 @@ import numpy.typing as npt
 from haversack.devices.checksum import DIGEST_BYTES, Checksum
 from haversack.devices.errors import StorageError
 from haversack.devices.memory import PAGE_BYTES
+from haversack.devices.system import host
 from haversack.quant.experts import Blocks
 from haversack.quant.gguf import ExpertCopy, ModelGeometry
 from haversack.quant.trunk import disk_bytes_of, model_name, our_files
-
-if sys.platform != "win32":
-    import fcntl
 
 _log = logging.getLogger("haversack.low")
 
@@ -191,7 +188,7 @@ class RecordFile:
         """Return a record's matrices as they lie in the file, damaged or not."""
         found: list[Blocks] = []
         for copy in self._copies(record):
-            data = os.pread(self._file, copy.num_bytes, copy.place(record.expert))
+            data = host.read_bytes(self._file, copy.num_bytes, copy.place(record.expert))
             found.append(np.frombuffer(data, np.uint8))
         return found
 
@@ -304,7 +301,7 @@ def give_up_record(path: Path, record: Record) -> None:
     )  # fmt: skip
     with contextlib.suppress(OSError):
         layout = Layout.read(path)
-        file = os.open(path, os.O_RDWR)
+        file = os.open(path, os.O_RDWR | host.OPEN_FLAGS)
         try:
             _put_digest(file, layout, record, 0)
         finally:
@@ -316,10 +313,10 @@ def _open_locked(path: Path, layout: Layout) -> int:
     layout."""
     wanted = layout.to_bytes()
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | host.OPEN_FLAGS, 0o644)
         try:
             _lock(file, path)
-            if os.pread(file, len(wanted), 0) == wanted:
+            if host.read_bytes(file, len(wanted), 0) == wanted:
                 os.truncate(file, layout.num_bytes)  # one that was cut gets its length again
                 return file
             if os.fstat(file).st_size == 0:
@@ -334,17 +331,15 @@ def _open_locked(path: Path, layout: Layout) -> int:
 
 
 def _lock(file: int, path: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not host.lock(file, wait=False):
         raise StorageError(
             f"another process prepares low copies in {path}: wait until it has ended"
-        ) from None
+        )
 
 
 def _read_digests(file: int, layout: Layout) -> npt.NDArray[np.uint64]:
     num_bytes = DIGEST_BYTES * int(np.prod(layout.table_shape))
-    data = os.pread(file, num_bytes, layout.table_offset)
+    data = host.read_bytes(file, num_bytes, layout.table_offset)
     return np.frombuffer(data, "<u8").reshape(layout.table_shape).astype(np.uint64)
 
 
@@ -356,7 +351,7 @@ def _put_digest(file: int, layout: Layout, record: Record, value: int) -> None:
 
 def _write_all(file: int, data: memoryview, position: int) -> None:
     while data:
-        written = os.pwrite(file, data, position)
+        written = host.write_at(file, data, position)
         data, position = data[written:], position + written
 
 

@@ -21,6 +21,7 @@ from typing import BinaryIO, NamedTuple
 from haversack.devices.checksum import DIGEST_BYTES, Checksum
 from haversack.devices.errors import DamagedTrunkError, StorageError
 from haversack.devices.ggml import GgufHeader, TensorInfo
+from haversack.devices.system import host
 
 _MAGIC = b"haversack seal 1"
 _NUMBERS = struct.Struct("<QQ")
@@ -93,7 +94,7 @@ def read_seal(trunk: Path, holes: Collection[str]) -> list[SealedTensor]:
 
 def _checked_digests(trunk: Path, file: BinaryIO) -> list[bytes]:
     length = os.fstat(file.fileno()).st_size
-    end = os.pread(file.fileno(), _END.size, max(0, length - _END.size))
+    end = host.read_bytes(file.fileno(), _END.size, max(0, length - _END.size))
     if len(end) < _END.size or not end.startswith(_MAGIC):
         raise StorageError("its end is missing or was changed")
     _, numbers, expected = _END.unpack(end)
@@ -106,7 +107,7 @@ def _checked_digests(trunk: Path, file: BinaryIO) -> list[bytes]:
         checksum.add_file(file, table_start, table_bytes)
     if checksum.digest() != expected:
         raise StorageError("its header or its end was changed, or is another model's")
-    table = os.pread(file.fileno(), table_bytes, table_start)
+    table = host.read_bytes(file.fileno(), table_bytes, table_start)
     return [table[i : i + DIGEST_BYTES] for i in range(0, table_bytes, DIGEST_BYTES)]
 
 

@@ -18,20 +18,17 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from haversack.devices.errors import StorageError
 from haversack.devices.ggml import GgufHeader, TensorInfo, merged_header
+from haversack.devices.system import host
 from haversack.devices.units import format_bytes
 from haversack.quant.blocks import smallest_type
 from haversack.quant.gguf import ExpertMatrix, ModelGeometry, opened_headers
 from haversack.quant.seal import SealWriter, is_whole
-
-if sys.platform != "win32":
-    import fcntl
 
 # Part of the fingerprint, so that another format gets another file.
 _FORMAT = "trunk 2, ggml 0.25.3"
@@ -178,19 +175,15 @@ def _sole_writer(cache_dir: Path, *, wait: bool) -> Iterator[bool]:
     """Lock the folder inside the block, so that no other process or thread writes to it; yield
     whether that worked. With `wait` it always does."""
     with (cache_dir / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alone = True
-        except BlockingIOError:
-            alone = False
-        yield alone
+        yield host.lock(file.fileno(), wait)
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Lock a file inside the block. Raises BlockingIOError if another process writes it."""
     with path.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not host.lock(file.fileno(), wait=False):
+            raise BlockingIOError(f"{path} is being written")
         yield
 
 
@@ -205,7 +198,7 @@ def our_files(cache_dir: Path) -> list[Path]:
 
 def disk_bytes_of(path: Path) -> int:
     """Return the disk that a file takes, without its holes."""
-    return path.stat().st_blocks * 512
+    return host.disk_bytes_of(path)
 
 
 def _remove_useless(path: Path) -> None:
@@ -335,7 +328,7 @@ def _pieces(path: Path, tensor: TensorInfo) -> Iterator[bytes]:
 def _write_all(out: int, data: bytes, position: int) -> int:
     view = memoryview(data)
     while view:
-        written = os.pwrite(out, view, position)
+        written = host.write_at(out, view, position)
         view, position = view[written:], position + written
     return len(data)
 

@@ -12,6 +12,15 @@ _libc = c.CDLL(None, use_errno=True)
 _MAP_FIXED = 0x10  # of sys/mman.h
 
 
+def task_info(flavor: int, info: c.Structure) -> bool:
+    """kern_return_t task_info(task, task_flavor_t, task_info_t, mach_msg_type_number_t *) of macOS:
+    fill `info`; whether that worked, to its last field."""
+    wanted = c.sizeof(info) // 4
+    task, count = c.c_uint32.in_dll(_libc, "mach_task_self_"), c.c_uint32(wanted)
+    failed = _libc.task_info(task, flavor, c.byref(info), c.byref(count))
+    return failed == 0 and count.value >= wanted
+
+
 def optional(name: str, *numbers: int) -> int | None:
     """Call a C function of `long` arguments that returns an int; None if the C library has no
     function of that name."""

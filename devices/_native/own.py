@@ -167,6 +167,7 @@ if library is not None:
     checksum_add = own_prototype("checksum_add", None, _Checksum, _A, c.c_size_t)
     checksum_pad = own_prototype("checksum_pad", None, _Checksum)
     checksum_add_file = own_prototype("checksum_add_file", _L, _Checksum, _I, c.c_int64, c.c_int64)
+    read_at = own_prototype("read_at", c.c_int64, _I, _A, c.c_int64, c.c_int64)
     checksum_digest = own_prototype("checksum_digest", c.c_uint64, _Checksum)
     nested_join = own_prototype("nested_join", _B, _L, _A, _A, _A, c.c_size_t)
     model_tensors = own_prototype(

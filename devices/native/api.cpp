@@ -3,6 +3,7 @@
 #include "checksum.hpp"
 #include "nested.hpp"
 #include "readers.hpp"
+#include "system.hpp"
 
 #include <system_error>
 
@@ -47,6 +48,9 @@ API void haversack_checksum_add(Checksum *checksum, const uint8_t *bytes, size_t
     checksum->add(bytes, count);
 }
 API void haversack_checksum_pad(Checksum *checksum) { checksum->pad(); }
+API int64_t haversack_read_at(int file, void *room, int64_t length, int64_t offset) {
+    return read_at(file, room, length, offset);
+}
 API int32_t haversack_checksum_add_file(Checksum *checksum, int descriptor, int64_t offset,
                                         int64_t count) {
     return checksum->add_file(descriptor, offset, count);

@@ -1,10 +1,10 @@
 #include "checksum.hpp"
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <memory>
-#include <unistd.h>
+
+#include "system.hpp"
 
 namespace haversack {
 
@@ -58,9 +58,9 @@ void Checksum::pad() {
 int32_t Checksum::add_file(int descriptor, int64_t offset, int64_t count) {
     std::unique_ptr<uint8_t[]> bytes(new uint8_t[READ_BYTES]);
     while (count > 0) {
-        ssize_t got = pread(descriptor, bytes.get(), std::min(count, READ_BYTES), offset);
-        if (got < 0 && errno == EINTR) continue;
-        if (got < 0) return -errno;
+        const int64_t got =
+            read_at(descriptor, bytes.get(), std::min(count, READ_BYTES), offset);
+        if (got < 0) return static_cast<int32_t>(got);
         if (got == 0) return FILE_TOO_SHORT;
         add(bytes.get(), got);
         offset += got, count -= got;

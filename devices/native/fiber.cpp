@@ -2,10 +2,7 @@
 
 #include <cstdint>
 #include <cstring>
-
-#ifdef __linux__
 #include <sys/mman.h>
-#endif
 
 namespace haversack {
 

@@ -2,15 +2,14 @@
 #include "guard.hpp"
 
 #include "pass.hpp"
+#include "system.hpp"
 
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 
-#include <dlfcn.h>
 #include <unistd.h>
-#include <unwind.h>
 
 #define API extern "C" __attribute__((visibility("default")))
 
@@ -36,48 +35,14 @@ std::string first_line(const char *message) {
     return slash == std::string::npos ? line : line.substr(slash + 1);
 }
 
-bool is_ours(const char *path) {
-    const char *slash = std::strrchr(path, '/'), *name = slash ? slash + 1 : path;
-    for (const char *library : {"libggml", "libllama", "libhaversack", "libstdc++", "libc++"})
-        if (std::strncmp(name, library, std::strlen(library)) == 0) return true;
-    return false;
-}
-
-struct Walk {
-    void *guard;
-    bool reached, crosses_others;
-};
-
-// An exception may only pass code that expects one or that has no state to restore. An interpreter
-// or a team of threads in between would be left in the middle of a step.
-_Unwind_Reason_Code step(_Unwind_Context *context, void *data) {
-    auto *walk = static_cast<Walk *>(data);
-    if (reinterpret_cast<void *>(_Unwind_GetCFA(context)) > walk->guard) {
-        walk->reached = true;
-        return _URC_END_OF_STACK;
-    }
-    Dl_info found;
-    const bool known = dladdr(reinterpret_cast<void *>(_Unwind_GetIP(context)), &found) != 0;
-    const char *path = known && found.dli_fname != nullptr ? found.dli_fname : "";
-    if (!is_ours(path)) {
-        walk->crosses_others = true;
-        return _URC_END_OF_STACK;
-    }
-    return _URC_NO_REASON;
-}
-
 bool may_throw() {
-    if (innermost == nullptr || current_rank != nullptr) {  // other ranks would wait for ever
-        return false;
-    }
-    Walk walk{innermost, false, false};
-    _Unwind_Backtrace(step, &walk);
-    return walk.reached && !walk.crosses_others;
+    // With a team, other ranks would wait for ever.
+    return innermost != nullptr && current_rank == nullptr && may_throw_to(innermost);
 }
 
 void write_line(const std::string &reason) {
     const std::string line = "haversack: llama.cpp gave up: " + reason + "\n";
-    const ssize_t written = write(STDERR_FILENO, line.data(), line.size());
+    const auto written = write(STDERR_FILENO, line.data(), line.size());
     static_cast<void>(written);  // a failed write cannot be reported
 }
 

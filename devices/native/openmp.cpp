@@ -2,8 +2,6 @@
 
 #include "team.hpp"
 
-#if defined(__linux__)
-
 #include <cstring>
 #include <dlfcn.h>
 #include <link.h>
@@ -186,11 +184,3 @@ int take_over_openmp(void *function) {
 }
 
 }  // namespace haversack
-
-#else
-
-namespace haversack {
-int take_over_openmp(void *) { return 0; }
-}  // namespace haversack
-
-#endif

@@ -5,9 +5,9 @@
 #include <chrono>
 #include <cstring>
 #include <system_error>
-#include <unistd.h>
 
 #include "clock.hpp"
+#include "system.hpp"
 
 namespace haversack {
 
@@ -230,10 +230,8 @@ void Readers::perform(Read *read) {
 bool Readers::fill(const File &file, Read *read) {
     while (read->got < read->need) {
         int64_t start = go_on_from(read, file.direct);
-        ssize_t count = pread(file.descriptor, read->room + start, read->length - start,
-                              read->offset + start);
-        if (count < 0 && errno == EINTR) continue;
-        note(read, start, count < 0 ? -errno : count);
+        note(read, start, read_at(file.descriptor, read->room + start, read->length - start,
+                                  read->offset + start));
         if (read->error) return false;
     }
     return true;
@@ -271,7 +269,7 @@ void Readers::reap() {
 }
 
 void Readers::take_those_that_came() {
-    ssize_t result;
+    int64_t result;
     while (Read *read = ring_->pop(&result)) {
         if (!take(read, result)) continue;
         if (read->due_s == 0) leave_drive(read);  // a read of a paced file leaves when it is due

@@ -9,12 +9,21 @@
 #include <cstdlib>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <pthread.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 namespace haversack {
 
 thread_local Rank *current_rank = nullptr;
+
+struct Team::Helper {
+    Team *team;
+    int number;  // 1 and up; the thread that owns the team has 0
+    pthread_t thread;
+    Signal begin;  // raised when there is a region to compute, or at the end
+    std::atomic<int32_t> delay_file{-1};
+};
 
 namespace {
 

@@ -7,7 +7,6 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <pthread.h>
 #include <vector>
 
 #include "fiber.hpp"
@@ -68,13 +67,7 @@ class Team {
     double delayed_s();
 
   private:
-    struct Helper {
-        Team *team;
-        int number;  // 1 and up; the thread that owns the team has 0
-        pthread_t thread;
-        Signal begin;  // raised when there is a region to compute, or at the end
-        std::atomic<int32_t> delay_file{-1};
-    };
+    struct Helper;
 
     void grow(int num_threads);
     static void *help(void *helper);

@@ -10,11 +10,8 @@
 #include <string>
 #include <vector>
 
-#include <pthread.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include "guard.hpp"
+#include "system.hpp"
 
 #define API extern "C" __attribute__((visibility("default")))
 
@@ -54,46 +51,6 @@ void tokenize(Tokenize function, const void *vocab, const std::string &text,
     }
 }
 
-// Returns how much of this thread's stack was used so far; 0 if that is not known.
-int64_t used_stack_bytes() {
-#ifdef __linux__
-    pthread_attr_t attributes;
-    void *lowest = nullptr;
-    size_t size = 0;
-    if (pthread_getattr_np(pthread_self(), &attributes) != 0) {
-        return 0;
-    }
-    pthread_attr_getstack(&attributes, &lowest, &size);
-    pthread_attr_destroy(&attributes);
-    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    std::vector<unsigned char> resident(size / page);
-    if (mincore(lowest, resident.size() * page, resident.data()) != 0) {
-        return 0;
-    }
-    size_t first = 0;
-    while (first < resident.size() && (resident[first] & 1) == 0) {
-        ++first;
-    }
-    return static_cast<int64_t>((resident.size() - first) * page);
-#else
-    return 0;
-#endif
-}
-
-// Forbids huge pages, so that `used_stack_bytes` does not count 2 MiB for each byte used.
-void refuse_huge_pages() {
-#ifdef __linux__
-    pthread_attr_t attributes;
-    void *lowest = nullptr;
-    size_t size = 0;
-    if (pthread_getattr_np(pthread_self(), &attributes) == 0) {
-        pthread_attr_getstack(&attributes, &lowest, &size);
-        pthread_attr_destroy(&attributes);
-        madvise(lowest, size, MADV_NOHUGEPAGE);
-    }
-#endif
-}
-
 }  // namespace
 
 // One text that is being tokenized. Its thread and its caller hold it; the last one to let go
@@ -115,7 +72,7 @@ struct Tokenizing {
         }
     }
     void run() {
-        refuse_huge_pages();
+        watch_stack();
         tokenize(function, vocab, text, tokens, failure);
         stack_bytes_used = used_stack_bytes();
         {
@@ -147,21 +104,8 @@ API Tokenizing *haversack_tokenizing_start(Tokenize function, const void *vocab,
         *error = ENOMEM;
         return nullptr;
     }
-    pthread_attr_t attributes;
-    pthread_attr_init(&attributes);
-    *error = pthread_attr_setstacksize(&attributes, static_cast<size_t>(stack_bytes));
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    pthread_t thread;
-    if (*error == 0) {
-        *error = pthread_create(
-            &thread, &attributes,
-            [](void *data) -> void * {
-                static_cast<Tokenizing *>(data)->run();
-                return nullptr;
-            },
-            work);
-    }
-    pthread_attr_destroy(&attributes);
+    *error = start_thread(
+        stack_bytes, [](void *data) { static_cast<Tokenizing *>(data)->run(); }, work);
     if (*error != 0) {
         delete work;
         return nullptr;

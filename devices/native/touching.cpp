@@ -2,12 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
-#include <sys/mman.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "clock.hpp"
+#include "system.hpp"
 
 namespace haversack {
 
@@ -20,25 +17,6 @@ constexpr int64_t STEP_BYTES = 2 << 20;  // a huge page; other threads wait for 
 
 constexpr double PAUSE = 32;  // between two steps, in steps, when it is to be gentle
 constexpr double WEIGHT = 1.0 / 16;  // of the latest step
-
-// Make the pages as if they were written to, without changing their bytes. Returns false if the
-// system cannot.
-bool touch(uint8_t *address, int64_t num_bytes) {
-#ifdef __linux__
-    constexpr int POPULATE_WRITE = 23;  // MADV_POPULATE_WRITE, of Linux 5.14 and later
-    return madvise(address, num_bytes, POPULATE_WRITE) == 0;
-#else
-    (void)address, (void)num_bytes;
-    return false;
-#endif
-}
-
-// Have the calling thread run only when no other thread needs the processor.
-void lower_priority() {
-#ifdef __linux__
-    setpriority(PRIO_PROCESS, syscall(SYS_gettid), 19);
-#endif
-}
 
 }  // namespace
 
@@ -110,7 +88,7 @@ void Toucher::run() {
         touching_ = true;
         lock.unlock();
         const double began_s = now_s();
-        bool can = touch(address, end - start);
+        bool can = make_pages(address, end - start);
         const double step_s = now_s() - began_s;
         lock.lock();
         touching_ = false;

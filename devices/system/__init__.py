@@ -6,7 +6,9 @@ runs on. Each such module has the same functions:
     forget_peak()         has the kernel count the first of these anew, where it can
     ram(root)             (total bytes, available bytes, source) of the machine; None: not known
     allowed_cores()       how many cores this process may run on; None where not known
-    reserve(num_bytes)    a mapping: addresses without memory. Raises OSError
+    memory_limits(root)   what control groups, or the job object, limit this process to
+    reserve(num_bytes)    (address, owner): addresses without memory, which go with the last
+                          reference to the owner. Raises OSError
     commit(address, num_bytes)          makes whole pages of it usable, filled with zeros; True if
                                         they are huge ones. Raises OSError
     decommit(address, num_bytes)        gives whole pages of it back; the addresses stay
@@ -20,18 +22,25 @@ runs on. Each such module has the same functions:
     open_direct(path)     (file whose reads go past the page cache or None, why or why not)
     open_plain(path)      a file for reads at random places
     read_at(file, view, offset)         bytes of one read
-
-On Windows (`default.py`) nothing runs yet: what has no value for "not known" raises HaversackError.
-Control groups are Linux's alone (`cgroup.py`): elsewhere none are found.
+    OPEN_FLAGS            what `os.open` needs besides for a file of bytes that children do not get
+    read_bytes(descriptor, num_bytes, offset)   the same for a file opened by `os.open`
+    write_at(descriptor, data, offset)          bytes of one write
+    disk_bytes_of(path)   the disk that a file takes, without its holes
+    lock(descriptor, wait)              locks an open file against other processes until it is
+                                        closed; whether it is locked, which `wait` waits for
 """
 
 import sys
+
+from haversack.devices.errors import HaversackError
 
 if sys.platform == "linux":
     from haversack.devices.system import linux as host
 elif sys.platform == "darwin":
     from haversack.devices.system import darwin as host
+elif sys.platform == "win32":
+    from haversack.devices.system import windows as host
 else:
-    from haversack.devices.system import default as host
+    raise HaversackError(f"haversack runs on Linux, macOS and Windows, not on {sys.platform}")
 
 __all__ = ["host"]

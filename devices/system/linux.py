@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from haversack.devices._native import libc
+from haversack.devices.system.cgroup import memory_limits as memory_limits
 from haversack.devices.system.cgroup import read_text
 from haversack.devices.system.unix import *  # noqa: F403
 

@@ -2,10 +2,10 @@
 
 #include <cstring>
 #include <new>
-#include <sys/mman.h>
 
 #include "guard.hpp"
 #include "rows.hpp"
+#include "system.hpp"
 
 namespace haversack {
 
@@ -177,14 +177,13 @@ ExpertBuffer::ExpertBuffer()
     : type{buffer_name, allocate, alignment, nullptr, nullptr, is_host, nullptr, this} {}
 
 ExpertBuffer::~ExpertBuffer() {
-    for (auto &[address, num_bytes] : spaces_) munmap(address, num_bytes);
+    for (auto &[address, num_bytes] : spaces_) release_addresses(address, num_bytes);
 }
 
 Buffer *ExpertBuffer::allocate(BufferType *type, size_t num_bytes) {
     auto *self = (ExpertBuffer *)type->context;
-    void *address = mmap(nullptr, num_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                         -1, 0);
-    if (address == MAP_FAILED) {
+    void *address = reserve_addresses(num_bytes);
+    if (!address) {
         self->failed = true;
         return nullptr;
     }

@@ -1,7 +1,8 @@
 #include "ggml.hpp"
 
 #include <cstring>
-#include <dlfcn.h>
+
+#include "system.hpp"
 
 namespace haversack {
 
@@ -12,17 +13,10 @@ constexpr int32_t MAX_OPS = 128;
 
 Ggml found;
 
-// A handle to the library that `function` lies in; symbols of the libraries it needs are found too.
-void *library_of(const void *function) {
-    Dl_info info;
-    if (dladdr(function, &info) == 0) return nullptr;
-    return dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD);
-}
-
 std::string load_functions(void *library) {
     std::string missing;
     auto load = [&](auto &function, const char *name) {
-        void *address = dlsym(library, name);
+        void *address = function_of(library, name);
         if (!address) missing = name;
         std::memcpy(&function, &address, sizeof address);
     };

@@ -1,6 +1,7 @@
 #include "shared_blocks.hpp"
 
 #if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
 #include <cstring>
 #include <immintrin.h>
 #endif
@@ -231,11 +232,21 @@ SHARED_DOT(dot_f32, 3)
 SHARED_DOT(dot_f16, 3)
 SHARED_DOT(dot_bf16, 3)
 
+// Whether the processor has AVX2, FMA and F16C, and the system keeps their registers. (The compiler's
+// own question needs a library that zig lacks on Windows.)
+bool is_able() {
+    unsigned a = 0, b = 0, c = 0, d = 0, kept = 0;
+    constexpr unsigned NEEDED = bit_FMA | bit_F16C | bit_OSXSAVE, REGISTERS = 6;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & NEEDED) != NEEDED) return false;
+    asm("xgetbv" : "=a"(kept), "=d"(d) : "c"(0));
+    return (kept & REGISTERS) == REGISTERS && __get_cpuid_count(7, 0, &a, &b, &c, &d) &&
+           (b & bit_AVX2);
+}
+
 }  // namespace
 
 SharedDot shared_dot(int32_t type) {
-    static const bool able = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                             __builtin_cpu_supports("f16c");
+    static const bool able = is_able();
     if (!able) return nullptr;
     switch (type) {
     case TYPE_F32: return shared_dot_f32;

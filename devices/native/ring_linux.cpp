@@ -1,6 +1,5 @@
+// Linux's ring: io_uring.
 #include "ring.hpp"
-
-#if defined(__linux__) && __has_include(<linux/io_uring.h>)
 
 #include <algorithm>
 #include <cerrno>
@@ -24,10 +23,8 @@ constexpr unsigned NEEDED = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORIN
 template <typename T> T load(const T *place) { return __atomic_load_n(place, __ATOMIC_ACQUIRE); }
 template <typename T> void store(T *place, T value) { __atomic_store_n(place, value, __ATOMIC_RELEASE); }
 
-}  // namespace
-
 // The two queues, in memory that the kernel shares.
-struct Ring::Queues {
+struct Queues {
     char *memory;
     size_t num_bytes;
     io_uring_sqe *entries;
@@ -42,17 +39,33 @@ struct Ring::Queues {
     }
 };
 
-std::unique_ptr<Ring> Ring::open() {
-    io_uring_params params{};
-    int descriptor = syscall(SYS_io_uring_setup, NUM_ENTRIES, &params);
-    if (descriptor < 0) return nullptr;
-    std::unique_ptr<Ring> ring(new Ring(descriptor));
-    bool usable = (params.features & NEEDED) == NEEDED && ring->map(&params);
-    return usable ? std::move(ring) : nullptr;
-}
+class IoUring : public Ring {
+  public:
+    explicit IoUring(int descriptor) : descriptor_(descriptor) {}
+    ~IoUring() override { ::close(descriptor_); }
+    bool map(const io_uring_params &params);
 
-bool Ring::map(const void *given) {
-    const io_uring_params &params = *(const io_uring_params *)given;
+    // One entry is kept for `wake`.
+    bool full() const override { return num_under_way_ + 1 >= queues_->num_entries; }
+    void push(Read *read, int descriptor, int64_t start) override;
+    bool flush() override;
+    void sleep(double most_s) override;
+    void wake() override;
+    Read *pop(int64_t *result) override;
+
+  private:
+    void push_entry(uint8_t operation, int descriptor, void *address, uint32_t length, int64_t offset,
+                    Read *read);
+    Read *pop_refused(int64_t *result);
+
+    const int descriptor_;
+    std::unique_ptr<Queues> queues_;
+    unsigned num_queued_ = 0, num_under_way_ = 0;
+    unsigned num_delays_ = 0;  // consecutive flushes from which the kernel took nothing
+    int refusal_ = 0;          // the errno with which the kernel refused the queued reads
+};
+
+bool IoUring::map(const io_uring_params &params) {
     size_t asked = params.sq_off.array + params.sq_entries * sizeof(unsigned);
     size_t done = params.cq_off.cqes + params.cq_entries * sizeof(io_uring_cqe);
     size_t num_bytes = std::max(asked, done);
@@ -77,19 +90,13 @@ bool Ring::map(const void *given) {
     return true;
 }
 
-Ring::Ring(int descriptor) : descriptor_(descriptor) {}
-
-Ring::~Ring() { ::close(descriptor_); }
-
-bool Ring::full() const { return num_under_way_ + 1 >= queues_->num_entries; }  // one for `wake`
-
-void Ring::push(Read *read, int descriptor, int64_t start) {
+void IoUring::push(Read *read, int descriptor, int64_t start) {
     num_under_way_++;
     push_entry(IORING_OP_READ, descriptor, read->room + start,
                std::min(read->length - start, MOST_BYTES), read->offset + start, read);
 }
 
-void Ring::push_entry(uint8_t operation, int descriptor, void *address, uint32_t length,
+void IoUring::push_entry(uint8_t operation, int descriptor, void *address, uint32_t length,
                       int64_t offset, Read *read) {
     unsigned tail = *queues_->tail, place = tail & *queues_->mask;
     io_uring_sqe &entry = queues_->entries[place];
@@ -105,7 +112,7 @@ void Ring::push_entry(uint8_t operation, int descriptor, void *address, uint32_t
     num_queued_++;
 }
 
-bool Ring::flush() {
+bool IoUring::flush() {
     while (num_queued_) {
         int taken = syscall(SYS_io_uring_enter, descriptor_, num_queued_, 0, 0, nullptr, 0);
         if (taken < 0 && errno == EINTR) continue;
@@ -121,7 +128,7 @@ bool Ring::flush() {
     return true;
 }
 
-void Ring::sleep(double most_s) {
+void IoUring::sleep(double most_s) {
     if (*queues_->done_head != load(queues_->done_tail)) return;
     double whole_s = std::floor(most_s);
     __kernel_timespec time{(int64_t)whole_s, (int64_t)(1e9 * (most_s - whole_s))};
@@ -132,12 +139,12 @@ void Ring::sleep(double most_s) {
     if (failed < 0 && errno != ETIME && errno != EINTR) usleep(1000);  // do not spin
 }
 
-void Ring::wake() {
+void IoUring::wake() {
     push_entry(IORING_OP_NOP, -1, nullptr, 0, 0, nullptr);
     flush();
 }
 
-Read *Ring::pop(ssize_t *result) {
+Read *IoUring::pop(int64_t *result) {
     unsigned head = *queues_->done_head;
     while (head != load(queues_->done_tail)) {
         const io_uring_cqe &done = queues_->done[head & *queues_->done_mask];
@@ -152,7 +159,7 @@ Read *Ring::pop(ssize_t *result) {
 }
 
 // Take back the last queued read. The kernel looks at the queue's end only in a flush.
-Read *Ring::pop_refused(ssize_t *result) {
+Read *IoUring::pop_refused(int64_t *result) {
     while (num_queued_) {
         unsigned tail = *queues_->tail - 1;
         Read *read = (Read *)queues_->entries[tail & *queues_->mask].user_data;
@@ -167,24 +174,16 @@ Read *Ring::pop_refused(ssize_t *result) {
     return nullptr;
 }
 
-}  // namespace haversack
+}  // namespace
 
-#else
-
-namespace haversack {
-
-struct Ring::Queues {};
-Ring::Ring(int descriptor) : descriptor_(descriptor) {}
-std::unique_ptr<Ring> Ring::open() { return nullptr; }
-Ring::~Ring() {}
-bool Ring::full() const { return true; }
-void Ring::push(Read *, int, int64_t) {}
-bool Ring::flush() { return true; }
-void Ring::sleep(double) {}
-void Ring::wake() {}
-Read *Ring::pop(ssize_t *) { return nullptr; }
-Read *Ring::pop_refused(ssize_t *) { return nullptr; }
+std::unique_ptr<Ring> Ring::open() {
+    io_uring_params params{};
+    int descriptor = syscall(SYS_io_uring_setup, NUM_ENTRIES, &params);
+    if (descriptor < 0) return nullptr;
+    auto ring = std::make_unique<IoUring>(descriptor);
+    bool usable = (params.features & NEEDED) == NEEDED && ring->map(params);
+    return usable ? std::move(ring) : nullptr;
+}
 
 }  // namespace haversack
 
-#endif
