@@ -6,8 +6,9 @@ The engine's rule gives each expert its level from the recorded router weights, 
 the copies. Steps before the 33rd fill the slots and do not count. A trace without weights says only
 what exact reading costs. `low` is the bytes of a LOW copy in percent of a HIGH one; `uses` are in
 percent of all, `weight` is the share of the routers' weight that LOW copies and skipped experts
-had. The columns of the rules are bytes read, in percent of what exact reads with the default rule;
-`refined` is the same where a HIGH copy is made from a resident LOW one by reading the rest alone.
+had. The last thresholds are those of `balanced` and `fast`, fitted to the trace. The columns of the
+rules are bytes read, in percent of what exact reads with the default rule; `refined` is the same
+where a HIGH copy is made from a resident LOW one by reading the rest alone.
 """
 
 import argparse
@@ -29,8 +30,9 @@ from haversack.cache.policies import (
     Policy,
     Scores,
 )
-from haversack.cache.precision import HIGH, LOW, SKIP, Levels, Thresholds, levels
+from haversack.cache.precision import HIGH, LOW, SKIP, Levels, Thresholds, fit, levels
 from haversack.cache.slots import NOWHERE
+from haversack.edge.fidelity import BALANCED, FAST, Fidelity
 from haversack.edge.replay import Trace
 from haversack.offload.pool import spare_slots
 from haversack.tools.command_line import give_table, tool
@@ -174,7 +176,8 @@ def rows(
 
 def _rows_of(trace: Trace, share: float, thresholds: Sequence[Thresholds]) -> list[dict[str, str]]:
     cells = [(EXACT, LOW_PERCENTS[0])]
-    cells += [(one, low_percent) for one in thresholds for low_percent in LOW_PERCENTS]
+    fitted = _fitted(trace) if thresholds else []
+    cells += [(one, percent) for one in [*thresholds, *fitted] for percent in LOW_PERCENTS]
     table: list[dict[str, str]] = []
     exact_bytes = 0
     for one, low_percent in cells:
@@ -188,7 +191,7 @@ def _rows_of(trace: Trace, share: float, thresholds: Sequence[Thresholds]) -> li
         percent["refined"] = 100 * default.refined_bytes / exact_bytes
         table.append(
             {"trace": trace.name, "cache": f"{100 * share:g}%"}
-            | {"T1": f"{one.low:g}", "T2": f"{one.skip:g}", "low": f"{low_percent}"}
+            | {"T1": f"{one.low:.3g}", "T2": f"{one.skip:.3g}", "low": f"{low_percent}"}
             | {"uses low": f"{default.use_percent(LOW):.1f}"}
             | {"uses skipped": f"{default.use_percent(SKIP):.1f}"}
             | {"weight low": f"{default.weight_percent(LOW):.1f}" if trace.weights else ""}
@@ -196,6 +199,14 @@ def _rows_of(trace: Trace, share: float, thresholds: Sequence[Thresholds]) -> li
             | {name: f"{value:.1f}" for name, value in percent.items()}
         )
     return table
+
+
+def _fitted(trace: Trace) -> list[Thresholds]:
+    """Return the thresholds that `balanced` and `fast` have after a calibration on the trace."""
+    assert trace.weights is not None, "a trace with weights"
+    weights = np.concatenate(trace.weights)
+    shares = [Fidelity(mode).shares for mode in (BALANCED, FAST)]
+    return [fit(weights, share.low, share.skip) for share in shares]
 
 
 @tool
