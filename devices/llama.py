@@ -294,6 +294,11 @@ class LlamaContext:
     def _owner_address(self) -> int | None:
         return None if self._owner is None else self._owner.address
 
+    @property
+    def batch_tokens(self) -> int:
+        """How many tokens are computed at once at most."""
+        return self._batch.most_rows
+
     def num_tokens(self, sequence: int = 0) -> int:
         """How many tokens the sequence has, as llama.cpp's own memory tells it: an interrupt
         cannot leave it wrong."""

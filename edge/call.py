@@ -26,6 +26,7 @@ class Call:
 
     most_results = 1  # computed before the reader takes one
     takes_every_row = False  # the logits of a pass's last row alone are wanted
+    is_repeatable = False  # its bits must not depend on what was computed before it
 
     def __init__(self, tokens: Sequence[int], num_batched: int) -> None:
         self.tokens, self.num_batched = list(tokens), num_batched
@@ -94,13 +95,21 @@ class Call:
         tokens that they computed after the first."""
         raise NotImplementedError
 
+    def num_kept(self, sequence: TokenSequence) -> int:
+        """How many of the first tokens of `sequence` it can use."""
+        if self.is_repeatable:
+            return sequence.num_repeatable(self.tokens[: self.num_batched])
+        return sequence.num_shared(self.tokens)
+
     def begin(self) -> None:
         """Have its sequence keep what it can use. The last token is computed again, for its logits,
         unless they were kept."""
         assert self.sequence is not None
         logits = self.sequence.kept_logits(self.tokens)
-        shared = self.sequence.num_shared(self.tokens)
-        self.sequence.keep(min(shared, len(self.tokens) - (logits is None)))
+        kept = self.num_kept(self.sequence)
+        if kept == len(self.tokens) and logits is None:
+            kept = 0 if self.is_repeatable else kept - 1
+        self.sequence.keep(kept)
         self.sequence.drop_snapshot()
         if logits is not None and len(self.sequence.tokens) == len(self.tokens):
             self.take(logits)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Generator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -50,6 +51,7 @@ from haversack.edge.options import (
     checked_text,
 )
 from haversack.edge.planner import DENSE, Plan
+from haversack.edge.server.options import ServeOptions
 from haversack.edge.speculate import AUTO
 from haversack.quant.description import description
 from haversack.quant.gguf import read_geometry
@@ -187,6 +189,26 @@ def opened(
         model = load(planned, seed=seed, options=options)
     with model:
         yield model
+
+
+@app.command("serve")
+@takes(ModelOptions, ServeOptions, FidelityOptions, LogOptions)
+def serve_models(
+    model: ModelOptions, asked: ServeOptions, fidelity: FidelityOptions, log: LogOptions
+) -> None:
+    """Answer requests in the protocols of OpenAI and Anthropic, and show a page for chats."""
+    from haversack.edge.server.serving import serve
+
+    log_to_stderr(log.verbose)
+    models = {name: replace(model, model=path) for name, path in asked.paths(model.model).items()}
+    for each in models.values():
+        fidelity.plan(each, sequences=asked.parallel)  # raises before anything is served
+
+    def load_one(each: ModelOptions) -> Model:
+        options = LoadOptions(cache_dir=fidelity.folder, speculate=asked.speculate)
+        return load(fidelity.plan(each, sequences=asked.parallel), options=options)
+
+    serve({name: partial(load_one, each) for name, each in models.items()}, asked)
 
 
 # -------------------------------------------------------------------- planning

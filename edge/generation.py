@@ -11,6 +11,7 @@ from haversack.devices.sampler import SamplerChain, SamplerTables
 from haversack.devices.steps import Ahead, Steps
 from haversack.devices.vocabulary import Vocabulary
 from haversack.edge.call import Call
+from haversack.edge.logprobs import TokenLogprobs, token_logprobs
 from haversack.edge.loop import EngineLoop
 from haversack.edge.planner import Plan
 from haversack.edge.sampling import Sampling
@@ -70,7 +71,9 @@ class GenerationCall(Call):
         super().__init__(prompt, len(prompt))
         self._max_tokens, self._sampling, self._plan = max_tokens, sampling, planned
         self.stream = TextStream(sampling.stop)
+        self.is_repeatable = sampling.seed >= 0
         self.finish_reason: str | None = None  # known before the reader has taken all
+        self.logprobs = list[TokenLogprobs]()  # of each token of the text, if they are wanted
         self._chain: SamplerChain | None = None
         self._vocabulary: Vocabulary | None = None
 
@@ -110,12 +113,16 @@ class GenerationCall(Call):
         if self._num_generated == self._max_tokens:  # none is wanted
             self._finish("length")
             return
-        assert self._chain is not None
-        self._take_token(self._sampled(self._chain, logits))
+        assert self._chain is not None and self._vocabulary is not None
+        token, num_likeliest = self._sampled(self._chain, logits), self._sampling.logprobs
+        if num_likeliest is not None and not self._vocabulary.ends(token):
+            self.logprobs.append(token_logprobs(logits, token, num_likeliest))
+        self._take_token(token)
 
     def ahead(self, most: int) -> Ahead | None:
         assert self._chain is not None and self.sequence is not None
-        if not self._chain.takes_likeliest or self._sampling.stop or not self.sequence.drops_parts:
+        looks = self._sampling.stop or self._sampling.logprobs is not None
+        if looks or not self._chain.takes_likeliest or not self.sequence.drops_parts:
             return None
         left = self.most_drafted
         return Ahead(min(most, 1 + left)) if left > 0 else None
@@ -175,7 +182,9 @@ class GenerationCall(Call):
             return f"{token} ".encode(), ""
         piece = vocabulary.piece(token)
         if not piece:
-            return b"", vocabulary.piece(token, special=True).decode(errors="replace")
+            name = vocabulary.piece(token, special=True)
+            text = name.decode(errors="replace")
+            return (name, "") if text in self._sampling.marks else (b"", text)
         if self._num_generated == 1 and vocabulary.adds_space:
             free = self._sampling.constraint() is None
             if free and not any(map(vocabulary.piece, self.tokens[: self.num_batched])):
@@ -225,12 +234,22 @@ class Generation:
         return self._tokens
 
     @property
+    def logprobs(self) -> list[TokenLogprobs]:
+        """Those of each of `tokens`, if `Sampling.logprobs` asked for them."""
+        return self._call.logprobs[: len(self._tokens)]
+
+    @property
     def finish_reason(self) -> str | None:
         """ "stop" (the model ended, or a stop string came), "length" (`max_tokens`), "context"
         (the context is full) or "cancelled"; None while it runs."""
         if self._finish_reason is None and isinstance(self._call.error, CancelledError):
             return "cancelled"  # the model was closed
         return self._finish_reason
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended it, if one did."""
+        return self._call.stream.stopped if self._is_over else None
 
     @property
     def stats(self) -> Stats | None:

@@ -239,6 +239,8 @@ class EngineLoop:
         first, kept = 0, list[tuple[Call, int]]()
         for call, sequence, tokens, drafted in work.parts:
             sequence.tokens += tokens
+            if work.is_prompt:
+                sequence.note_batch(len(tokens))
             behind = first + len(tokens) + len(drafted)
             num_kept = len(tokens)
             for idx in range(first, behind):

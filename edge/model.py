@@ -111,6 +111,11 @@ class Model:
             raise PromptError(f"{self.plan.path.name} has no chat template: use run or generate()")
         return ChatTemplate(source, bos=vocabulary.bos, eos=vocabulary.eos)
 
+    def piece(self, token: int) -> bytes:
+        """The text of a token, which may be a part of a character; of a special one its name.
+        Raises ClosedError."""
+        return self._loop.beside(lambda engine: engine.model.vocabulary.piece(token, special=True))
+
     def tokenize(self, prompt: Prompt, add_special: bool = True) -> list[int]:
         """The ids of `prompt`. `add_special` puts the model's start token before a text that does
         not begin with it. Raises PromptError for ids outside the vocabulary, ClosedError."""

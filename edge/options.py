@@ -76,10 +76,11 @@ class ModelOptions:
         name = None if self.model is None else name_of(self.model)
         return None if name is None or cached(name) else name
 
-    def plan(self, geometry: ModelGeometry | None = None) -> Plan:
+    def plan(self, geometry: ModelGeometry | None = None, sequences: int = 1) -> Plan:
         """Plan how the model, or one of this geometry, would run. Raises what `edge.plan`
         raises."""
-        return plan(geometry or self.path, self.ram, self.ctx, self.threads, self.batch)
+        source = geometry or self.path
+        return plan(source, self.ram, self.ctx, self.threads, self.batch, sequences)
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,12 @@ class FidelityOptions(CacheOptions):
         """Return what is asked for. Raises PromptError."""
         return Fidelity(self.fidelity, self.low_from, self.low_share, self.skip_share)
 
-    def plan(self, model: ModelOptions, geometry: ModelGeometry | None = None) -> Plan:
+    def plan(
+        self, model: ModelOptions, geometry: ModelGeometry | None = None, sequences: int = 1
+    ) -> Plan:
         """Plan how the model would run. Raises what `edge.plan` and `Fidelity.applied` raise."""
         asked = self.asked()  # before anything is read
-        return asked.applied(model.plan(geometry), self.folder)
+        return asked.applied(model.plan(geometry, sequences), self.folder)
 
     def plans(self, model: ModelOptions, every: bool) -> list[Plan]:
         """Plan exact, and what is asked for or with `every` all else; what stays exact is left out.

@@ -10,6 +10,7 @@ from haversack.edge.lark import gbnf_to_grammar
 from haversack.edge.schema import schema_to_grammar
 
 MIN_TEMPERATURE = 1e-6  # below, logits divided by it overflow
+MAX_LOGPROBS = 100
 MAX_SEED = 0xFFFF_FFFE  # llama.cpp takes the next number for "random"
 
 
@@ -19,9 +20,12 @@ class Sampling:
 
     0 turns off `top_k`, `min_p` and the two additive penalties; 1 turns off `top_p` and
     `repeat_penalty`. Penalties count the last `repeat_last_n` tokens of prompt and text, -1 all in
-    the context. `seed` -1 is a random one. The text ends before a `stop` string, which may hold
-    special tokens. `grammar` is GBNF with a rule named `root`; `json_schema` is a JSON Schema, as
-    text or as a dict.
+    the context. `seed` -1 is a random one; with any other the text is the same whatever was
+    computed before, so less of a prompt that is held already is used again. The text ends before a
+    `stop` string, which may hold special tokens. `grammar` is GBNF with a rule named `root`;
+    `json_schema` is a JSON Schema, as text or as a dict. `logprobs` keeps with each token the
+    probabilities of that many likeliest ones, see `Generation.logprobs`. `marks` are special tokens
+    that the text shows.
     """
 
     temperature: float = 0.8
@@ -36,6 +40,8 @@ class Sampling:
     stop: tuple[str, ...] = ()
     grammar: str | None = None
     json_schema: str | dict[str, Any] | None = None
+    logprobs: int | None = None
+    marks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._check("temperature", 0, 100)
@@ -56,7 +62,10 @@ class Sampling:
                 "repeat_last_n is 0, so penalties look at no token: give the number of tokens, -1"
                 " for the whole context, or leave the penalties out"
             )
-        _check_stop(self.stop)
+        if self.logprobs is not None:
+            self._check("logprobs", 0, MAX_LOGPROBS, whole=True)
+        _check_texts("stop", self.stop)
+        _check_texts("marks", self.marks)
         _check_text("grammar", self.grammar)
         if self.grammar is not None and self.json_schema is not None:
             raise PromptError("both grammar and json_schema are given: give one of them")
@@ -93,12 +102,12 @@ def _check_text(name: str, text: object) -> None:
         raise PromptError(f"{name} is a {type(text).__name__}: give text")
 
 
-def _check_stop(stop: object) -> None:
-    texts = cast(tuple[object, ...], stop) if isinstance(stop, tuple) else ("",)
+def _check_texts(name: str, given: object) -> None:
+    texts = cast(tuple[object, ...], given) if isinstance(given, tuple) else ("",)
     if not all(isinstance(text, str) and text for text in texts):
-        raise PromptError(f"stop is {stop!r}: give a tuple of non-empty strings")
+        raise PromptError(f"{name} is {given!r}: give a tuple of non-empty strings")
     for text in cast(tuple[str, ...], texts):
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise PromptError(f"stop has {text!r}, which is not valid Unicode") from None
+            raise PromptError(f"{name} has {text!r}, which is not valid Unicode") from None

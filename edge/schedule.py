@@ -85,7 +85,7 @@ class Schedule:
             free = [each for each in usable if self._evicted_for(call, users[each])][:1]
         if not free:
             return
-        found = max(free, key=lambda each: _fitness(each, call.tokens))
+        found = max(free, key=lambda each: _fitness(each, call))
         self._queue.remove(call)
         if call in self._evicted:
             self._evicted.remove(call)
@@ -182,9 +182,9 @@ def _begin(call: Call) -> None:
         call.end(error)
 
 
-def _fitness(sequence: TokenSequence, tokens: Sequence[int]) -> tuple[int, int]:
-    """How well `tokens` go on from a sequence: by what they share, if that is most of them. What
-    else was said there would be lost for little: then the sequence that was not used for longest
-    fits best."""
-    shared = sequence.num_shared(tokens)
-    return shared if 2 * shared > len(tokens) else 0, -sequence.last_used
+def _fitness(sequence: TokenSequence, call: Call) -> tuple[int, int]:
+    """How well `call` goes on from a sequence: by what it keeps, if that is most of its tokens.
+    What else was said there would be lost for little: then the sequence that was not used for
+    longest fits best."""
+    kept = call.num_kept(sequence)
+    return kept if 2 * kept > len(call.tokens) else 0, -sequence.last_used

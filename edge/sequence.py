@@ -17,6 +17,9 @@ class TokenSequence:
 
     The logits after a prompt are kept: the same prompt, asked again, costs nothing and has the same
     bits.
+
+    The bits of a prompt's token depend on the tokens that are computed in one batch with it. So
+    `num_repeatable` tells how much was computed as a new context would compute it.
     """
 
     def __init__(self, number: int, context: LlamaContext) -> None:
@@ -27,6 +30,7 @@ class TokenSequence:
         self._context = context
         self._kept: Logits | None = None
         self._kept_tokens = 0
+        self._batch_ends: list[int] = []  # of those that a new context would compute too
 
     @property
     def drops_parts(self) -> bool:
@@ -39,6 +43,21 @@ class TokenSequence:
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         return same if same == len(self.tokens) or self.drops_parts else 0
 
+    def num_repeatable(self, prompt: Sequence[int]) -> int:
+        """As `num_shared`, but only as far as a new context would compute `prompt` with the same
+        bits."""
+        shared, whole = self.num_shared(prompt), self._context.batch_tokens
+        ends = [end for end in self._batch_ends if end % whole == 0 or end == len(prompt)]
+        found = max((end for end in ends if end <= shared), default=0)
+        return found if found == len(self.tokens) or self.drops_parts else 0
+
+    def note_batch(self, num_tokens: int) -> None:
+        """Its last `num_tokens` tokens were computed as a batch of a prompt."""
+        begin = len(self.tokens) - num_tokens
+        last = self._batch_ends[-1] if self._batch_ends else 0
+        if begin == last and begin % self._context.batch_tokens == 0:
+            self._batch_ends.append(len(self.tokens))
+
     def keep(self, num_tokens: int) -> None:
         """Drop all but its first `num_tokens` tokens. A model that cannot drop a part goes back to
         its snapshot, or drops all."""
@@ -47,8 +66,9 @@ class TokenSequence:
             self._context.forget(num_tokens, self.number)
         finally:  # the book of tokens never says more than the context holds
             del self.tokens[self._context.num_tokens(self.number) :]
-            if self._kept_tokens > len(self.tokens):
-                self._kept_tokens = 0
+            held = len(self.tokens)
+            self._kept_tokens = self._kept_tokens if self._kept_tokens <= held else 0
+            self._batch_ends = [end for end in self._batch_ends if end <= held]
 
     def check_change(self, num_dropped: int, num_new: int) -> None:
         """Raises PromptError if its last `num_dropped` tokens cannot be dropped alone, ContextError
@@ -71,6 +91,7 @@ class TokenSequence:
         """Go on empty in a new context."""
         self._context, self._kept_tokens = context, 0
         self.tokens.clear()
+        self._batch_ends.clear()
         self.drop_snapshot()
 
     def keep_logits(self, logits: Logits) -> None:

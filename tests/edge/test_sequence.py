@@ -36,6 +36,12 @@ class PromptCall(Call):
         self.end()
 
 
+class RepeatableCall(PromptCall):
+    """One whose bits must not depend on what was computed before it."""
+
+    is_repeatable = True
+
+
 @contextmanager
 def loop_of(path: Path, ctx: int = 256) -> Iterator[EngineLoop]:
     planned = edge.plan(path, ram="1GiB", ctx=ctx, threads=1, batch=BATCH)
@@ -301,3 +307,24 @@ def test_a_text_can_be_verified_after_it_was_generated(tiny_model: TinyModel) ->
         assert (row == expected).all()
         spent = model.stats().since(before)
         assert (spent.prompt_tokens, spent.tokens) == (10, 6)
+
+
+def test_a_repeatable_prompt_has_the_bits_of_a_new_context(tiny_model: TinyModel) -> None:
+    text = [token % SMALL.vocab_size for token in range(3, 80)]
+    with loop_of(tiny_model("qwen3moe", shape=SMALL)) as loop:
+        fresh = {end: after(loop, [1], [2], text[:end]) for end in (30, 70)}
+    for end, others in ((30, text[:20]), (70, text[:60]), (70, text[:10])):
+        with loop_of(tiny_model("qwen3moe", shape=SMALL)) as loop:
+            after(loop, others)
+            before = loop.figures.stats()
+            call = RepeatableCall(text[:end])
+            loop.advance(call)
+            assert np.array_equal(call.results[0], fresh[end])
+            computed = loop.figures.stats().since(before).prompt_tokens
+            # what was computed in whole batches stays
+            assert computed == end - len(others) // BATCH * BATCH
+
+            again = RepeatableCall(text[:end])
+            loop.advance(again)
+            assert np.array_equal(again.results[0], fresh[end])
+            assert loop.figures.stats().since(before).prompt_tokens == computed

@@ -1,0 +1,1 @@
+"""`haversack serve`: an HTTP server that speaks the protocols of OpenAI and Anthropic."""

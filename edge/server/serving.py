@@ -1,0 +1,56 @@
+"""Running the server until Ctrl-C."""
+
+import socket
+from collections.abc import Mapping
+
+import uvicorn
+
+from haversack.devices.errors import HaversackError
+from haversack.edge.console import notice
+from haversack.edge.server.access import Access
+from haversack.edge.server.app import Server, ServerSettings
+from haversack.edge.server.models import Load
+from haversack.edge.server.options import ServeOptions
+
+_GRACE_S = 2  # for answers under way, once Ctrl-C came
+_KEEP_OPEN_S = 75  # a connection between two requests
+
+
+def serve(loads: Mapping[str, Load], asked: ServeOptions) -> None:
+    """Serve the models. Raises HaversackError if the address cannot be had."""
+    access = Access(asked.api_key, frozenset(asked.origin or ()))
+    idle_s = None if asked.keep_alive < 0 else asked.keep_alive
+    server = Server(loads, ServerSettings(asked.parallel, asked.queue, idle_s, access))
+    listener = listener_of(asked.host, asked.port)
+    host, port = listener.getsockname()[:2]
+    notice(f"haversack: http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)")
+    uvicorn.Server(configured(server)).run([listener])
+
+
+def configured(server: Server) -> uvicorn.Config:
+    """Return how uvicorn runs the server: it logs nothing itself, and adds no headers."""
+    return uvicorn.Config(
+        server.app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        http="h11",
+        ws="none",
+        timeout_keep_alive=_KEEP_OPEN_S,
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+
+
+def listener_of(host: str, port: int) -> socket.socket:
+    """Return a socket bound to an address. Raises HaversackError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise HaversackError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; give another --port"
+        ) from None
+    return listener
