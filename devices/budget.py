@@ -24,7 +24,7 @@ class MemoryBudget:
 
     @property
     def limit_bytes(self) -> int:
-        """Return all bytes of the budget, which never change."""
+        """Return all bytes of the budget."""
         return self._limit_bytes
 
     @property
@@ -58,6 +58,17 @@ class MemoryBudget:
         Returns its bytes; raises KeyError for a name without a reservation.
         """
         return self._reservations.pop(name)
+
+    def resize(self, limit_bytes: int) -> None:
+        """Have so many bytes from now on. Raises BudgetError where more of them are reserved."""
+        if limit_bytes < self.reserved_bytes:
+            raise BudgetError(
+                f"{format_bytes(self.reserved_bytes)} of {self._device} are reserved, a budget of"
+                f" {format_bytes(limit_bytes)} does not hold them: {self._knob}",
+                need_bytes=self.reserved_bytes,
+                have_bytes=limit_bytes,
+            )
+        self._limit_bytes = limit_bytes
 
     def rows(self) -> list[tuple[str, int]]:
         """Return (name, bytes) in the order reserved, "left" last; they add up to the limit."""

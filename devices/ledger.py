@@ -52,6 +52,11 @@ class Lease:
         """Count `num_bytes` more as held, up to what was planned."""
         self.held_bytes = min(self.most_held_bytes, self.held_bytes + max(0, num_bytes))
 
+    def resize(self, slots_bytes: int, limit_bytes: int) -> None:
+        """Have so many bytes of slots, in a budget of `limit_bytes`. Raises BudgetError; nothing is
+        changed then."""
+        self._ledger.resize(self, slots_bytes, limit_bytes)
+
     def entries(self, slots_held_bytes: int = 0) -> list[Entry]:
         """Return each part by name, slots last.
 
@@ -98,6 +103,21 @@ class Ledger:
             name = self._names.pop(lease, None)
             if name is not None:
                 lease.budget.release(name)
+
+    def resize(self, lease: Lease, slots_bytes: int, limit_bytes: int) -> None:
+        """See `Lease.resize`."""
+        with self._lock:
+            budget, name = lease.budget, self._names[lease]
+            reserved_bytes, before_bytes = lease.most_held_bytes + slots_bytes, budget.limit_bytes
+            budget.release(name)
+            try:
+                budget.resize(limit_bytes)
+                budget.reserve(name, reserved_bytes)
+            except BudgetError:
+                budget.resize(before_bytes)
+                budget.reserve(name, lease.reserved_bytes)
+                raise
+            lease.slots_bytes, lease.reserved_bytes = slots_bytes, reserved_bytes
 
     @contextmanager
     def borrowed(

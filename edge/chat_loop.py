@@ -13,9 +13,9 @@ from typing import Any
 from haversack.devices.errors import ContextError, HaversackError, PromptError, StorageError
 from haversack.edge.console import drafting, notice, summary, tell, write_text
 from haversack.edge.generation import Generation
+from haversack.edge.given_text import longest_text_bytes
 from haversack.edge.model import Model
 from haversack.edge.option_groups import parsed_number
-from haversack.edge.options import longest_text_bytes
 from haversack.edge.sampling import Sampling
 from haversack.edge.text import without_mark
 

@@ -30,6 +30,7 @@ from haversack.edge.console import (
     write_text,
 )
 from haversack.edge.generation import Generation
+from haversack.edge.given_text import checked_text
 from haversack.edge.loading import LoadOptions, load
 from haversack.edge.model import Model
 from haversack.edge.option_groups import takes
@@ -48,7 +49,6 @@ from haversack.edge.options import (
     OutputOptions,
     RunOptions,
     SamplingOptions,
-    checked_text,
 )
 from haversack.edge.planner import DENSE, Plan
 from haversack.edge.server.options import ServeOptions

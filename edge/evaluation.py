@@ -18,9 +18,9 @@ import numpy as np
 
 from haversack.devices.errors import HaversackError, PromptError, StorageError
 from haversack.devices.units import format_bytes
+from haversack.edge.given_text import longest_text_bytes, read_at_most
 from haversack.edge.loading import LoadOptions, default_cache_dir, load
 from haversack.edge.model import Model
-from haversack.edge.options import longest_text_bytes, read_at_most
 from haversack.edge.planner import Plan
 from haversack.edge.stats import Stats
 from haversack.quant.fidelity import FidelityMeter, FidelityReport, Logits

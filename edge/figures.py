@@ -19,7 +19,7 @@ class Figures:
         self, engine: Engine, planned: Plan, speculation: Speculation, peak: PeakMeter
     ) -> None:
         """`peak` meters the process."""
-        self._engine, self._plan, self._peak = engine, planned, peak
+        self._engine, self.plan, self._peak = engine, planned, peak
         self._speculation = speculation
         self._prompt_tokens = self._decoded_tokens = 0
         self._prefill_s = self._decode_s = 0.0
@@ -85,7 +85,7 @@ class Figures:
             draft_accepted=speculation.num_accepted,
             draft_saved_s=speculation.gate.saved_s,
             not_drafting=speculation.why_closed,
-            ram_budget_bytes=self._plan.ram_bytes,
-            ram_planned_bytes=self._plan.planned_bytes,
+            ram_budget_bytes=self.plan.ram_bytes,
+            ram_planned_bytes=self.plan.planned_bytes,
             ram_peak_bytes=self._peak.look(),
         )

@@ -18,11 +18,13 @@ from haversack.devices.ledger import Entry, Lease, ledger
 from haversack.devices.llama import MOST_ROWS
 from haversack.devices.sampler import SamplerTables
 from haversack.devices.system import host
+from haversack.devices.units import size_bytes
 from haversack.edge.call import LogitsCall, RowsCall
 from haversack.edge.generation import Generation, GenerationCall
 from haversack.edge.loop import EngineLoop
 from haversack.edge.planner import Plan
 from haversack.edge.prompt import Prompt, prompt_tokens, token_ids
+from haversack.edge.resizing import resize, resized
 from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.sequence import TokenSequence
 from haversack.edge.speculate import fixed_length
@@ -238,6 +240,21 @@ class Model:
         context.take_snapshot(sequence.number)
 
     # ------------------------------------------------------------------ state
+    def resize(self, ram: str | int) -> None:
+        """Take at most `ram` from now on, as `edge.load` understands it: a model that streams its
+        experts gets more slots, or gives the memory of the last ones back to the system. Calls that
+        run go on between two passes, and their text stays the same. Raises BudgetError below the
+        floor or beyond a shared budget, HaversackError for a model that streams nothing, UnitError,
+        ClosedError."""
+        ram_bytes = size_bytes(ram)
+
+        def change(engine: Engine) -> None:
+            planned = resized(self.plan, ram_bytes)
+            resize(engine, self._lease, planned)
+            self.plan = self._loop.figures.plan = planned
+
+        self._loop.between_passes(change)
+
     def speculate(self, how: str) -> None:
         """Draft tokens as `how` says from now on, see `LoadOptions`, and forget what drafts came
         from. Raises PromptError, ClosedError."""

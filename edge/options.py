@@ -1,17 +1,24 @@
-"""The groups of options of the command line, and the text that users give with them."""
+"""The groups of options of the command line."""
 
 import random
 import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 import typer
 
 from haversack.devices.errors import PromptError
 from haversack.edge.fidelity import MODES, Fidelity
 from haversack.edge.gbnf import MAX_GRAMMAR_CHARS
+from haversack.edge.given_text import (
+    checked_text,
+    decoded,
+    file_text,
+    longest_text_bytes,
+    read_at_most,
+)
 from haversack.edge.hub import HubName, cached, local_path, name_of
 from haversack.edge.loading import builtin_model, default_cache_dir
 from haversack.edge.planner import DEFAULT_BATCH_TOKENS, EXACT, Plan, plan
@@ -25,9 +32,6 @@ from haversack.quant.requantize import AUTO
 
 LLAMA_CPP = "llama.cpp"  # the engine that a benchmark can compare with
 
-_MOST_TOKEN_BYTES = 1024  # of text; the longest tokens of vocabularies are far shorter
-_MOST_CHAR_BYTES = 4  # in UTF-8
-_PIECE_BYTES = 1 << 20  # read at once
 
 _memory = partial(typer.Option, rich_help_panel="Memory and speed")
 _sampling = partial(typer.Option, rich_help_panel="Sampling")
@@ -221,12 +225,12 @@ class SamplingOptions:
     def _gbnf(self) -> str | None:
         if self.grammar is None:
             return None
-        return _file_text("--grammar", self.grammar, MAX_GRAMMAR_CHARS)
+        return file_text("--grammar", self.grammar, MAX_GRAMMAR_CHARS)
 
     def _schema(self) -> str | None:
         if self.json_schema is None or without_mark(self.json_schema).lstrip().startswith("{"):
             return self.json_schema
-        return _file_text("--json-schema", Path(self.json_schema), MAX_SCHEMA_CHARS)
+        return file_text("--json-schema", Path(self.json_schema), MAX_SCHEMA_CHARS)
 
     def chosen_seed(self) -> int:
         """Return the seed given, or a random one."""
@@ -475,48 +479,3 @@ class LogOptions:
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log on stderr.")] = (
         False
     )
-
-
-# ------------------------------------------------------------------------ text
-def checked_text(flag: str, text: str) -> str:
-    """Return `text` unchanged. Raises PromptError if the shell passed bytes that are no UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise PromptError(f"{flag} is not UTF-8 text: {text!r}; check its encoding") from None
-    return text
-
-
-def longest_text_bytes(ctx_tokens: int) -> int:
-    """Return a number of bytes that no text exceeds which fits into a context."""
-    return (ctx_tokens + 1) * _MOST_TOKEN_BYTES
-
-
-def read_at_most(stream: BinaryIO, most_bytes: int) -> bytearray:
-    """Return what is left of a stream, at most `most_bytes`. Memory grows with what came, not with
-    `most_bytes`. Raises OSError."""
-    data = bytearray()
-    while piece := stream.read(min(_PIECE_BYTES, most_bytes - len(data))):
-        data += piece
-    return data
-
-
-def decoded(source: str, data: bytes | bytearray) -> str:
-    """Decode `data` as UTF-8. Raises PromptError."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise PromptError(
-            f"{source} is not UTF-8 text (byte {data[error.start]:#x} at {error.start}): convert it"
-        ) from None
-
-
-def _file_text(flag: str, path: Path, most_chars: int) -> str:
-    try:
-        with path.open("rb") as file:
-            data = read_at_most(file, most_chars * _MOST_CHAR_BYTES + 1)
-    except OSError as error:
-        raise PromptError(f"cannot read {flag} {path}: {error.strerror or error}") from error
-    if len(data) > most_chars * _MOST_CHAR_BYTES:
-        raise PromptError(f"{flag} {path} has over {most_chars} characters: shorten it")
-    return decoded(f"{flag} {path}", data)

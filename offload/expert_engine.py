@@ -2,6 +2,7 @@
 offload/native/. Python starts it, watches it and ends it, and takes no part in a pass."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import IntEnum
 from typing import Any
 
@@ -386,6 +387,7 @@ class ExpertEngine:
         else:
             pool.resize(num_slots)
             native.engine_resize_pool(self.address, number, num_slots)
+        pool.plan = replace(pool.plan, num_slots=num_slots)
 
     # --------------------------------------------------------------- warm start
     def start_warm(self, saved: Residents) -> None:

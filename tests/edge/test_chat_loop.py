@@ -15,7 +15,7 @@ import pytest
 
 from haversack.devices.errors import PromptError
 from haversack.edge.chat_loop import ChatSettings
-from haversack.edge.options import longest_text_bytes
+from haversack.edge.given_text import longest_text_bytes
 from haversack.edge.sampling import Sampling
 
 if sys.platform != "win32":

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from haversack.devices.errors import PromptError
+from haversack.edge.given_text import checked_text, decoded, longest_text_bytes
 from haversack.edge.loading import builtin_model, default_cache_dir
 from haversack.edge.options import (
     BenchOptions,
@@ -13,9 +14,6 @@ from haversack.edge.options import (
     ModelOptions,
     RunOptions,
     SamplingOptions,
-    checked_text,
-    decoded,
-    longest_text_bytes,
 )
 from haversack.edge.sampling import Sampling
 
