@@ -114,9 +114,8 @@ def reply_format(template: str) -> ReplyFormat:
     """Return how models with this chat template write."""
     reasoning = _first(template, _REASONING, ReplyFormat())
     calls = _first(template, _CALLS, _PLAIN_CALLS)
-    return ReplyFormat(
-        reasoning.spans + calls.spans, reasoning.inner + calls.inner, reasoning.hidden
-    )
+    spans = dict.fromkeys(reasoning.spans + calls.spans + _PLAIN_CALLS.spans)
+    return ReplyFormat(tuple(spans), reasoning.inner + calls.inner, reasoning.hidden)
 
 
 def _first(template: str, known: Mapping[str, ReplyFormat], default: ReplyFormat) -> ReplyFormat:

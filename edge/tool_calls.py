@@ -37,10 +37,10 @@ def _call(name: str, arguments: object) -> ToolCall:
 
 
 # ------------------------------------------------------------------------ JSON
-def _json_calls(body: str, _: Parameters) -> list[ToolCall]:
+def _json_calls(body: str, __: Parameters) -> list[ToolCall]:
     """`{"name": "f", "arguments": {..}}`, a list of such, or `{"f": {..}}`."""
     try:
-        found = json.loads(body)
+        found, _ = json.JSONDecoder().raw_decode(body.lstrip())
     except (ValueError, RecursionError):
         return []
     items: list[object] = found if isinstance(found, list) else [found]

@@ -86,7 +86,7 @@ class ChatPrompt:
         plain = [_without_tools(message) for message in self.messages]
         if not self.tools:
             return plain
-        listed = "\n".join(json.dumps(tool.to_dict()["function"]) for tool in self.tools)
+        listed = "\n".join(_json(tool.to_dict()["function"]) for tool in self.tools)
         told = _INSTRUCTION.format(tools=listed)
         if plain and plain[0]["role"] == "system":
             return [{**plain[0], "content": f"{plain[0]['content']}\n\n{told}"}, *plain[1:]]
@@ -97,7 +97,7 @@ def _without_tools(message: Object) -> Object:
     role, content = message["role"], message["content"]
     if role == "tool":
         return {"role": "user", "content": f"<tool_response>{content}</tool_response>"}
-    calls = [json.dumps(call["function"]) for call in message.get("tool_calls", ())]
+    calls = [_json(call["function"]) for call in message.get("tool_calls", ())]
     written = [content, *(f"<tool_call>{call}</tool_call>" for call in calls)]
     return {"role": role, "content": "\n".join(filter(None, written))}
 
@@ -106,11 +106,14 @@ def _with_text_arguments(message: Object) -> Object:
     if "tool_calls" not in message:
         return message
     calls = [
-        {**call, "function": {**call["function"], "arguments": _text(call["function"])}}
+        {
+            **call,
+            "function": {**call["function"], "arguments": _json(call["function"]["arguments"])},
+        }
         for call in message["tool_calls"]
     ]
     return {**message, "tool_calls": calls}
 
 
-def _text(function: Object) -> str:
-    return json.dumps(function["arguments"], ensure_ascii=False)
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -73,7 +73,7 @@ def test_llama_2() -> None:
 
 
 def test_real_templates_are_here() -> None:
-    assert len(NAMES) == 8
+    assert len(NAMES) == 19
 
 
 @pytest.mark.parametrize("name", NAMES)
