@@ -279,6 +279,18 @@ class Model:
         with self._state:
             return self._last_stats or self._loop.figures.stats()
 
+    def held_experts(self) -> dict[int, list[int]]:
+        """By layer, for each routed expert: 2 if its whole copy is in memory, 1 if a low copy is,
+        else 0. Raises ClosedError."""
+
+        def look(engine: Engine) -> dict[int, list[int]]:
+            if engine.experts is not None:
+                return engine.experts.held_copies()
+            layers = self.plan.geometry.layers
+            return {each.layer: [2] * each.num_experts for each in layers}
+
+        return self._loop.beside(look)
+
     def watch_routing(self, watcher: Watcher | None, predict: Predict | None = None) -> None:
         """Have `watcher` told of every router's choice while the model runs: the layer, the ids
         (tokens, experts per token), which it may change in place, and their node in llama.cpp's

@@ -117,7 +117,7 @@ if own.library is not None:
     engine_start_warm = _prototype("engine_start_warm", None, _A, _A, _Q)
     engine_not_warm = _prototype("engine_not_warm", _Q, _A, _A, _Q)
     engine_delete = _prototype("engine_delete", None, _A)
-    # But for residents, uses, remember and fault these serve tests: the engine uses its own slots.
+    # But for find, residents, uses, remember and fault these serve tests: the engine uses its own.
     slots_new = _prototype("slots_new", _A, _L, _L, _L, _L)
     slots_find = _prototype("slots_find", _L, _A, _L, _L)
     slots_num_unpinned = _prototype("slots_num_unpinned", _L, _A)

@@ -457,6 +457,21 @@ class ExpertEngine:
         native.slots_uses(slots, devices.address_of(counts), devices.address_of(clock))
         return {**dict(zip(_COUNTS, counts, strict=True)), "clock": clock}
 
+    def held_copies(self) -> dict[int, list[int]]:
+        """By layer, for each expert: 2 if its whole copy has a slot, 1 if a low copy has, else 0.
+        It may be called while a pass is computed, and is out of date at once."""
+        levels = (HIGH,) if self._precision is None else (LOW, HIGH)
+        held = dict[int, list[int]]()
+        for number, pool in enumerate(self.pools):
+            for row, layer in enumerate(pool.plan.layers):
+                copies = held.setdefault(layer, [0] * pool.plan.num_experts)
+                for level in levels:
+                    slots = native.engine_slots(self.address, number, level)
+                    for expert in range(pool.plan.num_experts):
+                        if native.slots_find(slots, row, expert) >= 0:
+                            copies[expert] = 2 if level == HIGH else 1
+        return dict(sorted(held.items()))
+
     def _not_warm(self) -> list[tuple[int, int]]:
         count = native.engine_not_warm(self.address, None, 0)
         pairs = np.empty((count, 2), np.int32)

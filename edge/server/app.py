@@ -1,10 +1,13 @@
 """The server's routes, and how it starts and ends."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.resources import files
 
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -12,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from haversack.edge.server import openai
+from haversack.devices.errors import ClosedError
+from haversack.edge.server import anthropic, openai, responses
 from haversack.edge.server.access import Access, AccessGate
 from haversack.edge.server.answers import (
     ClientGoneError,
@@ -25,6 +29,15 @@ from haversack.edge.server.errors import ApiError
 from haversack.edge.server.fields import Fields
 from haversack.edge.server.jobs import JobQueue
 from haversack.edge.server.models import Load, ModelHost
+from haversack.edge.server.status import metrics_of, model_figures, queue_figures
+
+_PAGE = (files("haversack.edge.server") / "page.html").read_bytes()
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src data:;"
+    " script-src 'unsafe-inline'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none';"
+    " frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -59,9 +72,15 @@ class Server:
         routes = [
             Route("/v1/chat/completions", self._posted(self._chat), methods=["POST"]),
             Route("/v1/completions", self._posted(self._completion), methods=["POST"]),
+            Route("/v1/responses", self._posted(self._response), methods=["POST"]),
+            Route("/v1/messages", self._posted(self._message), methods=["POST"]),
+            Route("/v1/messages/count_tokens", self._posted(self._count), methods=["POST"]),
             Route("/v1/models", self._models),
             Route("/v1/models/{name:path}", self._model),
             Route("/health", self._health),
+            Route("/metrics", self._metrics),
+            Route("/stats", self._stats),
+            Route("/", self._page),
         ]
         handlers = {ApiError: _refused, HTTPException: _unknown, ClientGoneError: _gone}
         gate = Middleware(AccessGate, access=self.settings.access)
@@ -100,6 +119,21 @@ class Server:
         writer = openai.CompletionWriter(_wants_usage(body), echo)
         return await answer(request, self.queue.events(ask), writer, stream)
 
+    async def _response(self, request: Request, body: Fields) -> Response:
+        ask, stream = responses.read_response(body), body.flag("stream")
+        return await answer(request, self.queue.events(ask), responses.ResponseWriter(), stream)
+
+    # -------------------------------------------------------------- Anthropic
+    async def _message(self, request: Request, body: Fields) -> Response:
+        ask, stream = anthropic.read_messages(body), body.flag("stream")
+        return await answer(request, self.queue.events(ask), anthropic.MessageWriter(), stream)
+
+    async def _count(self, _: Request, body: Fields) -> Response:
+        ask = anthropic.read_messages(body, counting=True)
+        async with self.host.using(self.host.name_of(ask.model)) as loaded:
+            return json_response(await asyncio.to_thread(anthropic.count_tokens, loaded.model, ask))
+
+    # ------------------------------------------------------------------ state
     async def _models(self, _: Request) -> Response:
         listed = [_model_object(name) for name in self.host.names]
         return json_response({"object": "list", "data": listed})
@@ -107,11 +141,26 @@ class Server:
     async def _model(self, request: Request) -> Response:
         return json_response(_model_object(self.host.name_of(request.path_params["name"])))
 
-    # ------------------------------------------------------------------ state
     async def _health(self, _: Request) -> Response:
         if self.host.is_loading:
             return json_response({"status": "loading"}, 503, {"Retry-After": "1"})
         return json_response({"status": "ok"})
+
+    async def _metrics(self, _: Request) -> Response:
+        return Response(metrics_of(self.queue), media_type=CONTENT_TYPE_LATEST)
+
+    async def _stats(self, request: Request) -> Response:
+        figures: dict[str, object] = {"queue": queue_figures(self.queue), "model": None}
+        loaded = self.host.loaded
+        if loaded is not None:
+            with_experts = "experts" in request.query_params
+            with suppress(ClosedError):  # it is being closed now
+                told = await asyncio.to_thread(model_figures, loaded.model, with_experts)
+                figures["model"] = {"name": loaded.name, **told}
+        return json_response(figures)
+
+    async def _page(self, _: Request) -> Response:
+        return Response(_PAGE, headers=_PAGE_HEADERS, media_type="text/html")
 
 
 def _wants_usage(body: Fields) -> bool:

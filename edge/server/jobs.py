@@ -172,7 +172,7 @@ class JobQueue:
 
     def __init__(self, host: ModelHost, most_jobs: int) -> None:
         self.host, self.most_jobs = host, most_jobs
-        self.num_jobs = self.num_refused = self.num_cancelled = 0
+        self.num_jobs = self.num_answered = self.num_refused = self.num_cancelled = 0
         self._usual_s = 1.0  # what an answer takes, a running mean
         self._tasks = set[asyncio.Task[None]]()
 
@@ -210,6 +210,7 @@ class JobQueue:
             async with self.host.using(name) as loaded:
                 loop = asyncio.get_running_loop()
                 await loop.run_in_executor(loaded.threads, job.run, loaded.model)
+                self.num_answered += 1
                 self._usual_s += (time.monotonic() - began_s - self._usual_s) / 8
         except Exception as error:  # the model could not be loaded
             job.put(error)

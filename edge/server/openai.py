@@ -35,7 +35,7 @@ def read_chat(body: Fields) -> Ask:
     if not messages:
         raise body.refuse("messages", "a list of at least one message")
     tools = [_read_tool(tool) for tool in body.objects("tools")]
-    prompt = chosen_tools(ChatPrompt(messages, tools), *_read_choice(body))
+    prompt = chosen_tools(ChatPrompt(messages, tools), *read_choice(body))
     prompt = replace(prompt, variables=read_variables(body))
     most = body.count("max_completion_tokens")
     most = body.count("max_tokens") if most is None else most
@@ -165,7 +165,7 @@ def read_function(function: Fields, schema: str) -> Tool:
     )
 
 
-def _read_choice(body: Fields) -> tuple[str, str | None]:
+def read_choice(body: Fields) -> tuple[str, str | None]:
     if isinstance(body.values.get("tool_choice"), dict):
         named = body.need_object("tool_choice")
         function = named.object("function") or named

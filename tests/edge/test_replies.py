@@ -1,7 +1,6 @@
 """Replies are taken apart as the models' own templates write them."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def test_calls_are_read_as_the_template_writes_them(name: str) -> None:
     before = ChatPrompt([USER], [WEATHER], variables={"add_generation_prompt": False})
     written = ChatPrompt([USER, CALL], [WEATHER], variables={"add_generation_prompt": False})
     texts = [prompt.render(template) for prompt in (before, written)]
-    place = len(os.path.commonprefix(texts))
+    place = next(i for i in range(len(texts[1])) if texts[0][i : i + 1] != texts[1][i])
     _, _, [call] = taken(source, texts[1][place:])
     assert call.name == "get_weather"
     assert json.loads(call.arguments) == ARGUMENTS

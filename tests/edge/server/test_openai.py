@@ -175,3 +175,26 @@ def test_a_stream_that_is_closed_is_cancelled(client: openai.OpenAI, running: An
     stream.close()
     assert client.chat.completions.create(**ASKED).choices
     assert queue.num_cancelled == before + 1
+
+
+def test_a_response_and_its_stream_are_the_same(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "tales-moe", "input": "Tell me a story about a fox."}
+    asked |= {"max_output_tokens": 24, "extra_body": {"seed": 7}, "instructions": "Be brief."}
+    whole = client.responses.create(**asked)
+    assert whole.status == "incomplete" and whole.output_text
+    assert whole.usage is not None and whole.usage.output_tokens == 24
+    with client.responses.stream(**asked) as stream:
+        pieces = [event.delta for event in stream if event.type == "response.output_text.delta"]
+    assert "".join(pieces) == whole.output_text
+
+
+def test_a_response_calls_a_tool(client: openai.OpenAI) -> None:
+    tool = {"type": "function", **TOOL["function"]}
+    asked: Any = {"model": "tales-moe", "input": "Weather?", "tools": [tool]}
+    asked |= {"tool_choice": "required", "extra_body": {"seed": 7}}
+    [call] = client.responses.create(**asked).output
+    assert call.type == "function_call" and json.loads(call.arguments)["town"] in ("Rome", "Oslo")
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "Rain."}
+    history = [{"role": "user", "content": "Weather?"}, call.model_dump(), output]
+    asked |= {"input": history, "tool_choice": "auto", "max_output_tokens": 8}
+    assert client.responses.create(**asked).output_text
