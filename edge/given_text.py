@@ -44,8 +44,8 @@ def decoded(source: str, data: bytes | bytearray) -> str:
 
 
 def file_text(flag: str, path: Path, most_chars: int) -> str:
-    """Return the text in the file that `flag` names. Raises PromptError, also for a text longer than
-    `most_chars`."""
+    """Return the text in the file that `flag` names, of at most `most_chars`. Raises
+    PromptError."""
     try:
         with path.open("rb") as file:
             data = read_at_most(file, most_chars * _MOST_CHAR_BYTES + 1)

@@ -134,7 +134,17 @@ def load(
         for found in loaded:
             found.close()
         raise
+    if planned.adapts:
+        _follow_pressure(loaded[0])
     return loaded[0]
+
+
+def _follow_pressure(model: Model) -> None:
+    from haversack.edge.pressure import Pressure
+
+    pressure = Pressure(model)
+    model.on_close(pressure.stop)
+    pressure.start()
 
 
 def _loaded(planned: Plan, options: LoadOptions, stop: StopFlag, seed: int | None) -> "Model":

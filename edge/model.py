@@ -2,7 +2,7 @@
 
 import random
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import fields, replace
 from numbers import Integral
@@ -336,6 +336,10 @@ class Model:
                 engine.experts.check_integrity()
 
         self._loop.between_passes(check)
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when the model's memory is freed. Raises ClosedError."""
+        self._loop.between_passes(lambda engine: engine.on_close(callback))
 
     def close(self) -> None:
         """Stop the calls that run and give all memory back to the system; may be called twice.

@@ -54,7 +54,8 @@ class ModelOptions:
         str | None,
         _memory(
             metavar="SIZE",
-            help="The most memory to take, as in 6GiB; without it, what is free less 2 GiB.",
+            help="The most memory to take, as in 6GiB; without it, what is free less 2 GiB; auto:"
+            " this too, and less while other programs need it.",
         ),
     ] = None
     ctx: Annotated[

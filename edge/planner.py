@@ -29,6 +29,7 @@ from haversack.quant.lowbit import LowCopies
 
 RESIDENT, STREAMED, DENSE = "resident", "streamed", "dense"
 
+AUTO_RAM = "auto"  # a budget that follows the memory other programs leave
 EXACT = "exact"  # the fidelity without low copies
 
 DEFAULT_CTX_TOKENS = 4096
@@ -38,7 +39,7 @@ _MAX_THREADS = 512  # GGML_MAX_N_THREADS
 _MIB = 1024 * 1024
 _USUAL_PROCESS_BYTES = 96 * _MIB  # more than the interpreter and the libraries take
 _VOCABULARY_FACTOR = 10  # measured: a vocabulary takes 9 to 10 times its bytes in the header
-_RESERVE_RAM_BYTES = 2048 * _MIB  # left to the rest of the system where no budget is given
+RESERVE_RAM_BYTES = 2048 * _MIB  # left to the rest of the system where no budget is given
 _ROW_ID_BYTES = 8  # of a (row, expert) pair in llama.cpp's scratch for MUL_MAT_ID
 _MATRIX_SCRATCH_BYTES = 72  # of each expert there
 
@@ -54,8 +55,9 @@ class Plan:
     open models. `slot_bytes` are room for experts (for all of them in mode "resident"),
     `headroom_bytes` stay free. `floor_bytes` is the least budget that works, `full_bytes` the least
     with which no expert is streamed. With a `shared` budget, `ram_bytes` are what its open models
-    leave. `fidelity` names how near to exact the model is computed; with `precision`, slots hold
-    copies of two precisions.
+    leave. With `adapts`, the budget follows the memory that other programs leave (`edge.pressure`).
+    `fidelity` names how near to exact the model is computed; with `precision`, slots hold copies of
+    two precisions.
     """
 
     path: Path
@@ -80,6 +82,7 @@ class Plan:
     fidelity: str = EXACT
     precision: Precision | None = None
     shared: Budget | None = field(default=None, compare=False, repr=False)
+    adapts: bool = field(default=False, compare=False)
 
     @property
     def low(self) -> LowCopies | None:
@@ -224,7 +227,8 @@ def plan(
     downloaded. Or it is the geometry of a model, read before.
 
     `ram` is a size ("6GiB") or a number of bytes for this model and what the process itself takes,
-    or a `Budget` that several models share; by default the free memory of the machine less 2 GiB.
+    or a `Budget` that several models share; by default the free memory of the machine less 2 GiB,
+    and with "auto" this too, but while the model is open it follows what other programs leave.
     The memory of other open models is not in it: they have budgets of their own. `ctx` defaults to
     4096 tokens or what the model was trained for, `threads` to the cores that may be used (see
     `haversack doctor`), `batch` is the prompt tokens computed at once, `sequences` how many texts
@@ -245,7 +249,9 @@ def plan(
         host.give_back_freed_memory()
     costs = _costs(geometry, shape, needs, process_bytes, sampling_bytes, draft_bytes)
     planned = _spend(geometry, shape, costs, ram_bytes)
-    return replace(planned, shared=ram) if isinstance(ram, Budget) else planned
+    if isinstance(ram, Budget):
+        return replace(planned, shared=ram)
+    return replace(planned, adapts=ram == AUTO_RAM)
 
 
 def _geometry_of(model: str | Path | ModelGeometry) -> ModelGeometry:
@@ -319,10 +325,10 @@ def _ram_bytes(ram: str | int | Budget | None) -> int:
                 have_bytes=ram.vram.limit_bytes,
             )
         return ram.room_bytes
-    if ram is not None:
+    if ram not in (None, AUTO_RAM):
         return size_bytes(ram)
     available_bytes = max(0, probe_ram().available_bytes - ledger.untouched_bytes())
-    return max(available_bytes - _RESERVE_RAM_BYTES, available_bytes // 2)
+    return max(available_bytes - RESERVE_RAM_BYTES, available_bytes // 2)
 
 
 def _context_shape(
