@@ -47,7 +47,9 @@ class Pressure:
         reserve_bytes: int = RESERVE_RAM_BYTES,
     ) -> None:
         self._model, self._available, self._reserve_bytes = model, available, reserve_bytes
-        self._least_bytes, self._most_bytes = model.plan.floor_bytes, model.plan.full_bytes
+        planned = model.plan
+        self._least_bytes = planned.floor_bytes
+        self._most_bytes = max(planned.full_bytes, planned.ram_bytes)
         self._stopped = threading.Event()
 
     def start(self) -> None:
