@@ -75,10 +75,19 @@ class Pressure:
         if wanted == ram_bytes:
             return
         try:
-            self._model.resize(wanted)
-        except BudgetError as error:  # the process itself has grown, or the system refuses
+            self._resize(wanted)
+        except BudgetError as error:  # the system refuses, or others of a shared budget
             _log.info("the budget stays %s: %s", format_bytes(ram_bytes), error)
-        else:
-            _log.info(
-                "the budget is %s now, it was %s", format_bytes(wanted), format_bytes(ram_bytes)
-            )
+
+    def _resize(self, wanted: int) -> None:
+        """Resize the model to what is wanted, or to its floor, where the process itself has grown
+        since it was planned. Raises BudgetError."""
+        ram_bytes = self._model.plan.ram_bytes
+        try:
+            self._model.resize(wanted)
+        except BudgetError as error:
+            if not wanted < error.need_bytes < ram_bytes:
+                raise
+            self._model.resize(error.need_bytes)
+        now_bytes = self._model.plan.ram_bytes
+        _log.info("the budget is %s, it was %s", format_bytes(now_bytes), format_bytes(ram_bytes))
