@@ -1,6 +1,5 @@
 """How the next token is chosen: the settings, checked, with the names of llama.cpp."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -93,7 +92,7 @@ class Sampling:
         kinds, kind_name = ((int,), "a whole number") if whole else ((int, float), "a number")
         if isinstance(value, bool) or not isinstance(value, kinds):
             raise PromptError(f"{name} is {value!r}: give {kind_name}")
-        if not (math.isfinite(value) and low <= value <= high):
+        if not low <= value <= high:
             raise PromptError(f"{name} is {value!r}: give {kind_name} from {low} to {high}")
 
 

@@ -44,7 +44,8 @@ def configured(server: Server) -> uvicorn.Config:
 def listener_of(host: str, port: int) -> socket.socket:
     """Return a socket bound to an address. Raises HaversackError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
+    # asyncio sends at once, without Nagle's delay, only where the protocol is named
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
