@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from haversack.edge.fidelity import Fidelity
     from haversack.edge.generation import Generation
+    from haversack.edge.isolated import IsolatedModel, load_isolated
     from haversack.edge.loading import LoadOptions, builtin_model, load
     from haversack.edge.model import Model
     from haversack.edge.planner import Plan, plan
@@ -49,6 +50,7 @@ __all__ = [
     "Fidelity",
     "Generation",
     "HaversackError",
+    "IsolatedModel",
     "LoadOptions",
     "Model",
     "ModelFileError",
@@ -62,6 +64,7 @@ __all__ = [
     "UnitError",
     "builtin_model",
     "load",
+    "load_isolated",
     "plan",
     "prepare",
 ]
@@ -70,6 +73,7 @@ _MODULES = {
     "Budget": "haversack.edge.ram_budget",
     "Fidelity": "haversack.edge.fidelity",
     "Generation": "haversack.edge.generation",
+    "IsolatedModel": "haversack.edge.isolated",
     "LoadOptions": "haversack.edge.loading",
     "Model": "haversack.edge.model",
     "Plan": "haversack.edge.planner",
@@ -79,6 +83,7 @@ _MODULES = {
     "Stats": "haversack.edge.stats",
     "builtin_model": "haversack.edge.loading",
     "load": "haversack.edge.loading",
+    "load_isolated": "haversack.edge.isolated",
     "plan": "haversack.edge.planner",
     "prepare": "haversack.edge.preparation",
 }

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -76,6 +76,10 @@ class LoadOptions:
             if not (callable(value) or (value is None and name == "progress")):
                 raise PromptError(f"{name} is {value!r}: give a function")
         self.asked_fidelity()
+
+    def telling(self, progress: LoadProgress | None) -> "LoadOptions":
+        """Return the same options with another `progress`."""
+        return replace(self, progress=progress)
 
     def asked_fidelity(self) -> Fidelity:
         """Return `fidelity` whole. Raises PromptError."""

@@ -89,6 +89,11 @@ class Plan:
         """The low copies that its slots may hold."""
         return None if self.precision is None else self.precision.low
 
+    def without_functions(self) -> "Plan":
+        """Return a plan that another process understands: without what only runs in this one."""
+        precision = self.precision and replace(self.precision, fitted=None)
+        return replace(self, precision=precision, shared=None)
+
     @property
     def planned_bytes(self) -> int:
         """Return the most that this model and the process itself will take."""

@@ -1,0 +1,303 @@
+"""Isolated models: a model in a child process, so that a crash of native code cannot end yours."""
+
+import asyncio
+import builtins
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import Future
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from haversack.devices import errors
+from haversack.devices.errors import AbortedError, BudgetError, ClosedError, HaversackError
+from haversack.devices.ledger import Entry
+from haversack.edge.loading import LoadOptions, LoadProgress
+from haversack.edge.logprobs import TokenLogprobs
+from haversack.edge.model import Message
+from haversack.edge.model_process import ERROR, PROGRESS
+from haversack.edge.pipe import Pipe
+from haversack.edge.planner import Plan
+from haversack.edge.prompt import Prompt
+from haversack.edge.sampling import Sampling
+from haversack.edge.stats import Stats
+
+_CLOSE_S = 30.0  # until a child that does not end is killed
+
+
+def load_isolated(
+    model: str | Path,
+    ram: str | int | None = None,
+    ctx: int | None = None,
+    threads: int | None = None,
+    seed: int | None = None,
+    options: LoadOptions | None = None,
+) -> "IsolatedModel":
+    """Load a model as `edge.load` does, in a process of its own whose memory `ram` bounds.
+
+    If native code crashes there, each call that runs raises AbortedError, and so do later ones;
+    load it again then. Raises what `edge.load` raises.
+    """
+    options = options or LoadOptions()
+    child = _Child(options.progress)
+    try:
+        planned = child.ask("load", (model, ram, ctx, threads, seed), options.telling(None))
+    except BaseException:
+        child.close()
+        raise
+    return IsolatedModel(child, planned)
+
+
+class IsolatedModel:
+    """A model in a child process. Use it in a `with` block, or `close` it. Any thread may call."""
+
+    def __init__(self, child: "_Child", planned: Plan) -> None:
+        self.plan = planned
+        self._child = child
+
+    @property
+    def process_id(self) -> int:
+        """The number of the child process."""
+        return self._child.process_id
+
+    def generate(
+        self,
+        prompt: Prompt,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        **settings: Any,
+    ) -> "IsolatedGeneration":
+        """Text that goes on from `prompt`, see `Model.generate`."""
+        return self._begin("generate", (prompt, max_tokens, sampling), settings)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        **settings: Any,
+    ) -> "IsolatedGeneration":
+        """The assistant's reply to `messages`, see `Model.chat`."""
+        return self._begin("chat", (messages, max_tokens, sampling), settings)
+
+    def _begin(
+        self, method: str, arguments: tuple[Any, ...], settings: dict[str, Any]
+    ) -> "IsolatedGeneration":
+        return IsolatedGeneration(
+            self._child, *self._child.ask("generate", method, arguments, settings)
+        )
+
+    def tokenize(self, prompt: Prompt, add_special: bool = True) -> list[int]:
+        """See `Model.tokenize`."""
+        tokens: list[int] = self._child.ask("call", "tokenize", (prompt, add_special))
+        return tokens
+
+    def stats(self) -> Stats:
+        """See `Model.stats`."""
+        found: Stats = self._child.ask("call", "stats", ())
+        return found
+
+    def budget(self) -> list[Entry]:
+        """See `Model.budget`."""
+        entries: list[Entry] = self._child.ask("call", "budget", ())
+        return entries
+
+    def resize(self, ram: str | int) -> None:
+        """See `Model.resize`."""
+        self.plan = self._child.ask("call", "resize", (ram,))
+
+    def speculate(self, how: str) -> None:
+        """See `Model.speculate`."""
+        self._child.ask("call", "speculate", (how,))
+
+    def check_integrity(self) -> None:
+        """See `Model.check_integrity`."""
+        self._child.ask("call", "check_integrity", ())
+
+    def close(self) -> None:
+        """End the process, with all calls in it; may be called twice."""
+        self._child.close()
+
+    def __enter__(self) -> "IsolatedModel":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class IsolatedGeneration:
+    """Text as it is generated in the child, see `Generation`."""
+
+    def __init__(self, child: "_Child", number: int, prompt_tokens: int) -> None:
+        self._child, self._number = child, number
+        self.prompt_tokens = prompt_tokens
+        self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self.finish_reason: str | None = None
+        self.stopped_by: str | None = None
+        self.stats: Stats | None = None
+        self._shown: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            piece, known = self._child.ask("next", self._number)
+        except KeyboardInterrupt:
+            self.close()
+            raise
+        for name, value in known.items():
+            setattr(self, name, value)
+        if piece is None:
+            raise StopIteration
+        self._shown.append(piece)
+        return str(piece)
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        try:
+            piece: str | None = await asyncio.to_thread(next, self, None)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    @property
+    def text(self) -> str:
+        """All text; reads the generation to its end first."""
+        if self.finish_reason is None:
+            for _ in self:
+                pass
+        return "".join(self._shown)
+
+    def cancel(self) -> None:
+        """End it as soon as possible, from any thread."""
+        self._child.ask("cancel", self._number)
+
+    def close(self) -> None:
+        """Cancel it and let go of the model; its pieces are over."""
+        with contextlib.suppress(HaversackError, KeyError):
+            self._child.ask("cancel", self._number)
+            self._child.ask("close_generation", self._number)
+
+    def __enter__(self) -> "IsolatedGeneration":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+# ----------------------------------------------------------------------- child
+class _Child:
+    """The process, and the requests that wait for its answers."""
+
+    def __init__(self, progress: LoadProgress | None) -> None:
+        self._progress = progress
+        self._numbers, self._waiting = count(), dict[int, Future[Any]]()
+        self._lock = threading.Lock()  # held for the two below
+        self._why_over: HaversackError | None = None
+        self._log = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "haversack.edge.model_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            start_new_session=os.name == "posix",  # Ctrl-C is the parent's
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._pipe = Pipe(self._process.stdout, self._process.stdin)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
+
+    def ask(self, what: str, *arguments: Any) -> Any:
+        """Return the child's answer. Raises its error, AbortedError if it crashes, ClosedError."""
+        answer, number = Future[Any](), next(self._numbers)
+        with self._lock:
+            if self._why_over is not None:
+                raise type(self._why_over)(str(self._why_over))
+            self._waiting[number] = answer
+        with contextlib.suppress(OSError):  # the reader finds out that it is gone, and why
+            self._pipe.send((number, what, arguments))
+        return answer.result()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                number, kind, value = self._pipe.receive()
+            except (EOFError, OSError, ValueError):
+                return self._end(None)
+            if kind == PROGRESS:
+                if self._progress is not None:
+                    self._progress(*value)
+                continue
+            answer = self._waiting.pop(number)
+            if kind == ERROR:
+                answer.set_exception(_rebuilt(*value))
+            else:
+                answer.set_result(value)
+
+    def _end(self, why: HaversackError | None) -> None:
+        """The pipe is closed: nothing will be answered any more."""
+        status = self._process.wait()
+        with self._lock:
+            if self._why_over is None:
+                self._why_over = why or AbortedError(self._death(status))
+            waiting, self._waiting = self._waiting, {}
+        for answer in waiting.values():
+            answer.set_exception(type(self._why_over)(str(self._why_over)))
+
+    def _death(self, status: int) -> str:
+        self._log.seek(0)
+        lines = self._log.read()[-2000:].decode(errors="replace").strip().splitlines()
+        how = f"code {status}"
+        if status < 0:
+            with contextlib.suppress(ValueError):
+                how = signal.Signals(-status).name
+        said = f" ({lines[-1]})" if lines else ""
+        return f"the model's process ended with {how}{said}: load the model again"
+
+    def close(self) -> None:
+        with self._lock:
+            if self._why_over is None:
+                self._why_over = ClosedError("the model is closed: load it again")
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(_CLOSE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._reader.join()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._log.close()
+
+
+def _rebuilt(name: str, text: str, sizes: dict[str, int]) -> BaseException:
+    """Return the error that the child described."""
+    kind: Any = getattr(errors, name, None) or getattr(builtins, name, HaversackError)
+    if kind is BudgetError:
+        return BudgetError(text, **sizes)
+    error: BaseException = kind(text)
+    return error
