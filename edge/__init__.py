@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from haversack.edge.fidelity import Fidelity
     from haversack.edge.generation import Generation
-    from haversack.edge.isolated import IsolatedModel, load_isolated
+    from haversack.edge.isolated import IsolatedGeneration, IsolatedModel, load_isolated
     from haversack.edge.loading import LoadOptions, builtin_model, load
     from haversack.edge.model import Model
     from haversack.edge.planner import Plan, plan
@@ -50,6 +50,7 @@ __all__ = [
     "Fidelity",
     "Generation",
     "HaversackError",
+    "IsolatedGeneration",
     "IsolatedModel",
     "LoadOptions",
     "Model",
@@ -73,6 +74,7 @@ _MODULES = {
     "Budget": "haversack.edge.ram_budget",
     "Fidelity": "haversack.edge.fidelity",
     "Generation": "haversack.edge.generation",
+    "IsolatedGeneration": "haversack.edge.isolated",
     "IsolatedModel": "haversack.edge.isolated",
     "LoadOptions": "haversack.edge.loading",
     "Model": "haversack.edge.model",

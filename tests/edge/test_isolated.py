@@ -62,7 +62,7 @@ def test_several_at_once_and_async(model: edge.IsolatedModel) -> None:
         return "".join([piece async for piece in model.generate(prompt, 8, temperature=0)])
 
     async def both() -> list[str]:
-        return await asyncio.gather(text_of("The fox"), text_of("The king"))
+        return list(await asyncio.gather(text_of("The fox"), text_of("The king")))
 
     alone = [model.generate(p, 8, temperature=0).text for p in ("The fox", "The king")]
     assert asyncio.run(both()) == alone
