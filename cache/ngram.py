@@ -8,7 +8,7 @@ entry, whether a draft was computed or not. native/drafter.cpp does it.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,19 @@ class Draft(NamedTuple):
 
 
 NONE = Draft((), ())
+
+
+class Drafter(Protocol):
+    """Drafts how one text goes on."""
+
+    def propose(self, text: Sequence[int], most: int) -> Draft:
+        """Return how `text` may go on, at most `most` tokens. It begins with the text of the call
+        before."""
+        ...
+
+    def close(self) -> None:
+        """Free its memory; may be called twice."""
+        ...
 
 
 class NgramDrafter:

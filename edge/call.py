@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
-from haversack.cache.ngram import NgramDrafter
+from haversack.cache.ngram import Drafter
 from haversack.devices.errors import CancelledError
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.llama import MOST_ROWS, Row
@@ -38,7 +38,7 @@ class Call:
         self.owner: weakref.ref[Any] | None = None  # what reads it, if that may be dropped
         self.reader = 0  # the thread that asked last
         self.left_s = 0.0  # when it went away with a result
-        self.drafter: NgramDrafter | None = None
+        self.drafter: Drafter | None = None
         self.stats: Stats | None = None
         self.before: Stats | None = None
         self.prompt_tokens = self.decoded_tokens = 0

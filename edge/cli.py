@@ -40,6 +40,7 @@ from haversack.edge.options import (
     ChatOptions,
     ClearOptions,
     DoctorOptions,
+    DraftOptions,
     EvalOptions,
     FidelityOptions,
     LogOptions,
@@ -104,7 +105,7 @@ def run_model(
     """Go on from a text. The built-in model answers where no MODEL is given."""
     log_to_stderr(log.verbose)
     sampling = replace(choice.sampling(), seed=choice.chosen_seed())
-    planned = fidelity.plan(model)
+    planned = fidelity.plan(model, speculate=request.speculate)
     # read last, because it may wait for a pipe: what else is wrong is told before
     prompt = request.text(planned.shape.ctx_tokens)
     with opened(planned, fidelity, log, speculate=request.speculate) as loaded:
@@ -163,7 +164,7 @@ def chat_with_model(
     system = None if chat.system is None else checked_text("--system", chat.system)
     seed = choice.chosen_seed()
     settings = ChatSettings(sampling, system, chat.max_tokens, chat.window, seed)
-    planned = fidelity.plan(model)
+    planned = fidelity.plan(model, speculate=chat.speculate)
     lines = Lines(planned.shape.ctx_tokens)
     with opened(planned, fidelity, log, seed, speculate=chat.speculate) as loaded:
         loaded.chat_template()  # without a template every turn would fail
@@ -202,53 +203,49 @@ def serve_models(
     log_to_stderr(log.verbose)
     models = {name: replace(model, model=path) for name, path in asked.paths(model.model).items()}
     for each in models.values():
-        fidelity.plan(each, sequences=asked.parallel)  # raises before anything is served
+        fidelity.plan(each, sequences=asked.parallel, speculate=asked.speculate)  # raises before anything is served
 
     def load_one(each: ModelOptions) -> Model:
         options = LoadOptions(cache_dir=fidelity.folder, speculate=asked.speculate)
-        return load(fidelity.plan(each, sequences=asked.parallel), options=options)
+        planned = fidelity.plan(each, sequences=asked.parallel, speculate=asked.speculate)
+        return load(planned, options=options)
 
     serve({name: partial(load_one, each) for name, each in models.items()}, asked)
 
 
 # -------------------------------------------------------------------- planning
 @app.command("plan")
-@takes(ModelOptions, FidelityOptions, OutputOptions)
-def show_plan(model: ModelOptions, fidelity: FidelityOptions, output: OutputOptions) -> None:
+@takes(ModelOptions, DraftOptions, FidelityOptions, OutputOptions)
+def show_plan(
+    model: ModelOptions, drafts: DraftOptions, fidelity: FidelityOptions, output: OutputOptions
+) -> None:
     """Show how a budget would be spent; exit code 3 if it does not suffice."""
     log_to_stderr(False)
-    with planned_before_download(model, fidelity) as planned:
+    with planned_before_download(model, fidelity, drafts.speculate) as planned:
         _show_plan(planned, output)
 
 
 @contextmanager
-def planned_before_download(model: ModelOptions, fidelity: FidelityOptions) -> Generator[Plan]:
+def planned_before_download(
+    model: ModelOptions, fidelity: FidelityOptions, speculate: str
+) -> Generator[Plan]:
     """Yield the plan; of a model of the hub that was not downloaded only the header is read."""
     name = model.remote_name
     if name is None:
-        yield fidelity.plan(model)
+        yield fidelity.plan(model, speculate=speculate)
         return
     with hub.remote_geometry(name) as geometry:
         notice(f"haversack: {hub.described(name, geometry)}")
-        yield fidelity.plan(model, geometry)
+        yield fidelity.plan(model, geometry, speculate=speculate)
 
 
 def _show_plan(planned: Plan, output: OutputOptions) -> None:
     if output.json:
         write_json(planned.to_dict())
         return
-    spent = [
-        ("trunk", planned.trunk_bytes),
-        ("KV cache", planned.kv_bytes),
-        ("compute", planned.compute_bytes),
-        ("process", planned.reserve_bytes),
-        ("experts", planned.slot_bytes),
-        ("free", planned.headroom_bytes),
-        ("budget", planned.ram_bytes),
-    ]
     rows = [
         (name, format_bytes(num), f"{num:,}", f"{num / planned.ram_bytes:.1%}")
-        for name, num in spent
+        for name, num in planned.rows()
     ]
     head, *_, conclusion = str(planned).splitlines()
     write_table(head, ("memory", ">size", ">bytes", ">share"), rows)

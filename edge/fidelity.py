@@ -10,7 +10,8 @@ from pathlib import Path
 
 from haversack.cache.precision import Thresholds, Weights, fit, gains_little
 from haversack.devices.errors import HaversackError, PromptError
-from haversack.edge.planner import DENSE, EXACT, STREAMED, Plan, with_precision
+from haversack.edge.planner import DENSE, EXACT, STREAMED, Plan
+from haversack.edge.precision_plan import with_precision
 from haversack.offload.precision import Precision
 from haversack.quant.importance import read_router_weights
 from haversack.quant.lowbit import LowCopies, find_low

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import platformdirs
 
+from haversack.cache.cross_vocab import PairStore
 from haversack.devices.errors import (
     DamagedTrunkError,
     HaversackError,
@@ -24,13 +25,23 @@ from haversack.devices.ledger import Lease, ledger
 from haversack.devices.memory import PeakMeter
 from haversack.devices.storage import DirectFile, known_speed
 from haversack.devices.system import host
+from haversack.edge.draft_model import DraftModel
+from haversack.edge.draft_text import Vocabularies
+from haversack.edge.drafter_plan import DrafterPlan
 from haversack.edge.fidelity import Fidelity
 from haversack.edge.lease import lease_for, pools_left
 from haversack.edge.loop import EngineLoop
 from haversack.edge.model import Model
-from haversack.edge.planner import DEFAULT_BATCH_TOKENS, EXACT, STREAMED, Plan, plan
+from haversack.edge.planner import (
+    DEFAULT_BATCH_TOKENS,
+    EXACT,
+    STREAMED,
+    Plan,
+    plan,
+    with_drafts,
+)
 from haversack.edge.ram_budget import Budget
-from haversack.edge.speculate import AUTO, Speculation, fixed_length, speculation_of
+from haversack.edge.speculate import AUTO, Asked, Helper, Speculation, asked_for, speculation_of
 from haversack.offload.engine import Engine, LoadHooks, open_resident, open_streamed
 from haversack.offload.expert_files import NUM_READERS, OpenFile
 from haversack.offload.ngram_file import read_table, save_table
@@ -49,7 +60,9 @@ class LoadOptions:
     `batch` is the number of prompt tokens computed at once, `sequences` how many texts are held and
     continued at the same time, each with a context of its own. `speculate` says whether tokens are
     drafted and computed beside the next one: "auto" where that was measured to be faster, "off",
-    or, for measuring, "ngram" always, up to 6 tokens, and "ngram:3" up to 3. `cache_dir` is where
+    or, for measuring, "ngram" always, up to 6 tokens, and "ngram:3" up to 3. The path of a GGUF
+    means that this model drafts too, where that is faster; its vocabulary may be another one.
+    `cache_dir` is where
     trunk files lie (the user's cache folder by default). `progress` is called with the step and the
     share done. `open_file` opens a file to read experts from; benchmarks give one of a known speed.
     With `warm_start`, a streamed model reads back the experts that its last run saved, while no
@@ -70,7 +83,7 @@ class LoadOptions:
     def __post_init__(self) -> None:
         if not isinstance(self.cache_dir, str | os.PathLike | None):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise PromptError(f"cache_dir is {self.cache_dir!r}: give the path of a folder")
-        fixed_length(self.speculate)
+        self.asked_drafts()
         for name in ("progress", "open_file"):
             value = getattr(self, name)
             if not (callable(value) or (value is None and name == "progress")):
@@ -80,6 +93,10 @@ class LoadOptions:
     def telling(self, progress: LoadProgress | None) -> "LoadOptions":
         """Return the same options with another `progress`."""
         return replace(self, progress=progress)
+
+    def asked_drafts(self) -> Asked:
+        """Return how to draft. Raises PromptError."""
+        return asked_for(self.speculate)
 
     def asked_fidelity(self) -> Fidelity:
         """Return `fidelity` whole. Raises PromptError."""
@@ -126,6 +143,7 @@ def load(
         planned = model
     else:
         planned = plan(model, ram, ctx, threads, options.batch, options.sequences)
+    planned = _with_drafts(planned, options.asked_drafts(), isinstance(model, Plan))
     if planned.precision is None:
         folder = Path(options.cache_dir or default_cache_dir())
         planned = options.asked_fidelity().applied(planned, folder)
@@ -151,13 +169,23 @@ def _follow_pressure(model: Model) -> None:
     pressure.start()
 
 
+def _with_drafts(planned: Plan, asked: Asked, is_given: bool) -> Plan:
+    """Return the plan with what is asked for. One that `is_given` is changed only where it must be:
+    where it lacks the model that drafts."""
+    if is_given:
+        has = None if planned.drafter is None else planned.drafter.path
+        if asked.draft_from in (None, has):
+            return planned
+    return with_drafts(planned, asked.draft_from, asked.is_off)
+
+
 def _loaded(planned: Plan, options: LoadOptions, stop: StopFlag, seed: int | None) -> "Model":
     lease = lease_for(planned)
     try:
         with ledger.measured(lease):
             peak = PeakMeter()
             engine = _open(planned, options, stop, lease)
-        speculation = _speculation(planned, options, engine)
+            speculation = _speculation(planned, options, engine)
         return Model(planned, EngineLoop(engine, planned, speculation, lease, peak), lease, seed)
     except BaseException:
         host.give_back_freed_memory()
@@ -167,8 +195,11 @@ def _loaded(planned: Plan, options: LoadOptions, stop: StopFlag, seed: int | Non
 
 def _speculation(planned: Plan, options: LoadOptions, engine: Engine) -> Speculation:
     """Return what drafts, with what it learnt in the model's earlier runs."""
-    context = engine.context
-    made = speculation_of(options.speculate, context.drops_parts, context.ctx_tokens)
+    context, helper = engine.context, None
+    if planned.drafter is not None and context.drops_parts:
+        helper = _helper(planned.drafter, engine)
+    asked = options.asked_drafts()
+    made = speculation_of(asked, context.drops_parts, context.ctx_tokens, helper)
     if made.is_off or not options.warm_start:
         return made
     folder, table = Path(options.cache_dir or default_cache_dir()), made.memory.table
@@ -179,6 +210,15 @@ def _speculation(planned: Plan, options: LoadOptions, engine: Engine) -> Specula
             table[:] = saved
         engine.on_close(lambda: save_table(trunk, table))
     return made
+
+
+def _helper(drafter: DrafterPlan, engine: Engine) -> Helper:
+    """Load the model that drafts."""
+    model = DraftModel(drafter)
+    engine.on_close(model.close)
+    pairs = PairStore()
+    both = Vocabularies(engine.model.vocabulary, model.model.vocabulary, pairs)
+    return Helper(model, both)
 
 
 def _open(planned: Plan, options: LoadOptions, stop: StopFlag, lease: Lease) -> Engine:

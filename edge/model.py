@@ -27,7 +27,7 @@ from haversack.edge.prompt import Prompt, prompt_tokens, token_ids
 from haversack.edge.resizing import resize, resized
 from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.sequence import TokenSequence
-from haversack.edge.speculate import fixed_length
+from haversack.edge.speculate import asked_for
 from haversack.edge.stats import Stats
 from haversack.edge.templates import ChatTemplate
 from haversack.offload.activations import ActivationWatch, ActivationWatcher, WeightWatcher
@@ -257,9 +257,12 @@ class Model:
 
     def speculate(self, how: str) -> None:
         """Draft tokens as `how` says from now on, see `LoadOptions`, and forget what drafts came
-        from. Raises PromptError, ClosedError."""
-        fixed, speculation = fixed_length(how), self._loop.speculation
-        self._loop.between_passes(lambda _: speculation.begin_anew(fixed))
+        from. A model drafts only if the target was loaded with it. Raises PromptError,
+        ClosedError."""
+        asked, speculation = asked_for(how), self._loop.speculation
+        if not (asked.is_off or self.plan.draft_bytes or speculation.why_never):
+            raise PromptError("the model was loaded to draft nothing: no memory is set aside")
+        self._loop.between_passes(lambda _: speculation.begin_anew(asked))
 
     def pass_times_s(self) -> dict[int, float]:
         """Return how long passes took by their number of rows, running means of those that were

@@ -21,11 +21,11 @@ from haversack.edge.given_text import (
 )
 from haversack.edge.hub import HubName, cached, local_path, name_of
 from haversack.edge.loading import builtin_model, default_cache_dir
-from haversack.edge.planner import DEFAULT_BATCH_TOKENS, EXACT, Plan, plan
+from haversack.edge.planner import DEFAULT_BATCH_TOKENS, EXACT, Plan, plan, with_drafts
 from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.schema import MAX_SCHEMA_CHARS
 from haversack.edge.speculate import AUTO as SPECULATE_AUTO
-from haversack.edge.speculate import fixed_length
+from haversack.edge.speculate import asked_for
 from haversack.edge.text import without_mark
 from haversack.quant.gguf import ModelGeometry
 from haversack.quant.requantize import AUTO
@@ -136,11 +136,18 @@ class FidelityOptions(CacheOptions):
         return Fidelity(self.fidelity, self.low_from, self.low_share, self.skip_share)
 
     def plan(
-        self, model: ModelOptions, geometry: ModelGeometry | None = None, sequences: int = 1
+        self,
+        model: ModelOptions,
+        geometry: ModelGeometry | None = None,
+        sequences: int = 1,
+        speculate: str = SPECULATE_AUTO,
     ) -> Plan:
-        """Plan how the model would run. Raises what `edge.plan` and `Fidelity.applied` raise."""
-        asked = self.asked()  # before anything is read
-        return asked.applied(model.plan(geometry, sequences), self.folder)
+        """Plan how the model would run. Raises what `edge.plan`, `with_drafts` and
+        `Fidelity.applied` raise."""
+        asked, drafts = self.asked(), asked_for(speculate)  # before anything is read
+        planned = model.plan(geometry, sequences)
+        planned = with_drafts(planned, drafts.draft_from, drafts.is_off)
+        return asked.applied(planned, self.folder)
 
     def plans(self, model: ModelOptions, every: bool) -> list[Plan]:
         """Plan exact, and what is asked for or with `every` all else; what stays exact is left out.
@@ -164,12 +171,13 @@ class DraftOptions:
         _memory(
             metavar="WHEN",
             help="Draft tokens and compute them together: auto (where that is faster), off, ngram"
-            " (always, up to 6), ngram:N (up to N). The text is the same.",
+            " (always, up to 6), ngram:N (up to N), or a GGUF of any vocabulary that drafts where"
+            " that is faster. The text is the same.",
         ),
     ] = SPECULATE_AUTO
 
     def __post_init__(self) -> None:
-        fixed_length(self.speculate)
+        asked_for(self.speculate)
 
 
 @dataclass(frozen=True)

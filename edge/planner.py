@@ -14,14 +14,21 @@ from haversack.devices.grammar import trie_bytes
 from haversack.devices.ledger import ledger
 from haversack.devices.llama import MOST_ROWS, MOST_SEQUENCES, ContextShape, LlamaModel
 from haversack.devices.memory import probe_ram
-from haversack.devices.needs import LOGIT_BYTES, MemoryNeeds, cell_bytes, memory_needs
+from haversack.devices.needs import (
+    LOGIT_BYTES,
+    VOCABULARY_FACTOR,
+    MemoryNeeds,
+    cell_bytes,
+    memory_needs,
+)
 from haversack.devices.sampler import chain_bytes
 from haversack.devices.system import host
 from haversack.devices.units import format_bytes, format_need, size_bytes
 from haversack.devices.vocabulary import Vocabulary
+from haversack.edge.drafter_plan import DrafterPlan, plan_drafter
 from haversack.edge.hub import local_path
 from haversack.edge.ram_budget import Budget
-from haversack.offload.expert_engine import low_scratch_bytes, scratch_bytes
+from haversack.offload.expert_engine import scratch_bytes
 from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes, slot_bytes
 from haversack.offload.precision import Precision
 from haversack.quant.gguf import ModelGeometry, read_geometry
@@ -38,10 +45,36 @@ _MAX_CTX_TOKENS = 2**31 - 1  # positions are int32
 _MAX_THREADS = 512  # GGML_MAX_N_THREADS
 _MIB = 1024 * 1024
 _USUAL_PROCESS_BYTES = 96 * _MIB  # more than the interpreter and the libraries take
-_VOCABULARY_FACTOR = 10  # measured: a vocabulary takes 9 to 10 times its bytes in the header
 RESERVE_RAM_BYTES = 2048 * _MIB  # left to the rest of the system where no budget is given
 _ROW_ID_BYTES = 8  # of a (row, expert) pair in llama.cpp's scratch for MUL_MAT_ID
 _MATRIX_SCRATCH_BYTES = 72  # of each expert there
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The bytes that a model needs beside its experts' slots."""
+
+    trunk_bytes: int
+    kv_bytes: int
+    reserve_bytes: int
+    process_bytes: int
+    graph_bytes: int
+    sampling_bytes: int
+    draft_bytes: int
+    drafter_bytes: int
+    resident_scratch_bytes: int
+    streamed_scratch_bytes: int
+
+    def scratch_bytes(self, mode: str) -> int:
+        return self.streamed_scratch_bytes if mode == STREAMED else self.resident_scratch_bytes
+
+    def compute_bytes(self, mode: str) -> int:
+        own_bytes = self.sampling_bytes + self.draft_bytes + self.scratch_bytes(mode)
+        return self.graph_bytes + own_bytes
+
+    def fixed_bytes(self, mode: str) -> int:
+        own_bytes = self.trunk_bytes + self.kv_bytes + self.drafter_bytes
+        return own_bytes + self.reserve_bytes + self.compute_bytes(mode)
 
 
 @dataclass(frozen=True)
@@ -50,7 +83,8 @@ class Plan:
 
     `trunk_bytes` are the weights without the routed experts, `kv_bytes` the context's cache.
     `compute_bytes` are scratch; they include `sampling_bytes` for samplers and grammars,
-    `draft_bytes` for what drafts come from, and `scratch_bytes` for products with experts.
+    `draft_bytes` for what drafts come from without a model, and `scratch_bytes` for products with
+    experts. `drafter_bytes` are a model that drafts, whole.
     `reserve_bytes` are all else; they include `process_bytes` of the process itself without its
     open models. `slot_bytes` are room for experts (for all of them in mode "resident"),
     `headroom_bytes` stay free. `floor_bytes` is the least budget that works, `full_bytes` the least
@@ -70,6 +104,7 @@ class Plan:
     compute_bytes: int
     sampling_bytes: int
     draft_bytes: int
+    drafter_bytes: int
     scratch_bytes: int
     reserve_bytes: int
     process_bytes: int
@@ -79,6 +114,8 @@ class Plan:
     full_bytes: int
     pools: tuple[PoolPlan, ...]
     geometry: ModelGeometry
+    costs: Costs = field(compare=False, repr=False)
+    drafter: DrafterPlan | None = None
     fidelity: str = EXACT
     precision: Precision | None = None
     shared: Budget | None = field(default=None, compare=False, repr=False)
@@ -102,8 +139,8 @@ class Plan:
     @property
     def own_bytes(self) -> int:
         """Return the most that this model will take."""
-        parts = (self.trunk_bytes, self.kv_bytes, self.compute_bytes, self.slot_bytes)
-        return sum(parts) + self.reserve_bytes - self.process_bytes
+        parts = (self.trunk_bytes, self.kv_bytes, self.drafter_bytes, self.compute_bytes)
+        return sum(parts) + self.slot_bytes + self.reserve_bytes - self.process_bytes
 
     @property
     def graph_bytes(self) -> int:
@@ -122,6 +159,7 @@ class Plan:
             "trunk": self.trunk_bytes,
             "experts": 0 if self.mode == STREAMED else self.slot_bytes,
             "kv": self.kv_bytes,
+            **({} if self.drafter is None else self.drafter.parts()),
             "vocabulary": self.reserve_bytes - self.process_bytes,
             "compute": self.graph_bytes,
             "scratch": self.scratch_bytes,
@@ -150,6 +188,7 @@ class Plan:
             "batch": self.shape.batch_tokens,
             "threads": self.shape.threads,
             "sequences": self.shape.sequences,
+            "drafter": None if self.drafter is None else self.drafter.to_dict(),
             **figures,
             "planned_bytes": self.planned_bytes,
             "headroom_bytes": self.headroom_bytes,
@@ -165,20 +204,25 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        rows = [
+        rows = self.rows()
+        many = f", {self.shape.sequences} sequences" if self.shape.sequences > 1 else ""
+        context = f"{self.shape.ctx_tokens} tokens of context{many}"
+        lines = [f"{self.path.name}: {self.architecture}, {context}"]
+        lines += [f"  {name:<10}{format_bytes(num_bytes):>12}" for name, num_bytes in rows]
+        return "\n".join([*lines, f"  {self._summary()}"])
+
+    def rows(self) -> list[tuple[str, int]]:
+        """Return what people read of it, by name; the last is the budget."""
+        return [
             ("trunk", self.trunk_bytes),
             ("KV cache", self.kv_bytes),
+            *([] if self.drafter is None else [("drafter", self.drafter_bytes)]),
             ("compute", self.compute_bytes),
             ("process", self.reserve_bytes),
             ("experts", self.slot_bytes),
             ("free", self.headroom_bytes),
             ("budget", self.ram_bytes),
         ]
-        many = f", {self.shape.sequences} sequences" if self.shape.sequences > 1 else ""
-        context = f"{self.shape.ctx_tokens} tokens of context{many}"
-        lines = [f"{self.path.name}: {self.architecture}, {context}"]
-        lines += [f"  {name:<10}{format_bytes(num_bytes):>12}" for name, num_bytes in rows]
-        return "\n".join([*lines, f"  {self._summary()}"])
 
     def _summary(self) -> str:
         if self.mode == DENSE:
@@ -191,31 +235,6 @@ class Plan:
             f"slots for {min(share, 1):.0%} of the experts{copies}; least --ram"
             f" {format_need(self.floor_bytes)}, all in memory from {format_need(self.full_bytes)}"
         )
-
-
-@dataclass(frozen=True)
-class _Costs:
-    """The bytes that a model needs beside its experts' slots."""
-
-    trunk_bytes: int
-    kv_bytes: int
-    reserve_bytes: int
-    process_bytes: int
-    graph_bytes: int
-    sampling_bytes: int
-    draft_bytes: int
-    resident_scratch_bytes: int
-    streamed_scratch_bytes: int
-
-    def scratch_bytes(self, mode: str) -> int:
-        return self.streamed_scratch_bytes if mode == STREAMED else self.resident_scratch_bytes
-
-    def compute_bytes(self, mode: str) -> int:
-        own_bytes = self.sampling_bytes + self.draft_bytes + self.scratch_bytes(mode)
-        return self.graph_bytes + own_bytes
-
-    def fixed_bytes(self, mode: str) -> int:
-        return self.trunk_bytes + self.kv_bytes + self.reserve_bytes + self.compute_bytes(mode)
 
 
 def plan(
@@ -267,45 +286,34 @@ def _geometry_of(model: str | Path | ModelGeometry) -> ModelGeometry:
     return read_geometry(local_path(model))
 
 
-def with_precision(planned: Plan, fidelity: str, precision: Precision) -> Plan:
-    """Return the streamed plan with slots of two precisions in place of its own. Raises BudgetError
-    with the floor, which is higher."""
-    geometry, used = planned.geometry, planned.geometry.num_experts_per_tok
-    fixed_bytes = planned.planned_bytes - planned.slot_bytes
-    more_bytes = _low_scratch(planned, precision.low)
+def with_drafts(planned: Plan, draft_from: Path | None, is_off: bool = False) -> Plan:
+    """Return the plan with the bytes of what drafts: the model `draft_from`, if given, and what
+    needs no model, or nothing at all if it `is_off`. What it does not take goes to experts.
 
-    def pools_in(room_bytes: int) -> tuple[PoolPlan, ...]:
-        return plan_pools(geometry.layers, used, room_bytes, precision.low)
-
-    floor_bytes = fixed_bytes + more_bytes + pools_bytes(pools_in(0))
-    if planned.ram_bytes < floor_bytes:
+    Raises BudgetError with what the drafter needs where it leaves less than the floor,
+    ModelFileError for a model that cannot draft, and PromptError for a plan with low copies.
+    """
+    if planned.precision is not None:
+        raise PromptError("the plan has slots of two precisions already: plan what drafts before")
+    drafter = None if draft_from is None else plan_drafter(draft_from, planned.shape)
+    drafter_bytes = 0 if drafter is None else drafter.num_bytes
+    costs = replace(planned.costs, drafter_bytes=drafter_bytes)
+    if is_off:
+        costs = replace(costs, draft_bytes=0)
+    if costs == planned.costs:
+        return planned
+    try:
+        spent = _spend(planned.geometry, planned.shape, costs, planned.ram_bytes)
+    except BudgetError as error:
+        if drafter is None or planned.ram_bytes < planned.floor_bytes:
+            raise
         raise BudgetError(
-            f"{planned.path.name} in two precisions needs at least {format_need(floor_bytes)}"
-            f" ({floor_bytes} bytes), the budget is {format_bytes(planned.ram_bytes)}: raise --ram,"
-            f" or use --fidelity {EXACT}",
-            need_bytes=floor_bytes,
-            have_bytes=planned.ram_bytes,
-        )
-    pools = pools_in(planned.ram_bytes - fixed_bytes - more_bytes)
-    return replace(
-        planned,
-        fidelity=fidelity,
-        precision=precision,
-        pools=pools,
-        slot_bytes=pools_bytes(pools),
-        compute_bytes=planned.compute_bytes + more_bytes,
-        scratch_bytes=planned.scratch_bytes + more_bytes,
-        floor_bytes=min(planned.full_bytes, floor_bytes),
-    )
-
-
-def _low_scratch(planned: Plan, low: LowCopies) -> int:
-    """Return what products with low copies need besides: their slots are tensors of their own, and
-    their types may want rows converted in another way."""
-    geometry, used = planned.geometry, planned.geometry.num_experts_per_tok
-    all_slots = sum(layer.num_experts for layer in geometry.layers)
-    rows_bytes = low_scratch_bytes(geometry.layers, low, planned.shape.batch_tokens, used)
-    return rows_bytes + _product_scratch(all_slots, used)
+            f"{drafter} leaves {planned.path.name} less than it needs: {error}; or draft without a"
+            " model (--speculate auto)",
+            need_bytes=error.need_bytes,
+            have_bytes=error.have_bytes,
+        ) from error
+    return replace(spent, drafter=drafter, shared=planned.shared)
 
 
 def streamed(planned: Plan, share: float = 1.0) -> Plan:
@@ -390,34 +398,35 @@ def _costs(
     process_bytes: int,
     sampling_bytes: int,
     draft_bytes: int,
-) -> _Costs:
+) -> Costs:
     resident = streamed = 0
     if geometry.layers:
         num_experts = max(layer.num_experts for layer in geometry.layers)
         all_slots = sum(layer.num_experts for layer in geometry.layers)
         used = geometry.num_experts_per_tok
         scratch = scratch_bytes(geometry.layers, shape.batch_tokens, used)
-        resident += scratch + _product_scratch(num_experts, shape.batch_tokens * used)
-        streamed += scratch + _product_scratch(all_slots, used)
-    return _Costs(
+        resident += scratch + product_scratch(num_experts, shape.batch_tokens * used)
+        streamed += scratch + product_scratch(all_slots, used)
+    return Costs(
         trunk_bytes=geometry.trunk_bytes,
         kv_bytes=needs.kv_bytes,
-        reserve_bytes=process_bytes + _VOCABULARY_FACTOR * geometry.header_bytes,
+        reserve_bytes=process_bytes + VOCABULARY_FACTOR * geometry.header_bytes,
         process_bytes=process_bytes,
         graph_bytes=needs.compute_bytes,
         sampling_bytes=sampling_bytes,
         draft_bytes=draft_bytes,
+        drafter_bytes=0,
         resident_scratch_bytes=resident,
         streamed_scratch_bytes=streamed,
     )
 
 
-def _product_scratch(num_matrices: int, num_pairs: int) -> int:
+def product_scratch(num_matrices: int, num_pairs: int) -> int:
     """Return llama.cpp's scratch for a MUL_MAT_ID over `num_matrices` and (row, expert) pairs."""
     return num_matrices * (_MATRIX_SCRATCH_BYTES + _ROW_ID_BYTES * num_pairs)
 
 
-def _spend(geometry: ModelGeometry, shape: ContextShape, costs: _Costs, ram_bytes: int) -> Plan:
+def _spend(geometry: ModelGeometry, shape: ContextShape, costs: Costs, ram_bytes: int) -> Plan:
     full_bytes = costs.fixed_bytes(RESIDENT) + geometry.expert_bytes
     floor_slots = pools_bytes(plan_pools(geometry.layers, geometry.num_experts_per_tok, 0))
     floor_bytes = min(full_bytes, costs.fixed_bytes(STREAMED) + floor_slots)
@@ -446,6 +455,7 @@ def _spend(geometry: ModelGeometry, shape: ContextShape, costs: _Costs, ram_byte
         compute_bytes=costs.compute_bytes(mode),
         sampling_bytes=costs.sampling_bytes,
         draft_bytes=costs.draft_bytes,
+        drafter_bytes=costs.drafter_bytes,
         scratch_bytes=costs.scratch_bytes(mode),
         reserve_bytes=costs.reserve_bytes,
         process_bytes=costs.process_bytes,
@@ -455,20 +465,23 @@ def _spend(geometry: ModelGeometry, shape: ContextShape, costs: _Costs, ram_byte
         full_bytes=full_bytes,
         pools=pools,
         geometry=geometry,
+        costs=costs,
     )
 
 
 def _below_floor(
-    geometry: ModelGeometry, costs: _Costs, floor_bytes: int, ram_bytes: int
+    geometry: ModelGeometry, costs: Costs, floor_bytes: int, ram_bytes: int
 ) -> BudgetError:
     knobs = "lower --ctx or --batch, or raise --ram"
     if costs.process_bytes > _USUAL_PROCESS_BYTES:
         knobs = f"free what else the process holds, {knobs}"
-    rest_bytes = floor_bytes - costs.trunk_bytes - costs.kv_bytes - costs.process_bytes
+    named_bytes = costs.trunk_bytes + costs.kv_bytes + costs.process_bytes + costs.drafter_bytes
+    rest_bytes = floor_bytes - named_bytes
+    drafter = f" the drafter {format_bytes(costs.drafter_bytes)}," if costs.drafter_bytes else ""
     return BudgetError(
         f"{geometry.path.name} needs at least {format_need(floor_bytes)} ({floor_bytes} bytes:"
         f" trunk {format_bytes(costs.trunk_bytes)}, KV cache {format_bytes(costs.kv_bytes)},"
-        f" the process itself {format_bytes(costs.process_bytes)},"
+        f" the process itself {format_bytes(costs.process_bytes)},{drafter}"
         f" computing and the fewest experts {format_bytes(rest_bytes)}),"
         f" the budget is {format_bytes(ram_bytes)}: {knobs}",
         need_bytes=floor_bytes,

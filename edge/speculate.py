@@ -7,265 +7,105 @@ pass of its own. The rows behind are dropped. So the text is what it would be wi
 
 from collections.abc import Sequence
 from itertools import accumulate
-from operator import mul
+from operator import mul, sub
+from pathlib import Path
+from typing import NamedTuple
 
 from haversack.cache import ngram
-from haversack.cache.ngram import NgramDrafter, NgramMemory
-from haversack.devices.errors import PromptError
+from haversack.cache.ngram import Drafter, NgramDrafter, NgramMemory
+from haversack.devices.errors import HaversackError, PromptError
 from haversack.devices.llama import MOST_ROWS
 from haversack.devices.steps import MOST_STEPS
 from haversack.edge.call import Call
+from haversack.edge.draft_model import DraftModel, MixedDrafter, ModelDrafter
+from haversack.edge.draft_text import Vocabularies
+from haversack.edge.gate import Gate
 
 AUTO, OFF, NGRAM = "auto", "off", "ngram"
 MOST_DRAFTED = MOST_ROWS - 1
 
-_WEIGHT = 16  # passes that a running mean goes back
-_STALE_PASSES = 256  # after which a mean counts as one pass
-_OUTLIER = 4.0  # times the mean: what takes longer is counted as this long
-_FIRST_ROW_COST = 0.7  # of one more row in single tokens, until passes of several rows were timed
-_FIRST_PASSES = 8  # timed without drafts before any is computed
-_LEAST_GAIN = 1.02  # of the tokens a second that are expected: what a draft must promise
-_MARGIN = 0.005  # of the time of passes without drafts: what trials may lose in all, and no more
-_FIRST_CREDIT, _MOST_CREDIT = 2.0, 8.0  # in single tokens
-_REFRESH_PASSES = 128  # of passes with drafts: then two without, so that both stay comparable
-_LONGEST_SKIP = 8  # passes until the next look for a draft, where the latest looks found none
-_TRIAL_ROWS = (1, 3, 6, 2, 5, 4)  # drafted, by turns, to see what they cost
-_FIRST_QUIET, _LONGEST_QUIET = 32, 2048  # passes without drafts until a trial
-_CHEAPER = 0.7  # of the expected time of a pass: the machine may have changed
-_FIRST_STEADY, _LONGEST_STEADY = 16, 512  # passes with drafts until a trial of another length
+
+_MODELS = (".gguf",)
 
 
-def fixed_length(speculate: object) -> int | None:
-    """Return how many tokens are drafted at any price: 0 for "off", 6 for "ngram", N for "ngram:N",
-    None for "auto", where measurements decide. Raises PromptError."""
+class Asked(NamedTuple):
+    """How to draft: with the model `draft_from`, if one is given, and `fixed` tokens at any price;
+    None where measurements decide."""
+
+    fixed: int | None
+    draft_from: Path | None = None
+
+    @property
+    def is_off(self) -> bool:
+        """Return whether nothing is ever drafted."""
+        return self.fixed == 0
+
+
+def asked_for(speculate: object) -> Asked:
+    """Return what is asked for by "auto", "off", "ngram", which drafts 6 tokens at any price, or
+    the path of a model; ":N" behind the last two means N tokens at any price. Raises PromptError.
+    """
     text = str(speculate)
     if text in (AUTO, OFF, NGRAM):
-        return {AUTO: None, OFF: 0, NGRAM: MOST_DRAFTED}[text]
-    kind, _, number = text.partition(":")
-    if kind == NGRAM and number.isdecimal() and 1 <= int(number) <= MOST_DRAFTED:
-        return int(number)
-    known = f"give auto, off, ngram or ngram:N with N from 1 to {MOST_DRAFTED}"
-    if text.endswith((".gguf", ".onnx")):
-        raise PromptError(f"speculate is {text!r}: no model can draft yet, {known}")
-    raise PromptError(f"speculate is {text!r}: {known}")
+        return Asked({AUTO: None, OFF: 0, NGRAM: MOST_DRAFTED}[text])
+    kind, _, number = text.rpartition(":")
+    if number.isdecimal() and 1 <= int(number) <= MOST_DRAFTED:
+        if kind == NGRAM:
+            return Asked(int(number))
+        if kind.endswith(_MODELS):
+            return Asked(int(number), Path(kind))
+    if text.endswith(_MODELS):
+        return Asked(None, Path(text))
+    raise PromptError(
+        f"speculate is {text!r}: give auto, off, ngram, ngram:N with N from 1 to {MOST_DRAFTED}, or"
+        " the path of a GGUF that drafts"
+    )
 
 
-class PassTimes:
-    """How long passes of 1 to 7 rows take: running means."""
+class Helper(NamedTuple):
+    """A model that drafts, and what is known of its vocabulary and the target's."""
 
-    def __init__(self) -> None:
-        self.num_timed = [0] * (MOST_ROWS + 1)
-        self._mean_s = [0.0] * (MOST_ROWS + 1)
-        self._noted_at, self._num_noted = [0] * (MOST_ROWS + 1), 0
-
-    def note(self, num_rows: int, pass_s: float) -> float:
-        """Count a pass. Return its time, or less if it was held up."""
-        self._num_noted += 1
-        if self._num_noted - self._noted_at[num_rows] > _STALE_PASSES:  # the machine may be another
-            self.num_timed[num_rows] = min(1, self.num_timed[num_rows])
-        self._noted_at[num_rows] = self._num_noted
-        timed, mean_s = self.num_timed[num_rows], self._mean_s[num_rows]
-        if timed >= 4:
-            pass_s = min(pass_s, _OUTLIER * mean_s)
-        self.num_timed[num_rows] = timed + 1
-        self._mean_s[num_rows] = mean_s + (pass_s - mean_s) / min(timed + 1, _WEIGHT)
-        return pass_s
-
-    @property
-    def most_timed(self) -> int:
-        """Return the most rows of a pass that was timed."""
-        return max(rows for rows, timed in enumerate(self.num_timed) if timed)
-
-    def of(self, num_rows: int) -> float:
-        """Return the seconds of a pass; where none of so many rows was timed, as if each row more
-        cost what the rows below did. At least one pass of as many or fewer rows was timed."""
-        if self.num_timed[num_rows]:
-            return self._mean_s[num_rows]
-        timed = [rows for rows in range(1, num_rows + 1) if self.num_timed[rows]]
-        most, least = timed[-1], timed[0]
-        row_s = _FIRST_ROW_COST * self._mean_s[least] / least
-        if most > least:
-            row_s = max(0.0, (self._mean_s[most] - self._mean_s[least]) / (most - least))
-        return self._mean_s[most] + (num_rows - most) * row_s
-
-
-class Gate:
-    """Decides how many drafted rows a pass gets. `base` is the rows that it has without them, one
-    of each text.
-
-    A row pays if tokens a second are expected to rise: by the measured times of passes, and by how
-    often tokens that were drafted like this one came true. What trials and wrong expectations lose
-    is limited to a small part of the time of passes without drafts.
-    """
-
-    def __init__(self) -> None:
-        self.times = PassTimes()
-        self.saved_s = 0.0  # negative: lost
-        self.why_closed = "nothing was decoded yet"  # empty while it is open
-        self._credit_s = 0.0
-        self._skip = self._longest_skip = 0  # passes without a look
-        self._quiet, self._since_round, self._num_trials = _FIRST_QUIET, 0, 0
-        self._steady, self._since_trial = _FIRST_STEADY, 0
-        self._since_plain = 0
-        self._bases = set[int]()  # that have had their first credit
-        self._latest_rows = 0  # of the pass before; 0: it was no usual one
-        self._round: tuple[int, int, int, float] | None = None  # until its costs are known
-
-    @property
-    def most_blind(self) -> int:
-        """Return how many passes may follow without a look: the one that was looked at, and those
-        that are skipped after it."""
-        return 1 + self._skip
-
-    def looks(self, base: int) -> bool:
-        """Return whether drafts are to be looked for before the next pass."""
-        if self._skip:
-            self._skip -= 1
-            return False
-        if self.times.num_timed[base] < _FIRST_PASSES:
-            return False
-        if self._credit_s <= 0:
-            return self._close("drafts have lost time", _LONGEST_SKIP)
-        if self._since_plain >= _REFRESH_PASSES:
-            self._since_plain, self._skip = 0, 1
-            return False
-        if not self._is_trial_due and self._is_dear(base):
-            return self._close(self._why_dear(base), self._quiet - self._since_round)
-        return True
-
-    def num_worth(self, base: int, survivals: Sequence[float]) -> int:
-        """Return how many drafted rows to compute. `survivals` say how likely each of them is to be
-        kept, the likeliest first."""
-        number = self._best(base, survivals)
-        if number:
-            self._longest_skip, self._quiet, self.why_closed = 0, _FIRST_QUIET, ""
-            self._since_trial += 1
-            if self._since_trial < self._steady:
-                return number
-            self._steady = min(2 * self._steady, _LONGEST_STEADY)
-            return self._trial(base, survivals) or number
-        if self._is_trial_due and (number := self._trial(base, survivals)):
-            self._quiet = min(2 * self._quiet, _LONGEST_QUIET)
-            return number
-        self._longest_skip = min(2 * self._longest_skip + 1, _LONGEST_SKIP)
-        why = "no token is likely enough"
-        self._close(self._why_dear(base) if self._is_dear(base) else why, self._longest_skip)
-        return 0
-
-    def _is_dear(self, base: int) -> bool:
-        """Return whether no draft pays, even if all of it comes true."""
-        return not self._best(base, [1.0] * (MOST_ROWS - base))
-
-    def _why_dear(self, base: int) -> str:
-        cost = self.times.of(base + 1) / self.times.of(base)
-        return f"a pass of {base + 1} rows takes {cost:.2f} times as long as one of {base}"
-
-    def _trial(self, base: int, survivals: Sequence[float]) -> int:
-        """Return how many rows to compute to see what that takes; 0: the credit allows none."""
-        number = min(_TRIAL_ROWS[self._num_trials % len(_TRIAL_ROWS)], len(survivals))
-        if not number or self.times.of(base + number) - self.times.of(base) > self._credit_s:
-            return 0
-        self._num_trials, self._since_trial = self._num_trials + 1, 0
-        return number
-
-    def _close(self, why: str, skip: int) -> bool:
-        self.why_closed, self._skip = why, max(0, skip)
-        return False
-
-    @property
-    def _is_trial_due(self) -> bool:
-        return self._since_round >= self._quiet
-
-    def _best(self, base: int, survivals: Sequence[float]) -> int:
-        """Return how many of the rows give the most tokens a second."""
-        best, best_tok_s = 0, _LEAST_GAIN * base / self.times.of(base)
-        most = self.times.most_timed + 1 - base  # what wider passes cost is not known yet
-        for number, expected in enumerate(accumulate(survivals[:most], initial=float(base))):
-            tok_s = expected / self.times.of(base + number)
-            if number and tok_s > best_tok_s:
-                best, best_tok_s = number, tok_s
-        return best
-
-    # ------------------------------------------------------------------ outcomes
-    def note_plain(self, num_passes: int, passes_s: float) -> None:
-        """Count passes of one row that followed each other."""
-        for _ in range(num_passes):
-            self.note(1, 0, 0, passes_s / num_passes)
-        self._skip = max(0, self._skip + 1 - num_passes)
-
-    def note(self, base: int, num_drafted: int, num_right: int, pass_s: float) -> None:
-        """Count a usual pass."""
-        rows = base + num_drafted
-        if num_drafted:
-            self._settle(0.0)
-            self._round = base, num_drafted, num_right, pass_s
-            self._since_round, self._since_plain = 0, self._since_plain + 1
-        else:
-            if self._latest_rows == rows:
-                self._note_plain(rows, pass_s)
-            elif self.times.num_timed[rows]:
-                # After a pass of other rows llama.cpp makes its graph anew, and more.
-                self._settle(pass_s - self.times.of(rows))
-            self._since_round += 1
-        self._latest_rows = rows
-
-    def note_unusual(self) -> None:
-        """Count a pass that is not to be compared with others, such as a prompt's."""
-        self._settle(0.0)
-        self._latest_rows = 0
-
-    def _note_plain(self, rows: int, pass_s: float) -> None:
-        times = self.times
-        times.note(rows, pass_s)
-        if times.num_timed[rows] == _FIRST_PASSES and rows not in self._bases:
-            self._bases.add(rows)
-            self._earn(_FIRST_CREDIT * times.of(rows), rows)
-        self._earn(_MARGIN * pass_s, rows)
-
-    def _settle(self, more_s: float) -> None:
-        """Count the latest round, which has made the pass after it take `more_s`."""
-        if self._round is None:
-            return
-        base, num_drafted, num_right, pass_s = self._round
-        self._round = None
-        if not self.times.num_timed[base]:  # drafts have a fixed length
-            self.times.note(base + num_drafted, pass_s + more_s)
-            return
-        expected_s = self.times.of(base + num_drafted)
-        took_s = self.times.note(base + num_drafted, pass_s + more_s)
-        if took_s < _CHEAPER * expected_s:  # look at other lengths soon
-            self._steady = _FIRST_STEADY
-        gained_s = (1 + num_right / base) * self.times.of(base) - took_s
-        self.saved_s += gained_s
-        self._earn(gained_s, base)
-
-    def _earn(self, gained_s: float, base: int) -> None:
-        most_s = _MOST_CREDIT * self.times.of(base)
-        self._credit_s = max(-most_s, min(self._credit_s + gained_s, most_s))
+    model: DraftModel
+    vocabularies: Vocabularies
 
 
 class Speculation:
     """Drafts tokens for the calls of a model. One thread at a time uses it, the one that drives."""
 
     def __init__(
-        self, fixed: int | None, memory: NgramMemory, ctx_tokens: int, why_never: str = ""
+        self,
+        asked: Asked,
+        memory: NgramMemory,
+        ctx_tokens: int,
+        why_never: str = "",
+        helper: Helper | None = None,
     ) -> None:
-        """`fixed` is as `fixed_length` gives it. With `why_never` nothing is ever drafted."""
+        """With `why_never` nothing is ever drafted. `helper` drafts where `asked` names it."""
         self.memory = memory
         self.num_rounds = self.num_drafted = self.num_accepted = self.num_rows = 0
         self.why_paused = ""  # empty: it is not
-        self._gates = {"auto": Gate(), "fixed": Gate()}
-        self._ctx_tokens, self._why_never = ctx_tokens, why_never
-        self._set(fixed)
+        self._helper = helper
+        self._gates = {"auto": Gate(), "fixed": Gate(), "model": Gate()}
+        if helper is not None:
+            self._gates["model"].draft_times.note(*helper.model.spent)
+        self._ctx_tokens, self.why_never = ctx_tokens, why_never
+        self._base = 1  # texts of the pass that drafts are looked for
+        self._set(asked)
 
-    def _set(self, fixed: int | None) -> None:
-        self._fixed, self.gate = fixed, self._gates["auto" if fixed is None else "fixed"]
-        self._why_off = self._why_never or ("it is turned off" if fixed == 0 else "")
+    def _set(self, asked: Asked) -> None:
+        self._fixed, self._uses_model = asked.fixed, asked.draft_from is not None
+        kind = "fixed" if asked.fixed is not None else "model" if self._uses_model else "auto"
+        self.gate = self._gates[kind]
+        self._why_off = self.why_never or ("it is turned off" if asked.is_off else "")
 
-    def begin_anew(self, fixed: int | None) -> None:
-        """Draft as `fixed` says, and forget what drafts came from. The times of passes are kept."""
+    def begin_anew(self, asked: Asked) -> None:
+        """Draft as `asked`, and forget what drafts came from. The times of passes are kept. Raises
+        PromptError for a model that was not loaded."""
+        path = None if self._helper is None else self._helper.model.path
+        if asked.draft_from not in (None, path):
+            raise PromptError(f"{asked.draft_from} was not loaded to draft: give it to load()")
         self.memory.clear()
-        self._set(fixed)
+        self._set(asked)
 
     @property
     def is_off(self) -> bool:
@@ -284,6 +124,7 @@ class Speculation:
         each; none at all if the list is empty. A pass has at most `most_rows`."""
         if self.is_off or (self._fixed is None and not self.gate.looks(len(calls))):
             return []
+        self._base = len(calls)
         most = min(MOST_DRAFTED if self._fixed is None else self._fixed, most_rows - len(calls))
         found = [self._draft(call, most) for call in calls]
         survivals = [list(accumulate(rates, mul)) for _, rates in found]
@@ -301,10 +142,36 @@ class Speculation:
         if most <= 0:
             return ngram.NONE
         if call.drafter is None:
-            call.drafter = NgramDrafter(
-                self.memory, self._ctx_tokens, call.num_batched, MOST_DRAFTED
-            )
-        return call.drafter.propose(call.tokens, most)
+            call.drafter = self._drafter_of(call)
+        if self._helper is None:
+            return call.drafter.propose(call.tokens, most)
+        model, before = self._helper.model, self._helper.model.spent
+        try:
+            return call.drafter.propose(call.tokens, most)
+        except (HaversackError, OSError, MemoryError) as error:  # the text does not need it
+            self._why_off = f"{model.path.name} cannot draft: {error}"
+            return ngram.NONE
+        finally:
+            if model.spent != before:
+                drafted, drafted_s, read, read_s = map(sub, model.spent, before)
+                self.gate.note_drafter(int(drafted), drafted_s, int(read), read_s)
+
+    def _drafter_of(self, call: Call) -> Drafter:
+        assert call.sequence is not None
+        ngrams = NgramDrafter(self.memory, self._ctx_tokens, call.num_batched, MOST_DRAFTED)
+        if not self._uses_model or self._helper is None:
+            return ngrams
+        helper = self._helper
+        model = ModelDrafter(helper.model, helper.vocabularies, call.sequence.number, self)
+        return MixedDrafter(ngrams, model) if self._fixed is None else model
+
+    def most_read(self) -> int:
+        """As `Advice.most_read`."""
+        return self.gate.most_read if self._fixed is None else self._ctx_tokens
+
+    def pays(self, survivals: Sequence[float]) -> bool:
+        """As `Advice.pays`."""
+        return self._fixed is not None or self.gate.pays(self._base, survivals)
 
     @property
     def most_blind(self) -> int:
@@ -336,12 +203,14 @@ class Speculation:
             self.gate.note_unusual()
 
 
-def speculation_of(speculate: object, drops_parts: bool, ctx_tokens: int) -> Speculation:
-    """Return the speculation that `speculate` asks for. `drops_parts`: whether a sequence can lose
-    its last tokens alone. Raises PromptError."""
-    fixed, why_never = fixed_length(speculate), ""
+def speculation_of(
+    asked: Asked, drops_parts: bool, ctx_tokens: int, helper: Helper | None = None
+) -> Speculation:
+    """Return the speculation that is asked for. `drops_parts`: whether a sequence can lose its last
+    tokens alone."""
+    why_never = ""
     if not ngram.available:
         why_never = "our library is not built on this system"
     elif not drops_parts:
         why_never = "this model has recurrent layers, which cannot drop a wrong token"
-    return Speculation(fixed, NgramMemory(), ctx_tokens, why_never)
+    return Speculation(asked, NgramMemory(), ctx_tokens, why_never, helper)

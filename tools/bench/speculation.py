@@ -5,10 +5,10 @@
 
 Each round continues every prompt with each setting, by turns, greedily; drafts begin with what the
 prompt says, not with what earlier rounds said. The text must be the same each time. PATH is a file,
-or a folder of files, with a JSON object in each line (.jsonl, also .gz): the text is in "turns" (the
-first one), "prompt" or "question". A set is a file, or a "category" of it; --sets leaves out those
-whose name has none of the given words. Without PATH: a few prompts of its own. --share is the share
-of experts in slots; without it all are in memory. Without MODEL: the built-in model.
+or a folder of files, with a JSON object in each line (.jsonl, also .gz): the text is in "turns"
+(the first one), "prompt" or "question". A set is a file, or a "category" of it; --sets leaves out
+those whose name has none of the given words. Without PATH: a few prompts of its own. --share is the
+share of experts in slots; without it all are in memory. Without MODEL: the built-in model.
 
 Bounds, medians of the rounds, for each set: `auto` reaches 0.97 of the tokens a second of `off`,
 0.95 of the best fixed length (0, which is `off`, 1, 2, 3, 5 and 6, the most that a pass of 7 rows

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from haversack.edge.speculate import Gate, PassTimes
+from haversack.edge.gate import Gate, PassTimes
 
 Cost = Callable[[int], float]  # seconds of a pass by its number of rows
 

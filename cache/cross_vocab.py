@@ -1,0 +1,149 @@
+"""Drafts of a model with another vocabulary: which tokens of the target its tokens stand for.
+
+Tokens with the same text stand for each other. Where the two vocabularies cut a text differently, a
+run of draft tokens and a run of target tokens have the same text: such pairs are learnt from text
+that the target has read or chosen, and found again in later drafts (the n-gram cache of OmniDraft,
+arXiv 2507.02659, for runs on both sides). All of it is plain integers.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.cache.ngram import Draft
+
+MOST_RUN = 8  # tokens of a run
+STORE_BYTES = 4 << 20
+_ENTRY_BYTES = 512  # of a pair in memory, at most: two tuples, their numbers, and a place
+_BUILD_BYTES = 160  # of a token, while the same texts are looked for
+_IN_RUN_RATE = 0.98  # how often a target token is right where its run began right
+
+Tokens = tuple[int, ...]
+
+
+class Pair(NamedTuple):
+    """Runs of tokens with the same text."""
+
+    draft: Tokens
+    target: Tokens
+
+
+def map_bytes(num_draft_tokens: int) -> int:
+    """Return the most memory that the map of tokens with the same text takes."""
+    return _BUILD_BYTES * num_draft_tokens
+
+
+def same_texts(
+    draft_pieces: Sequence[bytes], target_pieces: Sequence[bytes]
+) -> npt.NDArray[np.int32]:
+    """Return for each draft token the target token with its text, -1 if there is none."""
+    places = {piece: token for token, piece in enumerate(target_pieces) if piece}
+    found = (places.get(piece, -1) for piece in draft_pieces)
+    return np.fromiter(found, np.int32, len(draft_pieces))
+
+
+def aligned(draft: Sequence[bytes], target: Sequence[bytes]) -> Iterator[tuple[slice, slice]]:
+    """Yield which pieces have the same text, in the smallest runs: both begin at the same place."""
+    begun_draft = begun_target = draft_bytes = target_bytes = idx = 0
+    for number, piece in enumerate(target):
+        target_bytes += len(piece)
+        while idx < len(draft) and draft_bytes + len(draft[idx]) <= target_bytes:
+            draft_bytes += len(draft[idx])
+            idx += 1
+        if draft_bytes == target_bytes and idx > begun_draft:
+            yield slice(begun_draft, idx), slice(begun_target, number + 1)
+            begun_draft, begun_target = idx, number + 1
+
+
+class PairStore:
+    """The learnt pairs of two vocabularies. The one that was not used for longest makes room."""
+
+    def __init__(self, most_bytes: int = STORE_BYTES) -> None:
+        self._most = most_bytes // _ENTRY_BYTES
+        self._pairs: OrderedDict[Tokens, Tokens] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def learn(self, pair: Pair) -> None:
+        """Note that the runs have the same text."""
+        if max(map(len, pair)) > MOST_RUN:
+            return
+        self._pairs[pair.draft] = pair.target
+        self._pairs.move_to_end(pair.draft)
+        while len(self._pairs) > self._most:
+            self._pairs.popitem(last=False)
+
+    def find(self, tokens: Sequence[int]) -> Pair | None:
+        """Return the pair of the longest run of draft tokens that `tokens` begin with."""
+        for length in range(min(MOST_RUN, len(tokens)), 0, -1):
+            run = tuple(tokens[:length])
+            target = self._pairs.get(run)
+            if target is not None:
+                self._pairs.move_to_end(run)
+                return Pair(run, target)
+        return None
+
+    def to_bytes(self) -> bytes:
+        """Return the pairs as they are kept in a file, the one that was used last at the end."""
+        numbers = [
+            number
+            for draft, target in self._pairs.items()
+            for number in (len(draft), len(target), *draft, *target)
+        ]
+        return np.array(numbers, "<i4").tobytes()
+
+    def read(self, data: bytes, num_draft_tokens: int, num_target_tokens: int) -> None:
+        """Learn the pairs that `to_bytes` gave. Raises ValueError for what it did not give."""
+        numbers, place = np.frombuffer(data, "<i4").tolist(), 0
+        while place < len(numbers):
+            lengths = numbers[place : place + 2]
+            if len(lengths) < 2 or not all(1 <= length <= MOST_RUN for length in lengths):
+                raise ValueError("its pairs have wrong lengths")
+            middle = place + 2 + lengths[0]
+            draft = tuple(numbers[place + 2 : middle])
+            target = tuple(numbers[middle : middle + lengths[1]])
+            place = middle + lengths[1]
+            if not (_are_tokens(draft, num_draft_tokens) and len(draft) == lengths[0]):
+                raise ValueError("its pairs have wrong tokens")
+            if not (_are_tokens(target, num_target_tokens) and len(target) == lengths[1]):
+                raise ValueError("its pairs have wrong tokens")
+            self.learn(Pair(draft, target))
+
+
+def _are_tokens(run: Tokens, num_tokens: int) -> bool:
+    return all(0 <= token < num_tokens for token in run)
+
+
+def translated(
+    draft: Draft, same: npt.NDArray[np.int32], pairs: PairStore | None = None
+) -> tuple[Draft, int]:
+    """Return the target tokens that a draft stands for, as far as they are known, and how many of
+    its tokens are unknown at its end.
+
+    A run is as likely as all its tokens together. Its first token may stand for a target token too:
+    what the run leaves of that token's chance is its chance alone. The likelier of both is taken.
+    Without `pairs`, only tokens with the same text are known.
+    """
+    tokens, rates, place = list[int](), list[float](), 0
+    while place < len(draft.tokens):
+        pair = None if pairs is None else pairs.find(draft.tokens[place : place + MOST_RUN])
+        alone, alone_rate = int(same[draft.tokens[place]]), draft.rates[place]
+        if pair is not None:
+            run_rate = prod(draft.rates[place : place + len(pair.draft)])
+            if alone < 0 or len(pair.draft) == 1 or run_rate >= alone_rate - run_rate:
+                tokens += pair.target
+                rates += [run_rate, *[_IN_RUN_RATE] * (len(pair.target) - 1)]
+                place += len(pair.draft)
+                continue
+            alone_rate -= run_rate
+        if alone < 0:
+            break
+        tokens.append(alone)
+        rates.append(alone_rate)
+        place += 1
+    return Draft(tokens, rates), len(draft.tokens) - place

@@ -1,0 +1,82 @@
+"""The memory of a model that drafts, planned before anything is allocated."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from haversack.cache.cross_vocab import STORE_BYTES, map_bytes
+from haversack.devices.errors import ModelFileError
+from haversack.devices.llama import ContextShape, LlamaModel
+from haversack.devices.needs import LOGIT_BYTES, VOCABULARY_FACTOR, memory_needs
+from haversack.devices.system import host
+from haversack.devices.units import format_bytes
+from haversack.quant.gguf import read_geometry
+
+_BATCH_TOKENS = 32  # of a text that a drafter reads at once: it never reads much
+_LEAST_WINDOW_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class DrafterPlan:
+    """What a model that drafts takes. Its context holds the last tokens of each text, `shape` says
+    how many; that is less than the text's own where memory is short."""
+
+    path: Path
+    shape: ContextShape
+    weights_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    table_bytes: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Return all that it takes."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """Return what it takes by name; parts taken in full come first."""
+        return {
+            "draft weights": self.weights_bytes,
+            "draft kv": self.kv_bytes,
+            "draft compute": self.compute_bytes,
+            "draft tables": self.table_bytes,
+        }
+
+    def to_dict(self) -> Mapping[str, Any]:
+        """Return every figure as values that JSON can hold."""
+        sizes = {name: value for name, value in vars(self).items() if name.endswith("_bytes")}
+        return {"model": str(self.path), "window_tokens": self.shape.ctx_tokens, **sizes}
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name[6:]} {format_bytes(num)}" for name, num in self.parts().items())
+        return f"the drafter {self.path.name} takes {format_bytes(self.num_bytes)} ({parts}) and"
+
+
+def plan_drafter(path: Path, target: ContextShape) -> DrafterPlan:
+    """Plan a drafter for texts of `target`'s shape; reads its header and allocates nothing. Raises
+    ModelFileError."""
+    geometry = read_geometry(path)
+    model = LlamaModel(path, dry=True)
+    try:
+        if not model.drops_parts:
+            raise ModelFileError(
+                f"{path.name} has recurrent layers, which cannot drop a wrong token: it cannot"
+                " draft, give another model"
+            )
+        window = min(target.ctx_tokens, model.trained_ctx_tokens)
+        batch = min(_BATCH_TOKENS, window)
+        shape = ContextShape(window, batch, target.threads, target.sequences)
+        needs, num_tokens = memory_needs(model, shape), model.vocabulary.num_tokens
+    finally:
+        model.close()
+        host.give_back_freed_memory()
+    own_bytes = VOCABULARY_FACTOR * geometry.header_bytes
+    return DrafterPlan(
+        path,
+        shape,
+        weights_bytes=geometry.trunk_bytes + geometry.expert_bytes + own_bytes,
+        kv_bytes=needs.kv_bytes,
+        compute_bytes=needs.compute_bytes + 2 * LOGIT_BYTES * num_tokens,
+        table_bytes=map_bytes(num_tokens) + STORE_BYTES,
+    )

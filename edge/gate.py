@@ -1,0 +1,280 @@
+"""The gate: decides by measured times how many drafted tokens a pass computes."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+from haversack.devices.llama import MOST_ROWS
+
+_WEIGHT = 16  # passes that a running mean goes back
+_STALE_PASSES = 256  # after which a mean counts as one pass
+_OUTLIER = 4.0  # times the mean: what takes longer is counted as this long
+_FIRST_ROW_COST = 0.7  # of one more row in single tokens, until passes of several rows were timed
+_FIRST_PASSES = 8  # timed without drafts before any is computed
+_LEAST_GAIN = 1.02  # of the tokens a second that are expected: what a draft must promise
+_MARGIN = 0.005  # of the time of passes without drafts: what trials may lose in all, and no more
+_FIRST_CREDIT, _MOST_CREDIT = 2.0, 8.0  # in single tokens
+_REFRESH_PASSES = 128  # of passes with drafts: then two without, so that both stay comparable
+_LONGEST_SKIP = 8  # passes until the next look for a draft, where the latest looks found none
+_TRIAL_ROWS = (1, 3, 6, 2, 5, 4)  # drafted, by turns, to see what they cost
+_FIRST_QUIET, _LONGEST_QUIET = 32, 2048  # passes without drafts until a trial
+_LEAST_ROW_COST = 0.2  # of a drafted token in single tokens: the reason why none pays
+_CHEAPER = 0.7  # of the expected time of a pass: the machine may have changed
+_FIRST_STEADY, _LONGEST_STEADY = 16, 512  # passes with drafts until a trial of another length
+_OWED_PASSES = 32  # over which the time that a drafter took to read a text is paid
+_LEAST_READ, _MOST_READ = 16, 128  # tokens of a text that a drafter has not read, at a time
+
+
+class PassTimes:
+    """How long passes of 1 to 7 rows take: running means."""
+
+    def __init__(self) -> None:
+        self.num_timed = [0] * (MOST_ROWS + 1)
+        self._mean_s = [0.0] * (MOST_ROWS + 1)
+        self._noted_at, self._num_noted = [0] * (MOST_ROWS + 1), 0
+
+    def note(self, num_rows: int, pass_s: float, num_passes: int = 1) -> float:
+        """Count passes of the same time. Return it, or less if they were held up."""
+        self._num_noted += num_passes
+        if self._num_noted - self._noted_at[num_rows] > _STALE_PASSES:  # the machine may be another
+            self.num_timed[num_rows] = min(1, self.num_timed[num_rows])
+        self._noted_at[num_rows] = self._num_noted
+        timed, mean_s = self.num_timed[num_rows], self._mean_s[num_rows]
+        if timed >= 4:
+            pass_s = min(pass_s, _OUTLIER * mean_s)
+        self.num_timed[num_rows] = timed + num_passes
+        share = min(1.0, num_passes / min(timed + num_passes, _WEIGHT))
+        self._mean_s[num_rows] = mean_s + (pass_s - mean_s) * share
+        return pass_s
+
+    @property
+    def most_timed(self) -> int:
+        """Return the most rows of a pass that was timed."""
+        return max(rows for rows, timed in enumerate(self.num_timed) if timed)
+
+    def of(self, num_rows: int) -> float:
+        """Return the seconds of a pass; where none of so many rows was timed, as if each row more
+        cost what the rows below did. At least one pass of as many or fewer rows was timed."""
+        if self.num_timed[num_rows]:
+            return self._mean_s[num_rows]
+        timed = [rows for rows in range(1, num_rows + 1) if self.num_timed[rows]]
+        most, least = timed[-1], timed[0]
+        row_s = _FIRST_ROW_COST * self._mean_s[least] / least
+        if most > least:
+            row_s = max(0.0, (self._mean_s[most] - self._mean_s[least]) / (most - least))
+        return self._mean_s[most] + (num_rows - most) * row_s
+
+
+class DraftTimes:
+    """How long a drafter that computes takes for a token that it drafts, and for one that it reads:
+    running means. Without one both are 0."""
+
+    def __init__(self) -> None:
+        self.drafted_s = self.read_s = 0.0
+        self._num_drafts = self._num_reads = 0
+
+    def note(self, num_drafted: int, drafted_s: float, num_read: int, read_s: float) -> None:
+        """Count what a drafter drafted and read."""
+        if num_drafted:
+            self._num_drafts += 1
+            more_s = drafted_s / num_drafted - self.drafted_s
+            self.drafted_s += more_s / min(self._num_drafts, _WEIGHT)
+        if num_read:
+            self._num_reads += 1
+            more_s = read_s / num_read - self.read_s
+            self.read_s += more_s / min(self._num_reads, _WEIGHT)
+
+
+class Gate:
+    """Decides how many drafted rows a pass gets. `base` is the rows that it has without them, one
+    of each text.
+
+    A row pays if tokens a second are expected to rise: by the measured times of passes, and by how
+    often tokens that were drafted like this one came true. What trials and wrong expectations lose
+    is limited to a small part of the time of passes without drafts.
+    """
+
+    def __init__(self) -> None:
+        self.times, self.draft_times = PassTimes(), DraftTimes()
+        self._owed_s = 0.0  # that a drafter took to read, and no pass has paid for yet
+        self.saved_s = 0.0  # negative: lost
+        self.why_closed = "nothing was decoded yet"  # empty while it is open
+        self._credit_s = 0.0
+        self._skip = self._longest_skip = 0  # passes without a look
+        self._quiet, self._since_round, self._num_trials = _FIRST_QUIET, 0, 0
+        self._steady, self._since_trial = _FIRST_STEADY, 0
+        self._since_plain = 0
+        self._bases = set[int]()  # that have had their first credit
+        self._latest_rows = 0  # of the pass before; 0: it was no usual one
+        self._round: tuple[int, int, int, float] | None = None  # until its costs are known
+
+    @property
+    def most_blind(self) -> int:
+        """Return how many passes may follow without a look: the one that was looked at, and those
+        that are skipped after it."""
+        return 1 + self._skip
+
+    def looks(self, base: int) -> bool:
+        """Return whether drafts are to be looked for before the next pass."""
+        if self._skip:
+            self._skip -= 1
+            return False
+        if self.times.num_timed[base] < _FIRST_PASSES:
+            return False
+        if self._credit_s <= 0:
+            return self._close("drafts have lost time", _LONGEST_SKIP)
+        if self._since_plain >= _REFRESH_PASSES:
+            self._since_plain, self._skip = 0, 1
+            return False
+        if not self._is_trial_due and self._is_dear(base):
+            return self._close(self._why_dear(base), self._quiet - self._since_round)
+        return True
+
+    @property
+    def most_read(self) -> int:
+        """Return how many tokens of a text a drafter may read before it drafts."""
+        read_s = self.draft_times.read_s
+        affordable = int(self._credit_s / read_s) if read_s else _MOST_READ
+        return max(_LEAST_READ, min(affordable, _MOST_READ))
+
+    def pays(self, base: int, survivals: Sequence[float]) -> bool:
+        """Return whether a drafter shall draft a token behind those with `survivals`: whether it
+        pays if it is sure to be right, or is to be tried."""
+        if self._is_trial_due or self._since_trial + 1 >= self._steady:
+            return True
+        chance = survivals[-1] if survivals else 1.0
+        return self._best(base, [*survivals, chance]) > len(survivals)
+
+    def num_worth(self, base: int, survivals: Sequence[float]) -> int:
+        """Return how many drafted rows to compute. `survivals` say how likely each of them is to be
+        kept, the likeliest first."""
+        number = self._best(base, survivals)
+        if number:
+            self._longest_skip, self._quiet, self.why_closed = 0, _FIRST_QUIET, ""
+            self._since_trial += 1
+            if self._since_trial < self._steady:
+                return number
+            self._steady = min(2 * self._steady, _LONGEST_STEADY)
+            return self._trial(base, survivals) or number
+        if self._is_trial_due and (number := self._trial(base, survivals)):
+            self._quiet = min(2 * self._quiet, _LONGEST_QUIET)
+            return number
+        self._longest_skip = min(2 * self._longest_skip + 1, _LONGEST_SKIP)
+        why = "no token is likely enough"
+        self._close(self._why_dear(base) if self._is_dear(base) else why, self._longest_skip)
+        return 0
+
+    def _is_dear(self, base: int) -> bool:
+        """Return whether no draft pays, even if all of it comes true."""
+        return not self._best(base, [1.0] * (MOST_ROWS - base))
+
+    def _why_dear(self, base: int) -> str:
+        cost = self.times.of(base + 1) / self.times.of(base)
+        draft_s = self.draft_times.drafted_s
+        if draft_s > _LEAST_ROW_COST * self.times.of(base) / base:
+            return f"a drafted token takes {draft_s * base / self.times.of(base):.2f} single tokens"
+        return f"a pass of {base + 1} rows takes {cost:.2f} times as long as one of {base}"
+
+    def _trial(self, base: int, survivals: Sequence[float]) -> int:
+        """Return how many rows to compute to see what that takes; 0: the credit allows none."""
+        number = min(_TRIAL_ROWS[self._num_trials % len(_TRIAL_ROWS)], len(survivals))
+        if not number or self.times.of(base + number) - self.times.of(base) > self._credit_s:
+            return 0
+        self._num_trials, self._since_trial = self._num_trials + 1, 0
+        return number
+
+    def _close(self, why: str, skip: int) -> bool:
+        self.why_closed, self._skip = why, max(0, skip)
+        return False
+
+    @property
+    def _is_trial_due(self) -> bool:
+        return self._since_round >= self._quiet
+
+    def _best(self, base: int, survivals: Sequence[float]) -> int:
+        """Return how many of the rows give the most tokens a second."""
+        best, best_tok_s = 0, _LEAST_GAIN * base / self.times.of(base)
+        draft_s = self.draft_times.drafted_s
+        most = self.times.most_timed + 1 - base  # what wider passes cost is not known yet
+        for number, expected in enumerate(accumulate(survivals[:most], initial=float(base))):
+            tok_s = expected / (self.times.of(base + number) + number * draft_s)
+            if number and tok_s > best_tok_s:
+                best, best_tok_s = number, tok_s
+        return best
+
+    # ------------------------------------------------------------------ outcomes
+    def note_drafter(
+        self, num_drafted: int, drafted_s: float, num_read: int, read_s: float
+    ) -> None:
+        """Count the time of a drafter that computes. What it took to read is paid by and by: what
+        it has read serves many passes."""
+        self.draft_times.note(num_drafted, drafted_s, num_read, read_s)
+        self._owed_s += read_s
+        paid_s = drafted_s + self._owed_s / _OWED_PASSES
+        self._owed_s -= self._owed_s / _OWED_PASSES
+        self.saved_s -= paid_s
+        if self.times.num_timed[1]:
+            self._earn(-paid_s, 1)
+
+    def note_plain(self, num_passes: int, passes_s: float) -> None:
+        """Count passes of one row that followed each other."""
+        pass_s = passes_s / num_passes
+        is_early = self.times.num_timed[1] < _FIRST_PASSES
+        one_by_one = num_passes if is_early else min(num_passes, 2)
+        for _ in range(one_by_one):  # the first may settle a draft
+            self.note(1, 0, 0, pass_s)
+        more = num_passes - one_by_one
+        if more:
+            self.times.note(1, pass_s, more)
+            self._earn(_MARGIN * pass_s * more, 1)
+            self._since_round += more
+        self._skip = max(0, self._skip + 1 - num_passes)
+
+    def note(self, base: int, num_drafted: int, num_right: int, pass_s: float) -> None:
+        """Count a usual pass."""
+        rows = base + num_drafted
+        if num_drafted:
+            self._settle(0.0)
+            self._round = base, num_drafted, num_right, pass_s
+            self._since_round, self._since_plain = 0, self._since_plain + 1
+        else:
+            if self._latest_rows == rows:
+                self._note_plain(rows, pass_s)
+            elif self.times.num_timed[rows]:
+                # After a pass of other rows llama.cpp makes its graph anew, and more.
+                self._settle(pass_s - self.times.of(rows))
+            self._since_round += 1
+        self._latest_rows = rows
+
+    def note_unusual(self) -> None:
+        """Count a pass that is not to be compared with others, such as a prompt's."""
+        self._settle(0.0)
+        self._latest_rows = 0
+
+    def _note_plain(self, rows: int, pass_s: float) -> None:
+        times = self.times
+        times.note(rows, pass_s)
+        if times.num_timed[rows] == _FIRST_PASSES and rows not in self._bases:
+            self._bases.add(rows)
+            self._earn(_FIRST_CREDIT * times.of(rows), rows)
+        self._earn(_MARGIN * pass_s, rows)
+
+    def _settle(self, more_s: float) -> None:
+        """Count the latest round, which has made the pass after it take `more_s`."""
+        if self._round is None:
+            return
+        base, num_drafted, num_right, pass_s = self._round
+        self._round = None
+        if not self.times.num_timed[base]:  # drafts have a fixed length
+            self.times.note(base + num_drafted, pass_s + more_s)
+            return
+        expected_s = self.times.of(base + num_drafted)
+        took_s = self.times.note(base + num_drafted, pass_s + more_s)
+        if took_s < _CHEAPER * expected_s:  # look at other lengths soon
+            self._steady = _FIRST_STEADY
+        gained_s = (1 + num_right / base) * self.times.of(base) - took_s
+        self.saved_s += gained_s
+        self._earn(gained_s, base)
+
+    def _earn(self, gained_s: float, base: int) -> None:
+        most_s = _MOST_CREDIT * self.times.of(base)
+        self._credit_s = max(-most_s, min(self._credit_s + gained_s, most_s))
