@@ -202,13 +202,16 @@ def serve_models(
 
     log_to_stderr(log.verbose)
     models = {name: replace(model, model=path) for name, path in asked.paths(model.model).items()}
+
+    def planned(each: ModelOptions) -> Plan:
+        return fidelity.plan(each, sequences=asked.parallel, speculate=asked.speculate)
+
     for each in models.values():
-        fidelity.plan(each, sequences=asked.parallel, speculate=asked.speculate)  # raises before anything is served
+        planned(each)  # raises before anything is served
 
     def load_one(each: ModelOptions) -> Model:
         options = LoadOptions(cache_dir=fidelity.folder, speculate=asked.speculate)
-        planned = fidelity.plan(each, sequences=asked.parallel, speculate=asked.speculate)
-        return load(planned, options=options)
+        return load(planned(each), options=options)
 
     serve({name: partial(load_one, each) for name, each in models.items()}, asked)
 

@@ -13,7 +13,7 @@ from haversack.devices.llama import LlamaContext
 from haversack.edge.call import Call
 from haversack.edge.loop import EngineLoop
 from haversack.edge.planner import streamed
-from haversack.edge.speculate import speculation_of
+from haversack.edge.speculate import asked_for, speculation_of
 from haversack.edge.templates import ChatTemplate
 from haversack.offload.engine import Engine, open_resident
 from haversack.tools.models.architectures import TinyShape
@@ -47,7 +47,7 @@ def loop_of(path: Path, ctx: int = 256) -> Iterator[EngineLoop]:
     planned = edge.plan(path, ram="1GiB", ctx=ctx, threads=1, batch=BATCH)
     engine = open_resident(planned.path, planned.shape)
     try:
-        yield EngineLoop(engine, planned, speculation_of("auto", True, ctx))
+        yield EngineLoop(engine, planned, speculation_of(asked_for("auto"), True, ctx))
     finally:
         engine.close()
 
