@@ -7,10 +7,12 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from haversack.devices.errors import ContextError, HaversackError, PromptError, StorageError
+from haversack.edge.chat_file import KeptChat, Turn
 from haversack.edge.console import drafting, notice, summary, tell, write_text
 from haversack.edge.generation import Generation
 from haversack.edge.given_text import longest_text_bytes
@@ -18,8 +20,6 @@ from haversack.edge.model import Model
 from haversack.edge.option_groups import parsed_number
 from haversack.edge.sampling import Sampling
 from haversack.edge.text import without_mark
-
-Turn = tuple[str, str]  # what the user said, what the model replied
 
 _QUOTES = '"""'
 _PIECE_BYTES = 1 << 16  # of a line that is skipped
@@ -192,6 +192,9 @@ class ChatLoop:
             "/system": self._system,
             "/set": self._set,
             "/regen": self._regenerate,
+            "/undo": self._undo,
+            "/save": self._save,
+            "/load": self._load,
             "/stats": self._stats,
             "/plan": self._plan,
         }
@@ -300,6 +303,8 @@ class ChatLoop:
             "/system TEXT    what the model is told before the chat; - tells it nothing",
             "/clear          forget what was said",
             "/regen          answer the last message anew",
+            "/undo           forget the last message and its reply",
+            "/save FILE      write the chat to a file; /load FILE goes on with it",
             "/set NAME VALUE change a setting: /set temp 0.2; alone: show all",
             "/set window on  leave out the oldest turns once the context is full",
             "/stats          tokens, speed, hits and bytes since the model was loaded",
@@ -330,6 +335,25 @@ class ChatLoop:
             raise PromptError("nothing was said yet: write a message first")
         self._answer(self._last, self._turns if self._last_failed else self._turns[:-1])
 
+    def _undo(self, _: str) -> None:
+        if not self._turns:
+            raise PromptError("nothing was said yet: there is nothing to undo")
+        (said, _), self._last = self._turns.pop(), None
+        notice(f"forgotten: {said}")
+
+    def _save(self, text: str) -> None:
+        name = self._model.plan.path.name
+        KeptChat(name, self._settings.system, self._turns).save(_file_of("/save", text))
+        notice(f"{len(self._turns)} turns are in {text}")
+
+    def _load(self, text: str) -> None:
+        kept, name = KeptChat.load(_file_of("/load", text)), self._model.plan.path.name
+        if kept.model != name:
+            notice(f"(the chat was written with {kept.model}, this is {name})")
+        self._settings = replace(self._settings, system=kept.system)
+        self._turns, self._last = list(kept.turns), None
+        notice(f"{len(self._turns)} turns")
+
     def _stats(self, _: str) -> None:
         stats = self._model.stats()
         notice(summary(stats, stats.tokens))
@@ -337,6 +361,12 @@ class ChatLoop:
 
     def _plan(self, _: str) -> None:
         tell(self._model.plan)
+
+
+def _file_of(command: str, text: str) -> Path:
+    if not text:
+        raise PromptError(f"{command} lacks a file: give one, as in {command} chat.json")
+    return Path(text).expanduser()
 
 
 def _too_long(num_tokens: int, ctx_tokens: int, *, alone: bool) -> ContextError:

@@ -1,0 +1,68 @@
+"""Chats in files: JSON that people can read too, written whole or not at all."""
+
+import json
+import os
+import tempfile
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from haversack.devices.errors import PromptError, StorageError
+
+Turn = tuple[str, str]  # what the user said, what the model replied
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class KeptChat:
+    """A chat: the name of its model's file, what the model was told before it, and its turns."""
+
+    model: str
+    system: str | None
+    turns: list[Turn]
+
+    def save(self, path: Path) -> None:
+        """Write it to `path`. An older file is replaced only once the new one is on the disk.
+        Raises StorageError."""
+        text = json.dumps({"haversack_chat": VERSION, **asdict(self)}, ensure_ascii=False, indent=1)
+        try:
+            descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+            try:
+                with open(descriptor, "w", encoding="utf-8") as file:
+                    file.write(text + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(name, path)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(name)
+                raise
+        except OSError as error:
+            raise StorageError(
+                f"cannot write the chat to {path}: {error.strerror}: give another file"
+            ) from error
+
+    @classmethod
+    def load(cls, path: Path) -> "KeptChat":
+        """Read the chat at `path`. Raises PromptError if there is none that can be read."""
+        try:
+            found: Any = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PromptError(f"cannot read the chat {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise PromptError(
+                f"{path} is no chat: {error}: give a file that /save wrote"
+            ) from error
+        version = found.get("haversack_chat") if isinstance(found, dict) else None
+        if version != VERSION:
+            raise PromptError(
+                f"{path} is no chat of version {VERSION} (it says {version!r}): give a file that"
+                " /save of this haversack wrote"
+            )
+        try:
+            turns = [(str(said), str(reply)) for said, reply in found["turns"]]
+            return cls(str(found["model"]), found["system"], turns)
+        except (KeyError, TypeError, ValueError) as error:
+            raise PromptError(f"{path} is damaged ({error!r}): give another file") from error

@@ -1,0 +1,73 @@
+"""Chats in files."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from haversack.devices.errors import PromptError, StorageError
+from haversack.edge.chat_file import KeptChat
+
+CHAT = KeptChat("model.gguf", "Be brief.", [("Hi", "Hello — 你好"), ("More", "")])
+
+
+@pytest.mark.parametrize("chat", [CHAT, KeptChat("m", None, [])])
+def test_what_was_saved_is_loaded(chat: KeptChat, tmp_path: Path) -> None:
+    chat.save(tmp_path / "chat.json")
+    assert KeptChat.load(tmp_path / "chat.json") == chat
+    assert os.listdir(tmp_path) == ["chat.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is no chat"),
+        ("[]", "no chat of version 1"),
+        ('{"haversack_chat": 2}', r"version 1 \(it says 2\)"),
+        ('{"haversack_chat": 1, "model": "m", "system": null, "turns": [["a"]]}', "is damaged"),
+        ('{"haversack_chat": 1}', "is damaged"),
+    ],
+)
+def test_other_files_are_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "chat.json").write_text(text)
+    with pytest.raises(PromptError, match=said):
+        KeptChat.load(tmp_path / "chat.json")
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="give another file"):
+        CHAT.save(tmp_path / "missing" / "chat.json")
+    with pytest.raises(PromptError, match="cannot read"):
+        KeptChat.load(tmp_path / "missing.json")
+
+
+_SAVE_FOR_EVER = """
+import sys
+from pathlib import Path
+from haversack.edge.chat_file import KeptChat
+number = 0
+while True:
+    number += 1
+    KeptChat("m", None, [(str(number), "x" * 100_000)]).save(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_a_whole_file(tmp_path: Path) -> None:
+    path, latest = tmp_path / "chat.json", 0
+    for round_ in range(10):
+        process = subprocess.Popen([sys.executable, "-c", _SAVE_FOR_EVER, str(path)])
+        before = path.stat().st_mtime_ns if path.exists() else None
+        while (path.stat().st_mtime_ns if path.exists() else None) == before:
+            time.sleep(0.001)
+        time.sleep(0.003 * round_)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        ((number, text),) = KeptChat.load(path).turns
+        assert len(text) == 100_000
+        latest = max(latest, int(number))
+    assert latest > 0
