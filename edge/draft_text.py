@@ -1,5 +1,6 @@
 """A text in the tokens of the model that drafts, and drafts in the tokens of the target."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -52,10 +53,11 @@ class Vocabularies:
         self.target, self.draft, self.pairs = target, draft, pairs
         if not (draft.has_text and target.has_text):
             self._refuse_unlike()
-            self.are_same = True
+            self.are_same, self.name = True, ""
             return
         pieces, other = _pieces(draft), _pieces(target)
         self.are_same = pieces == other
+        self.name = _hash_of(pieces) + _hash_of(other)
         self.same = same_texts(pieces, other)
 
     def _refuse_unlike(self) -> None:
@@ -69,6 +71,13 @@ class Vocabularies:
     def text(self, first: int) -> DraftText:
         """Return a text that begins with the target's token number `first`."""
         return SameText(first) if self.are_same else OtherText(self, first)
+
+
+def _hash_of(pieces: Sequence[bytes]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(len(piece).to_bytes(4, "little") + piece)
+    return digest.hexdigest()
 
 
 def _pieces(vocabulary: Vocabulary) -> list[bytes]:
@@ -100,7 +109,8 @@ class OtherText:
         self._targets += new
         self._target_pieces += pieces
         self._learn()
-        return [*self._before, *self._tokens]
+        has_start = self._tokens[: len(self._before)] == self._before
+        return list(self._tokens) if has_start else [*self._before, *self._tokens]
 
     def _cut(self) -> int:
         """Return how many draft tokens stay as they are: those before a blank near the end."""

@@ -45,6 +45,7 @@ from haversack.edge.speculate import AUTO, Asked, Helper, Speculation, asked_for
 from haversack.offload.engine import Engine, LoadHooks, open_resident, open_streamed
 from haversack.offload.expert_files import NUM_READERS, OpenFile
 from haversack.offload.ngram_file import read_table, save_table
+from haversack.offload.pairs_file import read_pairs, save_pairs
 from haversack.quant.gguf import hole_in, read_geometry
 from haversack.quant.trunk import ensure_trunk, rewrite_trunk, trunk_path
 
@@ -209,7 +210,16 @@ def _speculation(planned: Plan, options: LoadOptions, engine: Engine) -> Specula
         if saved is not None:
             table[:] = saved
         engine.on_close(lambda: save_table(trunk, table))
+        if helper is not None and not helper.vocabularies.are_same:
+            _keep_pairs(trunk, helper.vocabularies, engine)
     return made
+
+
+def _keep_pairs(trunk: Path, both: Vocabularies, engine: Engine) -> None:
+    """Read what earlier runs learnt of the two vocabularies, and save it at the end."""
+    pairs, name = both.pairs, both.name
+    read_pairs(trunk, name, pairs, (both.draft.num_tokens, both.target.num_tokens))
+    engine.on_close(lambda: save_pairs(trunk, name, pairs))
 
 
 def _helper(drafter: DrafterPlan, engine: Engine) -> Helper:

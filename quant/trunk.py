@@ -35,7 +35,7 @@ _FORMAT = "trunk 2, ggml 0.25.3"
 # The folder may also hold the user's models: touch no file but those with such names.
 _OUR_NAME = re.compile(
     r"[0-9a-f]{12}-[0-9a-f]{20}\."
-    r"(gguf|gguf\.unfinished|json|(resident|ngrams)(\.\w{8})?|low|importance(\.draft)?)"
+    r"(gguf|gguf\.unfinished|json|(resident|ngrams|pairs)(\.\w{8})?|low|importance(\.draft)?)"
 )
 _CHUNK_BYTES = 8 * 1024 * 1024
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -107,6 +107,13 @@ def ngrams_path(trunk: Path) -> Path:
     return trunk.with_suffix(".ngrams")
 
 
+def pairs_path(trunk: Path, vocabularies: str) -> Path:
+    """Return the path of the file with what was learnt of the vocabularies of the model of `trunk`
+    and of its drafter, of which `vocabularies` is a hash."""
+    name = hashlib.sha256(f"{trunk.stem} {vocabularies}".encode()).hexdigest()
+    return trunk.with_name(f"{name[:12]}-{name[12:32]}.pairs")
+
+
 def list_trunks(cache_dir: Path) -> list[TrunkFile]:
     """Return all trunks in `cache_dir`, also those being written or left by a killed process."""
     trunks: list[TrunkFile] = []
@@ -122,12 +129,13 @@ def list_trunks(cache_dir: Path) -> list[TrunkFile]:
 
 
 def list_lone_ngrams(cache_dir: Path) -> list[TrunkFile]:
-    """Return the n-gram files in `cache_dir` that have no trunk beside them: their models were in
-    memory as a whole."""
+    """Return the n-gram files in `cache_dir` that have no trunk beside them, because their models
+    were in memory as a whole, and what was learnt of drafters' vocabularies."""
+    names = {".ngrams": "a model without a trunk", ".pairs": "a model and its drafter"}
     return [
-        TrunkFile(path, "a model without a trunk", disk_bytes_of(path))
+        TrunkFile(path, names[path.suffix], disk_bytes_of(path))
         for path in our_files(cache_dir)
-        if path.suffix == ".ngrams" and not path.with_suffix(".gguf").is_file()
+        if path.suffix in names and not path.with_suffix(".gguf").is_file()
     ]
 
 

@@ -161,6 +161,18 @@ def test_an_error_of_the_drafter_costs_no_text(
         assert "tales-twin.gguf cannot draft" in model.stats().not_drafting
 
 
+def test_what_was_learnt_of_vocabularies_is_known_in_the_next_run(tmp_path: Path) -> None:
+    options = edge.LoadOptions(cache_dir=tmp_path, speculate=f"{OTHER}:4")
+    known: list[int] = []
+    for prompt in ("There was a poor woodcutter in the neighbourhood. He was astonished.", "A"):
+        with edge.load(edge.builtin_model(), "1GiB", ctx=256, threads=1, options=options) as model:
+            speculation: Any = model._loop.speculation
+            known.append(len(speculation._helper.vocabularies.pairs))
+            assert model.generate(prompt, 8, temperature=0).tokens is not None
+            assert model.generate(prompt, 8, temperature=0).text is not None
+    assert known[0] == 0 < known[1]
+
+
 # ------------------------------------------------------------------------ memory
 def test_a_drafter_is_part_of_the_plan(trunk_dir: Path) -> None:
     path = edge.builtin_model()

@@ -1,7 +1,8 @@
 """Does speculation pay, and does the gate see where? `auto` beside `off` and beside fixed lengths.
 
     python -m haversack.tools.bench.speculation [MODEL ...] [--prompts PATH ...] [--share X ...]
-        [--sets NAME ...] [--tokens 128] [--rounds 3] [--per-set 4] [--csv FILE]
+        [--drafter ngram|DRAFT.gguf ...] [--sets NAME ...] [--tokens 128] [--rounds 3]
+        [--per-set 4] [--csv FILE]
 
 Each round continues every prompt with each setting, by turns, greedily; drafts begin with what the
 prompt says, not with what earlier rounds said. The text must be the same each time. PATH is a file,
@@ -23,17 +24,19 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from haversack import edge
 from haversack.devices.errors import PromptError
 from haversack.devices.llama import MOST_ROWS
-from haversack.edge.planner import streamed
+from haversack.edge.planner import streamed, with_drafts
 from haversack.tools.command_line import give_table, positive, tool, verdict
 
 AUTO, OFF = "auto", "off"
 LENGTHS = (1, 2, 3, 5, 6)
-SETTINGS = (OFF, AUTO, *(f"ngram:{length}" for length in LENGTHS))
+NGRAM = "ngram"
+SETTINGS = (OFF, AUTO, *map(str, LENGTHS))
 LEAST_OF_OFF, LEAST_OF_BEST = 0.97, 0.95
 GAIN, LEAST_GAIN = 1.15, 1.1
 CTX_TOKENS = 2048
@@ -84,9 +87,18 @@ def read_sets(paths: Sequence[Path], per_set: int, words: Sequence[str]) -> Prom
     return found or OWN_PROMPTS
 
 
-def run(model: edge.Model, setting: str, prompts: Sequence[str], num_tokens: int) -> Run:
+def speculate_as(drafter: str, setting: str) -> str:
+    """Return what `--speculate` is for a setting of a drafter, "ngram" or the path of a model."""
+    if setting == OFF:
+        return OFF
+    if setting == AUTO:
+        return AUTO if drafter == NGRAM else drafter
+    return f"{drafter}:{setting}"
+
+
+def run(model: edge.Model, speculate: str, prompts: Sequence[str], num_tokens: int) -> Run:
     """Continue the prompts. The time to the first token is left out."""
-    model.speculate(setting)
+    model.speculate(speculate)
     before, texts, spent_s, tokens = model.stats(), list[str](), 0.0, 0
     for prompt in prompts:
         generation = model.generate(prompt, num_tokens, temperature=0)
@@ -102,14 +114,14 @@ def run(model: edge.Model, setting: str, prompts: Sequence[str], num_tokens: int
 
 
 def measured(
-    model: edge.Model, prompts: Sequence[str], num_tokens: int, rounds: int
+    model: edge.Model, drafter: str, prompts: Sequence[str], num_tokens: int, rounds: int
 ) -> dict[str, Run]:
     """Return the median run of each setting. A first round, which does not count, brings experts
     and shows the gate what passes cost. Raises RuntimeError for a text that differs."""
     found: dict[str, list[Run]] = {setting: [] for setting in SETTINGS}
     for number in range(rounds + 1):
         for setting in SETTINGS if number % 2 else SETTINGS[::-1]:
-            found[setting].append(run(model, setting, prompts, num_tokens))
+            found[setting].append(run(model, speculate_as(drafter, setting), prompts, num_tokens))
             if found[setting][-1].texts != found[SETTINGS[-1]][0].texts:
                 raise RuntimeError(f"with {setting} the text is another one: a bug")
     return {
@@ -118,11 +130,11 @@ def measured(
     }
 
 
-def pass_times_s(model: edge.Model) -> dict[int, float]:
+def pass_times_s(model: edge.Model, drafter: str) -> dict[int, float]:
     """Return the time of passes by their rows, of those with a fixed length where there were."""
     found = dict[int, float]()
     for setting in (AUTO, SETTINGS[-1]):
-        model.speculate(setting)
+        model.speculate(speculate_as(drafter, setting))
         found |= {n: each for n, each in model.pass_times_s().items() if n > 1 or n not in found}
     return found
 
@@ -166,6 +178,15 @@ def holds(name: str, runs: Mapping[str, Run]) -> Iterator[bool]:
         )
 
 
+def opened(path: Path, share: float | None, drafter: str) -> edge.Model:
+    """Return the model with `share` of its experts in slots, and the drafter beside it."""
+    planned = edge.plan(path, ram="1TiB", ctx=CTX_TOKENS)
+    planned = with_drafts(planned, None if drafter == NGRAM else Path(drafter))
+    planned = planned if share is None else streamed(planned, share)
+    asked = speculate_as(drafter, AUTO)
+    return edge.load(planned, options=edge.LoadOptions(warm_start=False, speculate=asked))
+
+
 @tool
 def main(arguments: Sequence[str] | None) -> int:
     """Return 0 if all bounds hold."""
@@ -174,6 +195,7 @@ def main(arguments: Sequence[str] | None) -> int:
     )
     parser.add_argument("models", type=Path, nargs="*", metavar="MODEL")
     parser.add_argument("--prompts", type=Path, action="append", default=[], metavar="PATH")
+    parser.add_argument("--drafter", action="append", default=[], metavar="DRAFTER")
     parser.add_argument("--sets", action="append", default=[], metavar="NAME")
     parser.add_argument("--share", type=float, action="append", default=[])
     parser.add_argument("--tokens", type=positive, default=128)
@@ -184,19 +206,16 @@ def main(arguments: Sequence[str] | None) -> int:
     sets = read_sets(given.prompts, given.per_set, given.sets)
     rows, held = list[dict[str, str]](), list[bool]()
     for path in given.models or [edge.builtin_model()]:
-        for share in given.share or [None]:
-            planned = edge.plan(path, ram="1TiB", ctx=CTX_TOKENS)
-            planned = planned if share is None else streamed(planned, share)
-            options = edge.LoadOptions(warm_start=False)
-            with edge.load(planned, options=options) as model:
+        for share, drafter in product(given.share or [None], given.drafter or [NGRAM]):
+            with opened(path, share, drafter) as model:
                 for name, prompts in sets.items():
                     where = "in memory" if share is None else f"{share:.0%} in slots"
-                    title = f"{path.name} {where}: {name}"
-                    runs = measured(model, prompts, given.tokens, given.rounds)
+                    title = f"{path.name} {where}, {Path(drafter).name}: {name}"
+                    runs = measured(model, drafter, prompts, given.tokens, given.rounds)
                     if not runs[OFF].tok_s:
                         print(f"{title}: the model ends each text at once")
                         continue
-                    rows.append(row_of(title, runs, pass_times_s(model)))
+                    rows.append(row_of(title, runs, pass_times_s(model, drafter)))
                     held += holds(title, runs)
     give_table(rows, given.csv)
     return 0 if all(held) else 1

@@ -20,10 +20,15 @@ from haversack.tools.bench.speculation import (
     row_of,
 )
 
+TWIN = Path(__file__).parents[2] / "data" / "models" / "tales-twin.gguf"
+
 
 def runs(**tok_s: float) -> dict[str, Run]:
     """Runs of all settings; those that are not named reach one token a second."""
-    return {name: Run(["text"], tok_s.get(name.replace(":", ""), 1.0), 0.5) for name in SETTINGS}
+    return {
+        name: Run(["text"], tok_s.get(f"n{name}" if name.isdigit() else name, 1.0), 0.5)
+        for name in SETTINGS
+    }
 
 
 def test_prompts_are_read_by_their_sets(tmp_path: Path) -> None:
@@ -53,9 +58,9 @@ def test_prompts_are_read_by_their_sets(tmp_path: Path) -> None:
     [
         ({}, [True, True]),
         ({AUTO: 0.96}, [False, True]),
-        ({AUTO: 0.98, "ngram2": 1.05}, [True, False]),
-        ({AUTO: 1.15, "ngram2": 1.2}, [True, True, True]),
-        ({AUTO: 1.09, OFF: 1.0, "ngram2": 1.2}, [True, False, False]),
+        ({AUTO: 0.98, "n2": 1.05}, [True, False]),
+        ({AUTO: 1.15, "n2": 1.2}, [True, True, True]),
+        ({AUTO: 1.09, OFF: 1.0, "n2": 1.2}, [True, False, False]),
     ],
 )
 def test_bounds(tok_s: dict[str, float], expected: list[bool]) -> None:
@@ -72,6 +77,8 @@ def test_a_short_run_prints_a_row_for_each_set(
     prompts.write_text('{"prompt": "The fox and the hen"}\n')
     found = tmp_path / "found.csv"
     arguments = ["--tokens", "8", "--rounds", "1", "--prompts", prompts, "--csv", found]
-    assert main([str(each) for each in [*arguments, "--share", "0.5"]]) in (0, 1)
-    assert "50% in slots: tales" in capsys.readouterr().out
-    assert len(found.read_text().splitlines()) == 2
+    drafters = ["--drafter", "ngram", "--drafter", TWIN]
+    assert main([str(each) for each in [*arguments, *drafters, "--share", "0.5"]]) in (0, 1)
+    shown = capsys.readouterr().out
+    assert "50% in slots, ngram: tales" in shown and "tales-twin.gguf: tales" in shown
+    assert len(found.read_text().splitlines()) == 3

@@ -1,0 +1,157 @@
+"""How many drafted tokens are right where the drafter has another vocabulary than the model?
+
+    python -m haversack.tools.bench.cross_vocab MODEL DRAFTER --texts PATH [--held-out 8]
+        [--learn 32] [--tokens 64] [--draft 4] [--ctx 512] [--csv FILE]
+
+MODEL continues prompts greedily. At each place of its texts DRAFTER drafts, and what the drafted
+tokens stand for is compared with the text: by tokens with the same text alone (the intersection),
+with runs learnt while the held-out prompts go on, and with runs learnt before from other prompts as
+well. PATH is as `haversack.tools.bench.speculation --prompts` takes it: the last prompts are held
+out. The drafts are the same for all three, so that only what is known of the vocabularies differs.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from haversack import edge
+from haversack.cache.cross_vocab import PairStore, translated
+from haversack.cache.ngram import Draft
+from haversack.devices.errors import ModelFileError
+from haversack.edge.draft_model import DraftModel
+from haversack.edge.draft_text import OtherText, Vocabularies
+from haversack.edge.drafter_plan import plan_drafter
+from haversack.tools.bench.speculation import read_sets
+from haversack.tools.command_line import give_table, positive, tool
+
+_MORE = 2  # draft tokens for a target token, at most
+
+
+@dataclass
+class Counts:
+    """Drafts, the target tokens that they proposed, and those that were right."""
+
+    drafts: int = 0
+    proposed: int = 0
+    right: int = 0
+    pairs: PairStore | None = field(default=None)
+
+    def row(self, name: str) -> dict[str, str]:
+        """Return the row of the table."""
+        pairs = 0 if self.pairs is None else len(self.pairs)
+        return {
+            "mapping": name,
+            "drafts": str(self.drafts),
+            "proposed a draft": f"{self.proposed / max(1, self.drafts):.3f}",
+            "right a draft": f"{self.right / max(1, self.drafts):.3f}",
+            "right of proposed": f"{self.right / max(1, self.proposed):.1%}",
+            "pairs": str(pairs),
+        }
+
+
+def texts_of(
+    path: Path, prompts: Sequence[str], num_tokens: int, ctx: int
+) -> Iterator[tuple[list[int], int]]:
+    """Yield the tokens of each prompt and its continuation, and how many are the prompt's."""
+    with edge.load(path, ctx=ctx, options=edge.LoadOptions(speculate="auto")) as model:
+        for prompt in prompts:
+            given = model.tokenize(prompt)[: ctx - num_tokens]
+            generation = model.generate(given, num_tokens, temperature=0)
+            assert generation.text is not None
+            yield [*given, *generation.tokens], len(given)
+
+
+def greedy(model: DraftModel, tokens: list[int], number: int) -> Draft:
+    """Return the drafter's likeliest tokens after `tokens`."""
+    found, rates = list[int](), list[float]()
+    while len(found) < number:
+        token, rate = model.next_token(0, [*tokens, *found])
+        found.append(token)
+        rates.append(rate)
+    return Draft(found, rates)
+
+
+def measure(
+    model: DraftModel, learning: Vocabularies, text: Sequence[int], first: int, most: int
+) -> Iterator[tuple[Draft, Sequence[int]]]:
+    """Yield at each place of a text behind `first` the draft there, and how the text goes on."""
+    cut = OtherText(learning, 0)
+    for place in range(first, len(text)):
+        tokens = cut.follow(text[:place])
+        if len(tokens) + _MORE * most > model.window_tokens:
+            return
+        yield greedy(model, tokens, _MORE * most), text[place : place + most]
+
+
+def count(counts: Counts, draft: Draft, known: Vocabularies, then: Sequence[int]) -> None:
+    """Count what is right of a draft."""
+    found, _ = translated(draft, known.same, counts.pairs)
+    proposed = list(found.tokens[: len(then)])
+    right = next((i for i, token in enumerate(proposed) if token != then[i]), len(proposed))
+    counts.drafts, counts.proposed = counts.drafts + 1, counts.proposed + len(proposed)
+    counts.right += right
+
+
+@tool
+def main(arguments: Sequence[str] | None) -> int:
+    """Return 0 if learnt runs make more tokens right than the intersection alone."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("drafter", type=Path)
+    parser.add_argument("--texts", type=Path, action="append", default=[], metavar="PATH")
+    for name, default in (("held-out", 8), ("learn", 32), ("tokens", 64), ("draft", 4)):
+        parser.add_argument(f"--{name}", type=positive, default=default)
+    parser.add_argument("--ctx", type=positive, default=512)
+    parser.add_argument("--csv", type=Path)
+    given = parser.parse_args(arguments)
+    sets = read_sets(given.texts, given.held_out + given.learn, []).values()
+    prompts = [text for each in sets for text in each][: given.held_out + given.learn]
+    if len(prompts) <= given.held_out:
+        given.held_out = max(1, len(prompts) // 2)
+    texts = list(texts_of(given.model, prompts, given.tokens, given.ctx))
+    learnt, held_out = texts[: -given.held_out], texts[-given.held_out :]
+    shape = edge.plan(given.model, ctx=given.ctx).shape
+    model = DraftModel(plan_drafter(given.drafter, shape))
+    target = edge.load(given.model, ctx=given.ctx)
+    try:
+        rows = _rows(model, target, learnt, held_out, given.draft)
+    finally:
+        target.close()
+        model.close()
+    give_table(rows, given.csv)
+    alone, _, learnt_before = (float(row["right a draft"]) for row in rows)
+    return 0 if learnt_before > alone else 1
+
+
+def _rows(
+    model: DraftModel,
+    target: edge.Model,
+    learnt: Sequence[tuple[list[int], int]],
+    held_out: Sequence[tuple[list[int], int]],
+    most: int,
+) -> list[dict[str, str]]:
+    vocabulary = target._loop.engine.model.vocabulary
+    fresh, before = PairStore(), PairStore()
+    both = Vocabularies(vocabulary, model.model.vocabulary, fresh)
+    if both.are_same:
+        raise ModelFileError("both have the same vocabulary: give another drafter")
+    known = Vocabularies(vocabulary, model.model.vocabulary, before)
+    for text, _ in learnt:
+        OtherText(known, 0).follow(text)
+    counts = [Counts(), Counts(pairs=fresh), Counts(pairs=before)]
+    for text, first in held_out:
+        other = OtherText(known, 0)
+        for number, (draft, then) in enumerate(measure(model, both, text, first, most)):
+            other.follow(text[: first + number])
+            for each in counts:
+                count(each, draft, both, then)
+    names = ("same text alone", "runs learnt meanwhile", "runs learnt before too")
+    return [each.row(name) for each, name in zip(counts, names, strict=True)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
