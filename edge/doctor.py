@@ -27,6 +27,11 @@ _CPU_INFO = Path("/proc/cpuinfo")
 # Names of /proc/cpuinfo in capitals, and llama.cpp's for the same.
 _FAST_SETS = {"AVX2": "AVX2", "FMA": "FMA", "F16C": "F16C", "AVX512F": "AVX512"}
 _TIGHT_BYTES = 2 << 30
+_TESTED = {
+    "linux": "tested",
+    "win32": "hardly tested: memory, files and readers ran under wine, models never",
+    "darwin": "not tested on this system: the library was compiled and never ran",
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,11 @@ def _versions() -> list[Finding]:
         ("python", platform.python_version(), sys.executable),
         ("system", platform.platform(), "platform.platform()"),
     ]
-    return [Finding(name, value, value, source) for name, value, source in found]
+    tested = _TESTED.get(sys.platform, "not tested on this system")
+    return [
+        *(Finding(name, value, value, source) for name, value, source in found),
+        Finding("tested", sys.platform == "linux", tested, f"releases on {sys.platform}"),
+    ]
 
 
 def _memory() -> list[Finding]:

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +14,6 @@ import platformdirs
 from haversack.cache.cross_vocab import PairStore
 from haversack.devices.errors import (
     DamagedTrunkError,
-    HaversackError,
     ModelFileError,
     PromptError,
     StorageError,
@@ -241,8 +239,6 @@ def _open(planned: Plan, options: LoadOptions, stop: StopFlag, lease: Lease) -> 
 
         return tell
 
-    if planned.mode == STREAMED and sys.platform == "win32":
-        raise HaversackError("experts cannot be streamed on Windows: raise --ram until all fits")
     if read_geometry(planned.path) != planned.geometry:
         raise ModelFileError(f"{planned.path} has changed since it was planned: plan again")
     hole = hole_in(planned.geometry)

@@ -2,7 +2,6 @@
 devices/native/."""
 
 import ctypes as c
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ from haversack.devices.errors import BindingError
 
 def _own_library() -> c.CDLL | None:
     """Load our own library; an editable installation has it in another folder than the sources."""
-    if sys.platform == "win32":
-        return None
     paths = [Path(found, "native", "libhaversack.so") for found in haversack.devices.__path__]
     for path in filter(Path.exists, paths):
         return c.CDLL(str(path))

@@ -90,7 +90,7 @@ def _check(done: Any) -> Any:
 def memory_status() -> tuple[int, int, int] | None:
     """Private bytes, which Windows counts when they are committed, touched or not. Takes 10 us."""
     found = psutil.Process().memory_info()
-    return found.peak_pagefile, found.private, 0
+    return found.peak_pagefile, found.pagefile, 0
 
 
 def forget_peak() -> None:
@@ -108,7 +108,7 @@ def memory_limits(root: Path) -> list[MemoryLimit]:
         None, _EXTENDED_LIMITS, c.byref(limits), c.sizeof(limits), None
     ):
         return []
-    used_bytes = psutil.Process().memory_info().private
+    used_bytes = psutil.Process().memory_info().pagefile
     kinds = ((_PROCESS_MEMORY, limits.process_bytes), (_JOB_MEMORY, limits.job_bytes))
     return [
         MemoryLimit(num_bytes, max(0, num_bytes - used_bytes), "a memory limit of the job object")
@@ -161,14 +161,14 @@ def keep_freed_memory() -> bool:
 def _open(path: Path, flags: int) -> io.FileIO:
     """A file that other programs may replace or remove meanwhile, as on Linux."""
     handle = _CreateFile(
-        long_path(path), _GENERIC_READ, _SHARE_ALL, None, _OPEN_EXISTING, flags, None
+        _long_path(path), _GENERIC_READ, _SHARE_ALL, None, _OPEN_EXISTING, flags, None
     )
     if handle == _INVALID_HANDLE:
         raise c.WinError(c.get_last_error())
     return io.FileIO(msvcrt.open_osfhandle(handle, os.O_RDONLY | os.O_BINARY))
 
 
-def long_path(path: Path) -> str:
+def _long_path(path: Path) -> str:
     """Return the path in the form that may be longer than 260 characters."""
     text = os.path.abspath(path)
     if text.startswith("\\\\"):
@@ -215,7 +215,7 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> int:
 
 def disk_bytes_of(path: Path) -> int:
     upper = w.DWORD()
-    return int(_CompressedSize(long_path(path), c.byref(upper))) + (upper.value << 32)
+    return int(_CompressedSize(_long_path(path), c.byref(upper))) + (upper.value << 32)
 
 
 def lock(descriptor: int, wait: bool) -> bool:

@@ -94,6 +94,8 @@ def test_an_error_names_the_file_and_what_was_wanted(bench: Bench) -> None:
     assert bench.wait([behind])
     assert f"{bench.file.path}: wanted" in str(bench.error(behind))
     assert "the file ends there" in str(bench.error(behind))
+    if sys.platform == "win32":
+        return  # a completion port reads by a handle of its own
     bench.file.close()
     closed = bench.submit(0, 0, 5000)
     assert bench.wait([closed])
