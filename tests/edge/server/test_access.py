@@ -38,9 +38,10 @@ WRONG: list[Any] = [
     "x" * 10000,
     [{}],
 ]
-FIELDS = ["model", "messages", "prompt", "input", "max_tokens", "temperature", "top_p", "stop"]
-FIELDS += ["tools", "tool_choice", "response_format", "seed", "logprobs", "stream", "text", "n"]
-FIELDS += ["stop_sequences", "max_output_tokens", "system", "instructions", "top_logprobs"]
+FIELDS = """
+    model messages prompt input max_tokens temperature top_p stop tools tool_choice response_format
+    seed logprobs stream text n stop_sequences max_output_tokens system instructions top_logprobs
+""".split()
 
 
 def no_model() -> edge.Model:
@@ -59,7 +60,7 @@ def guarded(serving: Any) -> Iterator[httpx.Client]:
 def test_a_key_is_needed_where_there_is_one(guarded: httpx.Client) -> None:
     assert guarded.get("/v1/models").status_code == 401
     assert guarded.get("/stats").status_code == 401
-    wrong = {"Authorization": "Bearer secre\u00e9".encode("latin-1")}
+    wrong = [(b"Authorization", "Bearer secre\u00e9".encode("latin-1"))]
     assert guarded.get("/v1/models", headers=wrong).status_code == 401
     for given in ({"Authorization": "Bearer secret"}, {"x-api-key": "secret"}):
         assert guarded.get("/v1/models", headers=given).status_code == 200
