@@ -14,7 +14,7 @@ from haversack.devices.units import format_bytes
 from haversack.quant.gguf import read_geometry
 
 _BATCH_TOKENS = 32  # of a text that a drafter reads at once: it never reads much
-_LEAST_WINDOW_TOKENS = 256
+SHORT_WINDOW_TOKENS = 512  # of a text, where the drafter's bytes would be experts' else
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class DrafterPlan:
         return f"the drafter {self.path.name} takes {format_bytes(self.num_bytes)} ({parts}) and"
 
 
-def plan_drafter(path: Path, target: ContextShape) -> DrafterPlan:
-    """Plan a drafter for texts of `target`'s shape; reads its header and allocates nothing. Raises
-    ModelFileError."""
+def plan_drafter(path: Path, target: ContextShape, most_tokens: int | None = None) -> DrafterPlan:
+    """Plan a drafter for texts of `target`'s shape, of which its context holds the last
+    `most_tokens`, or all; reads its header and allocates nothing. Raises ModelFileError."""
     geometry = read_geometry(path)
     model = LlamaModel(path, dry=True)
     try:
@@ -64,7 +64,7 @@ def plan_drafter(path: Path, target: ContextShape) -> DrafterPlan:
                 f"{path.name} has recurrent layers, which cannot drop a wrong token: it cannot"
                 " draft, give another model"
             )
-        window = min(target.ctx_tokens, model.trained_ctx_tokens)
+        window = min(target.ctx_tokens, model.trained_ctx_tokens, most_tokens or target.ctx_tokens)
         batch = min(_BATCH_TOKENS, window)
         shape = ContextShape(window, batch, target.threads, target.sequences)
         needs, num_tokens = memory_needs(model, shape), model.vocabulary.num_tokens

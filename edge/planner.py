@@ -1,6 +1,7 @@
 """The planner: decides how a budget is spent, before anything is allocated."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
@@ -25,7 +26,7 @@ from haversack.devices.sampler import chain_bytes
 from haversack.devices.system import host
 from haversack.devices.units import format_bytes, format_need, size_bytes
 from haversack.devices.vocabulary import Vocabulary
-from haversack.edge.drafter_plan import DrafterPlan, plan_drafter
+from haversack.edge.drafter_plan import SHORT_WINDOW_TOKENS, DrafterPlan, plan_drafter
 from haversack.edge.hub import local_path
 from haversack.edge.ram_budget import Budget
 from haversack.offload.expert_engine import scratch_bytes
@@ -288,18 +289,28 @@ def _geometry_of(model: str | Path | ModelGeometry) -> ModelGeometry:
 
 def with_drafts(planned: Plan, draft_from: Path | None, is_off: bool = False) -> Plan:
     """Return the plan with the bytes of what drafts: the model `draft_from`, if given, and what
-    needs no model, or nothing at all if it `is_off`. What it does not take goes to experts.
+    needs no model, or nothing at all if it `is_off`. What it does not take goes to experts, so a
+    drafter's context holds whole texts only where all experts are in memory with it.
 
     Raises BudgetError with what the drafter needs where it leaves less than the floor,
     ModelFileError for a model that cannot draft, and PromptError for a plan with low copies.
     """
     if planned.precision is not None:
         raise PromptError("the plan has slots of two precisions already: plan what drafts before")
-    drafter = None if draft_from is None else plan_drafter(draft_from, planned.shape)
+    draft_bytes = 0 if is_off else planned.costs.draft_bytes
+    if draft_from is None:
+        return _with_drafter(planned, None, draft_bytes)
+    with suppress(BudgetError):
+        whole = _with_drafter(planned, plan_drafter(draft_from, planned.shape), draft_bytes)
+        if whole.mode != STREAMED:
+            return whole
+    short = plan_drafter(draft_from, planned.shape, SHORT_WINDOW_TOKENS)
+    return _with_drafter(planned, short, draft_bytes)
+
+
+def _with_drafter(planned: Plan, drafter: DrafterPlan | None, draft_bytes: int) -> Plan:
     drafter_bytes = 0 if drafter is None else drafter.num_bytes
-    costs = replace(planned.costs, drafter_bytes=drafter_bytes)
-    if is_off:
-        costs = replace(costs, draft_bytes=0)
+    costs = replace(planned.costs, drafter_bytes=drafter_bytes, draft_bytes=draft_bytes)
     if costs == planned.costs:
         return planned
     try:

@@ -200,6 +200,16 @@ def test_a_drafter_takes_room_from_experts(trunk_dir: Path) -> None:
         planned.budget().check_integrity()
 
 
+def test_a_drafter_holds_whole_texts_only_where_all_experts_are_in_memory() -> None:
+    path = edge.builtin_model()
+    rich = with_drafts(edge.plan(path, "1GiB", threads=1), OTHER)
+    assert rich.drafter is not None and rich.drafter.shape.ctx_tokens == rich.shape.ctx_tokens
+    plain = edge.plan(path, "1GiB", ctx=2048, threads=1)
+    tight = with_drafts(edge.plan(path, plain.full_bytes, ctx=2048, threads=1), OTHER)
+    assert tight.mode == "streamed" and tight.drafter is not None
+    assert tight.drafter.shape.ctx_tokens == min(512, rich.drafter.shape.ctx_tokens)
+
+
 def test_a_drafter_without_room_is_refused_with_numbers() -> None:
     path = edge.builtin_model()
     floor = edge.plan(path, "1GiB", ctx=256, threads=1, batch=64).floor_bytes

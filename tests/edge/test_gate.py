@@ -131,3 +131,40 @@ def test_a_round_that_was_held_up_does_not_close_the_gate_for_long() -> None:
     machine.gate.note(1, 6, 3, 3600.0)
     machine.run(3000)
     assert sum(machine.rounds[-100:]) > 300
+
+
+def test_a_drafter_that_computes_must_pay_for_its_tokens() -> None:
+    """A token that takes two single tokens to draft never pays; a cheap one is drafted on behind
+    tokens that are likely, not behind others."""
+    dear, cheap = Gate(), Gate()
+    dear.draft_times.note(1, 2.0, 0, 0.0)
+    cheap.draft_times.note(1, 0.2, 0, 0.0)
+    for gate in (dear, cheap):
+        for _ in range(9):
+            gate.note(1, 0, 0, 1.0)
+    assert not dear.looks(1) and dear.why_closed == "a drafted token takes 2.00 single tokens"
+    assert cheap.looks(1) and cheap.pays(1, []) and not cheap.pays(1, [0.1])
+
+
+def test_what_a_drafter_takes_is_lost_even_if_nothing_comes_of_it() -> None:
+    gate = Gate()
+    for _ in range(9):
+        gate.note(1, 0, 0, 1.0)
+    gate.note_drafter(2, 0.5, 32, 3.2)
+    assert gate.saved_s == pytest.approx(-0.5 - 3.2 / 32)
+    for _ in range(40):
+        gate.note_drafter(2, 0.5, 0, 0.0)
+    assert not gate.looks(1) and gate.why_closed == "drafts have lost time"
+
+
+def test_passes_that_followed_each_other_count_as_if_one_by_one() -> None:
+    one_by_one, at_once = Gate(), Gate()
+    for gate in (one_by_one, at_once):
+        for _ in range(9):
+            gate.note(1, 0, 0, 1.0)
+    for _ in range(50):
+        one_by_one.note(1, 0, 0, 1.1)
+    at_once.note_plain(50, 55.0)
+    assert at_once.times.of(1) == pytest.approx(one_by_one.times.of(1), rel=0.05)
+    assert at_once._credit_s == pytest.approx(one_by_one._credit_s)
+    assert at_once._since_round == one_by_one._since_round
