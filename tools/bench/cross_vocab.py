@@ -20,6 +20,7 @@ from haversack import edge
 from haversack.cache.cross_vocab import PairStore, translated
 from haversack.cache.ngram import Draft
 from haversack.devices.errors import ModelFileError
+from haversack.devices.llama import LlamaModel
 from haversack.edge.draft_model import DraftModel
 from haversack.edge.draft_text import OtherText, Vocabularies
 from haversack.edge.drafter_plan import plan_drafter
@@ -116,7 +117,7 @@ def main(arguments: Sequence[str] | None) -> int:
     learnt, held_out = texts[: -given.held_out], texts[-given.held_out :]
     shape = edge.plan(given.model, ctx=given.ctx).shape
     model = DraftModel(plan_drafter(given.drafter, shape))
-    target = edge.load(given.model, ctx=given.ctx)
+    target = LlamaModel(given.model, dry=True)
     try:
         rows = _rows(model, target, learnt, held_out, given.draft)
     finally:
@@ -129,12 +130,12 @@ def main(arguments: Sequence[str] | None) -> int:
 
 def _rows(
     model: DraftModel,
-    target: edge.Model,
+    target: LlamaModel,
     learnt: Sequence[tuple[list[int], int]],
     held_out: Sequence[tuple[list[int], int]],
     most: int,
 ) -> list[dict[str, str]]:
-    vocabulary = target._loop.engine.model.vocabulary
+    vocabulary = target.vocabulary
     fresh, before = PairStore(), PairStore()
     both = Vocabularies(vocabulary, model.model.vocabulary, fresh)
     if both.are_same:
