@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from haversack.edge.model import Model
 from haversack.edge.server.errors import ApiError
@@ -15,6 +15,7 @@ from haversack.edge.server.errors import ApiError
 _log = logging.getLogger("haversack.server")
 
 Load = Callable[[], Model]
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -42,7 +43,7 @@ class ModelHost:
         self._unused = asyncio.Event()  # nobody uses the model
         self._unused.set()
         self._timer: asyncio.TimerHandle | None = None
-        self._tasks = set[asyncio.Task[None]]()
+        self._tasks = set[asyncio.Task[Any]]()
         self.loaded: LoadedModel | None = None
 
     @property
@@ -64,15 +65,21 @@ class ModelHost:
     @asynccontextmanager
     async def using(self, name: str) -> AsyncGenerator[LoadedModel]:
         """Have a model in memory for the time of the block. Raises what loading it raises."""
-        while self.loaded is None or self.loaded.name != name:
+        task = self._start(self._taken(name))
+        try:
             # A client that goes away must not stop a load, which others may wait for.
-            await asyncio.shield(self._start(self._switch_to(name)))
-        loaded = self.loaded
-        self._take(loaded)
+            loaded = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._give_back_unused)
+            raise
         try:
             yield loaded
         finally:
             self._give_back(loaded)
+
+    def _give_back_unused(self, task: asyncio.Task[LoadedModel]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self._give_back(task.result())
 
     def _take(self, loaded: LoadedModel) -> None:
         loaded.num_users += 1
@@ -89,22 +96,25 @@ class ModelHost:
                 loop = asyncio.get_running_loop()
                 self._timer = loop.call_later(self._idle_s, lambda: self._start(self.unload()))
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _start(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)  # the loop keeps only a weak reference
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _switch_to(self, name: str) -> None:
+    async def _taken(self, name: str) -> LoadedModel:
+        """The model, loaded if it is not, with one user more: so nobody closes it in between."""
         async with self._turn:
-            if self.loaded is not None and self.loaded.name == name:
-                return
-            await self._unused.wait()
-            await self._close()
-            _log.info("%s is loaded", name)
-            model = await asyncio.to_thread(self._loads[name])
-            threads = ThreadPoolExecutor(model.plan.shape.sequences, f"haversack-{name}")
-            self.loaded = LoadedModel(name, model, threads)
+            loaded = self.loaded
+            if loaded is None or loaded.name != name:
+                await self._unused.wait()
+                await self._close()
+                model = await asyncio.to_thread(self._loads[name])
+                _log.info("%s is loaded", name)
+                threads = ThreadPoolExecutor(model.plan.shape.sequences, f"haversack-{name}")
+                loaded = self.loaded = LoadedModel(name, model, threads)
+            self._take(loaded)
+            return loaded
 
     async def unload(self) -> None:
         """Close the model if nobody uses it."""

@@ -42,13 +42,14 @@ def configured(server: Server) -> uvicorn.Config:
 
 
 def listener_of(host: str, port: int) -> socket.socket:
-    """Return a socket bound to an address. Raises HaversackError."""
+    """Return a socket that listens on an address. Raises HaversackError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sends at once, without Nagle's delay, only where the protocol is named
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen()
     except OSError as error:
         listener.close()
         raise HaversackError(
