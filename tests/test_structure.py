@@ -79,9 +79,15 @@ def test_folders_are_imported_by_full_name(path: Path) -> None:
         assert name.split(".")[0] not in {*FOLDERS, "tests"}, f"imports {name}"
 
 
+BINDINGS = (
+    *("devices/_native/", "offload/_native.py", "cache/_native.py"),
+    *("devices/system/darwin.py", "devices/system/windows.py"),  # to the system's own libraries
+)
+
+
 @each_file
 def test_only_the_bindings_import_ctypes(path: Path) -> None:
-    if not short(path).startswith(("devices/_native/", "offload/_native.py", "cache/_native.py")):
+    if not short(path).startswith(BINDINGS):
         assert not [name for name in imported(path) if name.split(".")[0] == "ctypes"]
 
 
