@@ -31,7 +31,7 @@ def test_a_long_path_with_letters_of_many_scripts_is_read(tmp_path: Path) -> Non
     folder = tmp_path
     for _ in range(6):
         folder = folder / ("größe-模型-файл-" + "x" * 40)
-    path = Path(host._long_path(folder / "experts"))
+    path = Path(getattr(host, "_long_path")(folder / "experts"))  # noqa: B009 only Windows has it
     assert len(str(path)) > 300
     path.parent.mkdir(parents=True)
     path.write_bytes(bytes(range(256)) * 64)
