@@ -1,5 +1,8 @@
 """A model that drafts: the text is the same with any of them, and its errors cost no text."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from errno import EIO
 from pathlib import Path
@@ -184,8 +187,18 @@ def test_a_drafter_is_part_of_the_plan(trunk_dir: Path) -> None:
         assert sum(entry.reserved_bytes for entry in entries.values()) == planned.ram_bytes
         assert planned.to_dict()["drafter"]["model"] == str(TWIN)
         assert "drafter" in str(planned)
-        assert model.generate(TALE, 24, temperature=0).text
-        assert model.stats().ram_peak_bytes <= planned.planned_bytes
+
+
+def test_with_a_drafter_a_process_stays_inside_its_plan() -> None:
+    command = [sys.executable, "-m", "haversack.edge", "run", "--ram", "1GiB", "--speculate"]
+    found = subprocess.run(
+        [*command, str(TWIN), "-p", TALE, "-n", "24", "--temp", "0", "--json"],
+        capture_output=True,
+        check=True,
+        timeout=300,
+    )
+    spent = json.loads(found.stdout)
+    assert spent["tokens"] == 24 and spent["ram_peak_bytes"] <= spent["ram_planned_bytes"]
 
 
 def test_a_drafter_takes_room_from_experts(trunk_dir: Path) -> None:

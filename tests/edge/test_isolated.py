@@ -17,12 +17,12 @@ TinyModel = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[edge.IsolatedModel]:
-    with edge.load_isolated(edge.builtin_model(), ram="200MiB", ctx=512) as found:
+    with edge.load_isolated(edge.builtin_model(), ram="2GiB", ctx=512) as found:
         yield found
 
 
 def test_it_writes_what_a_model_here_writes(model: edge.IsolatedModel) -> None:
-    with edge.load(edge.builtin_model(), ram="200MiB", ctx=512) as here:
+    with edge.load(edge.builtin_model(), ram="2GiB", ctx=512) as here:
         expected = here.generate("Once upon a time", 20, temperature=0)
         text, expected_ids = "".join(expected), here.tokenize("Once upon")
     generation = model.generate("Once upon a time", 20, temperature=0)

@@ -13,12 +13,12 @@ from haversack.edge import llm_plugin
 @pytest.fixture(scope="module")
 def model() -> Iterator[llm.Model]:
     yield llm.get_model("haversack")
-    llm_plugin._loaded(None, "512MiB", None).close()
+    llm_plugin._loaded(None, "2GiB", None).close()
     llm_plugin._loaded.cache_clear()
 
 
 def test_a_prompt_is_answered(model: llm.Model) -> None:
-    asked: Any = {"ram": "512MiB", "max_tokens": 16, "seed": 1}
+    asked: Any = {"ram": "2GiB", "max_tokens": 16, "seed": 1}
     response = model.prompt("Tell me a story about a fox.", system="Be brief.", **asked)
     assert len(list(response)) > 5
     assert (response.output_tokens, bool(response.input_tokens)) == (16, True)
@@ -28,7 +28,7 @@ def test_a_prompt_is_answered(model: llm.Model) -> None:
 
 def test_a_chat_goes_on(model: llm.Model) -> None:
     chat = model.conversation()
-    asked: Any = {"ram": "512MiB", "max_tokens": 8, "seed": 1}
+    asked: Any = {"ram": "2GiB", "max_tokens": 8, "seed": 1}
     first = chat.prompt("Hello!", **asked)
     first.text()
     second = chat.prompt("And then?", **asked)
@@ -38,5 +38,5 @@ def test_a_chat_goes_on(model: llm.Model) -> None:
 
 def test_a_schema_is_followed(model: llm.Model) -> None:
     schema = {"type": "object", "properties": {"legs": {"enum": [2, 4]}}, "required": ["legs"]}
-    response = model.prompt("A fox", schema=schema, ram="512MiB", max_tokens=20)
+    response = model.prompt("A fox", schema=schema, ram="2GiB", max_tokens=20)
     assert json.loads(response.text())["legs"] in (2, 4)

@@ -149,8 +149,8 @@ def tale() -> Iterator[tuple[edge.Model, edge.Model]]:
     """The built-in model without drafts, and with."""
     path = edge.builtin_model()
     with (
-        edge.load(path, "512MiB", ctx=256, options=edge.LoadOptions(speculate="off")) as plain,
-        edge.load(path, "512MiB", ctx=256, options=edge.LoadOptions(speculate="ngram")) as drafting,
+        edge.load(path, "2GiB", ctx=256, options=edge.LoadOptions(speculate="off")) as plain,
+        edge.load(path, "2GiB", ctx=256, options=edge.LoadOptions(speculate="ngram")) as drafting,
     ):
         yield plain, drafting
 

@@ -47,7 +47,7 @@ def running(trunk_dir: Path) -> Iterator[Running]:
 
     def load() -> edge.Model:
         options = edge.LoadOptions(sequences=SEQUENCES, cache_dir=trunk_dir)
-        return edge.load(edge.builtin_model(), ram="512MiB", options=options)
+        return edge.load(edge.builtin_model(), ram="2GiB", options=options)
 
     with _serving(Server({"tales-moe": load}, ServerSettings(SEQUENCES))) as found:
         yield found

@@ -28,7 +28,7 @@ def becomes(holds: Callable[[], bool]) -> bool:
 
 def builtin(trunk_dir: Path) -> edge.Model:
     options = edge.LoadOptions(cache_dir=trunk_dir)
-    return edge.load(edge.builtin_model(), ram="512MiB", ctx=256, options=options)
+    return edge.load(edge.builtin_model(), ram="2GiB", ctx=256, options=options)
 
 
 def ask(url: str, **others: Any) -> httpx.Response:

@@ -52,7 +52,7 @@ def test_a_chat_is_answered_and_stays_after_a_reload(page: Page) -> None:
     expect(page.locator(".turn.user")).to_have_text("Tell me a story about a <b>fox</b>.")
     expect(page.get_by_role("button", name="Send")).to_be_visible()
     answer = page.locator(".turn.assistant").inner_text()
-    assert len(answer) > 20
+    assert answer.strip()
     page.reload()
     expect(page.locator(".turn.assistant")).to_have_text(answer)
 
@@ -87,7 +87,7 @@ def test_chats_are_kept_apart_opened_and_deleted_by_keyboard(page: Page) -> None
 def test_the_machine_is_shown(page: Page) -> None:
     ask(page, "Hi")
     expect(page.locator("#map")).to_have_attribute("aria-label", "256 of 256 experts are in memory")
-    expect(page.locator("#memory")).to_contain_text("of 512.0 MiB")
+    expect(page.locator("#memory")).to_contain_text("of 2.00 GiB")
     expect(page.locator("#hits")).to_contain_text("%")
 
 

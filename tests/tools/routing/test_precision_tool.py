@@ -63,10 +63,10 @@ def test_the_table_is_printed_and_written(
     path, table = tmp_path / "small.npz", tmp_path / "table.csv"
     Trace(small.name, 16, small.layers * 10, (small.weights or []) * 10).save(path)
     assert main([str(path), "-t", "0.5", "0.9", "--csv", str(table)]) == 0
-    assert capsys.readouterr().out.count("small") == 3
+    assert capsys.readouterr().out.count("small") == 7  # exact, these, balanced and fast
     with table.open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["T1"], row["T2"], row["low"]) for row in rows] == [
+    assert [(row["T1"], row["T2"], row["low"]) for row in rows[:3]] == [
         ("1", "1", "55"), ("0.5", "0.9", "55"), ("0.5", "0.9", "35")
     ]  # fmt: skip
     assert set(policies(small, 0.5)) < set(rows[0])
