@@ -145,12 +145,9 @@ void Readers::drain() {
     progress_.wait(lock, [this] { return reading_ == 0 && moving_ == 0; });
 }
 
-int64_t Readers::made_bytes(const uint8_t *base, bool &is_dear) {
-    double make_s = 0;
-    const int64_t made = toucher_.made_bytes(base, make_s);
+bool Readers::pages_are_dear() {
     const Counts found = counts();
-    is_dear = make_s * found.bytes_read > found.busy_s;
-    return made;
+    return toucher_.s_per_byte() * found.bytes_read > found.busy_s;
 }
 
 Counts Readers::counts() {

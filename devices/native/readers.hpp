@@ -80,9 +80,10 @@ class Readers {
     // beyond them is being made.
     void touch_ahead(uint8_t *base, int64_t num_bytes) { toucher_.set_memory(base, num_bytes); }
     void touch_gently(bool gently) { toucher_.be_gentle(gently); }
-    // How far from `base` reads find pages that were made. `is_dear`: making one takes longer than
-    // reading its bytes.
-    int64_t made_bytes(const uint8_t *base, bool &is_dear);
+    // How far from `base` reads find pages that were made.
+    int64_t made_bytes(const uint8_t *base) { return toucher_.made_bytes(base); }
+    // Whether making a page takes longer than reading its bytes.
+    bool pages_are_dear();
     // Begin `reads` in this order as soon as possible. After `close` they are cancelled.
     void submit(Read *const *reads, size_t count);
     void demand(Read *const *reads, size_t count);

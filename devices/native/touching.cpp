@@ -56,12 +56,16 @@ void Toucher::be_gentle(bool gentle) {
     work_.notify_one();
 }
 
-int64_t Toucher::made_bytes(const uint8_t *base, double &s_per_byte) {
+int64_t Toucher::made_bytes(const uint8_t *base) {
     std::lock_guard<std::mutex> lock(mutex_);
-    s_per_byte = s_per_byte_;
     for (const Memory &memory : memories_)
         if (memory.base == base) return std::max(memory.touched_bytes, memory.used_bytes);
     return 0;
+}
+
+double Toucher::s_per_byte() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return s_per_byte_;
 }
 
 Toucher::Memory *Toucher::next() {

@@ -21,8 +21,10 @@ class Toucher {
     void follow(const uint8_t *end);
     // Take a small part of a processor's time alone: others compute, and wait for each other.
     void be_gentle(bool gentle);
-    // How far from `base` pages were made or used. `s_per_byte`: what making a page took of late.
-    int64_t made_bytes(const uint8_t *base, double &s_per_byte);
+    // How far from `base` pages were made or used.
+    int64_t made_bytes(const uint8_t *base);
+    // What making a page took of late; 0 before the first.
+    double s_per_byte();
     void close();
 
   private:

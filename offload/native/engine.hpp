@@ -161,7 +161,7 @@ class Engine {
     // growth (growth.cpp)
     void grow_pools();
     void use_all_slots();
-    int32_t num_made(int32_t pool, bool &is_dear);
+    int32_t num_made(int32_t pool);
 
     const Caller caller_;
     Readers &readers_;

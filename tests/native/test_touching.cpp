@@ -59,14 +59,13 @@ TEST(a_gentle_toucher_makes_the_pages_as_well) {
     memory.use(MOST_BYTES);
     Toucher toucher;
     toucher.set_memory(memory.base, 8 * MIB);
-    double s_per_byte = 0;
-    CHECK(toucher.made_bytes(memory.base, s_per_byte) == 0 && s_per_byte == 0);
+    CHECK(toucher.made_bytes(memory.base) == 0 && toucher.s_per_byte() == 0);
     toucher.be_gentle(true);
     toucher.follow(memory.base + 4096);
-    while (toucher.made_bytes(memory.base, s_per_byte) < 8 * MIB) std::this_thread::yield();
-    CHECK(toucher.made_bytes(memory.base + 4096, s_per_byte) == 0);
+    while (toucher.made_bytes(memory.base) < 8 * MIB) std::this_thread::yield();
+    CHECK(toucher.made_bytes(memory.base + 4096) == 0);
     toucher.close();
-    CHECK(memory.resident_bytes() == 8 * MIB && s_per_byte > 0);
+    CHECK(memory.resident_bytes() == 8 * MIB && toucher.s_per_byte() > 0);
 }
 
 TEST(memory_may_go_when_it_is_withdrawn) {
