@@ -14,7 +14,6 @@ from haversack.devices import _native as devices
 from haversack.devices._native import own
 from haversack.devices.errors import (
     BindingError,
-    BudgetError,
     CancelledError,
     HaversackError,
 )
@@ -22,13 +21,19 @@ from haversack.devices.ggml import GraphNode, row_type
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.readers import Failure, Readers
 from haversack.offload import _native as native
-from haversack.offload.pool import ExpertPool, PoolPlan, resting_place, spare_slots
+from haversack.offload.engine_levels import (
+    EngineLevels,
+    balance,
+    follow,
+    level_counts,
+    native_matrix,
+)
+from haversack.offload.pool import ExpertPool, PoolPlan, spare_slots
 from haversack.offload.precision import LevelCounts, Precision
 from haversack.offload.resident_file import Memory, Residents
 from haversack.quant.blocks import block_type
-from haversack.quant.gguf import ExpertCopy, ExpertLayer, ExpertMatrix, ModelGeometry
+from haversack.quant.gguf import ExpertLayer, ExpertMatrix, ModelGeometry
 from haversack.quant.lowbit import LowCopies
-from haversack.quant.records import Record, give_up_record
 
 Experts = npt.NDArray[np.integer]
 Predict = Callable[[int], Experts | None]  # predicted experts of a layer, the likeliest first
@@ -36,7 +41,6 @@ Predict = Callable[[int], Experts | None]  # predicted experts of a layer, the l
 _LEAST_ROWS = 1024  # of several rows' experts in one graph: enough to keep the cores busy
 _MOST_TABLE_BYTES = 8 * 1024 * 1024  # of llama.cpp's table of matrices and rows, see engine.cpp
 _MAPPING_BYTES = 8  # of a row there
-_SAMPLED_ROWS = 512  # of all layers, which thresholds are fitted to
 _COUNTS = ("uses", "last_pass", "last_use")  # what the eviction rule has learnt, in this order
 
 
@@ -86,21 +90,6 @@ def _row_bytes(matrix: ExpertMatrix) -> int:
     return block_type(row_type(matrix.type_id)).row_bytes(matrix.row_elements)
 
 
-def _matrix(pool: ExpertPool, index: int, matrix: ExpertMatrix, copy: ExpertCopy) -> native.Matrix:
-    return native.Matrix(
-        pool.address(index),
-        pool.stride(index),
-        resting_place(copy),
-        copy.offset,
-        copy.num_bytes,
-        matrix.row_elements,
-        matrix.num_rows,
-        copy.part,
-        copy.type_id,
-        copy.stride_bytes,
-    )
-
-
 class ExpertEngine:
     """See the module. `pools` and `readers` must outlive it; the readers may be closed before. With
     `precision` the pools have slots of two levels, and the readers the files of the low copies
@@ -116,7 +105,7 @@ class ExpertEngine:
         precision: Precision | None = None,
     ) -> None:
         self._geometry, self.pools, self._readers = geometry, pools, readers
-        self._precision = precision
+        self._levels = None if precision is None else EngineLevels(geometry, precision)
         self._place = {layer.layer: place for place, layer in enumerate(geometry.layers)}
         self._predict: Predict | None = None
         self._error: BaseException | None = None
@@ -134,11 +123,9 @@ class ExpertEngine:
         for layer in geometry.layers:
             native.engine_add_layer(self.address, self._layer(layer))
         native.engine_finish(self.address)
-        if precision is not None:
-            native.engine_set_precision(self.address, self._native_precision(precision))
-            if precision.fitted is not None:
-                size = _SAMPLED_ROWS * geometry.num_experts_per_tok
-                native.engine_sample_weights(self.address, size)
+        if self._levels is not None:
+            assert self.address is not None, "the engine was just made"
+            self._levels.start(self.address)
         self._state = native.engine_state(self.address).contents
         self._state.predictions = _Predictions.BY_ROUTERS
 
@@ -151,45 +138,15 @@ class ExpertEngine:
         levels = native.PoolBytes(shared.total, shared.slot, shared.least_slots)
         native.engine_add_pool_of_two(self.address, rows, plan.num_experts, levels, spare)
 
-    def _native_precision(self, precision: Precision) -> native.Precision:
-        rule, low = precision.thresholds, precision.low
-        of_slices = [
-            None if digests is None else np.ascontiguousarray(digests)
-            for digests in (low.digests, low.rest_digests)
-        ]
-        return native.Precision(
-            rule.low,
-            rule.skip,
-            precision.batch_low_share,
-            *(None if digests is None else devices.address_of(digests) for digests in of_slices),
-            0 if low.digests is None else low.digests.shape[1],
-            len(self._geometry.paths),
-        )
-
     def _layer(self, layer: ExpertLayer) -> native.Layer:
         number = next(n for n, pool in enumerate(self.pools) if layer.layer in pool.plan.layers)
         pool = self.pools[number]
         row = pool.plan.layers.index(layer.layer)
         made = native.Layer(layer.layer, row, number, len(layer.matrices))
         for index, matrix in enumerate(layer.matrices):
-            made.matrices[HIGH][index] = _matrix(pool, index, matrix, matrix.copies[0])
-            if self._precision is not None:
-                copy = self._precision.low.copies[self._place[layer.layer]][index]
-                assert pool.low is not None, "a plan for two levels has slots of both"
-                made.matrices[LOW][index] = _matrix(pool.low, index, matrix, copy)
-                made.rests[index] = self._rest(pool, layer, index)
-        return made
-
-    def _rest(self, pool: ExpertPool, layer: ExpertLayer, index: int) -> native.Matrix:
-        """Return the matrix of what a nested low copy lacks; one without bytes if it lacks all."""
-        assert self._precision is not None, "a model of two levels"
-        rests = self._precision.low.rests
-        rest = None if rests is None else rests[self._place[layer.layer]][index]
-        if rest is None:
-            return native.Matrix()
-        matrix = layer.matrices[index]
-        made = _matrix(pool, index, matrix, rest)
-        made.rest = resting_place(matrix.copies[0]) + matrix.expert_bytes - rest.num_bytes
+            made.matrices[HIGH][index] = native_matrix(pool, index, matrix, matrix.copies[0])
+        if self._levels is not None:
+            self._levels.add_low(made, pool, layer)
         return made
 
     # ------------------------------------------------------------- what it did
@@ -230,10 +187,7 @@ class ExpertEngine:
 
     def level_counts(self) -> LevelCounts:
         """Return how often experts were used by level."""
-        state = self._state
-        low, skipped, saved_bytes = (int(n) for n in (state.low, state.skipped, state.saved_bytes))
-        high = self.hits + self.misses - low - skipped
-        return LevelCounts(high, low, skipped, int(self.prefetch_counts().upgraded), saved_bytes)
+        return level_counts(self._state, int(self.prefetch_counts().upgraded))
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless the bookkeeping of every pool is consistent."""
@@ -288,16 +242,16 @@ class ExpertEngine:
     @property
     def goes_on(self) -> bool:
         """Whether passes may follow each other without `after_pass` in between."""
-        return self._precision is None
+        return self._levels is None
 
     def after_pass(self, failure: int) -> BaseException | None:
         """Return the error of a pass, or of the last of several, that ended in `failure`, None for
         0. Afterwards the bookkeeping is consistent again."""
-        if self._precision is not None:
-            self._give_up_damaged(self._precision.low)
-            self._fit_thresholds(self._precision)
+        assert self.address is not None, "the engine is closed"
+        if self._levels is not None:
+            self._levels.after_pass(self.address)
         if not failure:
-            return self._balance() if self._precision is not None else None
+            return None if self._levels is None else balance(self.address, self.pools)
         error, self._error = self._error, None
         told = self._failure(_Failed(failure), error)
         self._state.failure = _Failed.NOT
@@ -328,59 +282,14 @@ class ExpertEngine:
             case _:
                 return AssertionError("the books of the slots were wrong")
 
-    def _fit_thresholds(self, precision: Precision) -> None:
-        """Have the thresholds fitted to the rows that were computed, when they are enough."""
-        count = native.engine_sampled_weights(self.address, None, 0)
-        if count and precision.fitted is not None:
-            used = self._geometry.num_experts_per_tok
-            weights = np.empty((count // used, used), np.float32)
-            native.engine_sampled_weights(self.address, devices.address_of(weights), count)
-            found = precision.fitted(weights)
-            native.engine_set_thresholds(self.address, found.low, found.skip)
-
-    def _give_up_damaged(self, low: LowCopies) -> None:
-        """Note in their file which low copies were found damaged."""
-        count = native.engine_damaged(self.address, None, 0)
-        if count:
-            found = np.empty((count, 3), np.int32)
-            native.engine_damaged(self.address, devices.address_of(found), count)
-            for record in found.tolist():
-                give_up_record(low.paths[0], Record(*record))
-
-    def _balance(self) -> BudgetError | None:
-        """Move bytes to the level that is short of slots."""
-        if native.engine_balance(self.address):
-            try:
-                for number in range(len(self.pools)):
-                    self._follow(number)
-            except BudgetError as error:
-                return error
-        return None
-
-    def _follow(self, number: int) -> None:
-        """Have memory for as many slots of each level as the engine has. Raises BudgetError if the
-        system refuses it; the engine then has fewer slots."""
-        high = self.pools[number]
-        assert high.low is not None, "a plan for two levels has slots of both"
-        levels = [
-            (level, pool, native.engine_num_slots(self.address, number, level))
-            for level, pool in ((HIGH, high), (LOW, high.low))
-        ]
-        for level, pool, num_slots in sorted(levels, key=lambda each: each[2] - each[1].num_slots):
-            try:
-                pool.resize(num_slots)
-            except BudgetError:
-                slots = native.engine_slots(self.address, number, level)
-                native.slots_resize(slots, pool.num_slots)
-                raise
-
     def resize(self, number: int, num_slots: int) -> None:
         """Change the number of slots of pool `number`, between two passes. With two levels it gets
         the bytes of so many HIGH slots. Raises BudgetError if the system refuses the memory."""
+        assert self.address is not None, "the engine is closed"
         pool = self.pools[number]
         if pool.low is not None:
             native.engine_resize_pool(self.address, number, num_slots)
-            self._follow(number)
+            follow(self.address, self.pools, number)
         elif num_slots < pool.num_slots:
             native.engine_resize_pool(self.address, number, num_slots)
             pool.resize(num_slots)
@@ -460,7 +369,7 @@ class ExpertEngine:
     def held_copies(self) -> dict[int, list[int]]:
         """By layer, for each expert: 2 if its whole copy has a slot, 1 if a low copy has, else 0.
         It may be called while a pass is computed, and is out of date at once."""
-        levels = (HIGH,) if self._precision is None else (LOW, HIGH)
+        levels = (HIGH,) if self._levels is None else (LOW, HIGH)
         held = dict[int, list[int]]()
         for number, pool in enumerate(self.pools):
             for row, layer in enumerate(pool.plan.layers):
