@@ -20,6 +20,7 @@ from haversack.devices.errors import (
     ContextError,
     HaversackError,
     ModelFileError,
+    PromptError,
 )
 from haversack.devices.forks import Birthplace
 from haversack.devices.ggml import GraphNode
@@ -37,6 +38,8 @@ MOST_ROWS = (
     7  # of a pass whose every row has the bits of a single token; see offload/native/rows.cpp
 )
 MOST_SEQUENCES = 64
+EXACT_KV_TYPE = "f16"
+KV_TYPES = {EXACT_KV_TYPE: 1, "q8_0": 8, "q4_0": 2}  # enum ggml_type of a cache's keys and values
 
 Progress = Callable[[float], None]
 
@@ -63,12 +66,17 @@ OnNode = Callable[[int, bool, object], bool]
 @dataclass(frozen=True)
 class ContextShape:
     """What decides a context's memory and its speed: each of its `sequences` has room for
-    `ctx_tokens`."""
+    `ctx_tokens`, whose keys and values are of `kv_type`, one of KV_TYPES. Raises PromptError."""
 
     ctx_tokens: int
     batch_tokens: int
     threads: int
     sequences: int = 1
+    kv_type: str = EXACT_KV_TYPE
+
+    def __post_init__(self) -> None:
+        if self.kv_type not in KV_TYPES:
+            raise PromptError(f"kv_type is {self.kv_type!r}: give one of {', '.join(KV_TYPES)}")
 
     @property
     def most_rows(self) -> int:
@@ -232,6 +240,7 @@ def context_params(shape: ContextShape) -> Any:
     params.n_threads = params.n_threads_batch = shape.threads
     params.n_outputs_max = max(MOST_ROWS, shape.sequences)
     params.offload_kqv = params.op_offload = params.kv_unified = False
+    params.type_k = params.type_v = KV_TYPES[shape.kv_type]
     # Else llama.cpp tries whether its own device computes it, and turns it off where ours does.
     params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
     return params

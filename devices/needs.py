@@ -9,7 +9,7 @@ from haversack.devices._native import llama, own
 from haversack.devices.causality import refuse_wrong_kind
 from haversack.devices.errors import ModelFileError
 from haversack.devices.interrupts import StopFlag
-from haversack.devices.llama import ContextShape, LlamaModel, context_params
+from haversack.devices.llama import EXACT_KV_TYPE, ContextShape, LlamaModel, context_params
 from haversack.devices.logs import captured_logs
 
 # Tiled products take 512 KiB for each thread, in llama.cpp's own scratch and in that of the
@@ -21,6 +21,7 @@ VOCABULARY_FACTOR = 10  # measured: a vocabulary takes 9 to 10 times its bytes i
 _CELL_BYTES = 152
 _INDEX_KEYS = (b".attention.indexer.", b".attention.compress_ratios")
 _KEY_BYTES = 256
+_ROTATION_SIDES = (64, 128, 256, 512)
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,18 @@ def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
     with captured_logs() as log, StopFlag().listening():
         context = guard.init_context(model.address, context_params(shape))
     if not context:
+        knob = "" if shape.kv_type == EXACT_KV_TYPE else "; give --kv-type f16"
         raise ModelFileError(
             f"llama.cpp cannot plan a context of {shape.ctx_tokens} tokens for"
-            f" {model.path}: {log.reason()}"
+            f" {model.path}: {log.reason()}{knob}"
         )
     try:
         refuse_wrong_kind(model.path, model.address, context)
         sizes = _context_sizes(context, shape.batch_tokens)
     finally:
         llama.llama_free(context)
-    tables_bytes = _num_cell_tables(model) * cell_bytes(shape.ctx_tokens * shape.sequences)
+    table_bytes = cell_bytes(shape.ctx_tokens * shape.sequences) + _rotation_bytes(shape)
+    tables_bytes = _num_cell_tables(model) * table_bytes
     num_rows = context_params(shape).n_outputs_max
     logits_bytes = LOGIT_BYTES * model.vocabulary.num_tokens * num_rows
     graph_bytes = _graph_bytes(sizes.max_nodes)
@@ -76,6 +79,12 @@ def _context_sizes(context: Any, batch_tokens: int) -> own.ContextSizes:
 def cell_bytes(ctx_tokens: int) -> int:
     """Return the bytes of a cache's table of its cells when all cells are in use."""
     return _CELL_BYTES * ctx_tokens
+
+
+def _rotation_bytes(shape: ContextShape) -> int:
+    """Return the most bytes of the matrices with which llama.cpp rotates keys and values of a cache
+    before it quantises them."""
+    return 0 if shape.kv_type == EXACT_KV_TYPE else sum(4 * side * side for side in _ROTATION_SIDES)
 
 
 def _num_cell_tables(model: LlamaModel) -> int:

@@ -306,14 +306,13 @@ def evaluate_fidelity(
     output: OutputOptions,
     log: LogOptions,
 ) -> None:
-    """Measure on a text what a fidelity costs in quality, beside exact, and what it saves."""
-    from haversack.edge.evaluation import Evaluation, draw_pareto, text_of
+    """Measure on a text what a fidelity and a KV type cost in quality, beside exact."""
+    from haversack.edge.evaluation import Evaluation, draw_pareto, plans_to_measure, text_of
 
     log_to_stderr(log.verbose)
     assert asked.text is not None, "the options check it"
     text = text_of(asked.text, asked.tokens)
-    exact, *others = fidelity.plans(model, asked.all)
-
+    exact, *others = plans_to_measure(model, fidelity, asked.all)
     with load_progress(log.verbose) as progress:
         options = LoadOptions(cache_dir=fidelity.folder, progress=progress, warm_start=False)
         evaluation = Evaluation(text, asked.tokens, options)
@@ -337,6 +336,7 @@ def _cells(found: Mapping[str, Any]) -> dict[str, str]:
     uses = max(1, sum(found[f"uses_{level}"] for level in ("high", "low", "skipped")))
     return {
         "fidelity": found["fidelity"],
+        "KV": found["kv_type"],
         ">perplexity": f"{found['perplexity']:.4g}",
         ">rise": f"{found['perplexity_rise']:+.2%}",
         ">KL mean": f"{found['kl_mean']:.3g}",

@@ -6,24 +6,30 @@ name in between, so memory does not grow with the text; the number of tokens bou
 """
 
 import codecs
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from haversack.devices.errors import HaversackError, PromptError, StorageError
+from haversack.devices.errors import HaversackError, ModelFileError, PromptError, StorageError
+from haversack.devices.llama import EXACT_KV_TYPE, KV_TYPES
 from haversack.devices.units import format_bytes
+from haversack.edge.fidelity import MODES, Fidelity
 from haversack.edge.given_text import longest_text_bytes, read_at_most
 from haversack.edge.loading import LoadOptions, default_cache_dir, load
 from haversack.edge.model import Model
+from haversack.edge.options import FidelityOptions, ModelOptions
 from haversack.edge.planner import Plan
 from haversack.edge.stats import Stats
 from haversack.quant.fidelity import FidelityMeter, FidelityReport, Logits
+
+_log = logging.getLogger("haversack.evaluation")
 
 _PROMPT_SHARE = 8  # an eighth of each piece of text is computed as a prompt
 _WARM_TOKENS = 64  # decoded first, while slots fill; they do not count
@@ -31,12 +37,34 @@ _LEAST_TOKENS = 256
 _COUNTS = ("uses_high", "uses_low", "uses_skipped", "upgraded", "bytes_read", "saved_bytes")
 
 
+def plans_to_measure(model: ModelOptions, fidelity: FidelityOptions, every: bool) -> list[Plan]:
+    """Plan exact, and what is asked for or with `every` all fidelities and KV types; what stays
+    exact is left out. A KV type that the model cannot have is logged and left out of all. Raises
+    what `edge.plan` raises, and PromptError for shares with `every`."""
+    asked = [fidelity.asked()]
+    if every:
+        if asked[0].has_own_shares:
+            raise PromptError("--all measures the modes' own shares: leave the others out")
+        asked = [Fidelity(mode, fidelity.low_from) for mode in MODES]
+    exact, own = replace(model, kv_type=EXACT_KV_TYPE).plan(), model.plan()
+    others = [own] if own.shape.kv_type != EXACT_KV_TYPE else []
+    for kv_type in KV_TYPES if every else ():
+        if kv_type not in (EXACT_KV_TYPE, own.shape.kv_type):
+            try:
+                others.append(replace(model, kv_type=kv_type).plan())
+            except ModelFileError as error:
+                _log.warning("%s is not measured: %s", kv_type, error)
+    applied = [each.applied(own, fidelity.folder) for each in asked]
+    return [exact, *others, *(planned for planned in applied if planned.precision is not None)]
+
+
 @dataclass(frozen=True)
 class LevelResult:
-    """What was measured at one fidelity: the meter's report, and the counts of `Stats` for the
-    tokens that were metered."""
+    """What was measured at one fidelity with one type of the KV cache: the meter's report, and the
+    counts of `Stats` for the tokens that were metered."""
 
     fidelity: str
+    kv_type: str
     report: FidelityReport
     uses_high: int
     uses_low: int
@@ -51,7 +79,8 @@ class LevelResult:
         """Return all figures as plain values."""
         figures = asdict(self)
         report = figures.pop("report") | {"perplexity_rise": self.report.perplexity_rise}
-        return {"fidelity": figures.pop("fidelity"), **report, **figures}
+        kind = {name: figures.pop(name) for name in ("fidelity", "kv_type")}
+        return {**kind, **report, **figures}
 
 
 class Evaluation:
@@ -123,13 +152,14 @@ class Evaluation:
                         self._options.progress(what, (num_done + place + 1) / num_tokens)
                 spent.append(model.stats().since(before))
             num_done += len(piece)
-        return _result(model.plan.fidelity, meter.report(), spent)
+        return _result(model.plan, meter.report(), spent)
 
 
-def _result(fidelity: str, report: FidelityReport, spent: Sequence[Stats]) -> LevelResult:
+def _result(planned: Plan, report: FidelityReport, spent: Sequence[Stats]) -> LevelResult:
     counts = {name: sum(getattr(part, name) for part in spent) for name in _COUNTS}
     return LevelResult(
-        fidelity,
+        planned.fidelity,
+        planned.shape.kv_type,
         report,
         **counts,
         bytes_read_per_token=counts["bytes_read"] / report.num_tokens,
@@ -189,7 +219,10 @@ def draw_pareto(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     divergences = [found["kl_mean"] for found in results]
     axes.plot(mib_read, divergences, "o-")
     for found, x, y in zip(results, mib_read, divergences, strict=True):
-        axes.annotate(found["fidelity"], (x, y), textcoords="offset points", xytext=(6, 6))
+        kind = "" if found["kv_type"] == EXACT_KV_TYPE else f", {found['kv_type']}"
+        axes.annotate(
+            f"{found['fidelity']}{kind}", (x, y), textcoords="offset points", xytext=(6, 6)
+        )
     axes.set(xlabel="MiB read a token", ylabel="mean KL divergence from exact, nats")
     axes.set_xlim(left=0)
     try:

@@ -20,6 +20,7 @@ from haversack.devices.errors import (
 )
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.ledger import Lease, ledger
+from haversack.devices.llama import EXACT_KV_TYPE
 from haversack.devices.memory import PeakMeter
 from haversack.devices.storage import DirectFile, known_speed
 from haversack.devices.system import host
@@ -35,6 +36,7 @@ from haversack.edge.planner import (
     EXACT,
     STREAMED,
     Plan,
+    ShapeSettings,
     plan,
     with_drafts,
 )
@@ -67,7 +69,8 @@ class LoadOptions:
     With `warm_start`, a streamed model reads back the experts that its last run saved, while no
     other read is wanted, and saves its own when closed. Without it, nothing is read back or saved.
     What drafts come from is kept from run to run in the same way.
-    `fidelity` is a mode's name or a `Fidelity`.
+    `fidelity` is a mode's name or a `Fidelity`. `kv_type` is the block type of the context's keys
+    and values, see `plan`.
     """
 
     batch: int = DEFAULT_BATCH_TOKENS
@@ -78,6 +81,7 @@ class LoadOptions:
     open_file: OpenFile = DirectFile
     warm_start: bool = True
     fidelity: str | Fidelity = EXACT
+    kv_type: str = EXACT_KV_TYPE
 
     def __post_init__(self) -> None:
         if not isinstance(self.cache_dir, str | os.PathLike | None):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -92,6 +96,10 @@ class LoadOptions:
     def telling(self, progress: LoadProgress | None) -> "LoadOptions":
         """Return the same options with another `progress`."""
         return replace(self, progress=progress)
+
+    def shape(self) -> ShapeSettings:
+        """Return what it says of the context."""
+        return {"batch": self.batch, "sequences": self.sequences, "kv_type": self.kv_type}
 
     def asked_drafts(self) -> Asked:
         """Return how to draft. Raises PromptError."""
@@ -123,12 +131,13 @@ def load(
     """Return a model ready to generate, inside `ram` bytes of anonymous memory of this process.
 
     `model` is the path of a GGUF (any part of a split one) or a plan, which says `ram`, `ctx`,
-    `threads`, `batch`, `sequences` and maybe the fidelity itself. `ram` is a size ("6GiB"), bytes,
-    or a `Budget` that several models share, see `plan`: the process never takes more than what its
-    open models were given together. A model that is dropped without `close` keeps its memory and
-    its part of the budget. One model is loaded at a time; loads of other threads wait. `seed` makes
-    all sampling repeatable. The first load of a model writes its trunk file into the cache; one
-    that turns out to be damaged is written anew, which is logged as a warning.
+    `threads`, `batch`, `sequences`, `kv_type` and maybe the fidelity itself. `ram` is a size
+    ("6GiB"), bytes, or a `Budget` that several models share, see `plan`: the process never takes
+    more than what its open models were given together. A model that is dropped without `close`
+    keeps its memory and its part of the budget. One model is loaded at a time; loads of other
+    threads wait. `seed` makes all sampling repeatable. The first load of a model writes its trunk
+    file into the cache; one that turns out to be damaged is written anew, which is logged as a
+    warning.
 
     Raises BudgetError, ModelFileError, StorageError, UnitError, KeyboardInterrupt; nothing is
     left behind then.
@@ -141,7 +150,7 @@ def load(
             raise PromptError("a plan says ram, ctx and threads already: give either")
         planned = model
     else:
-        planned = plan(model, ram, ctx, threads, options.batch, options.sequences)
+        planned = plan(model, ram, ctx, threads, **options.shape())
     planned = _with_drafts(planned, options.asked_drafts(), isinstance(model, Plan))
     if planned.precision is None:
         folder = Path(options.cache_dir or default_cache_dir())

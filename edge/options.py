@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from haversack.devices.errors import PromptError
+from haversack.devices.llama import EXACT_KV_TYPE, KV_TYPES
 from haversack.edge.fidelity import MODES, Fidelity
 from haversack.edge.gbnf import MAX_GRAMMAR_CHARS
 from haversack.edge.given_text import (
@@ -69,6 +70,14 @@ class ModelOptions:
     batch: Annotated[int, _memory(metavar="N", help="Prompt tokens computed at once.")] = (
         DEFAULT_BATCH_TOKENS
     )
+    kv_type: Annotated[
+        str,
+        _memory(
+            metavar="TYPE",
+            help=f"Block type of the KV cache: {', '.join(KV_TYPES)}. The last two take about half"
+            " and a quarter of the first, and are not exact; eval measures what that costs.",
+        ),
+    ] = EXACT_KV_TYPE
 
     @property
     def path(self) -> Path:
@@ -85,7 +94,15 @@ class ModelOptions:
         """Plan how the model, or one of this geometry, would run. Raises what `edge.plan`
         raises."""
         source = geometry or self.path
-        return plan(source, self.ram, self.ctx, self.threads, self.batch, sequences)
+        return plan(
+            source,
+            self.ram,
+            self.ctx,
+            self.threads,
+            batch=self.batch,
+            sequences=sequences,
+            kv_type=self.kv_type,
+        )
 
 
 @dataclass(frozen=True)
@@ -148,18 +165,6 @@ class FidelityOptions(CacheOptions):
         planned = model.plan(geometry, sequences)
         planned = with_drafts(planned, drafts.draft_from, drafts.is_off)
         return asked.applied(planned, self.folder)
-
-    def plans(self, model: ModelOptions, every: bool) -> list[Plan]:
-        """Plan exact, and what is asked for or with `every` all else; what stays exact is left out.
-        Raises as `plan`, and PromptError for shares with `every`."""
-        asked = [self.asked()]
-        if every:
-            if asked[0].has_own_shares:
-                raise PromptError("--all measures the modes' own shares: leave the others out")
-            asked = [Fidelity(mode, self.low_from) for mode in MODES]
-        exact = model.plan()
-        others = [fidelity.applied(exact, self.folder) for fidelity in asked]
-        return [exact, *(other for other in others if other.precision is not None)]
 
 
 @dataclass(frozen=True)
@@ -389,7 +394,10 @@ class EvalOptions:
     ] = 2048
     all: Annotated[
         bool,
-        typer.Option("--all", help="Measure every fidelity, and draw bytes read against quality."),
+        typer.Option(
+            "--all",
+            help="Measure every fidelity and KV type, and draw bytes read against quality.",
+        ),
     ] = False
     png: Annotated[Path, typer.Option(metavar="FILE", help="The picture that --all draws.")] = Path(
         "fidelity.png"

@@ -5,7 +5,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+from typing_extensions import Unpack
 
 from haversack.cache.ngram import TABLE_BYTES, text_bytes
 from haversack.devices.budget import MemoryBudget
@@ -13,7 +15,13 @@ from haversack.devices.cores import usable_cores
 from haversack.devices.errors import BudgetError, ModelFileError, PromptError
 from haversack.devices.grammar import trie_bytes
 from haversack.devices.ledger import ledger
-from haversack.devices.llama import MOST_ROWS, MOST_SEQUENCES, ContextShape, LlamaModel
+from haversack.devices.llama import (
+    EXACT_KV_TYPE,
+    MOST_ROWS,
+    MOST_SEQUENCES,
+    ContextShape,
+    LlamaModel,
+)
 from haversack.devices.memory import probe_ram
 from haversack.devices.needs import (
     LOGIT_BYTES,
@@ -49,6 +57,14 @@ _USUAL_PROCESS_BYTES = 96 * _MIB  # more than the interpreter and the libraries 
 RESERVE_RAM_BYTES = 2048 * _MIB  # left to the rest of the system where no budget is given
 _ROW_ID_BYTES = 8  # of a (row, expert) pair in llama.cpp's scratch for MUL_MAT_ID
 _MATRIX_SCRATCH_BYTES = 72  # of each expert there
+
+
+class ShapeSettings(TypedDict, total=False):
+    """The rarer settings of a context, see `plan`."""
+
+    batch: int
+    sequences: int
+    kv_type: str
 
 
 @dataclass(frozen=True)
@@ -189,6 +205,7 @@ class Plan:
             "batch": self.shape.batch_tokens,
             "threads": self.shape.threads,
             "sequences": self.shape.sequences,
+            "kv_type": self.shape.kv_type,
             "drafter": None if self.drafter is None else self.drafter.to_dict(),
             **figures,
             "planned_bytes": self.planned_bytes,
@@ -243,8 +260,7 @@ def plan(
     ram: str | int | Budget | None = None,
     ctx: int | None = None,
     threads: int | None = None,
-    batch: int = DEFAULT_BATCH_TOKENS,
-    sequences: int = 1,
+    **rarer: Unpack[ShapeSettings],
 ) -> Plan:
     """Plan how the model at `path` would run in `ram`; reads its header and allocates nothing.
 
@@ -257,14 +273,15 @@ def plan(
     The memory of other open models is not in it: they have budgets of their own. `ctx` defaults to
     4096 tokens or what the model was trained for, `threads` to the cores that may be used (see
     `haversack doctor`), `batch` is the prompt tokens computed at once, `sequences` how many texts
-    are held at the same time, each with a context of `ctx` tokens. Raises BudgetError with the
-    floor, ModelFileError, UnitError.
+    are held at the same time, each with a context of `ctx` tokens, and `kv_type` the block type of
+    the context's keys and values: "f16", or "q8_0" or "q4_0", which take less and are not exact.
+    Raises BudgetError with the floor, ModelFileError, PromptError, UnitError.
     """
     geometry, ram_bytes = _geometry_of(path), _ram_bytes(ram)
     process_bytes = ledger.process_bytes()  # measured before the dry run allocates
     model = LlamaModel(geometry.path, dry=True)
     try:
-        shape = _context_shape(ctx, threads, batch, sequences, model.trained_ctx_tokens)
+        shape = _context_shape(ctx, threads, model.trained_ctx_tokens, **rarer)
         _refuse_boundless(shape, ram_bytes)
         needs = memory_needs(model, shape)
         sampling_bytes = _sampling_bytes(model.vocabulary, shape.sequences)
@@ -356,10 +373,11 @@ def _ram_bytes(ram: str | int | Budget | None) -> int:
 
 
 def _context_shape(
-    ctx: int | None, threads: int | None, batch: int, sequences: int, trained_tokens: int
+    ctx: int | None, threads: int | None, trained_tokens: int, **rarer: Unpack[ShapeSettings]
 ) -> ContextShape:
     ctx_tokens = ctx if ctx is not None else min(DEFAULT_CTX_TOKENS, trained_tokens)
     num_threads = threads if threads is not None else usable_cores()
+    batch, sequences = rarer.get("batch", DEFAULT_BATCH_TOKENS), rarer.get("sequences", 1)
     for name, value, most in (
         ("ctx", ctx_tokens, _MAX_CTX_TOKENS),
         ("batch", batch, _MAX_CTX_TOKENS),
@@ -368,7 +386,8 @@ def _context_shape(
     ):
         if not isinstance(value, Integral) or not 1 <= value <= most:
             raise PromptError(f"{name} is {value!r}: give a whole number from 1 to {most}")
-    return ContextShape(ctx_tokens, min(batch, ctx_tokens), num_threads, sequences)
+    kv_type = rarer.get("kv_type", EXACT_KV_TYPE)
+    return ContextShape(ctx_tokens, min(batch, ctx_tokens), num_threads, sequences, kv_type)
 
 
 def _refuse_boundless(shape: ContextShape, ram_bytes: int) -> None:

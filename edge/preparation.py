@@ -205,7 +205,7 @@ def _importance(
 
 
 def _calibration_plan(geometry: ModelGeometry, options: PrepareOptions) -> Plan:
-    planned = plan(geometry.path, options.ram, _PIECE_TOKENS, options.threads, _PIECE_TOKENS)
+    planned = plan(geometry.path, options.ram, _PIECE_TOKENS, options.threads, batch=_PIECE_TOKENS)
     columns = [m.num_experts * m.row_elements for layer in geometry.layers for m in layer.matrices]
     sums_bytes = 4 * sum(columns)
     return plan(
@@ -213,7 +213,7 @@ def _calibration_plan(geometry: ModelGeometry, options: PrepareOptions) -> Plan:
         planned.ram_bytes - sums_bytes,
         _PIECE_TOKENS,
         options.threads,
-        _PIECE_TOKENS,
+        batch=_PIECE_TOKENS,
     )
 
 

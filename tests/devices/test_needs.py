@@ -13,7 +13,7 @@ import pytest
 
 from haversack.devices import _native as native
 from haversack.devices import needs
-from haversack.devices.errors import BindingError, ModelFileError
+from haversack.devices.errors import BindingError, ModelFileError, PromptError
 from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
 from haversack.devices.logs import LogCapture
 from haversack.devices.needs import THREAD_SCRATCH_BYTES, cell_bytes, memory_needs
@@ -54,6 +54,33 @@ def test_bytes_of_the_cache_by_hand(tiny_model: Callable[..., Path]) -> None:
         by_hand += cell_bytes(ctx_tokens)
         kv_bytes, _ = needs_of(path, ContextShape(ctx_tokens, 64, 1))
         assert kv_bytes == by_hand
+
+
+@pytest.mark.parametrize(("kv_type", "block_bytes"), [("q8_0", 34), ("q4_0", 18)])
+def test_a_quantised_cache_takes_its_blocks(
+    kv_type: str, block_bytes: int, tiny_model: Callable[..., Path]
+) -> None:
+    """And the matrices of 64 to 512 rows with which llama.cpp rotates keys and values."""
+    layers, key_value_heads, head_dim = 2, 2, 64
+    rotations = sum(4 * side * side for side in (64, 128, 256, 512))
+    kv_bytes, _ = needs_of(
+        tiny_model("qwen3moe", shape=SMALL), ContextShape(8192, 64, 1, 1, kv_type)
+    )
+    by_hand = 2 * layers * key_value_heads * head_dim // 32 * block_bytes * 8192
+    assert kv_bytes == by_hand + cell_bytes(8192) + rotations
+
+
+def test_a_type_that_no_head_is_made_of_is_refused(known_answer_model: Path) -> None:
+    needs_of(known_answer_model, ContextShape(256, 64, 1))
+    with pytest.raises(
+        ModelFileError, match=r"block size 32 does not divide .*; give --kv-type f16"
+    ):
+        needs_of(known_answer_model, ContextShape(256, 64, 1, 1, "q8_0"))
+
+
+def test_an_unknown_type_is_refused() -> None:
+    with pytest.raises(PromptError, match="kv_type is 'q2_k': give one of f16, q8_0, q4_0"):
+        ContextShape(256, 64, 1, 1, "q2_k")
 
 
 # Prints what is needed after the process was given the locale of its first argument.

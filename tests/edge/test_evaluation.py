@@ -14,8 +14,9 @@ import pytest
 
 from haversack import edge
 from haversack.devices.errors import HaversackError, PromptError, StorageError
-from haversack.edge.evaluation import Evaluation, draw_pareto, text_of
+from haversack.edge.evaluation import Evaluation, draw_pareto, plans_to_measure, text_of
 from haversack.edge.loading import LoadOptions, builtin_model
+from haversack.edge.options import FidelityOptions, ModelOptions
 from haversack.edge.planner import Plan, streamed
 from haversack.tools.models.architectures import TinyShape
 
@@ -85,6 +86,17 @@ def test_substituted_experts_are_streamed_and_seen(
     assert found["fast"].report.kl_mean > found["balanced"].report.kl_mean
 
 
+def test_what_a_kv_type_costs_is_measured(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    model = ModelOptions(tiny_model(), ram="2GiB", ctx=256, threads=1, kv_type="q4_0")
+    plans = plans_to_measure(model, FidelityOptions(cache_dir=tmp_path), every=False)
+    text = " ".join(map(str, np.random.default_rng(0).integers(512, size=300)))
+    options = LoadOptions(cache_dir=tmp_path, warm_start=False)
+    exact, small = Evaluation(text, 300, options).run(plans[0], plans[1:])
+    assert (exact.kv_type, small.kv_type) == ("f16", "q4_0")
+    assert exact.fidelity == small.fidelity == "exact"
+    assert small.report.kl_mean > exact.report.kl_mean == 0
+
+
 def test_short_texts_and_contexts_are_refused(text: str, trunk_dir: Path) -> None:
     options = LoadOptions(cache_dir=trunk_dir, warm_start=False)
     with pytest.raises(PromptError, match=r"100 tokens of text .* of 256 or more"):
@@ -117,8 +129,9 @@ def test_a_text_is_read_as_far_as_it_can_matter(tmp_path: Path) -> None:
 
 
 RESULTS: list[dict[str, Any]] = [
-    {"fidelity": "exact", "kl_mean": 0.0, "bytes_read_per_token": 4 << 20},
-    {"fidelity": "fast", "kl_mean": 0.1, "bytes_read_per_token": 1 << 20},
+    {"fidelity": "exact", "kv_type": "f16", "kl_mean": 0.0, "bytes_read_per_token": 4 << 20},
+    {"fidelity": "exact", "kv_type": "q4_0", "kl_mean": 0.1, "bytes_read_per_token": 4 << 20},
+    {"fidelity": "fast", "kv_type": "f16", "kl_mean": 0.1, "bytes_read_per_token": 1 << 20},
 ]
 
 

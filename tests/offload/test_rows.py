@@ -28,8 +28,9 @@ Q4_K = {"expert_type": "Q4_K", "layout": TinyLayout(trunk_type="Q4_K")}
 
 
 @contextmanager
-def opened(path: Path, num_sequences: int = 1) -> Iterator[Engine]:
-    engine = open_resident(path, ContextShape(CTX, BATCH, THREADS, num_sequences))
+def opened(path: Path, num_sequences: int = 1, kv_type: str = "f16") -> Iterator[Engine]:
+    shape = ContextShape(CTX, BATCH, THREADS, num_sequences, kv_type)
+    engine = open_resident(path, shape)
     try:
         yield engine
     finally:
@@ -46,9 +47,9 @@ def row_of(sequence: int, position: int) -> Row:
     return Row(int(TOKENS[sequence, position]) % VOCABULARY, position, sequence, True)
 
 
-def alone(engine: Engine, sequence: int, first: int, count: int) -> Logits:
+def alone(engine: Engine, sequence: int, first: int, count: int, kv_type: str = "f16") -> Logits:
     """Logits of plain llama.cpp after each of the tokens, one at a time, (count, vocabulary)."""
-    context = LlamaContext(engine.model, ContextShape(CTX, BATCH, THREADS))
+    context = LlamaContext(engine.model, ContextShape(CTX, BATCH, THREADS, 1, kv_type))
     try:
         prefilled(context, TOKENS[sequence, :first].tolist())
         rows = []
@@ -65,9 +66,9 @@ def together(context: LlamaContext, rows: Sequence[Row]) -> list[Logits]:
     return [context.logits(i) for i in range(len(rows))]
 
 
-def assert_rows_equal(path: Path, first: int, count: int) -> None:
+def assert_rows_equal(path: Path, first: int, count: int, kv_type: str = "f16") -> None:
     """One text, in passes of 2 to 7 rows after `first` tokens."""
-    with opened(path) as engine:
+    with opened(path, kv_type=kv_type) as engine:
         prefilled(engine.context, TOKENS[0, :first].tolist())
         rows: list[Logits] = []
         for size in cycle(range(2, 8)):
@@ -75,7 +76,7 @@ def assert_rows_equal(path: Path, first: int, count: int) -> None:
             rows += together(engine.context, [row_of(0, position) for position in positions])
             if len(rows) == count:
                 break
-        np.testing.assert_array_equal(rows, alone(engine, 0, first, count))
+        np.testing.assert_array_equal(rows, alone(engine, 0, first, count, kv_type))
 
 
 @pytest.fixture
@@ -93,6 +94,14 @@ def no_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture(architecture: str, tiny_model: Any) -> None:
     assert_rows_equal(tiny_model(architecture), PREFILL, NUM_ROWS)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kv_type"), [("qwen3moe", "q8_0"), ("deepseek2", "q8_0"), ("gpt-oss", "q4_0")]
+)
+def test_quantised_keys_and_values(architecture: str, kv_type: str, tiny_model: Any) -> None:
+    """llama.cpp splits no row's cells then, and rotates each row by itself."""
+    assert_rows_equal(tiny_model(architecture), PREFILL, NUM_ROWS, kv_type)
 
 
 @pytest.mark.usefixtures("no_flash_attention")
