@@ -12,16 +12,20 @@ from haversack.devices.errors import PromptError, StorageError
 
 Turn = tuple[str, str]  # what the user said, what the model replied
 
-VERSION = 1
+VERSION = 2
+_OLD_VERSION = 1  # without model_id and kv
 
 
 @dataclass(frozen=True)
 class KeptChat:
-    """A chat: the name of its model's file, what the model was told before it, and its turns."""
+    """A chat: the name of its model's file and a digest of its content, what the model was told
+    before it, its turns, and the name of the file beside it with its keys and values, if any."""
 
     model: str
+    model_id: str | None
     system: str | None
     turns: list[Turn]
+    kv: str | None = None
 
     def save(self, path: Path) -> None:
         """Write it to `path`. An older file is replaced only once the new one is on the disk.
@@ -56,13 +60,16 @@ class KeptChat:
                 f"{path} is no chat: {error}: give a file that /save wrote"
             ) from error
         version = found.get("haversack_chat") if isinstance(found, dict) else None
-        if version != VERSION:
+        if version not in (VERSION, _OLD_VERSION):
             raise PromptError(
                 f"{path} is no chat of version {VERSION} (it says {version!r}): give a file that"
                 " /save of this haversack wrote"
             )
         try:
             turns = [(str(said), str(reply)) for said, reply in found["turns"]]
-            return cls(str(found["model"]), found["system"], turns)
+            kv, model_id = found.get("kv"), found.get("model_id")
+            if not (kv is None or Path(kv).name == kv):
+                raise ValueError(f"{kv!r} is not the name of a file beside it")
+            return cls(str(found["model"]), model_id, found["system"], turns, kv)
         except (KeyError, TypeError, ValueError) as error:
             raise PromptError(f"{path} is damaged ({error!r}): give another file") from error

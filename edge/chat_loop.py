@@ -12,7 +12,8 @@ from types import FrameType
 from typing import Any
 
 from haversack.devices.errors import ContextError, HaversackError, PromptError, StorageError
-from haversack.edge.chat_file import KeptChat, Turn
+from haversack.edge.chat_file import Turn
+from haversack.edge.chat_session import load_chat, save_chat
 from haversack.edge.console import drafting, notice, summary, tell, write_text
 from haversack.edge.generation import Generation
 from haversack.edge.given_text import longest_text_bytes
@@ -304,7 +305,7 @@ class ChatLoop:
             "/clear          forget what was said",
             "/regen          answer the last message anew",
             "/undo           forget the last message and its reply",
-            "/save FILE      write the chat to a file; /load FILE goes on with it",
+            "/save FILE      write the chat and its KV cache; /load FILE goes on with them",
             "/set NAME VALUE change a setting: /set temp 0.2; alone: show all",
             "/set window on  leave out the oldest turns once the context is full",
             "/stats          tokens, speed, hits and bytes since the model was loaded",
@@ -342,17 +343,16 @@ class ChatLoop:
         notice(f"forgotten: {said}")
 
     def _save(self, text: str) -> None:
-        name = self._model.plan.path.name
-        KeptChat(name, self._settings.system, self._turns).save(_file_of("/save", text))
-        notice(f"{len(self._turns)} turns are in {text}")
+        path = _file_of("/save", text)
+        notice(save_chat(self._model, path, self._settings.system, self._turns))
 
     def _load(self, text: str) -> None:
-        kept, name = KeptChat.load(_file_of("/load", text)), self._model.plan.path.name
-        if kept.model != name:
-            notice(f"(the chat was written with {kept.model}, this is {name})")
+        name = text.removeprefix("--words ").strip()
+        path = _file_of("/load", name)
+        kept, told = load_chat(self._model, path, words_alone=name != text)
         self._settings = replace(self._settings, system=kept.system)
         self._turns, self._last = list(kept.turns), None
-        notice(f"{len(self._turns)} turns")
+        notice(told)
 
     def _stats(self, _: str) -> None:
         stats = self._model.stats()

@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from haversack.devices.errors import CancelledError, ClosedError
@@ -14,11 +15,13 @@ from haversack.devices.memory import PeakMeter
 from haversack.devices.steps import Ahead
 from haversack.edge.call import Call
 from haversack.edge.figures import Figures
+from haversack.edge.kv_keeping import KvKeeper
 from haversack.edge.planner import Plan
 from haversack.edge.schedule import Part, Schedule, Work
 from haversack.edge.sequence import Logits, TokenSequence
 from haversack.edge.speculate import Speculation
 from haversack.offload.engine import Engine
+from haversack.offload.kv_file import read_about
 
 Used = TypeVar("Used")
 
@@ -46,6 +49,7 @@ class EngineLoop:
         `peak` meters the process; by default it begins now."""
         self.engine, self.birthplace = engine, Birthplace()
         self._lease = lease
+        self.keeper = KvKeeper(planned, engine.model)
         self.figures = Figures(engine, planned, speculation, peak or PeakMeter())
         self.speculation = speculation
         numbers = range(planned.shape.sequences)
@@ -277,6 +281,29 @@ class EngineLoop:
             if isinstance(error, Exception) and not stopped:
                 call.end(error)
             sequence.keep(len(sequence.tokens))
+
+    # ------------------------------------------------------------------ keeping
+    def save_kv(self, path: Path) -> int:
+        """Write what `latest` holds to a file; return its number of tokens. Raises PromptError,
+        StorageError, ClosedError."""
+
+        def save(_: Engine) -> int:
+            self.keeper.write(self.latest, path)
+            return len(self.latest.tokens)
+
+        return self.between_passes(save)
+
+    def load_kv(self, path: Path) -> int:
+        """Have a sequence that no call uses hold what was written to a file; return its number of
+        tokens. Raises PromptError, StorageError, ClosedError."""
+
+        def load(_: Engine) -> int:
+            self.keeper.refuse(read_about(path))  # before a sequence loses what it holds
+            sequence = self._schedule.free_sequence()
+            self.keeper.read(sequence, path)
+            return len(sequence.tokens)
+
+        return self.between_passes(load)
 
     # ---------------------------------------------------------- beside the loop
     def between_passes(self, use: Callable[[Engine], Used]) -> Used:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import fields, replace
 from numbers import Integral
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -238,6 +239,19 @@ class Model:
                 stack.enter_context(lent).grow(num_bytes)
                 sequence.free_snapshot = stack.pop_all().close
         context.take_snapshot(sequence.number)
+
+    def save_kv(self, path: str | Path) -> int:
+        """Write what the model holds of the text of the call that ended last, its keys and values,
+        to a file, whole or not at all; return the number of its tokens. Raises PromptError where
+        llama.cpp keeps no such text whole, StorageError."""
+        return self._loop.save_kv(Path(path))
+
+    def load_kv(self, path: str | Path) -> int:
+        """Hold the text again that `save_kv` wrote, with the same bits, so that a prompt that
+        begins with it is computed from there; return the number of its tokens. Raises PromptError
+        if it was computed with another model or with other settings that decide its bits, or does
+        not fit, StorageError if it is damaged."""
+        return self._loop.load_kv(Path(path))
 
     # ------------------------------------------------------------------ state
     def resize(self, ram: str | int) -> None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from haversack.devices.errors import ClosedError
 from haversack.devices.llama import ContextShape, Row
 from haversack.edge.call import Call
 from haversack.edge.figures import Figures
@@ -94,6 +95,19 @@ class Schedule:
         call.has_begun = False
         call.before = call.before or self._figures.stats()
         self._calls.append(call)
+
+    def free_sequence(self) -> TokenSequence:
+        """Return the least recently used sequence without a call, as if one had used it now. Raises
+        ClosedError if each has one."""
+        self.drop_ended()
+        used = [call.sequence for call in self._calls]
+        free = [each for each in self._sequences if each not in used]
+        if not free:
+            raise ClosedError("every sequence has a call that runs: try again after it")
+        found = min(free, key=lambda each: each.last_used)
+        self._num_taken += 1
+        found.last_used, self.latest = self._num_taken, found
+        return found
 
     def end_wait(self, call: Call) -> None:
         """Take `call` out of the queue, if it is there."""

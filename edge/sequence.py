@@ -33,6 +33,16 @@ class TokenSequence:
         self._batch_ends: list[int] = []  # of those that a new context would compute too
 
     @property
+    def context(self) -> LlamaContext:
+        """The context that holds it."""
+        return self._context
+
+    @property
+    def batch_ends(self) -> Sequence[int]:
+        """How many tokens it had after each batch that a new context would compute too."""
+        return self._batch_ends
+
+    @property
     def drops_parts(self) -> bool:
         """Whether it can lose its last tokens alone."""
         return self._context.drops_parts
@@ -57,6 +67,11 @@ class TokenSequence:
         last = self._batch_ends[-1] if self._batch_ends else 0
         if begin == last and begin % self._context.batch_tokens == 0:
             self._batch_ends.append(len(self.tokens))
+
+    def adopt(self, tokens: Sequence[int], batch_ends: Sequence[int]) -> None:
+        """Note that its context holds `tokens` of it now, computed in batches with these ends."""
+        self.tokens[:], self._batch_ends[:] = tokens, batch_ends
+        self._kept_tokens = 0
 
     def keep(self, num_tokens: int) -> None:
         """Drop all but its first `num_tokens` tokens. A model that cannot drop a part goes back to

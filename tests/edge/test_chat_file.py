@@ -12,10 +12,10 @@ import pytest
 from haversack.devices.errors import PromptError, StorageError
 from haversack.edge.chat_file import KeptChat
 
-CHAT = KeptChat("model.gguf", "Be brief.", [("Hi", "Hello — 你好"), ("More", "")])
+CHAT = KeptChat("model.gguf", "a1b2", "Be brief.", [("Hi", "Hello — 你好"), ("More", "")], "x.kv")
 
 
-@pytest.mark.parametrize("chat", [CHAT, KeptChat("m", None, [])])
+@pytest.mark.parametrize("chat", [CHAT, KeptChat("m", None, None, [])])
 def test_what_was_saved_is_loaded(chat: KeptChat, tmp_path: Path) -> None:
     chat.save(tmp_path / "chat.json")
     assert KeptChat.load(tmp_path / "chat.json") == chat
@@ -26,8 +26,12 @@ def test_what_was_saved_is_loaded(chat: KeptChat, tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("", "is no chat"),
-        ("[]", "no chat of version 1"),
-        ('{"haversack_chat": 2}', r"version 1 \(it says 2\)"),
+        ("[]", "no chat of version 2"),
+        ('{"haversack_chat": 3}', r"version 2 \(it says 3\)"),
+        (
+            '{"haversack_chat": 2, "model": "m", "system": null, "turns": [], "kv": "../other"}',
+            "is not the name of a file beside it",
+        ),
         ('{"haversack_chat": 1, "model": "m", "system": null, "turns": [["a"]]}', "is damaged"),
         ('{"haversack_chat": 1}', "is damaged"),
     ],
@@ -36,6 +40,12 @@ def test_other_files_are_refused(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "chat.json").write_text(text)
     with pytest.raises(PromptError, match=said):
         KeptChat.load(tmp_path / "chat.json")
+
+
+def test_a_chat_of_an_older_version_is_loaded(tmp_path: Path) -> None:
+    text = '{"haversack_chat": 1, "model": "m", "system": null, "turns": [["a", "b"]]}'
+    (tmp_path / "chat.json").write_text(text)
+    assert KeptChat.load(tmp_path / "chat.json") == KeptChat("m", None, None, [("a", "b")])
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
@@ -52,7 +62,7 @@ from haversack.edge.chat_file import KeptChat
 number = 0
 while True:
     number += 1
-    KeptChat("m", None, [(str(number), "x" * 100_000)]).save(Path(sys.argv[1]))
+    KeptChat("m", None, None, [(str(number), "x" * 100_000)]).save(Path(sys.argv[1]))
 """
 
 

@@ -328,3 +328,4 @@ def test_a_chat_is_saved_undone_and_gone_on_with(chat: Chat, tmp_path: Path) -> 
     whole = chat("Once\nAgain\n", *options)
     resumed = chat(f"/load {path}\nAgain\n", *options)
     assert first.stdout + resumed.stdout == whole.stdout
+    assert "1 turns, with the KV cache of" in resumed.stderr

@@ -107,8 +107,9 @@ def test_a_size_needs_a_unit(ram: str, tiny_model: Any) -> None:
 @pytest.mark.parametrize("value", [0, -1, 4_294_967_300])
 @pytest.mark.parametrize("knob", ["ctx", "threads", "batch"])
 def test_counts_have_bounds(knob: str, value: int, tiny_model: Any) -> None:
+    given: dict[str, Any] = {knob: value}
     with pytest.raises(edge.PromptError, match=rf"{knob} is {value}: give a whole number"):
-        edge.plan(tiny_model("qwen3moe"), ram="1GiB", **{knob: value})
+        edge.plan(tiny_model("qwen3moe"), ram="1GiB", **given)
 
 
 def test_without_a_budget_the_machine_decides(tiny_model: Any) -> None:

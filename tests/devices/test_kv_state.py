@@ -1,0 +1,68 @@
+"""What a context holds of a sequence is put back with the same bits."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from haversack.devices.errors import StorageError
+from haversack.devices.kv_state import KvStates
+from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
+
+TinyModel = Callable[..., Path]
+# gpt-oss has layers that see a window of 128 tokens, qwen3next has recurrent ones.
+KINDS = [("qwen3moe", "f16"), ("qwen3moe", "q4_0"), ("gpt-oss", "f16"), ("qwen3next", "f16")]
+TOKENS = np.random.default_rng(0).integers(5, 250, 560).tolist()
+HELD = 530  # from 512 tokens on a row's attention is split, and its sums depend on where cells lie
+
+
+def context_of(model: LlamaModel, kv_type: str) -> LlamaContext:
+    return LlamaContext(model, ContextShape(768, 128, 2, 1, kv_type))
+
+
+def logits_after(context: LlamaContext, tokens: list[int]) -> list[np.ndarray]:
+    rows = []
+    for token in tokens:
+        context.decode([token])
+        rows.append(context.logits())
+    return rows
+
+
+@pytest.mark.parametrize(("architecture", "kv_type"), KINDS)
+def test_it_goes_on_with_the_same_bits(
+    architecture: str, kv_type: str, tiny_model: TinyModel
+) -> None:
+    model = LlamaModel(tiny_model(architecture))
+    states, context = KvStates(model, 1), context_of(model, kv_type)
+    for first in range(0, HELD, 128):
+        context.decode(TOKENS[first : min(first + 128, HELD)])
+    state = np.empty(states.num_bytes(context, 0), np.uint8)
+    states.read(context, 0, state)
+    expected = logits_after(context, TOKENS[HELD:])
+    context.close()
+    other = context_of(model, kv_type)
+    other.decode([7] * 20)  # what it held before is gone
+    states.put(other, 0, state)
+    assert other.num_tokens() == HELD
+    assert np.array_equal(logits_after(other, TOKENS[HELD:]), expected)
+    other.close()
+    model.close()
+
+
+def test_what_llama_cpp_refuses_leaves_nothing(tiny_model: TinyModel) -> None:
+    model = LlamaModel(tiny_model())
+    states, context = KvStates(model, 1), context_of(model, "f16")
+    context.decode([1, 2, 3])
+    with pytest.raises(StorageError, match="does not take the KV cache back"):
+        states.put(context, 0, np.zeros(100, np.uint8))
+    assert context.num_tokens() == 0
+    context.close()
+    model.close()
+
+
+def test_a_window_and_several_sequences_are_no_pair(tiny_model: TinyModel) -> None:
+    model = LlamaModel(tiny_model("gpt-oss"))
+    assert not KvStates(model, 1).why_not
+    assert "layers that see a window" in KvStates(model, 2).why_not
+    model.close()
