@@ -24,6 +24,7 @@ from haversack.devices.llama import EXACT_KV_TYPE
 from haversack.devices.memory import PeakMeter
 from haversack.devices.storage import DirectFile, known_speed
 from haversack.devices.system import host
+from haversack.edge.context_shape import DEFAULT_BATCH_TOKENS, ShapeSettings
 from haversack.edge.draft_model import DraftModel
 from haversack.edge.draft_text import Vocabularies
 from haversack.edge.drafter_plan import DrafterPlan
@@ -32,11 +33,9 @@ from haversack.edge.lease import lease_for, pools_left
 from haversack.edge.loop import EngineLoop
 from haversack.edge.model import Model
 from haversack.edge.planner import (
-    DEFAULT_BATCH_TOKENS,
     EXACT,
     STREAMED,
     Plan,
-    ShapeSettings,
     plan,
     with_drafts,
 )

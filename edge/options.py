@@ -11,6 +11,7 @@ import typer
 
 from haversack.devices.errors import PromptError
 from haversack.devices.llama import EXACT_KV_TYPE, KV_TYPES
+from haversack.edge.context_shape import DEFAULT_BATCH_TOKENS
 from haversack.edge.fidelity import MODES, Fidelity
 from haversack.edge.gbnf import MAX_GRAMMAR_CHARS
 from haversack.edge.given_text import (
@@ -22,7 +23,7 @@ from haversack.edge.given_text import (
 )
 from haversack.edge.hub import HubName, cached, local_path, name_of
 from haversack.edge.loading import builtin_model, default_cache_dir
-from haversack.edge.planner import DEFAULT_BATCH_TOKENS, EXACT, Plan, plan, with_drafts
+from haversack.edge.planner import EXACT, Plan, plan, with_drafts
 from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.schema import MAX_SCHEMA_CHARS
 from haversack.edge.speculate import AUTO as SPECULATE_AUTO

@@ -3,22 +3,18 @@
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from typing_extensions import Unpack
 
 from haversack.cache.ngram import TABLE_BYTES, text_bytes
 from haversack.devices.budget import MemoryBudget
-from haversack.devices.cores import usable_cores
 from haversack.devices.errors import BudgetError, ModelFileError, PromptError
 from haversack.devices.grammar import trie_bytes
 from haversack.devices.ledger import ledger
 from haversack.devices.llama import (
-    EXACT_KV_TYPE,
     MOST_ROWS,
-    MOST_SEQUENCES,
     ContextShape,
     LlamaModel,
 )
@@ -27,13 +23,13 @@ from haversack.devices.needs import (
     LOGIT_BYTES,
     VOCABULARY_FACTOR,
     MemoryNeeds,
-    cell_bytes,
     memory_needs,
 )
 from haversack.devices.sampler import chain_bytes
 from haversack.devices.system import host
 from haversack.devices.units import format_bytes, format_need, size_bytes
 from haversack.devices.vocabulary import Vocabulary
+from haversack.edge.context_shape import ShapeSettings, context_shape, refuse_boundless
 from haversack.edge.drafter_plan import SHORT_WINDOW_TOKENS, DrafterPlan, plan_drafter
 from haversack.edge.hub import local_path
 from haversack.edge.ram_budget import Budget
@@ -48,23 +44,11 @@ RESIDENT, STREAMED, DENSE = "resident", "streamed", "dense"
 AUTO_RAM = "auto"  # a budget that follows the memory other programs leave
 EXACT = "exact"  # the fidelity without low copies
 
-DEFAULT_CTX_TOKENS = 4096
-DEFAULT_BATCH_TOKENS = 512
-_MAX_CTX_TOKENS = 2**31 - 1  # positions are int32
-_MAX_THREADS = 512  # GGML_MAX_N_THREADS
 _MIB = 1024 * 1024
 _USUAL_PROCESS_BYTES = 96 * _MIB  # more than the interpreter and the libraries take
 RESERVE_RAM_BYTES = 2048 * _MIB  # left to the rest of the system where no budget is given
 _ROW_ID_BYTES = 8  # of a (row, expert) pair in llama.cpp's scratch for MUL_MAT_ID
 _MATRIX_SCRATCH_BYTES = 72  # of each expert there
-
-
-class ShapeSettings(TypedDict, total=False):
-    """The rarer settings of a context, see `plan`."""
-
-    batch: int
-    sequences: int
-    kv_type: str
 
 
 @dataclass(frozen=True)
@@ -281,8 +265,8 @@ def plan(
     process_bytes = ledger.process_bytes()  # measured before the dry run allocates
     model = LlamaModel(geometry.path, dry=True)
     try:
-        shape = _context_shape(ctx, threads, model.trained_ctx_tokens, **rarer)
-        _refuse_boundless(shape, ram_bytes)
+        shape = context_shape(ctx, threads, model.trained_ctx_tokens, **rarer)
+        refuse_boundless(shape, ram_bytes)
         needs = memory_needs(model, shape)
         sampling_bytes = _sampling_bytes(model.vocabulary, shape.sequences)
         draft_bytes = _draft_bytes(shape) if model.drops_parts else 0
@@ -370,37 +354,6 @@ def _ram_bytes(ram: str | int | Budget | None) -> int:
         return size_bytes(ram)
     available_bytes = max(0, probe_ram().available_bytes - ledger.untouched_bytes())
     return max(available_bytes - RESERVE_RAM_BYTES, available_bytes // 2)
-
-
-def _context_shape(
-    ctx: int | None, threads: int | None, trained_tokens: int, **rarer: Unpack[ShapeSettings]
-) -> ContextShape:
-    ctx_tokens = ctx if ctx is not None else min(DEFAULT_CTX_TOKENS, trained_tokens)
-    num_threads = threads if threads is not None else usable_cores()
-    batch, sequences = rarer.get("batch", DEFAULT_BATCH_TOKENS), rarer.get("sequences", 1)
-    for name, value, most in (
-        ("ctx", ctx_tokens, _MAX_CTX_TOKENS),
-        ("batch", batch, _MAX_CTX_TOKENS),
-        ("threads", num_threads, _MAX_THREADS),
-        ("sequences", sequences, MOST_SEQUENCES),
-    ):
-        if not isinstance(value, Integral) or not 1 <= value <= most:
-            raise PromptError(f"{name} is {value!r}: give a whole number from 1 to {most}")
-    kv_type = rarer.get("kv_type", EXACT_KV_TYPE)
-    return ContextShape(ctx_tokens, min(batch, ctx_tokens), num_threads, sequences, kv_type)
-
-
-def _refuse_boundless(shape: ContextShape, ram_bytes: int) -> None:
-    """Raise BudgetError if the table of cells alone exceeds the budget, because planning makes
-    it."""
-    need_bytes = cell_bytes(shape.ctx_tokens * shape.sequences)
-    if need_bytes > ram_bytes:
-        raise BudgetError(
-            f"a context of {shape.ctx_tokens} tokens needs {format_bytes(need_bytes)} for its table"
-            f" alone, the budget is {format_bytes(ram_bytes)}: lower --ctx or raise --ram",
-            need_bytes=need_bytes,
-            have_bytes=ram_bytes,
-        )
 
 
 def _sampling_bytes(vocabulary: Vocabulary, sequences: int) -> int:
