@@ -1,4 +1,4 @@
-"""Reading a file past the page cache, and measuring the speed of its drive."""
+"""Reading a file past the page cache, writing one whole, and measuring the speed of its drive."""
 
 import contextlib
 import io
@@ -8,6 +8,7 @@ import os
 import random
 import stat
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Generator
@@ -141,6 +142,32 @@ class DirectFile:
         )
 
 
+def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
+    """Write all of `data`, bytes, to an open file from `position` on. Raises OSError."""
+    left = memoryview(data)
+    while left:
+        written = host.write_at(descriptor, left, position)
+        left, position = left[written:], position + written
+
+
+def write_whole(path: Path, data: bytes, *, synced: bool = False) -> None:
+    """Have `path` name a file of `data`. Whenever the process ends, it names that or what it named
+    before; with `synced` also if the computer goes out. Raises OSError."""
+    # A file of this call alone comes first, because others may write the same path.
+    descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
 @dataclass(frozen=True)
 class DiskSpeed:
     """How fast a file's drive reads at random places.
@@ -266,12 +293,9 @@ def _read_speed(kept: Path) -> DiskSpeed | None:
 
 
 def _write_speed(kept: Path, speed: DiskSpeed) -> None:
-    """Write the file whole or not at all, because other processes read it."""
-    draft = kept.with_name(f"{kept.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(asdict(speed)), encoding="utf-8")
-        os.replace(draft, kept)
+        write_whole(kept, json.dumps(asdict(speed)).encode())
     except OSError as error:
         raise StorageError(f"cannot keep the drive's speed in {kept.parent}: {error}") from error
 

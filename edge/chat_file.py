@@ -1,14 +1,12 @@
 """Chats in files: JSON that people can read too, written whole or not at all."""
 
 import json
-import os
-import tempfile
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from haversack.devices.errors import PromptError, StorageError
+from haversack.devices.storage import write_whole
 
 Turn = tuple[str, str]  # what the user said, what the model replied
 
@@ -32,17 +30,7 @@ class KeptChat:
         Raises StorageError."""
         text = json.dumps({"haversack_chat": VERSION, **asdict(self)}, ensure_ascii=False, indent=1)
         try:
-            descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-            try:
-                with open(descriptor, "w", encoding="utf-8") as file:
-                    file.write(text + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(name, path)
-            except BaseException:
-                with suppress(OSError):
-                    os.unlink(name)
-                raise
+            write_whole(path, f"{text}\n".encode(), synced=True)
         except OSError as error:
             raise StorageError(
                 f"cannot write the chat to {path}: {error.strerror}: give another file"

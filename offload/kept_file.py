@@ -5,11 +5,10 @@ model's file, and of the rest. A damaged file, one of another model, and one of 
 wrong hash: they are not used, and the next close overwrites them.
 """
 
-import contextlib
 import hashlib
-import os
-import tempfile
 from pathlib import Path
+
+from haversack.devices.storage import write_whole
 
 
 def read_kept(path: Path, trunk: Path, form: str) -> bytes:
@@ -23,16 +22,7 @@ def read_kept(path: Path, trunk: Path, form: str) -> bytes:
 
 def write_kept(path: Path, trunk: Path, form: str, data: bytes) -> None:
     """Keep `data`, whole or not at all. Raises OSError."""
-    # A file of this process comes first, because several processes may write the same path.
-    descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(_digest(trunk, form, data) + b"\n" + data)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+    write_whole(path, _digest(trunk, form, data) + b"\n" + data)
 
 
 def _digest(trunk: Path, form: str, data: bytes) -> bytes:

@@ -29,6 +29,7 @@ import numpy.typing as npt
 from haversack.devices.checksum import DIGEST_BYTES, Checksum
 from haversack.devices.errors import StorageError
 from haversack.devices.memory import PAGE_BYTES
+from haversack.devices.storage import write_at
 from haversack.devices.system import host
 from haversack.quant.experts import Blocks
 from haversack.quant.gguf import ExpertCopy, ModelGeometry
@@ -181,7 +182,7 @@ class RecordFile:
         copies = self._copies(record)
         for copy, matrix in zip(copies, matrices, strict=True):
             assert matrix.nbytes == copy.num_bytes, "as the layout says"
-            _write_all(self._file, matrix.data.cast("B"), copy.place(record.expert))
+            write_at(self._file, matrix.data.cast("B"), copy.place(record.expert))
         self._put_digest(record, digest(record, matrices))
 
     def read(self, record: Record) -> list[Blocks]:
@@ -321,7 +322,7 @@ def _open_locked(path: Path, layout: Layout) -> int:
                 return file
             if os.fstat(file).st_size == 0:
                 os.truncate(file, layout.num_bytes)
-                _write_all(file, memoryview(wanted), 0)
+                write_at(file, wanted, 0)
                 return file
             path.unlink()  # others may read the old file, so it must not change
         except BaseException:
@@ -346,13 +347,7 @@ def _read_digests(file: int, layout: Layout) -> npt.NDArray[np.uint64]:
 def _put_digest(file: int, layout: Layout, record: Record, value: int) -> None:
     place = int(np.ravel_multi_index(record, layout.table_shape))
     data = value.to_bytes(DIGEST_BYTES, "little")
-    _write_all(file, memoryview(data), layout.table_offset + DIGEST_BYTES * place)
-
-
-def _write_all(file: int, data: memoryview, position: int) -> None:
-    while data:
-        written = host.write_at(file, data, position)
-        data, position = data[written:], position + written
+    write_at(file, data, layout.table_offset + DIGEST_BYTES * place)
 
 
 def _whole_pages(num_bytes: int) -> int:

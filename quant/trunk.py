@@ -24,6 +24,7 @@ from pathlib import Path
 
 from haversack.devices.errors import StorageError
 from haversack.devices.ggml import GgufHeader, TensorInfo, merged_header
+from haversack.devices.storage import write_at
 from haversack.devices.system import host
 from haversack.devices.units import format_bytes
 from haversack.quant.blocks import smallest_type
@@ -278,7 +279,7 @@ def _write(geometry: ModelGeometry, target: Path, progress: Progress | None) -> 
         header, offsets = merged_header(headers, types, _SPLIT_KEYS)
         seal = SealWriter(target.name.split(".")[0], header)
         with target.open("wb") as out:
-            _write_all(out.fileno(), header, 0)
+            write_at(out.fileno(), header, 0)
             copied = 0
             for part, tensor in _filled_tensors(headers, holes.keys()):
                 place = out.fileno(), offsets[tensor.name]
@@ -287,7 +288,7 @@ def _write(geometry: ModelGeometry, target: Path, progress: Progress | None) -> 
                     if progress is not None:
                         progress(min(1.0, copied / geometry.trunk_bytes))
             end = _end_of_tensors(geometry, out.fileno(), offsets)
-            _write_all(out.fileno(), seal.seal(), end)
+            write_at(out.fileno(), seal.seal(), end)
             os.fsync(out.fileno())
 
 
@@ -313,7 +314,8 @@ def _copy_tensor(
     step."""
     out, position = place
     for data in _pieces(source, tensor):
-        position += _write_all(out, data, position)
+        write_at(out, data, position)
+        position += len(data)
         seal.add(data)
         yield len(data)
     seal.end_tensor()
@@ -331,14 +333,6 @@ def _pieces(path: Path, tensor: TensorInfo) -> Iterator[bytes]:
         raise StorageError(f"cannot read {path}: {error}") from error
     if left:
         raise StorageError(f"cannot read {path}: it became {left} bytes shorter")
-
-
-def _write_all(out: int, data: bytes, position: int) -> int:
-    view = memoryview(data)
-    while view:
-        written = host.write_at(out, view, position)
-        view, position = view[written:], position + written
-    return len(data)
 
 
 def _end_of_tensors(geometry: ModelGeometry, out: int, offsets: dict[str, int]) -> int:

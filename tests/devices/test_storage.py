@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from haversack.devices import storage
 from haversack.devices.errors import ClosedError, StorageError
 from haversack.devices.memory import PAGE_BYTES, SlotMemory
-from haversack.devices.storage import DirectFile, DiskSpeed, known_speed, measure_disk
+from haversack.devices.storage import (
+    DirectFile,
+    DiskSpeed,
+    known_speed,
+    measure_disk,
+    write_at,
+    write_whole,
+)
 
 MIB = 2**20
 FILE_BYTES = 3 * MIB + 1234  # no multiple of a page
@@ -312,6 +319,37 @@ def test_a_memory_file_system_reads_either_way(path: Path) -> None:
             assert read_padded(file, 5000, 100_000) == path.read_bytes()[5000:105_000]
     finally:
         copy.unlink(missing_ok=True)
+
+
+@linux
+def test_short_writes_are_continued(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.pwrite
+
+    def short(descriptor: int, data: memoryview, offset: int) -> int:
+        return whole(descriptor, data[:1000], offset)
+
+    monkeypatch.setattr(os, "pwrite", short)
+    with path.open("r+b") as file:
+        write_at(file.fileno(), bytes(range(256)) * 20, 7)
+    assert path.read_bytes()[7:5127] == bytes(range(256)) * 20
+    assert path.stat().st_size == FILE_BYTES
+
+
+@pytest.mark.parametrize("synced", [False, True])
+def test_a_file_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, synced: bool
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    kept = tmp_path / "kept"
+    write_whole(kept, b"older", synced=synced)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(os, "fsync" if synced else "replace", fail)
+        write_whole(kept, b"newer", synced=synced)
+    assert kept.read_bytes() == b"older"
+    write_whole(kept, b"newest", synced=synced)
+    assert kept.read_bytes() == b"newest" and list(tmp_path.iterdir()) == [kept]
 
 
 @pytest.fixture
