@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from haversack.edge.isolated import IsolatedGeneration, IsolatedModel, load_isolated
     from haversack.edge.loading import LoadOptions, builtin_model, load
     from haversack.edge.model import Model
-    from haversack.edge.planner import Plan, plan
+    from haversack.edge.model_plan import Plan
+    from haversack.edge.planner import plan
     from haversack.edge.preparation import Prepared, PrepareOptions, prepare
     from haversack.edge.ram_budget import Budget
     from haversack.edge.sampling import Sampling
@@ -78,7 +79,7 @@ _MODULES = {
     "IsolatedModel": "haversack.edge.isolated",
     "LoadOptions": "haversack.edge.loading",
     "Model": "haversack.edge.model",
-    "Plan": "haversack.edge.planner",
+    "Plan": "haversack.edge.model_plan",
     "PrepareOptions": "haversack.edge.preparation",
     "Prepared": "haversack.edge.preparation",
     "Sampling": "haversack.edge.sampling",

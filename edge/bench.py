@@ -18,7 +18,7 @@ import numpy.typing as npt
 from haversack.devices.errors import PromptError
 from haversack.devices.storage import measure_disk
 from haversack.edge.model import Model
-from haversack.edge.planner import STREAMED, Plan
+from haversack.edge.model_plan import STREAMED, Plan
 from haversack.edge.replay import Replay, Trace
 from haversack.edge.stats import Stats
 

@@ -33,6 +33,7 @@ from haversack.edge.generation import Generation
 from haversack.edge.given_text import checked_text
 from haversack.edge.loading import LoadOptions, load
 from haversack.edge.model import Model
+from haversack.edge.model_plan import DENSE, Plan
 from haversack.edge.option_groups import takes
 from haversack.edge.options import (
     BenchOptions,
@@ -51,7 +52,6 @@ from haversack.edge.options import (
     RunOptions,
     SamplingOptions,
 )
-from haversack.edge.planner import DENSE, Plan
 from haversack.edge.server.options import ServeOptions
 from haversack.edge.speculate import AUTO
 from haversack.quant.description import description

@@ -24,8 +24,8 @@ from haversack.edge.fidelity import MODES, Fidelity
 from haversack.edge.given_text import longest_text_bytes, read_at_most
 from haversack.edge.loading import LoadOptions, default_cache_dir, load
 from haversack.edge.model import Model
+from haversack.edge.model_plan import Plan
 from haversack.edge.options import FidelityOptions, ModelOptions
-from haversack.edge.planner import Plan
 from haversack.edge.stats import Stats
 from haversack.quant.fidelity import FidelityMeter, FidelityReport, Logits
 

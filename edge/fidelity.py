@@ -10,7 +10,7 @@ from pathlib import Path
 
 from haversack.cache.precision import Thresholds, Weights, fit, gains_little
 from haversack.devices.errors import HaversackError, PromptError
-from haversack.edge.planner import DENSE, EXACT, STREAMED, Plan
+from haversack.edge.model_plan import DENSE, EXACT, STREAMED, Plan
 from haversack.edge.precision_plan import with_precision
 from haversack.offload.precision import Precision
 from haversack.quant.importance import read_router_weights

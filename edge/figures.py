@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from haversack.devices.memory import PeakMeter
 from haversack.edge.call import Call
-from haversack.edge.planner import Plan
+from haversack.edge.model_plan import Plan
 from haversack.edge.speculate import Speculation
 from haversack.edge.stats import Stats
 from haversack.offload.engine import Engine

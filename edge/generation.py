@@ -1,9 +1,8 @@
-"""A generation: an iterator of text that can be cancelled."""
+"""A generation: pieces of text that the engine's loop computes."""
 
 import contextlib
-import importlib
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from haversack.devices.errors import CancelledError, ContextError, HaversackError, NotFiniteError
 from haversack.devices.interrupts import StopFlag
@@ -13,7 +12,8 @@ from haversack.devices.vocabulary import Vocabulary
 from haversack.edge.call import Call
 from haversack.edge.logprobs import TokenLogprobs, token_logprobs
 from haversack.edge.loop import EngineLoop
-from haversack.edge.planner import Plan
+from haversack.edge.model_plan import Plan
+from haversack.edge.pieces import Pieces
 from haversack.edge.sampling import Sampling
 from haversack.edge.sequence import Logits
 from haversack.edge.stats import Stats
@@ -205,21 +205,18 @@ class GenerationCall(Call):
             self._chain = None
 
 
-class Generation:
-    """Text as it is generated: iterate over it, with `for` or `async for`, or take `text` when it
-    is done.
-
-    A generation that is dropped lets go of the model, as `close` does.
-    """
+class Generation(Pieces):
+    """Text as it is generated in this process. One that is dropped lets go of the model, as `close`
+    does."""
 
     def __init__(
         self, call: GenerationCall, loop: EngineLoop, seed: int, tables: SamplerTables
     ) -> None:
+        super().__init__()
         self._call, self._loop = call, loop
         call.owner = weakref.ref(self)  # no cycle keeps a generation alive that was dropped
         self._seed, self._tables = seed, tables
         self._tokens: list[int] = []
-        self._shown: list[str] = []
         self._finish_reason: str | None = None
         self._is_over = False
 
@@ -240,8 +237,6 @@ class Generation:
 
     @property
     def finish_reason(self) -> str | None:
-        """ "stop" (the model ended, or a stop string came), "length" (`max_tokens`), "context"
-        (the context is full) or "cancelled"; None while it runs."""
         if self._finish_reason is None and isinstance(self._call.error, CancelledError):
             return "cancelled"  # the model was closed
         return self._finish_reason
@@ -256,37 +251,14 @@ class Generation:
         """What it took, once it has ended."""
         return self._call.stats if self._is_over else None
 
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
+    def _read(self) -> str:
         self._loop.birthplace.check()
         text = ""
-        try:
-            with self._call.stop.listening():
-                while not text and not self._is_over:
-                    text = self._step()
-                self._shown.append(text)
-        except KeyboardInterrupt:
-            self.close()  # whoever keeps the traceback keeps this
-            raise
-        if not text:
-            raise StopIteration
+        with self._call.stop.listening():
+            while not text and not self._is_over:
+                text = self._step()
+            self._shown.append(text)
         return text
-
-    def __aiter__(self) -> AsyncIterator[str]:
-        return self
-
-    async def __anext__(self) -> str:
-        asyncio = importlib.import_module("asyncio")  # 20 ms that others need not wait for
-        try:
-            piece: str | None = await asyncio.to_thread(next, self, None)
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
-        if piece is None:
-            raise StopAsyncIteration
-        return piece
 
     def _step(self) -> str:
         """What the next token adds to the text. Sets `_is_over` if there is none."""
@@ -326,20 +298,10 @@ class Generation:
         self._is_over, self._finish_reason = True, reason
         self._loop.leave(self._call)
 
-    @property
-    def text(self) -> str:
-        """All text; reads the generation to its end first."""
-        if self.finish_reason is None:
-            for _ in self:
-                pass
-        return "".join(self._shown)
-
     def cancel(self) -> None:
-        """End it as soon as possible, from any thread or signal handler; iteration then stops."""
         self._call.stop.request()
 
     def close(self) -> None:
-        """Let go of the model without reading on; may be called twice."""
         self.cancel()
         with StopFlag().listening():
             self._loop.leave(self._call)

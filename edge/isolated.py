@@ -1,6 +1,5 @@
 """Isolated models: a model in a child process, so that a crash of native code cannot end yours."""
 
-import asyncio
 import builtins
 import contextlib
 import os
@@ -9,8 +8,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+import weakref
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -22,9 +24,10 @@ from haversack.devices.ledger import Entry
 from haversack.edge.loading import LoadOptions, LoadProgress
 from haversack.edge.logprobs import TokenLogprobs
 from haversack.edge.model import Message
+from haversack.edge.model_plan import Plan
 from haversack.edge.model_process import ERROR, PROGRESS
+from haversack.edge.pieces import NextPiece, Pieces
 from haversack.edge.pipe import Pipe
-from haversack.edge.planner import Plan
 from haversack.edge.prompt import Prompt
 from haversack.edge.sampling import Sampling
 from haversack.edge.stats import Stats
@@ -48,7 +51,9 @@ def load_isolated(
     options = options or LoadOptions()
     child = _Child(options.progress)
     try:
-        planned = child.ask("load", (model, ram, ctx, threads, seed), options.telling(None))
+        planned = child.ask(
+            "load", (model, ram, ctx, threads, seed), replace(options, progress=None)
+        )
     except BaseException:
         child.close()
         raise
@@ -137,71 +142,51 @@ class IsolatedModel:
         self.close()
 
 
-class IsolatedGeneration:
-    """Text as it is generated in the child, see `Generation`."""
+class IsolatedGeneration(Pieces):
+    """Text as it is generated in the child. One that is dropped is closed there with the next
+    request of any kind."""
 
     def __init__(self, child: "_Child", number: int, prompt_tokens: int) -> None:
+        super().__init__()
         self._child, self._number = child, number
         self.prompt_tokens = prompt_tokens
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
-        self.finish_reason: str | None = None
         self.stopped_by: str | None = None
         self.stats: Stats | None = None
-        self._shown: list[str] = []
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        try:
-            piece, known = self._child.ask("next", self._number)
-        except KeyboardInterrupt:
-            self.close()
-            raise
-        for name, value in known.items():
-            setattr(self, name, value)
-        if piece is None:
-            raise StopIteration
-        self._shown.append(piece)
-        return str(piece)
-
-    def __aiter__(self) -> AsyncIterator[str]:
-        return self
-
-    async def __anext__(self) -> str:
-        try:
-            piece: str | None = await asyncio.to_thread(next, self, None)
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
-        if piece is None:
-            raise StopAsyncIteration
-        return piece
+        self._finish_reason: str | None = None
+        self._leave = weakref.finalize(self, child.drop, number)
+        self._leave.atexit = False
 
     @property
-    def text(self) -> str:
-        """All text; reads the generation to its end first."""
-        if self.finish_reason is None:
-            for _ in self:
-                pass
-        return "".join(self._shown)
+    def finish_reason(self) -> str | None:
+        return self._finish_reason
+
+    def _read(self) -> str:
+        if not self._leave.alive:
+            return ""
+        try:
+            known: NextPiece = self._child.ask("next", self._number, len(self.tokens))
+        except HaversackError:
+            self._leave.detach()
+            raise
+        self.tokens += known.tokens
+        self.logprobs += known.logprobs
+        self.stopped_by, self.stats = known.stopped_by, known.stats
+        self._finish_reason = known.finish_reason
+        self._shown.append(known.piece)
+        if not known.piece:
+            self._leave.detach()
+        return known.piece
 
     def cancel(self) -> None:
-        """End it as soon as possible, from any thread."""
         self._child.ask("cancel", self._number)
 
     def close(self) -> None:
-        """Cancel it and let go of the model; its pieces are over."""
-        with contextlib.suppress(HaversackError, KeyError):
-            self._child.ask("cancel", self._number)
-            self._child.ask("close_generation", self._number)
-
-    def __enter__(self) -> "IsolatedGeneration":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        if self._leave.detach() is not None:
+            self._finish_reason = self._finish_reason or "cancelled"
+            with contextlib.suppress(HaversackError):  # the process is gone, and it with it
+                self._child.ask("close", self._number)
 
 
 # ----------------------------------------------------------------------- child
@@ -211,6 +196,7 @@ class _Child:
     def __init__(self, progress: LoadProgress | None) -> None:
         self._progress = progress
         self._numbers, self._waiting = count(), dict[int, Future[Any]]()
+        self._dropped = deque[int]()  # generations that the child may forget
         self._lock = threading.Lock()  # held for the two below
         self._why_over: HaversackError | None = None
         self._log = tempfile.TemporaryFile()
@@ -238,15 +224,30 @@ class _Child:
                 raise type(self._why_over)(str(self._why_over))
             self._waiting[number] = answer
         with contextlib.suppress(OSError):  # the reader finds out that it is gone, and why
-            self._pipe.send((number, what, arguments))
+            self._pipe.send((number, what, arguments, self._taken_dropped()))
         return answer.result()
+
+    def drop(self, generation: int) -> None:
+        """Have the child forget a generation with the next request. The garbage collector may call
+        this at any time, so nothing is waited for."""
+        self._dropped.append(generation)
+
+    def _taken_dropped(self) -> list[int]:
+        taken = list[int]()
+        with contextlib.suppress(IndexError):
+            while True:
+                taken.append(self._dropped.popleft())
+        return taken
 
     def _read(self) -> None:
         while True:
             try:
                 number, kind, value = self._pipe.receive()
             except (EOFError, OSError, ValueError):
-                return self._end(None)
+                return self._end()
+            except Exception as error:  # what was pickled cannot be made here: no answer can be
+                self._process.kill()
+                return self._end(AbortedError(f"the model's process is not understood: {error}"))
             if kind == PROGRESS:
                 if self._progress is not None:
                     self._progress(*value)
@@ -257,7 +258,7 @@ class _Child:
             else:
                 answer.set_result(value)
 
-    def _end(self, why: HaversackError | None) -> None:
+    def _end(self, why: HaversackError | None = None) -> None:
         """The pipe is closed: nothing will be answered any more."""
         status = self._process.wait()
         with self._lock:

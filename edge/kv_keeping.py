@@ -6,7 +6,7 @@ from pathlib import Path
 from haversack.devices.errors import PromptError
 from haversack.devices.kv_state import KvStates
 from haversack.devices.llama import LlamaModel, ggml_version, system_info
-from haversack.edge.planner import Plan
+from haversack.edge.model_plan import Plan
 from haversack.edge.sequence import TokenSequence
 from haversack.offload.kv_file import KvAbout, opened_kv, write_kv
 from haversack.quant.identity import content_name

@@ -6,9 +6,9 @@ from haversack.devices.budget import MemoryBudget
 from haversack.devices.errors import BudgetError
 from haversack.devices.ledger import Lease, ledger
 from haversack.devices.units import format_bytes
-from haversack.edge.planner import STREAMED, Plan
+from haversack.edge.model_plan import STREAMED, Plan
 from haversack.edge.ram_budget import Budget
-from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes
+from haversack.offload.pool import PoolPlan, pools_bytes
 
 
 def lease_for(planned: Plan) -> Lease:
@@ -22,18 +22,11 @@ def lease_for(planned: Plan) -> Lease:
     if planned.own_bytes > room_bytes:
         if planned.mode != STREAMED:
             raise _overtaken(planned.own_bytes, process_bytes, budget, budget.left_bytes)
-        slots_bytes = pools_bytes(_smaller_pools(planned, room_bytes - fixed_bytes))
+        slots_bytes = pools_bytes(planned.pools_in(room_bytes - fixed_bytes))
         if fixed_bytes + slots_bytes > room_bytes:
             need_bytes = fixed_bytes + slots_bytes
             raise _overtaken(need_bytes, process_bytes, budget, budget.left_bytes)
     return ledger.lease(budget, "model", parts, slots_bytes)
-
-
-def _smaller_pools(planned: Plan, room_bytes: int) -> Sequence[PoolPlan]:
-    """Return pools of at most `room_bytes`, but never less than the floor."""
-    geometry = planned.geometry
-    used = geometry.num_experts_per_tok
-    return plan_pools(geometry.layers, used, max(0, room_bytes), planned.low)
 
 
 def _overtaken(
@@ -60,7 +53,7 @@ def pools_left(planned: Plan, lease: Lease) -> Sequence[PoolPlan]:
     left_bytes = min(room_bytes - taken_bytes, lease.slots_bytes)
     if pools_bytes(planned.pools) <= left_bytes:
         return planned.pools
-    pools = _smaller_pools(planned, left_bytes)
+    pools = planned.pools_in(left_bytes)
     if pools_bytes(pools) > left_bytes:
         raise _overtaken(pools_bytes(pools), taken_bytes, lease.budget, room_bytes)
     return pools

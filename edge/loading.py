@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -32,13 +32,8 @@ from haversack.edge.fidelity import Fidelity
 from haversack.edge.lease import lease_for, pools_left
 from haversack.edge.loop import EngineLoop
 from haversack.edge.model import Model
-from haversack.edge.planner import (
-    EXACT,
-    STREAMED,
-    Plan,
-    plan,
-    with_drafts,
-)
+from haversack.edge.model_plan import EXACT, STREAMED, Plan
+from haversack.edge.planner import plan, with_drafts
 from haversack.edge.ram_budget import Budget
 from haversack.edge.speculate import AUTO, Asked, Helper, Speculation, asked_for, speculation_of
 from haversack.offload.engine import Engine, LoadHooks, open_resident, open_streamed
@@ -91,10 +86,6 @@ class LoadOptions:
             if not (callable(value) or (value is None and name == "progress")):
                 raise PromptError(f"{name} is {value!r}: give a function")
         self.asked_fidelity()
-
-    def telling(self, progress: LoadProgress | None) -> "LoadOptions":
-        """Return the same options with another `progress`."""
-        return replace(self, progress=progress)
 
     def shape(self) -> ShapeSettings:
         """Return what it says of the context."""

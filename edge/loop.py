@@ -16,7 +16,7 @@ from haversack.devices.steps import Ahead
 from haversack.edge.call import Call
 from haversack.edge.figures import Figures
 from haversack.edge.kv_keeping import KvKeeper
-from haversack.edge.planner import Plan
+from haversack.edge.model_plan import Plan
 from haversack.edge.schedule import Part, Schedule, Work
 from haversack.edge.sequence import Logits, TokenSequence
 from haversack.edge.speculate import Speculation

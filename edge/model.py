@@ -23,7 +23,7 @@ from haversack.devices.units import size_bytes
 from haversack.edge.call import LogitsCall, RowsCall
 from haversack.edge.generation import Generation, GenerationCall
 from haversack.edge.loop import EngineLoop
-from haversack.edge.planner import Plan
+from haversack.edge.model_plan import Plan
 from haversack.edge.prompt import Prompt, prompt_tokens, token_ids
 from haversack.edge.resizing import resize, resized
 from haversack.edge.sampling import MAX_SEED, Sampling

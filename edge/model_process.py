@@ -2,14 +2,16 @@
 
     python -m haversack.edge.model_process        messages on stdin and stdout, see `edge.pipe`
 
-A request is (number, what, arguments), an answer (number, kind, value). Each request has a thread
-of its own, because one may cancel another. The process ends when its parent does.
+A request is (number, what, arguments, dropped), an answer (number, kind, value). Each request has a
+thread of its own, because one may cancel another. `dropped` are the generations that the parent
+will not ask for again. The process ends when its parent does.
 """
 
 import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -17,6 +19,7 @@ from haversack.devices.errors import BudgetError
 from haversack.edge.generation import Generation
 from haversack.edge.loading import LoadOptions, load
 from haversack.edge.model import Model
+from haversack.edge.pieces import NextPiece
 from haversack.edge.pipe import Pipe
 
 RESULT, ERROR, PROGRESS = "result", "error", "progress"
@@ -35,18 +38,19 @@ class ModelProcess:
             "load": self._load,
             "generate": self._generate,
             "next": self._next,
-            "cancel": lambda number: self._generations[number].cancel(),
-            "close_generation": lambda number: self._generations.pop(number).close(),
+            "cancel": self._cancel,
+            "close": self._close,
             "call": self._call,
-            "abort": os.abort,
         }
 
     def run(self) -> None:
         while True:
             try:
-                number, what, arguments = self._pipe.receive()
+                number, what, arguments, dropped = self._pipe.receive()
             except EOFError:
                 return
+            for each in dropped:
+                self._generations.pop(each, None)  # a generation that is dropped is closed
             threading.Thread(target=self._answer, args=(number, what, arguments)).start()
 
     def _answer(self, number: int, what: str, arguments: tuple[Any, ...]) -> None:
@@ -64,7 +68,7 @@ class ModelProcess:
             self._pipe.send((-1, PROGRESS, (what, share)))
 
         model, ram, ctx, threads, seed = arguments
-        self._model = load(model, ram, ctx, threads, seed, options.telling(progress))
+        self._model = load(model, ram, ctx, threads, seed, replace(options, progress=progress))
         return self._model.plan.without_functions()
 
     @property
@@ -78,15 +82,36 @@ class ModelProcess:
         self._generations[number] = generation
         return number, generation.prompt_tokens
 
-    def _next(self, number: int) -> Any:
-        """Return the next piece, None at the end, and what is known of the generation now."""
+    def _next(self, number: int, num_tokens: int) -> NextPiece:
+        """Return how the generation went on since it had `num_tokens` tokens. One that has ended
+        is forgotten."""
         generation = self._generations[number]
-        piece = next(generation, None)
-        known = {
-            name: getattr(generation, name)
-            for name in ("tokens", "logprobs", "finish_reason", "stopped_by", "stats")
-        }
-        return piece, known
+        try:
+            piece = next(generation, "")
+        except BaseException:
+            self._generations.pop(number, None)
+            raise
+        if not piece:
+            self._generations.pop(number, None)
+        return NextPiece(
+            piece,
+            generation.tokens[num_tokens:],
+            generation.logprobs[num_tokens:],
+            generation.finish_reason,
+            generation.stopped_by,
+            generation.stats,
+        )
+
+    def _cancel(self, number: int) -> None:
+        """Cancel a generation; one that has ended stays as it is."""
+        generation = self._generations.get(number)
+        if generation is not None:
+            generation.cancel()
+
+    def _close(self, number: int) -> None:
+        generation = self._generations.pop(number, None)
+        if generation is not None:
+            generation.close()
 
     def _call(self, method: str, arguments: tuple[Any, ...]) -> Any:
         assert method in _METHODS

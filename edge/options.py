@@ -23,7 +23,8 @@ from haversack.edge.given_text import (
 )
 from haversack.edge.hub import HubName, cached, local_path, name_of
 from haversack.edge.loading import builtin_model, default_cache_dir
-from haversack.edge.planner import EXACT, Plan, plan, with_drafts
+from haversack.edge.model_plan import EXACT, Plan
+from haversack.edge.planner import plan, with_drafts
 from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.schema import MAX_SCHEMA_CHARS
 from haversack.edge.speculate import AUTO as SPECULATE_AUTO

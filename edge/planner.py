@@ -2,14 +2,12 @@
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from typing_extensions import Unpack
 
 from haversack.cache.ngram import TABLE_BYTES, text_bytes
-from haversack.devices.budget import MemoryBudget
 from haversack.devices.errors import BudgetError, ModelFileError, PromptError
 from haversack.devices.grammar import trie_bytes
 from haversack.devices.ledger import ledger
@@ -32,211 +30,19 @@ from haversack.devices.vocabulary import Vocabulary
 from haversack.edge.context_shape import ShapeSettings, context_shape, refuse_boundless
 from haversack.edge.drafter_plan import SHORT_WINDOW_TOKENS, DrafterPlan, plan_drafter
 from haversack.edge.hub import local_path
+from haversack.edge.model_plan import DENSE, RESIDENT, STREAMED, Costs, Plan
 from haversack.edge.ram_budget import Budget
 from haversack.offload.expert_engine import scratch_bytes
-from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes, slot_bytes
-from haversack.offload.precision import Precision
+from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes
 from haversack.quant.gguf import ModelGeometry, read_geometry
-from haversack.quant.lowbit import LowCopies
-
-RESIDENT, STREAMED, DENSE = "resident", "streamed", "dense"
 
 AUTO_RAM = "auto"  # a budget that follows the memory other programs leave
-EXACT = "exact"  # the fidelity without low copies
 
 _MIB = 1024 * 1024
 _USUAL_PROCESS_BYTES = 96 * _MIB  # more than the interpreter and the libraries take
 RESERVE_RAM_BYTES = 2048 * _MIB  # left to the rest of the system where no budget is given
 _ROW_ID_BYTES = 8  # of a (row, expert) pair in llama.cpp's scratch for MUL_MAT_ID
 _MATRIX_SCRATCH_BYTES = 72  # of each expert there
-
-
-@dataclass(frozen=True)
-class Costs:
-    """The bytes that a model needs beside its experts' slots."""
-
-    trunk_bytes: int
-    kv_bytes: int
-    reserve_bytes: int
-    process_bytes: int
-    graph_bytes: int
-    sampling_bytes: int
-    draft_bytes: int
-    drafter_bytes: int
-    resident_scratch_bytes: int
-    streamed_scratch_bytes: int
-
-    def scratch_bytes(self, mode: str) -> int:
-        return self.streamed_scratch_bytes if mode == STREAMED else self.resident_scratch_bytes
-
-    def compute_bytes(self, mode: str) -> int:
-        own_bytes = self.sampling_bytes + self.draft_bytes + self.scratch_bytes(mode)
-        return self.graph_bytes + own_bytes
-
-    def fixed_bytes(self, mode: str) -> int:
-        own_bytes = self.trunk_bytes + self.kv_bytes + self.drafter_bytes
-        return own_bytes + self.reserve_bytes + self.compute_bytes(mode)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How `ram_bytes` are spent on one model. All figures are bytes and add up to the budget.
-
-    `trunk_bytes` are the weights without the routed experts, `kv_bytes` the context's cache.
-    `compute_bytes` are scratch; they include `sampling_bytes` for samplers and grammars,
-    `draft_bytes` for what drafts come from without a model, and `scratch_bytes` for products with
-    experts. `drafter_bytes` are a model that drafts, whole.
-    `reserve_bytes` are all else; they include `process_bytes` of the process itself without its
-    open models. `slot_bytes` are room for experts (for all of them in mode "resident"),
-    `headroom_bytes` stay free. `floor_bytes` is the least budget that works, `full_bytes` the least
-    with which no expert is streamed. With a `shared` budget, `ram_bytes` are what its open models
-    leave. With `adapts`, the budget follows the memory that other programs leave (`edge.pressure`).
-    `fidelity` names how near to exact the model is computed; with `precision`, slots hold copies of
-    two precisions.
-    """
-
-    path: Path
-    architecture: str
-    mode: str
-    shape: ContextShape
-    ram_bytes: int
-    trunk_bytes: int
-    kv_bytes: int
-    compute_bytes: int
-    sampling_bytes: int
-    draft_bytes: int
-    drafter_bytes: int
-    scratch_bytes: int
-    reserve_bytes: int
-    process_bytes: int
-    slot_bytes: int
-    expert_bytes: int
-    floor_bytes: int
-    full_bytes: int
-    pools: tuple[PoolPlan, ...]
-    geometry: ModelGeometry
-    costs: Costs = field(compare=False, repr=False)
-    drafter: DrafterPlan | None = None
-    fidelity: str = EXACT
-    precision: Precision | None = None
-    shared: Budget | None = field(default=None, compare=False, repr=False)
-    adapts: bool = field(default=False, compare=False)
-
-    @property
-    def low(self) -> LowCopies | None:
-        """The low copies that its slots may hold."""
-        return None if self.precision is None else self.precision.low
-
-    def without_functions(self) -> "Plan":
-        """Return a plan that another process understands: without what only runs in this one."""
-        precision = self.precision and replace(self.precision, fitted=None)
-        return replace(self, precision=precision, shared=None)
-
-    @property
-    def planned_bytes(self) -> int:
-        """Return the most that this model and the process itself will take."""
-        return self.budget().reserved_bytes
-
-    @property
-    def own_bytes(self) -> int:
-        """Return the most that this model will take."""
-        parts = (self.trunk_bytes, self.kv_bytes, self.drafter_bytes, self.compute_bytes)
-        return sum(parts) + self.slot_bytes + self.reserve_bytes - self.process_bytes
-
-    @property
-    def graph_bytes(self) -> int:
-        """Return what llama.cpp's graphs take of `compute_bytes`."""
-        others = self.sampling_bytes + self.draft_bytes + self.scratch_bytes
-        return self.compute_bytes - others
-
-    @property
-    def headroom_bytes(self) -> int:
-        return self.ram_bytes - self.planned_bytes
-
-    def parts(self) -> dict[str, int]:
-        """Return what this model will take outside slots, by name; parts taken in full come
-        first."""
-        return {
-            "trunk": self.trunk_bytes,
-            "experts": 0 if self.mode == STREAMED else self.slot_bytes,
-            "kv": self.kv_bytes,
-            **({} if self.drafter is None else self.drafter.parts()),
-            "vocabulary": self.reserve_bytes - self.process_bytes,
-            "compute": self.graph_bytes,
-            "scratch": self.scratch_bytes,
-            "sampling": self.sampling_bytes,
-            "drafts": self.draft_bytes,
-        }
-
-    def budget(self) -> MemoryBudget:
-        """Return the plan as named reservations. Raises BudgetError if they exceed the budget."""
-        budget = MemoryBudget("ram", self.ram_bytes, knob="raise --ram")
-        budget.reserve("process", self.process_bytes)
-        for name, num_bytes in self.parts().items():
-            budget.reserve(name, num_bytes)
-        budget.reserve("slots", self.slot_bytes if self.mode == STREAMED else 0)
-        return budget
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return every figure, and the pools of slots, as values that JSON can hold."""
-        figures = {name: value for name, value in vars(self).items() if name.endswith("_bytes")}
-        return {
-            "model": str(self.path),
-            "architecture": self.architecture,
-            "mode": self.mode,
-            "fidelity": self.fidelity,
-            "ctx": self.shape.ctx_tokens,
-            "batch": self.shape.batch_tokens,
-            "threads": self.shape.threads,
-            "sequences": self.shape.sequences,
-            "kv_type": self.shape.kv_type,
-            "drafter": None if self.drafter is None else self.drafter.to_dict(),
-            **figures,
-            "planned_bytes": self.planned_bytes,
-            "headroom_bytes": self.headroom_bytes,
-            "pools": [
-                {
-                    "layers": len(pool.layers),
-                    "experts": pool.num_experts,
-                    "slots": pool.num_slots,
-                    "slot_bytes": slot_bytes(pool.shape),
-                }
-                for pool in self.pools
-            ],
-        }
-
-    def __str__(self) -> str:
-        rows = self.rows()
-        many = f", {self.shape.sequences} sequences" if self.shape.sequences > 1 else ""
-        context = f"{self.shape.ctx_tokens} tokens of context{many}"
-        lines = [f"{self.path.name}: {self.architecture}, {context}"]
-        lines += [f"  {name:<10}{format_bytes(num_bytes):>12}" for name, num_bytes in rows]
-        return "\n".join([*lines, f"  {self._summary()}"])
-
-    def rows(self) -> list[tuple[str, int]]:
-        """Return what people read of it, by name; the last is the budget."""
-        return [
-            ("trunk", self.trunk_bytes),
-            ("KV cache", self.kv_bytes),
-            *([] if self.drafter is None else [("drafter", self.drafter_bytes)]),
-            ("compute", self.compute_bytes),
-            ("process", self.reserve_bytes),
-            ("experts", self.slot_bytes),
-            ("free", self.headroom_bytes),
-            ("budget", self.ram_bytes),
-        ]
-
-    def _summary(self) -> str:
-        if self.mode == DENSE:
-            return "no routed experts: the model runs plainly, all of it in memory"
-        if self.mode == RESIDENT:
-            return "all experts fit: nothing is streamed"
-        share = self.slot_bytes / self.expert_bytes
-        copies = "" if self.low is None else f", {self.fidelity}: low copies are {self.low.source}"
-        return (
-            f"slots for {min(share, 1):.0%} of the experts{copies}; least --ram"
-            f" {format_need(self.floor_bytes)}, all in memory from {format_need(self.full_bytes)}"
-        )
 
 
 def plan(
@@ -331,12 +137,10 @@ def _with_drafter(planned: Plan, drafter: DrafterPlan | None, draft_bytes: int) 
 def streamed(planned: Plan, share: float = 1.0) -> Plan:
     """Return the plan with slots for `share` of the experts, for measuring and testing. The budget
     grows if it must."""
-    geometry = planned.geometry
-    whole = plan_pools(geometry.layers, geometry.num_experts_per_tok, 2 * geometry.expert_bytes)
-    room = int(share * pools_bytes(whole))
-    pools = plan_pools(geometry.layers, geometry.num_experts_per_tok, room)
+    whole = planned.pools_in(2 * planned.expert_bytes)
+    pools = planned.pools_in(int(share * pools_bytes(whole)))
     slot_total = pools_bytes(pools)
-    ram_bytes = max(planned.ram_bytes, planned.planned_bytes - planned.slot_bytes + slot_total)
+    ram_bytes = max(planned.ram_bytes, planned.fixed_bytes + slot_total)
     return replace(planned, mode=STREAMED, pools=pools, slot_bytes=slot_total, ram_bytes=ram_bytes)
 
 

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 from haversack.devices.errors import BudgetError
 from haversack.devices.units import format_bytes, format_need
-from haversack.edge.planner import EXACT, Plan, product_scratch
+from haversack.edge.model_plan import EXACT, Plan
+from haversack.edge.planner import product_scratch
 from haversack.offload.expert_engine import low_scratch_bytes
-from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes
+from haversack.offload.pool import pools_bytes
 from haversack.offload.precision import Precision
 from haversack.quant.lowbit import LowCopies
 
@@ -14,14 +15,10 @@ from haversack.quant.lowbit import LowCopies
 def with_precision(planned: Plan, fidelity: str, precision: Precision) -> Plan:
     """Return the streamed plan with slots of two precisions in place of its own. Raises BudgetError
     with the floor, which is higher."""
-    geometry, used = planned.geometry, planned.geometry.num_experts_per_tok
-    fixed_bytes = planned.planned_bytes - planned.slot_bytes
     more_bytes = _low_scratch(planned, precision.low)
-
-    def pools_in(room_bytes: int) -> tuple[PoolPlan, ...]:
-        return plan_pools(geometry.layers, used, room_bytes, precision.low)
-
-    floor_bytes = fixed_bytes + more_bytes + pools_bytes(pools_in(0))
+    fixed_bytes = planned.fixed_bytes + more_bytes
+    of_two = replace(planned, fidelity=fidelity, precision=precision)
+    floor_bytes = fixed_bytes + pools_bytes(of_two.pools_in(0))
     if planned.ram_bytes < floor_bytes:
         raise BudgetError(
             f"{planned.path.name} in two precisions needs at least {format_need(floor_bytes)}"
@@ -30,11 +27,9 @@ def with_precision(planned: Plan, fidelity: str, precision: Precision) -> Plan:
             need_bytes=floor_bytes,
             have_bytes=planned.ram_bytes,
         )
-    pools = pools_in(planned.ram_bytes - fixed_bytes - more_bytes)
+    pools = of_two.pools_in(planned.ram_bytes - fixed_bytes)
     return replace(
-        planned,
-        fidelity=fidelity,
-        precision=precision,
+        of_two,
         pools=pools,
         slot_bytes=pools_bytes(pools),
         compute_bytes=planned.compute_bytes + more_bytes,

@@ -19,7 +19,8 @@ from haversack.devices.errors import HaversackError, ModelFileError, PromptError
 from haversack.devices.units import format_bytes
 from haversack.edge.loading import LoadOptions, LoadProgress, default_cache_dir, load
 from haversack.edge.model import Model
-from haversack.edge.planner import Plan, plan
+from haversack.edge.model_plan import Plan
+from haversack.edge.planner import plan
 from haversack.quant.experts import Blocks
 from haversack.quant.gguf import ModelGeometry, read_geometry
 from haversack.quant.importance import ActivationSums, Importance

@@ -14,7 +14,8 @@ from haversack.devices.ledger import ledger
 from haversack.devices.memory import probe_ram
 from haversack.devices.units import format_bytes
 from haversack.edge.model import Model
-from haversack.edge.planner import RESERVE_RAM_BYTES, STREAMED
+from haversack.edge.model_plan import STREAMED
+from haversack.edge.planner import RESERVE_RAM_BYTES
 
 _log = logging.getLogger("haversack.memory")
 

@@ -6,7 +6,7 @@ from operator import index
 from haversack.devices.errors import ContextError, PromptError
 from haversack.devices.tokenizing import LEAST_STACK_BYTES
 from haversack.devices.vocabulary import Vocabulary
-from haversack.edge.planner import Plan
+from haversack.edge.model_plan import Plan
 from haversack.edge.text import without_mark
 
 Prompt = str | Sequence[int]

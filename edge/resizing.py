@@ -5,9 +5,9 @@ from dataclasses import replace
 from haversack.devices.errors import BudgetError, HaversackError
 from haversack.devices.ledger import Lease, ledger
 from haversack.devices.units import format_bytes, format_need
-from haversack.edge.planner import STREAMED, Plan
+from haversack.edge.model_plan import STREAMED, Plan
 from haversack.offload.engine import Engine
-from haversack.offload.pool import plan_pools, pools_bytes
+from haversack.offload.pool import pools_bytes
 
 
 def resized(planned: Plan, ram_bytes: int) -> Plan:
@@ -18,11 +18,9 @@ def resized(planned: Plan, ram_bytes: int) -> Plan:
     name = planned.path.name
     if planned.mode != STREAMED:
         raise HaversackError(f"{name} has no slots to resize: load it again with another ram")
-    geometry = planned.geometry
     grown_bytes = max(0, ledger.others_bytes() - planned.process_bytes)  # of the process itself
-    fixed_bytes = planned.planned_bytes - planned.slot_bytes + grown_bytes
-    room_bytes = max(0, ram_bytes - fixed_bytes)
-    pools = plan_pools(geometry.layers, geometry.num_experts_per_tok, room_bytes, planned.low)
+    fixed_bytes = planned.fixed_bytes + grown_bytes
+    pools = planned.pools_in(ram_bytes - fixed_bytes)
     need_bytes = fixed_bytes + pools_bytes(pools)
     if need_bytes > ram_bytes:
         raise BudgetError(

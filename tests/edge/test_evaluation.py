@@ -16,8 +16,9 @@ from haversack import edge
 from haversack.devices.errors import HaversackError, PromptError, StorageError
 from haversack.edge.evaluation import Evaluation, draw_pareto, plans_to_measure, text_of
 from haversack.edge.loading import LoadOptions, builtin_model
+from haversack.edge.model_plan import Plan
 from haversack.edge.options import FidelityOptions, ModelOptions
-from haversack.edge.planner import Plan, streamed
+from haversack.edge.planner import streamed
 from haversack.tools.models.architectures import TinyShape
 
 PROGRAM = [sys.executable, "-m", "haversack.edge"]

@@ -10,7 +10,8 @@ from haversack import edge
 from haversack.cache.precision import Thresholds, fit, relative_weight
 from haversack.devices.errors import BudgetError, HaversackError, ModelFileError, PromptError
 from haversack.edge.fidelity import BALANCED, FAST, Fidelity
-from haversack.edge.planner import Plan, streamed
+from haversack.edge.model_plan import Plan
+from haversack.edge.planner import streamed
 from haversack.quant.gguf import read_geometry
 from haversack.quant.importance import ActivationSums
 from haversack.quant.records import importance_path, low_path

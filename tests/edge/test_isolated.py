@@ -57,6 +57,17 @@ def test_a_generation_can_be_cancelled(model: edge.IsolatedModel) -> None:
     assert generation.finish_reason == "cancelled"
 
 
+def test_a_dropped_generation_lets_go_of_the_model(model: edge.IsolatedModel) -> None:
+    whole = model.generate("Once upon a time", 8, temperature=0).text
+    dropped = model.generate("Once upon a time", temperature=0)
+    next(dropped)
+    del dropped
+    with model.generate("Once upon a time", temperature=0) as closed:
+        next(closed)
+    assert closed.finish_reason == "cancelled" and list(closed) == []
+    assert model.generate("Once upon a time", 8, temperature=0).text == whole
+
+
 def test_several_at_once_and_async(model: edge.IsolatedModel) -> None:
     async def text_of(prompt: str) -> str:
         return "".join([piece async for piece in model.generate(prompt, 8, temperature=0)])

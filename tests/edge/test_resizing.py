@@ -9,7 +9,8 @@ import pytest
 from haversack import edge
 from haversack.devices.errors import BudgetError, HaversackError
 from haversack.devices.ledger import ledger
-from haversack.edge.planner import Plan, streamed
+from haversack.edge.model_plan import Plan
+from haversack.edge.planner import streamed
 from haversack.tools.models.architectures import TinyShape
 
 MIB = 2**20

@@ -20,7 +20,7 @@ from typing import Any
 
 from haversack.devices.system.cgroup import why_not
 from haversack.devices.units import format_bytes, parse_bytes
-from haversack.edge.planner import STREAMED
+from haversack.edge.model_plan import STREAMED
 from haversack.tools.bench.limited import compared, json_within
 from haversack.tools.command_line import USAGE_EXIT_CODE, positive, tool, verdict
 

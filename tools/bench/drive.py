@@ -25,7 +25,8 @@ from statistics import median
 from haversack import edge
 from haversack.devices.errors import HaversackError
 from haversack.edge import bench
-from haversack.edge.planner import Plan, streamed
+from haversack.edge.model_plan import Plan
+from haversack.edge.planner import streamed
 from haversack.tools.bench.steady_drive import drive_bytes_s
 from haversack.tools.command_line import streaming_parser, tool, verdict
 

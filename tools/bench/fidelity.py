@@ -28,7 +28,8 @@ from haversack.devices.ggml import GraphNode
 from haversack.devices.units import parse_bytes
 from haversack.edge.fidelity import BALANCED, FAST, Fidelity
 from haversack.edge.loading import default_cache_dir
-from haversack.edge.planner import EXACT, Plan, streamed
+from haversack.edge.model_plan import EXACT, Plan
+from haversack.edge.planner import streamed
 from haversack.edge.replay import Replay, Trace
 from haversack.offload.routing import set_probabilities
 from haversack.quant.gguf import ModelGeometry

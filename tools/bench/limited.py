@@ -14,8 +14,9 @@ from typing import Any
 
 from haversack.devices.system.cgroup import run_limited
 from haversack.devices.units import format_bytes
+from haversack.edge.model_plan import Plan
 from haversack.edge.options import LLAMA_CPP
-from haversack.edge.planner import Plan, streamed
+from haversack.edge.planner import streamed
 from haversack.edge.replay import Trace
 
 SLACK_BYTES = 64 * 1024 * 1024  # a group's limit is the budget plus this

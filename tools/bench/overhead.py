@@ -21,8 +21,9 @@ from typing import NamedTuple
 
 from haversack import edge
 from haversack.edge.bench import Work, decode, single_tokens
+from haversack.edge.model_plan import Plan
 from haversack.edge.plain_llama import PlainLlama
-from haversack.edge.planner import Plan, streamed
+from haversack.edge.planner import streamed
 from haversack.tools.command_line import run_on_models, tool, verdict
 
 CTX_TOKENS = 512

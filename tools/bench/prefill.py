@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from haversack import edge
 from haversack.devices.units import parse_bytes
 from haversack.edge.bench import random_tokens
-from haversack.edge.planner import Plan, streamed
+from haversack.edge.model_plan import Plan
+from haversack.edge.planner import streamed
 from haversack.tools.bench.steady_drive import steady_drive, warm
 from haversack.tools.command_line import streaming_parser, tool, verdict
 

@@ -19,8 +19,9 @@ from statistics import median
 
 from haversack import edge
 from haversack.edge.bench import Work, decode, random_tokens
+from haversack.edge.model_plan import Plan
 from haversack.edge.plain_llama import PlainLlama
-from haversack.edge.planner import Plan, streamed
+from haversack.edge.planner import streamed
 from haversack.tools.command_line import run_on_models, tool, verdict
 
 BOUND = 1.10

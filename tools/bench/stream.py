@@ -37,7 +37,8 @@ from haversack.cache.policies import ExpectedUse
 from haversack.devices.system.cgroup import why_not
 from haversack.devices.units import parse_bytes
 from haversack.edge.bench import Decoded, decode, single_tokens
-from haversack.edge.planner import Plan, streamed
+from haversack.edge.model_plan import Plan
+from haversack.edge.planner import streamed
 from haversack.edge.replay import Replay, Trace
 from haversack.offload.expert_engine import Predict
 from haversack.offload.pool import spare_slots

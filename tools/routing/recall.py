@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from haversack import edge
 from haversack.devices.ggml import GraphNode
-from haversack.edge.planner import STREAMED, Plan, streamed
+from haversack.edge.model_plan import STREAMED, Plan
+from haversack.edge.planner import streamed
 from haversack.offload.routing import Router, router_input
 from haversack.tools.command_line import give_table, positive, tool
 

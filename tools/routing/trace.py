@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from haversack import edge
 from haversack.devices.ggml import GraphNode
-from haversack.edge.planner import STREAMED, streamed
+from haversack.edge.model_plan import STREAMED
+from haversack.edge.planner import streamed
 from haversack.edge.replay import Weights
 from haversack.offload.routing import chosen_probabilities
 from haversack.tools.command_line import positive, tool
