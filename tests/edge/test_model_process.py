@@ -26,7 +26,7 @@ class Parent:
     def ask(self, what: str, *arguments: Any, dropped: tuple[int, ...] = ()) -> Any:
         number = next(self._numbers)
         self._pipe.send((number, what, arguments, dropped))
-        kind = PROGRESS
+        answered, kind, value = self._pipe.receive()
         while kind == PROGRESS:
             answered, kind, value = self._pipe.receive()
         assert answered == number and kind != ERROR, value
@@ -63,10 +63,12 @@ def parent(tiny_model: TinyModel) -> Iterator[Parent]:
 
 
 def test_a_generation_leaves_at_its_end(parent: Parent) -> None:
-    number, tokens, pieces = parent.begin(), list[int](), list[str]()
-    while pieces[-1:] != [""]:
+    number = parent.begin()
+    known: NextPiece = parent.ask("next", number, 0)
+    tokens, pieces = known.tokens, [known.piece]
+    while known.piece:
         assert parent.held == [number]
-        known: NextPiece = parent.ask("next", number, len(tokens))
+        known = parent.ask("next", number, len(tokens))
         tokens, pieces = tokens + known.tokens, [*pieces, known.piece]
     assert parent.held == []
     assert "".join(pieces).split() == [str(token) for token in tokens]
