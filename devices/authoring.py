@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.devices import _native as native
+from haversack.devices._native import llama
 from haversack.devices.conversion import requires_importance, to_blocks
 from haversack.devices.errors import ModelFileError, StorageError
 from haversack.devices.ggml import GraphNode, type_geometry
@@ -81,11 +82,11 @@ def random_model(
     model = None
     try:
         model = _model_from(gguf, fill)
-        native.llama_model_save_to_file(model, str(path).encode())
+        llama.llama_model_save_to_file(model, str(path).encode())
     finally:
         native.gguf_free(gguf)
         if model:
-            native.llama.llama_model_free(model)
+            llama.llama_model_free(model)
 
 
 def _new_gguf(metadata: Mapping[str, str | int | float | list[int]]) -> Any:
@@ -117,15 +118,13 @@ def _model_from(gguf: Any, fill: Fill) -> Any:
         except Exception as failure:  # it must not cross llama.cpp's frames
             failures.append(failure)
 
-    native.llama.llama_backend_init()
-    params = native.llama.llama_model_default_params()
+    llama.llama_backend_init()
+    params = llama.llama_model_default_params()
     params.use_extra_bufts, params.n_gpu_layers = False, 0
     with captured_logs() as log:
-        model = native.llama_model_init_from_user(
-            gguf, native.SetTensorData(set_data), None, params
-        )
+        model = llama.llama_model_init_from_user(gguf, native.SetTensorData(set_data), None, params)
     if failures:
-        native.llama.llama_model_free(model)
+        llama.llama_model_free(model)
         raise failures[0]
     if not model:
         raise ModelFileError(f"llama.cpp refuses this metadata: {log.reason()}")

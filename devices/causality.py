@@ -7,7 +7,6 @@ llama.cpp knows more architectures with every version, so no architecture is nam
 from pathlib import Path
 from typing import Any
 
-from haversack.devices import _native as native
 from haversack.devices._native import llama
 from haversack.devices.errors import ModelFileError
 
@@ -34,6 +33,6 @@ def _kind(model: Any, context: Any) -> str | None:
         return "a model with an encoder, which wants more than a text to go on from"
     if not llama.llama_get_memory(context):
         return "a model without a memory of earlier tokens, such as an embedding model"
-    if not native.llama_get_causal_attn(context):
+    if not llama.llama_get_causal_attn(context):
         return "a model in which tokens attend to later ones, such as an embedding model"
     return None

@@ -16,12 +16,13 @@ _ABORTED_EXIT_CODE = 2
 
 
 def _refuse_other_layouts() -> None:
-    passed = (llama.llama_model_params, llama.llama_context_params, llama.llama_batch)
+    passed = (llama.llama_model_params, llama.llama_batch, llama.llama_context_params)
     expected = [native.size_of(structure) for structure in passed]
-    if own.sizes_passed_by_value() != expected:
+    model, batch, *contexts = own.sizes_passed_by_value()
+    if expected not in [[model, batch, context] for context in contexts]:
         raise BindingError(
             f"llama.cpp's parameters have {expected} bytes, haversack was built for"
-            f" {own.sizes_passed_by_value()}: install haversack again"
+            f" {[model, batch, *contexts]}: install haversack again"
         )
 
 
@@ -61,7 +62,8 @@ def load_model(path: bytes, params: Any) -> Any:
 def init_context(model: Any, params: Any, owner: int | None = None) -> Any:
     """Call llama_init_from_model; None if the context cannot be made. `owner` is the address of the
     device that computes parts of its graphs."""
-    return own.guard_init_context(_INIT, model, native.addressof(params), owner)
+    address, num_bytes = native.addressof(params), native.size_of(params)
+    return own.guard_init_context(_INIT, model, address, num_bytes, owner)
 
 
 def token_to_piece(vocab: Any, token: int, buffer: bytes, special: bool) -> int:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from haversack.devices import _native as native
 from haversack.devices import guard
-from haversack.devices._native import KNOWN_GGML, llama, own
+from haversack.devices._native import llama, own
 from haversack.devices.errors import (
     AbortedError,
     CancelledError,
@@ -99,11 +99,6 @@ def system_info() -> str:
     return str(llama.llama_print_system_info().decode())
 
 
-def ggml_version() -> str:
-    """The version of ggml that is loaded; every other one is refused at import."""
-    return KNOWN_GGML
-
-
 # ---------------------------------------------------------------------- model
 class LlamaModel:
     """A model loaded into plain memory: nothing mapped, nothing repacked, no GPU.
@@ -181,10 +176,10 @@ class LlamaModel:
 
     def tensors(self) -> list[GraphNode]:
         """All weights, where they lie in memory. A tensor of the file may be here twice."""
-        function = native.llama_function(*native.TENSOR_MAP)
-        count = own.model_tensors(function, self._model, None, 0)
+        function, string_bytes = llama.tensor_map()
+        count = own.model_tensors(function, self._model, string_bytes, None, 0)
         addresses = (native.Address * count)()
-        own.model_tensors(function, self._model, addresses, count)
+        own.model_tensors(function, self._model, string_bytes, addresses, count)
         return [GraphNode(address) for address in addresses]
 
     def close(self) -> None:
@@ -401,7 +396,7 @@ class LlamaContext:
         valid until the next pass. -1 is the last row that wanted them."""
         self._check_usable()
         return native.floats_at(
-            native.llama_get_logits_ith(self._context, row), self._vocabulary.num_tokens
+            llama.llama_get_logits_ith(self._context, row), self._vocabulary.num_tokens
         )
 
     def forget(self, position: int, sequence: int = 0) -> None:

@@ -67,8 +67,8 @@ def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
 def _context_sizes(context: Any, batch_tokens: int) -> own.ContextSizes:
     sizes = own.ContextSizes()
     own.context_sizes(
-        native.llama_function(native.MEMORY_BREAKDOWN),
-        native.llama_function(native.GRAPH_MAX_NODES),
+        native.llama_function(llama.MEMORY_BREAKDOWN),
+        native.llama_function(llama.GRAPH_MAX_NODES),
         context,
         batch_tokens,
         native.pointer_to(sizes),

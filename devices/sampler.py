@@ -34,7 +34,7 @@ class SamplerTables:
 
     def __init__(self, num_tokens: int) -> None:
         self.ids = np.arange(num_tokens, dtype=np.int32)
-        self.data = (llama.llama_token_data * num_tokens)()
+        self.data = llama.candidates(num_tokens)
         self.candidates = np.frombuffer(self.data, _CANDIDATE)
 
     @property

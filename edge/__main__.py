@@ -37,7 +37,20 @@ def main() -> "NoReturn":
             signal.signal(signal.SIGINT, _leave)
     except KeyboardInterrupt:
         _leave()
+    except ImportError as error:
+        code = _refused(error)
     _end(code)
+
+
+def _refused(error: ImportError) -> int:
+    """Tell in one line why no build of llama.cpp can be used. Another import that failed is
+    raised."""
+    from haversack.devices.errors import BindingError
+
+    if not isinstance(error, BindingError):
+        raise error
+    print(f"haversack: {error}", file=sys.stderr)
+    return error.exit_code
 
 
 def _leave(_: int = signal.SIGINT, __: "FrameType | None" = None) -> "NoReturn":

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import psutil
 
+from haversack.devices._native import builds, chosen
 from haversack.devices.cores import count_cores
-from haversack.devices.llama import ggml_version, system_info
+from haversack.devices.llama import system_info
 from haversack.devices.memory import HUGE_PAGE_BYTES, SlotMemory, probe_ram
+from haversack.devices.processor import instruction_sets
 from haversack.devices.storage import DirectFile, measure_disk
 from haversack.devices.system.cgroup import cpu_quota, why_not
 from haversack.devices.team import why_fixed
@@ -23,9 +25,8 @@ from haversack.quant.trunk import list_trunks
 
 Value = str | int | float | bool | list[str] | None
 
-_CPU_INFO = Path("/proc/cpuinfo")
-# Names of /proc/cpuinfo in capitals, and llama.cpp's for the same.
-_FAST_SETS = {"AVX2": "AVX2", "FMA": "FMA", "F16C": "F16C", "AVX512F": "AVX512"}
+# Linux's names of instruction sets, and llama.cpp's for the same.
+_FAST_SETS = {"avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "avx512f": "AVX512"}
 _TIGHT_BYTES = 2 << 30
 _TESTED = {
     "linux": "tested",
@@ -53,6 +54,7 @@ def examine(cache_dir: Path, model: Path | None) -> list[Finding]:
     """
     return [
         *_versions(),
+        *_builds(),
         *_memory(),
         *_processor(),
         *_cache(cache_dir),
@@ -66,8 +68,6 @@ def examine(cache_dir: Path, model: Path | None) -> list[Finding]:
 def _versions() -> list[Finding]:
     found = [
         ("haversack", version("haversack"), "installed package"),
-        ("llama_cpp_python", version("llama-cpp-python"), "installed package"),
-        ("ggml", ggml_version(), "the library loaded"),
         ("python", platform.python_version(), sys.executable),
         ("system", platform.platform(), "platform.platform()"),
     ]
@@ -76,6 +76,26 @@ def _versions() -> list[Finding]:
         *(Finding(name, value, value, source) for name, value, source in found),
         Finding("tested", sys.platform == "linux", tested, f"releases on {sys.platform}"),
     ]
+
+
+def _builds() -> list[Finding]:
+    """Return the build of llama.cpp that is used, and what is installed of each."""
+    build, named = chosen.build, os.environ.get(builds.VARIABLE)
+    shown = f"{build.package} {build.version}: ggml {build.ggml}, interface {build.api_version}"
+    source = f"--llama-build or {builds.VARIABLE}" if named else "the fastest that can be used"
+    return [
+        Finding("llama_build", build.package, shown, source),
+        Finding("ggml", build.ggml, build.ggml, "the library loaded"),
+        *(_installed_build(each) for each in builds.installed()),
+    ]
+
+
+def _installed_build(found: builds.Installed) -> Finding:
+    name = found.build.package.replace("-", "_")
+    if found.folder is None:
+        return Finding(name, None, "not installed", f"`{found.build.command}`")
+    shown = f"{found.version}, cannot be used" if found.refusal else found.version
+    return Finding(name, found.version, shown, str(found.folder), found.refusal)
 
 
 def _memory() -> list[Finding]:
@@ -100,12 +120,13 @@ def _processor() -> list[Finding]:
     physical, usable = psutil.cpu_count(logical=False), count_cores()
     quota = cpu_quota()
     built = re.findall(r"(\w+) = 1", system_info())
-    able = _cpu_sets()
+    able = instruction_sets() or frozenset()
     missing = [name for cpu, name in _FAST_SETS.items() if cpu in able and name not in built]
+    native = builds.llama_cpp_python.BUILD
     remedy = (
-        f"this CPU has {', '.join(missing)}, llama.cpp was built without: `pip install"
-        " --force-reinstall --no-binary llama-cpp-python --no-cache-dir llama-cpp-python=="
-        f"{version('llama-cpp-python')}`"
+        f"this CPU has {', '.join(missing)}, llama.cpp was built without; to compile it here: `pip"
+        f" install --force-reinstall --no-binary {native.package} --no-cache-dir"
+        f" {native.package}=={native.version}`"
     )
     return [
         Finding("cores", physical, str(physical or "unknown"), "psutil, physical cores"),
@@ -131,15 +152,6 @@ def _adapting_threads() -> Finding:
     why = why_fixed()
     shown = "no" if why else "yes, while others use the processors"
     return Finding("adapting_threads", not why, shown, "the threads that compute", why)
-
-
-def _cpu_sets() -> set[str]:
-    """Return the features of the CPU, in capitals, where the system tells them."""
-    try:
-        flags = re.search(r"^flags\s*: (.*)$", _CPU_INFO.read_text(), re.MULTILINE)
-    except OSError:
-        return set()
-    return set(flags[1].upper().split()) if flags else set()
 
 
 def _cache(cache_dir: Path) -> list[Finding]:

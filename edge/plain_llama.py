@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from haversack.devices._native import llama
+from haversack.devices._native import array_at, llama
 from haversack.edge.replay import Replay
 
 
@@ -81,7 +81,7 @@ class PlainLlama:
     def last_logits(self) -> npt.NDArray[np.float32]:
         """Return the logits after the last token, (vocabulary,) float32."""
         address = llama.llama_get_logits_ith(self._context, -1)
-        return np.ctypeslib.as_array(address, (self._num_tokens,)).copy()
+        return array_at(address, (self._num_tokens,), np.float32).copy()
 
     def logits(self, tokens: Sequence[int], prefill: int) -> npt.NDArray[np.float32]:
         """Return the same as `edge.Model.logits`: logits after the first `prefill` tokens, computed

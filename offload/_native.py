@@ -10,6 +10,12 @@ from haversack.devices.errors import BindingError
 MAX_MATRICES = 4
 
 
+class Build(c.Structure):
+    """struct Build (native/ggml.hpp)"""
+
+    _fields_ = (("llama_function", Address), ("cpu_function", Address), ("api_version", c.c_int32))
+
+
 class Matrix(c.Structure):
     """struct Matrix (native/layer.hpp)"""
 
@@ -83,7 +89,7 @@ class PrefetchCounts(c.Structure):
 if own.library is not None:
     _A, _S, _L, _Q, _B = Address, c.c_char_p, c.c_int32, c.c_size_t, c.c_bool
     _prototype = own.own_prototype
-    _device_register = _prototype("device_register", _S, _A)
+    _device_register = _prototype("device_register", _S, c.POINTER(Build))
     expert_buffer_new = _prototype("expert_buffer_new", _A)
     expert_buffer_type = _prototype("expert_buffer_type", _A, _A)
     expert_buffer_finish_loading = _prototype("expert_buffer_finish_loading", None, _A)
@@ -158,11 +164,20 @@ if own.library is not None:
     router_choose = _prototype("router_choose", _L, _A, _A, _L, _A)
     router_num_experts = _prototype("router_num_experts", _L, _A)
     router_delete = _prototype("router_delete", None, _A)
-    wrong = _device_register(native.llama_function("llama_decode"))
+    build = native.chosen.build
+    wrong = _device_register(
+        c.byref(
+            Build(
+                native.llama_function("llama_decode"),
+                native.address_of_function(native.ggml_backend_cpu_init),
+                build.api_version,
+            )
+        )
+    )
     if wrong:
         raise BindingError(
-            f"haversack's device cannot be registered: {wrong.decode()}; install llama-cpp-python"
-            f" {native.KNOWN_LLAMA_CPP_PYTHON}"
+            f"haversack's device cannot be registered: {wrong.decode()}; reinstall the build of"
+            f" llama.cpp: `pip install --force-reinstall {build.package}=={build.version}`"
         )
 
 

@@ -1,73 +1,27 @@
-"""All uses of ctypes: libggml and libllama of llama-cpp-python, and in `own` our own library.
+"""All uses of ctypes: ggml here, libllama in `llama`, and our own library in `own`.
 
-It loads the libraries, refuses a build whose layouts it does not know, declares the structures
-and prototypes (the C prototype stands beside each), and offers a few helpers for memory at an
-address. Everything above it sees integers (addresses), bytes and NumPy arrays.
+The libraries of a build of llama.cpp are chosen and loaded by `builds`, which refuses one whose
+layouts are not known. Here are ggml's structures and prototypes (the C prototype stands beside
+each), and a few helpers for memory at an address. Everything above sees integers (addresses), bytes
+and NumPy arrays.
 """
 
 import ctypes as c
 import sys
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-import llama_cpp
-import llama_cpp.llama_cpp as llama
 import numpy as np
 
+from haversack.devices._native import builds
+from haversack.devices._native.libraries import code_address, prototype
 from haversack.devices.errors import BindingError
-
-KNOWN_LLAMA_CPP_PYTHON = "0.3.36"
-KNOWN_GGML = "0.25.3"
-TENSOR_STRUCT_BYTES = 336
-OBJECT_STRUCT_BYTES = 32  # struct ggml_object, which ggml_tensor_overhead() counts too
 
 Address = c.c_void_p
 CFunction = c.CFUNCTYPE
 
-__all__ = ["llama"]  # the low-level binding of libllama, passed on to devices/llama.py
-
-
-# ------------------------------------------------------------------ libraries
-def _library(stem: str, version: str = "") -> c.CDLL:
-    """Load llama-cpp-python's library `stem` by the name under which libllama has loaded it.
-
-    Another name would load a second copy, which the log callback, for one, does not reach.
-    """
-    folder = Path(llama_cpp.__file__).parent / "lib"
-    names = {"darwin": f"lib{stem}{version}.dylib", "win32": f"{stem}.dll"}
-    path = folder / names.get(sys.platform, f"lib{stem}.so{version}")
-    try:
-        return c.CDLL(str(path))
-    except OSError as error:
-        raise BindingError(
-            f"cannot load {path}: {error}; reinstall with"
-            f" `pip install --force-reinstall llama-cpp-python=={KNOWN_LLAMA_CPP_PYTHON}`"
-        ) from error
-
-
-_base = _library("ggml-base", ".0")
-_cpu = _library("ggml-cpu", ".0")
-_llama = _library("llama")
-
-
-def prototype(library: c.CDLL, name: str, result: Any, *arguments: Any) -> Any:
-    function = getattr(library, name)
-    function.restype, function.argtypes = result, arguments
-    return function
-
-
-def _refuse_unknown_build() -> None:
-    found = llama_cpp.__version__
-    ggml = prototype(_base, "ggml_version", c.c_char_p)().decode()
-    overhead = prototype(_base, "ggml_tensor_overhead", c.c_size_t)()
-    known = (KNOWN_LLAMA_CPP_PYTHON, KNOWN_GGML, TENSOR_STRUCT_BYTES)
-    if (found, ggml, overhead - OBJECT_STRUCT_BYTES) != known:
-        raise BindingError(
-            f"found llama-cpp-python {found} with ggml {ggml} and tensors of"
-            f" {overhead - OBJECT_STRUCT_BYTES} bytes, need {known[0]}, {known[1]} and {known[2]}:"
-            f" `pip install llama-cpp-python=={KNOWN_LLAMA_CPP_PYTHON}`"
-        )
+chosen = builds.load()
+_base, _cpu, _llama = chosen.libraries
 
 
 # ----------------------------------------------------------------- structures
@@ -137,8 +91,6 @@ class BufferOverride(c.Structure):
 
     _fields_ = (("pattern", c.c_char_p), ("buft", Address))
 
-
-_refuse_unknown_build()
 
 # ----------------------------------------------------------------- prototypes
 _A, _S, _I = Address, c.c_char_p, c.c_int
@@ -257,26 +209,6 @@ ggml_backend_cpu_set_n_threads = prototype(_cpu, "ggml_backend_cpu_set_n_threads
 # const struct ggml_type_traits_cpu * ggml_get_type_traits_cpu(enum ggml_type type)
 ggml_get_type_traits_cpu = prototype(_cpu, "ggml_get_type_traits_cpu", c.POINTER(TypeTraitsCpu), _I)
 
-# float * llama_get_logits_ith(struct llama_context * ctx, int32_t i)
-llama_get_logits_ith = prototype(_llama, "llama_get_logits_ith", _A, _A, c.c_int32)
-# bool llama_get_causal_attn(const struct llama_context * ctx)
-llama_get_causal_attn = prototype(_llama, "llama_get_causal_attn", c.c_bool, _A)
-# struct llama_model * llama_model_init_from_user(gguf, set_tensor_data, void * ud, params)
-llama_model_init_from_user = prototype(
-    _llama, "llama_model_init_from_user", _A, _A, SetTensorData, _A, llama.llama_model_params
-)
-# llama_get_memory_breakdown and llama_context::graph_max_nodes, see native/sizes.cpp: exported by
-# the names that C++ gives them, which other compilers may spell in another way
-MEMORY_BREAKDOWN = "_Z26llama_get_memory_breakdownPK13llama_context"
-GRAPH_MAX_NODES = "_ZNK13llama_context15graph_max_nodesEj"
-# llama_internal_get_tensor_map, see native/tensors.cpp; GCC's library tags strings in names
-TENSOR_MAP = (
-    "_Z29llama_internal_get_tensor_mapB5cxx11PK11llama_model",
-    "_Z29llama_internal_get_tensor_mapPK11llama_model",
-)
-# void llama_model_save_to_file(const struct llama_model * model, const char * path_model)
-llama_model_save_to_file = prototype(_llama, "llama_model_save_to_file", None, _A, _S)
-
 
 # -------------------------------------------------------------------- helpers
 # All bytes of this process by their addresses. Reading one takes 50 ns, a tenth of the time that a
@@ -300,22 +232,16 @@ def move_bytes(target: int, source: int, num_bytes: int) -> None:
     c.memmove(target, source, num_bytes)
 
 
-def llama_function(*names: str) -> int:
-    """Return the address of a function of libllama, by the first of its names that is exported.
-    Raises BindingError if none is."""
-    for name in names:
-        function = getattr(_llama, name, None)
-        if function is not None:
-            return address_of_function(function)
-    raise BindingError(
-        f"libllama of llama-cpp-python {KNOWN_LLAMA_CPP_PYTHON} exports no {names[0]} here: models"
-        " cannot be planned and loaded; build it with GCC or Clang on Linux or macOS"
-    )
-
-
-def address_of_function(function: Any) -> int:
-    """Return the address of a C function's code."""
-    return int(c.cast(function, Address).value or 0)
+def llama_function(name: str) -> int:
+    """Return the address of a function of libllama. Raises BindingError if it exports none of that
+    name."""
+    function = getattr(_llama, name, None)
+    if function is None:
+        raise BindingError(
+            f"libllama of {chosen.build.package} {chosen.build.version} exports no {name} here:"
+            " models cannot be planned and loaded; one made by GCC or Clang on Linux or macOS does"
+        )
+    return code_address(function)
 
 
 def int32_buffer(count: int) -> Any:
@@ -352,6 +278,7 @@ def batch_of(kind: Any, arrays: tuple[Any, Any, Any, Any]) -> Any:
     return kind(0, tokens, None, positions, counts, ids, wanted)
 
 
+address_of_function = code_address
 addressof = c.addressof
 size_of = c.sizeof
 text_buffer = c.create_string_buffer

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import haversack.devices
-from haversack.devices._native import Address, CFunction, prototype
+from haversack.devices._native import Address, CFunction
+from haversack.devices._native.libraries import prototype
 from haversack.devices.errors import BindingError
 
 
@@ -97,7 +98,7 @@ ReadInto = CFunction(c.c_int32, c.POINTER(Read))
 ShouldStop = CFunction(c.c_bool)
 PassEnd = CFunction(c.c_int32, Address, c.c_bool)  # the type of Pass.end
 
-NUM_PASSED = 3  # structures of llama.cpp that are passed by value
+NUM_PASSED = 4  # structures of llama.cpp that are passed by value, of two versions
 NUM_RUNS = 3  # kinds of runs that longest_runs counts
 
 # ----------------------------------------------------------------- prototypes
@@ -133,7 +134,7 @@ if library is not None:
     guard_failure = own_prototype("guard_failure", c.c_char_p)
     guard_sizes = own_prototype("guard_sizes", None, c.POINTER(c.c_int64 * NUM_PASSED))
     guard_load_model = own_prototype("guard_load_model", _A, _A, c.c_char_p, _A)
-    guard_init_context = own_prototype("guard_init_context", _A, _A, _A, _A, _A)
+    guard_init_context = own_prototype("guard_init_context", _A, _A, _A, _A, c.c_int64, _A)
     guard_piece = own_prototype("guard_piece", _L, _A, _A, _L, c.c_char_p, _L, _B)
     guard_apply = own_prototype("guard_apply", None, _A, _A, _A)
     guard_accept = own_prototype("guard_accept", None, _A, _A, _L)
@@ -168,13 +169,14 @@ if library is not None:
     checksum_digest = own_prototype("checksum_digest", c.c_uint64, _Checksum)
     nested_join = own_prototype("nested_join", _B, _L, _A, _A, _A, c.c_size_t)
     model_tensors = own_prototype(
-        "model_tensors", c.c_size_t, _A, _A, c.POINTER(Address), c.c_size_t
+        "model_tensors", c.c_size_t, _A, _A, c.c_size_t, c.POINTER(Address), c.c_size_t
     )
 
 
 # -------------------------------------------------------------------- helpers
 def sizes_passed_by_value() -> list[int]:
-    """Return the bytes of llama_model_params, llama_context_params and llama_batch as compiled."""
+    """Return the bytes of llama_model_params, llama_batch and the two known llama_context_params,
+    as compiled."""
     sizes = (c.c_int64 * NUM_PASSED)()
     guard_sizes(c.byref(sizes))
     return list(sizes)

@@ -98,8 +98,10 @@ using namespace haversack;
 template <int num_words> struct ByValue {
     int64_t words[num_words];
 };
-using ModelParams = ByValue<10>;    // struct llama_model_params
-using ContextParams = ByValue<20>;  // struct llama_context_params
+using ModelParams = ByValue<10>;  // struct llama_model_params
+// struct llama_context_params, without and with `moe_cache_size`
+using ContextParams = ByValue<20>;
+using LongContextParams = ByValue<21>;
 
 // ggml_abort_callback_t ggml_set_abort_callback(ggml_abort_callback_t callback)
 API void haversack_guard_install(AbortCallback (*set_abort_callback)(AbortCallback)) {
@@ -112,17 +114,26 @@ API void haversack_guard_end_process(int exit_code) {
 // Returns why this thread's latest guarded call failed; null if it did not.
 API const char *haversack_guard_failure() { return has_failed ? failure.c_str() : nullptr; }
 API void haversack_guard_sizes(int64_t *sizes) {
-    sizes[0] = sizeof(ModelParams), sizes[1] = sizeof(ContextParams), sizes[2] = sizeof(Batch);
+    sizes[0] = sizeof(ModelParams), sizes[1] = sizeof(Batch);
+    sizes[2] = sizeof(ContextParams), sizes[3] = sizeof(LongContextParams);
 }
 
 API void *haversack_guard_load_model(void *(*load)(const char *, ModelParams), const char *path,
                                      const ModelParams *params) {
     return guarded<void *>(nullptr, [&] { return load(path, *params); });
 }
-API void *haversack_guard_init_context(void *(*init)(void *, ContextParams), void *model,
-                                       const ContextParams *params, void *owner) {
+template <class Params> void *init_context(const void *init, void *model, const void *params) {
+    const auto function = reinterpret_cast<void *(*)(void *, Params)>(const_cast<void *>(init));
+    return function(model, *static_cast<const Params *>(params));
+}
+API void *haversack_guard_init_context(const void *init, void *model, const void *params,
+                                       int64_t params_bytes, void *owner) {
     Owned owned(owner);
-    return guarded<void *>(nullptr, [&] { return init(model, *params); });
+    return guarded<void *>(nullptr, [&] {
+        return params_bytes == sizeof(ContextParams)
+                   ? init_context<ContextParams>(init, model, params)
+                   : init_context<LongContextParams>(init, model, params);
+    });
 }
 API int32_t haversack_guard_piece(int32_t (*piece)(const void *, int32_t, char *, int32_t, int32_t,
                                                    bool),

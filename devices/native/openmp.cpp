@@ -130,7 +130,16 @@ ElfW(Addr) base_of(void *address) {
     return dladdr(address, &found) ? reinterpret_cast<ElfW(Addr)>(found.dli_fbase) : 0;
 }
 
-bool is_openmp(const char *name) {
+// ggml's tables for quantizing are made in regions of their own, never within a pass of ours. Where all
+// of llama.cpp is one library, these functions are imports of it too.
+const char *const OF_TABLES[] = {"GOMP_atomic_start", "GOMP_atomic_end", "GOMP_loop_end",
+                                 "GOMP_loop_nonmonotonic_dynamic_start",
+                                 "GOMP_loop_nonmonotonic_dynamic_next"};
+
+// Whether a region that uses this function cannot be computed by a team of ours.
+bool is_unknown(const char *name) {
+    for (const char *known : OF_TABLES)
+        if (!std::strcmp(known, name)) return false;
     return !std::strncmp(name, "GOMP_", 5) || !std::strncmp(name, "omp_", 4) ||
            !std::strncmp(name, "__kmpc_", 7);
 }
@@ -162,7 +171,7 @@ int take_over(dl_phdr_info *library, size_t, void *given) {
             // An address inside the library belongs to the loader, which looks the function up at
             // the first call and would undo our change.
             num_known += base_of(*place) != search.base;
-        } else if (is_openmp(name)) {
+        } else if (is_unknown(name)) {
             ++num_unknown;
         }
     });

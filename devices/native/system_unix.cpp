@@ -17,7 +17,8 @@ namespace {
 
 bool is_ours(const char *path) {
     const char *slash = std::strrchr(path, '/'), *name = slash ? slash + 1 : path;
-    for (const char *library : {"libggml", "libllama", "libhaversack", "libstdc++", "libc++"})
+    for (const char *library :
+         {"libggml", "libllama", "xllamacpp", "libhaversack", "libstdc++", "libc++"})
         if (std::strncmp(name, library, std::strlen(library)) == 0) return true;
     return false;
 }

@@ -9,13 +9,11 @@ using namespace haversack;
 
 #define API extern "C" __attribute__((visibility("default")))
 
-API const char *haversack_device_register(const void *llama_function) {
-    return register_device(llama_function);
-}
+API const char *haversack_device_register(const Build *build) { return register_device(*build); }
 
 // ---------------------------------------------------------------- expert buffer
 API ExpertBuffer *haversack_expert_buffer_new() { return new ExpertBuffer; }
-API BufferType *haversack_expert_buffer_type(ExpertBuffer *buffer) { return &buffer->type; }
+API BufferType *haversack_expert_buffer_type(ExpertBuffer *buffer) { return buffer->type(); }
 API void haversack_expert_buffer_finish_loading(ExpertBuffer *buffer) { buffer->loading = false; }
 API bool haversack_expert_buffer_failed(ExpertBuffer *buffer) { return buffer->failed; }
 API size_t haversack_expert_buffer_weights(ExpertBuffer *buffer, Tensor **found, size_t room) {

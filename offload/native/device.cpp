@@ -67,15 +67,17 @@ size_t device_count(Registry *) { return 1; }
 Device *get_device(Registry *, size_t);
 void *get_proc_address(Registry *, const char *) { return nullptr; }
 
-Registry registry = {2, registry_name, device_count, get_device, get_proc_address, nullptr};
+// Its first field, the version of ggml's interface, is known when a build is loaded.
+Registry registry = {0, registry_name, device_count, get_device, get_proc_address, nullptr};
 Device device = {device_name, device_name, memory, device_type, properties, make_backend,
                  buffer_type, {}, supports_op, supports_buffer, nullptr, {}, &registry, nullptr};
 
 Device *get_device(Registry *, size_t) { return &device; }
 
-const std::string &register_once(const void *llama_function) {
-    static const std::string wrong = [llama_function] {
-        std::string found = load_ggml(llama_function);
+const std::string &register_once(const Build &build) {
+    static const std::string wrong = [&build] {
+        std::string found = load_ggml(build);
+        registry.api_version = ggml().api_version;
         if (found.empty()) ggml().backend_register(&registry);
         return found;
     }();
@@ -84,9 +86,7 @@ const std::string &register_once(const void *llama_function) {
 
 }  // namespace
 
-const char *register_device(const void *llama_function) {
-    return register_once(llama_function).c_str();
-}
+const char *register_device(const Build &build) { return register_once(build).c_str(); }
 
 // ---------------------------------------------------------------- one context
 namespace {
@@ -167,21 +167,33 @@ namespace {
 
 const char *buffer_name(BufferType *) { return NAME; }
 size_t alignment(BufferType *) { return ALIGNMENT_BYTES; }
-bool is_host(BufferType *type) { return !((ExpertBuffer *)type->context)->loading; }
 void free_nothing(Buffer *) {}
 void set_nothing(Buffer *, Tensor *, const void *, size_t, size_t) {}
 
 }  // namespace
 
 ExpertBuffer::ExpertBuffer()
-    : type{buffer_name, allocate, alignment, nullptr, nullptr, is_host, nullptr, this} {}
+    : type2_{buffer_name, allocate, alignment, nullptr, nullptr, is_host, nullptr, this},
+      type3_{buffer_name, allocate, nullptr, alignment, nullptr, nullptr,
+             nullptr,     is_host,  nullptr, this} {}
+
+BufferType *ExpertBuffer::type() {
+    return ggml().api_version == 2 ? (BufferType *)&type2_ : (BufferType *)&type3_;
+}
+
+ExpertBuffer *ExpertBuffer::of(BufferType *type) {
+    return (ExpertBuffer *)(ggml().api_version == 2 ? ((BufferType2 *)type)->context
+                                                    : ((BufferType3 *)type)->context);
+}
+
+bool ExpertBuffer::is_host(BufferType *type) { return !of(type)->loading; }
 
 ExpertBuffer::~ExpertBuffer() {
     for (auto &[address, num_bytes] : spaces_) release_addresses(address, num_bytes);
 }
 
 Buffer *ExpertBuffer::allocate(BufferType *type, size_t num_bytes) {
-    auto *self = (ExpertBuffer *)type->context;
+    ExpertBuffer *self = of(type);
     void *address = reserve_addresses(num_bytes);
     if (!address) {
         self->failed = true;
@@ -195,7 +207,7 @@ Buffer *ExpertBuffer::allocate(BufferType *type, size_t num_bytes) {
 // The tensor's rows lie on top of each other: it has no bytes, or one element.
 Status ExpertBuffer::keep(Buffer *buffer, Tensor *tensor) {
     std::memset(tensor->nb, 0, sizeof tensor->nb);
-    ((ExpertBuffer *)buffer->type->context)->weights.push_back(tensor);
+    of(buffer->type)->weights.push_back(tensor);
     return SUCCESS;
 }
 

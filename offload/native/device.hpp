@@ -39,9 +39,9 @@ class ContextDevice {
     std::unordered_map<const Tensor *, Weight> weights_;
 };
 
-// Register the device with the libggml around `llama_function`, once for the process. Returns what is
-// wrong, or an empty text.
-const char *register_device(const void *llama_function);
+// Register the device with the libggml of a build, once for the process. Returns what is wrong, or an
+// empty text.
+const char *register_device(const Build &build);
 
 // Address space without memory, where llama.cpp believes its expert weights to lie. While a model
 // loads, the buffer says that it is no host memory and that tensors in it have no bytes, so the
@@ -53,15 +53,20 @@ class ExpertBuffer {
     ExpertBuffer(const ExpertBuffer &) = delete;
 
     // For tensor_buft_overrides.
-    BufferType type;
+    BufferType *type();
     bool loading = true;
     std::vector<Tensor *> weights;  // those placed here, in order
     bool failed = false;            // there was no address space left
 
   private:
+    static ExpertBuffer *of(BufferType *type);
     static Buffer *allocate(BufferType *type, size_t num_bytes);
+    static bool is_host(BufferType *type);
     static Status keep(Buffer *buffer, Tensor *tensor);
 
+    // Of these, ggml reads the one of its interface's version.
+    BufferType2 type2_;
+    BufferType3 type3_;
     std::vector<std::pair<void *, size_t>> spaces_;
 };
 

@@ -8,15 +8,16 @@ namespace haversack {
 
 namespace {
 
-constexpr int32_t KNOWN_API_VERSION = 2;  // GGML_BACKEND_API_VERSION
 constexpr int32_t MAX_OPS = 128;
 
 Ggml found;
 
-std::string load_functions(void *library) {
+// libllama does not need the library of a CPU backend that was loaded as a module.
+std::string load_functions(void *llama, void *cpu) {
     std::string missing;
     auto load = [&](auto &function, const char *name) {
-        void *address = function_of(library, name);
+        void *address = function_of(llama, name);
+        if (!address) address = function_of(cpu, name);
         if (!address) missing = name;
         std::memcpy(&function, &address, sizeof address);
     };
@@ -69,24 +70,24 @@ std::string load_ops() {
     return missing;
 }
 
-std::string load_all(const void *llama_function) {
-    void *library = library_of(llama_function);
-    if (!library) return "libllama cannot be opened again";
-    std::string missing = load_functions(library);
+std::string load_all(const Build &build) {
+    void *llama = library_of(build.llama_function), *cpu = library_of(build.cpu_function);
+    if (!llama || !cpu) return "its libraries cannot be opened again";
+    std::string missing = load_functions(llama, cpu);
     if (!missing.empty()) return "libggml has no function " + missing;
     missing = load_ops();
     if (!missing.empty()) return "libggml has no operation " + missing;
-    int32_t version = found.backend_reg_get(0)->api_version;
-    if (version != KNOWN_API_VERSION)
-        return "libggml's backend interface has version " + std::to_string(version) + ", need " +
-               std::to_string(KNOWN_API_VERSION);
+    found.api_version = found.backend_reg_get(0)->api_version;
+    if (found.api_version != build.api_version || found.api_version < 2 || found.api_version > 3)
+        return "libggml's backend interface has version " + std::to_string(found.api_version) +
+               ", need " + std::to_string(build.api_version);
     return "";
 }
 
 }  // namespace
 
-const std::string &load_ggml(const void *llama_function) {
-    static const std::string wrong = load_all(llama_function);
+const std::string &load_ggml(const Build &build) {
+    static const std::string wrong = load_all(build);
     return wrong;
 }
 

@@ -1,6 +1,6 @@
-// What haversack uses of ggml: the structures of its backend interface, which the headers of
-// llama-cpp-python lack, and its functions, found in the libraries that libllama has loaded. The
-// layouts are those of the one known build; `load_ggml` refuses another interface version.
+// What haversack uses of ggml: the structures of its backend interface, which no package of a build
+// of llama.cpp brings headers of, and its functions, found in the libraries of the chosen build. The
+// layouts are those of the known interface versions; `load_ggml` refuses another one.
 #pragma once
 
 #include <cstddef>
@@ -47,13 +47,27 @@ struct Device;
 struct Backend;
 struct Registry;
 
-// struct ggml_backend_buffer_type
-struct BufferType {
+// struct ggml_backend_buffer_type, which ggml reads and haversack only makes: its layout depends on the
+// version of the interface. `alloc_buffer_n` and `get_alloc_size_n` may be null.
+struct BufferType;
+struct BufferType2 {
     const char *(*get_name)(BufferType *);
     Buffer *(*alloc_buffer)(BufferType *, size_t num_bytes);
     size_t (*get_alignment)(BufferType *);
     size_t (*get_max_size)(BufferType *);
     size_t (*get_alloc_size)(BufferType *, const Tensor *);
+    bool (*is_host)(BufferType *);
+    Device *device;
+    void *context;
+};
+struct BufferType3 {
+    const char *(*get_name)(BufferType *);
+    Buffer *(*alloc_buffer)(BufferType *, size_t num_bytes);
+    void *alloc_buffer_n;
+    size_t (*get_alignment)(BufferType *);
+    size_t (*get_max_size)(BufferType *);
+    size_t (*get_alloc_size)(BufferType *, const Tensor *);
+    void *get_alloc_size_n;
     bool (*is_host)(BufferType *);
     Device *device;
     void *context;
@@ -146,8 +160,17 @@ struct InitParams {
     bool no_alloc;
 };
 
+// The build of llama.cpp that was chosen: a function of its libllama, one of the library that holds its
+// CPU backend, and GGML_BACKEND_API_VERSION.
+struct Build {
+    const void *llama_function, *cpu_function;
+    int32_t api_version;
+};
+
 // ggml's functions and the codes of its operations.
 struct Ggml {
+    int32_t api_version;
+
     void *(*init)(InitParams);
     void (*free)(void *context);
     Graph *(*new_graph_custom)(void *context, size_t num_nodes, bool grads);
@@ -178,9 +201,9 @@ struct Ggml {
     }
 };
 
-// Find all of it in the libraries around `llama_function`, a function of libllama's. Returns what is
-// wrong, or nothing. It does so once; later calls return the same.
-const std::string &load_ggml(const void *llama_function);
+// Find all of it in the libraries of a build. Returns what is wrong, or nothing. It does so once; later
+// calls return the same.
+const std::string &load_ggml(const Build &build);
 // What was loaded.
 const Ggml &ggml();
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from haversack.devices import _native as native
 from haversack.devices import needs
+from haversack.devices._native import llama
 from haversack.devices.errors import BindingError, ModelFileError, PromptError
 from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
 from haversack.devices.logs import LogCapture
@@ -139,7 +139,7 @@ def test_what_is_needed_is_known_without_any_log(
 def test_a_build_without_the_functions_is_named(
     tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "MEMORY_BREAKDOWN", "llama_of_another_compiler")
+    monkeypatch.setattr(llama, "MEMORY_BREAKDOWN", "llama_of_another_compiler")
     with pytest.raises(BindingError, match=r"exports no llama_of_another_compiler here: models"):
         needs_of(tiny_model("qwen3moe", shape=SMALL), ROOMY)
 

@@ -207,7 +207,8 @@ def test_bench_forces_a_recorded_routing_that_fits(
 def test_doctor_names_the_source_of_each_value(model: Path, tmp_path: Path) -> None:
     options = ("--model", model, "--cache-dir", tmp_path)
     found = printed_object(haversack("doctor", *options, "--json"))
-    assert found["llama_cpp_python"]["value"] == version("llama-cpp-python")
+    package = found["llama_build"]["value"]
+    assert found[package.replace("-", "_")]["value"] == version(package)
     assert found["ram_available_bytes"]["value"] > 0
     assert found["disk_bytes_s"]["value"] > 0
     assert found["trunks"]["value"] == []

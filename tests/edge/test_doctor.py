@@ -1,9 +1,12 @@
 """Doctor: every fact has a source, every problem a remedy."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from haversack.devices._native import chosen
+from haversack.devices._native.builds import Installed
 from haversack.devices.errors import StorageError
 from haversack.devices.system.cgroup import CpuQuota
 from haversack.edge import doctor
@@ -48,12 +51,27 @@ def test_a_model_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         examine(tmp_path, tmp_path / "gone.gguf")
 
 
+def test_the_builds_of_llama_cpp_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = named(examine(tmp_path, None), "llama_build")
+    assert finding.value == chosen.build.package
+    assert f"{chosen.build.version}: ggml {chosen.build.ggml}" in finding.shown
+    gone = Installed(chosen.build, None, "", "it is not installed")
+    old = Installed(replace(chosen.build, package="a-b"), tmp_path, "0.1", "its version is 0.1")
+    monkeypatch.setattr(doctor.builds, "installed", lambda: [gone, old])
+    findings = examine(tmp_path, None)
+    missing = named(findings, chosen.build.package.replace("-", "_"))
+    assert (missing.value, missing.shown, missing.advice) == (None, "not installed", "")
+    assert missing.source == f"`pip install {chosen.build.package}=={chosen.build.version}`"
+    refused = named(findings, "a_b")
+    assert (refused.value, refused.shown) == ("0.1", "0.1, cannot be used")
+    assert refused.advice == "its version is 0.1"
+
+
 def test_a_library_built_for_less_than_the_cpu_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cpu_info = tmp_path / "cpuinfo"
-    cpu_info.write_text("processor : 0\nflags\t\t: fpu fma avx2 avx512f\n")
-    monkeypatch.setattr(doctor, "_CPU_INFO", cpu_info)
+    able = frozenset({"fpu", "fma", "avx2", "avx512f"})
+    monkeypatch.setattr(doctor, "instruction_sets", lambda: able)
     monkeypatch.setattr(doctor, "system_info", lambda: "CPU : FMA = 1 | AVX2 = 1 | ")
     finding = named(examine(tmp_path, None), "instruction_sets")
     assert finding.value == ["FMA", "AVX2"]

@@ -104,8 +104,9 @@ def test_ctrl_c_that_is_ignored_stays_ignored() -> None:
 def test_the_library_leaves_the_handler_of_ctrl_c_alone_and_loads_nothing_before_its_use() -> None:
     program = (
         "import signal, sys; before = signal.getsignal(signal.SIGINT); from haversack import edge;"
-        " assert 'llama_cpp' not in sys.modules and 'numpy' not in sys.modules;"
-        " edge.load; assert 'llama_cpp' in sys.modules;"
+        " binding = 'haversack.devices._native';"
+        " assert binding not in sys.modules and 'numpy' not in sys.modules;"
+        " edge.load; assert binding in sys.modules and 'llama_cpp' not in sys.modules;"
         " assert signal.getsignal(signal.SIGINT) is before"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=300)

@@ -90,7 +90,7 @@ Ggml fake() {
 
 }  // namespace
 
-const std::string &load_ggml(const void *) {
+const std::string &load_ggml(const Build &) {
     static const std::string nothing_is_wrong;
     return nothing_is_wrong;
 }

@@ -24,7 +24,7 @@ from haversack.offload.expert_buffer import ExpertBuffer
 from haversack.tools.models.architectures import ARCHITECTURES, TinyShape
 
 TOKENS = [1 + 7 * i % 200 for i in range(60)]
-TENSOR_BYTES = devices.TENSOR_STRUCT_BYTES
+TENSOR_BYTES = devices.size_of(devices.Tensor)
 
 
 # ---------------------------------------------------------------------- calls

@@ -1,0 +1,35 @@
+"""llama-cpp-python: llama.cpp compiled on this computer, for its processor."""
+
+import sys
+from pathlib import Path
+
+from haversack.devices._native.builds.build import Build
+from haversack.devices._native.libraries import Libraries, open_library
+
+
+def _load(folder: Path) -> Libraries:
+    """Each by the name under which libllama loads it. Another name would load a second copy, which
+    the log callback, for one, does not reach."""
+    llama = open_library(folder / "lib" / _file("llama"))
+    return Libraries(
+        base=open_library(folder / "lib" / _file("ggml-base", ".0")),
+        cpu=open_library(folder / "lib" / _file("ggml-cpu", ".0")),
+        llama=llama,
+    )
+
+
+def _file(stem: str, version: str = "") -> str:
+    names = {"darwin": f"lib{stem}{version}.dylib", "win32": f"{stem}.dll"}
+    return names.get(sys.platform, f"lib{stem}.so{version}")
+
+
+BUILD = Build(
+    package="llama-cpp-python",
+    version="0.3.36",
+    folder="llama_cpp",
+    ggml="0.25.3",
+    api_version=2,
+    has_moe_cache_size=False,
+    needs=frozenset(),  # whatever this processor has
+    load=_load,
+)

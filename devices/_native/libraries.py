@@ -1,0 +1,35 @@
+"""Opening shared libraries, and the prototypes of their functions."""
+
+import ctypes as c
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Libraries(NamedTuple):
+    """The libraries of llama.cpp: ggml's core, its CPU backend, and libllama. They may be one."""
+
+    base: c.CDLL
+    cpu: c.CDLL
+    llama: c.CDLL
+
+
+def open_library(path: Path) -> c.CDLL:
+    """Load a library whose functions other libraries of this process do not see. Raises OSError."""
+    return c.CDLL(str(path), mode=c.RTLD_LOCAL)
+
+
+def prototype(library: c.CDLL, name: str, result: Any, *arguments: Any) -> Any:
+    """Return the function `name` of a library, with these types."""
+    function = getattr(library, name)
+    function.restype, function.argtypes = result, arguments
+    return function
+
+
+def code_address(function: Any) -> int:
+    """Return the address of a C function's code."""
+    return int(c.cast(function, c.c_void_p).value or 0)
+
+
+def int32_at(address: int) -> int:
+    """Return the 32-bit integer at an address."""
+    return int(c.c_int32.from_address(address).value)
