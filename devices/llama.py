@@ -99,6 +99,12 @@ def system_info() -> str:
     return str(llama.llama_print_system_info().decode())
 
 
+def build_name() -> str:
+    """The package and version of the llama.cpp that is loaded: another one may compute other
+    bits."""
+    return f"{native.chosen.build.package} {native.chosen.build.version}"
+
+
 # ---------------------------------------------------------------------- model
 class LlamaModel:
     """A model loaded into plain memory: nothing mapped, nothing repacked, no GPU.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from haversack.devices.errors import PromptError
 from haversack.devices.kv_state import KvStates
-from haversack.devices.llama import LlamaModel, ggml_version, system_info
+from haversack.devices.llama import LlamaModel, build_name, system_info
 from haversack.edge.model_plan import Plan
 from haversack.edge.sequence import TokenSequence
 from haversack.offload.kv_file import KvAbout, opened_kv, write_kv
@@ -35,7 +35,7 @@ class KvKeeper:
             "--fidelity": self._plan.fidelity,
             "--threads": str(shape.threads),
             "--batch": str(shape.batch_tokens),
-            "llama.cpp": f"{ggml_version()} on {system_info().strip()}",
+            "llama.cpp": f"{build_name()} on {system_info().strip()}",
         }
 
     def num_bytes(self, sequence: TokenSequence) -> int:
