@@ -24,6 +24,9 @@ MOST_TOKENS = 1 << 17  # of a text that are matched; a longer one loses its olde
 _FIRST_RATES = [0.2, 0.3, 0.4, 0.5, 0.5, 0.5, 0.6, 0.7, 0.8, 0.9]
 _FIRST_TABLE_RATES = [0.2, 0.3, 0.4, 0.3, 0.4, 0.5, 0.4, 0.5, 0.7]
 
+_FIRST_OUTCOMES = 4.0  # that these count for
+_FIRST = [[rate, _FIRST_OUTCOMES] for rate in _FIRST_RATES + _FIRST_TABLE_RATES]
+
 available = native.available
 
 
@@ -41,12 +44,12 @@ class NgramMemory:
 
     def __init__(self, table_bytes: int = TABLE_BYTES) -> None:
         self.table: npt.NDArray[np.uint64] = np.zeros(table_bytes // 8, np.uint64)
-        self.rates = np.array(_FIRST_RATES + _FIRST_TABLE_RATES, np.float64)
+        self.rates = np.array(_FIRST, np.float64)  # (kinds, 2): a rate, and its outcomes
 
     def clear(self) -> None:
         """Forget all texts and outcomes."""
         self.table[:] = 0
-        self.rates[:] = _FIRST_RATES + _FIRST_TABLE_RATES
+        self.rates[:] = _FIRST
 
 
 class Draft(NamedTuple):

@@ -15,6 +15,7 @@ _MARGIN = 0.005  # of the time of passes without drafts: what trials may lose in
 _FIRST_CREDIT, _MOST_CREDIT = 2.0, 8.0  # in single tokens
 _REFRESH_PASSES = 128  # of passes with drafts: then two without, so that both stay comparable
 _LONGEST_SKIP = 8  # passes until the next look for a draft, where the latest looks found none
+_LOOKS_A_SKIP = 8  # that found none, for each pass that is skipped
 _TRIAL_ROWS = (1, 3, 6, 2, 5, 4)  # drafted, by turns, to see what they cost
 _FIRST_QUIET, _LONGEST_QUIET = 32, 2048  # passes without drafts until a trial
 _LEAST_ROW_COST = 0.2  # of a drafted token in single tokens: the reason why none pays
@@ -99,7 +100,7 @@ class Gate:
         self.saved_s = 0.0  # negative: lost
         self.why_closed = "nothing was decoded yet"  # empty while it is open
         self._credit_s = 0.0
-        self._skip = self._longest_skip = 0  # passes without a look
+        self._skip = self._num_vain = 0  # passes without a look, and looks since the latest draft
         self._quiet, self._since_round, self._num_trials = _FIRST_QUIET, 0, 0
         self._steady, self._since_trial = _FIRST_STEADY, 0
         self._since_plain = 0
@@ -149,7 +150,7 @@ class Gate:
         kept, the likeliest first."""
         number = self._best(base, survivals)
         if number:
-            self._longest_skip, self._quiet, self.why_closed = 0, _FIRST_QUIET, ""
+            self._num_vain, self._quiet, self.why_closed = 0, _FIRST_QUIET, ""
             self._since_trial += 1
             if self._since_trial < self._steady:
                 return number
@@ -158,9 +159,10 @@ class Gate:
         if self._is_trial_due and (number := self._trial(base, survivals)):
             self._quiet = min(2 * self._quiet, _LONGEST_QUIET)
             return number
-        self._longest_skip = min(2 * self._longest_skip + 1, _LONGEST_SKIP)
+        self._num_vain += 1
         why = "no token is likely enough"
-        self._close(self._why_dear(base) if self._is_dear(base) else why, self._longest_skip)
+        skip = min(self._num_vain // _LOOKS_A_SKIP, _LONGEST_SKIP)
+        self._close(self._why_dear(base) if self._is_dear(base) else why, skip)
         return 0
 
     def _is_dear(self, base: int) -> bool:

@@ -6,20 +6,23 @@ namespace haversack {
 
 namespace {
 
-constexpr double WEIGHT = 1.0 / 32;  // of the latest outcome in a rate
+constexpr double MOST_OUTCOMES = 32;  // that a rate goes back
 
-double &rate_of_match(Rates &rates, int32_t length) {
+Rate &rate_of_match(Rates &rates, int32_t length) {
     constexpr int32_t LEAST[Rates::NUM_MATCHES] = {1, 2, 3, 4, 5, 6, 8, 12, 16, 32};
     int kind = Rates::NUM_MATCHES - 1;
     while (LEAST[kind] > length) --kind;
     return rates.of_match[kind];
 }
 
-double &rate_of_ngram(Rates &rates, const Ngrams::Found &found) {
+Rate &rate_of_ngram(Rates &rates, const Ngrams::Found &found) {
     return rates.of_ngram[found.order][found.count >= 4 ? 2 : found.count >= 2 ? 1 : 0];
 }
 
-void note(double &rate, bool is_right) { rate += WEIGHT * (double(is_right) - rate); }
+void note(Rate &rate, bool is_right) {
+    rate.num_outcomes = std::min(rate.num_outcomes + 1, MOST_OUTCOMES);
+    rate.share += (double(is_right) - rate.share) / rate.num_outcomes;
+}
 
 }  // namespace
 
@@ -53,8 +56,8 @@ int32_t Drafter::propose(int32_t *tokens, double *rates, int32_t most) const {
     for (int32_t idx = 0; idx < most; ++idx) {
         const int32_t *before = line.data() + line.size() - num_before;
         const Ngrams::Found found = ngrams_.find(before, num_before);
-        const double of_ngram = found.count ? rate_of_ngram(*rates_, found) : 0;
-        const double of_match = matched ? rate_of_match(*rates_, matched) : 0;
+        const double of_ngram = found.count ? rate_of_ngram(*rates_, found).share : 0;
+        const double of_match = matched ? rate_of_match(*rates_, matched).share : 0;
         if (!found.count && !matched) return idx;
         const int32_t matching = matched ? suffixes_.continuation(idx) : 0;
         const bool follows = of_match >= of_ngram;

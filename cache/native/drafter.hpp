@@ -9,14 +9,19 @@
 
 namespace haversack {
 
-// How often tokens were right, by where they came from: a share for each kind of proposal. All
-// drafters of a model share it.
+// How often tokens of a kind were right, and the outcomes that this counts for.
+struct Rate {
+    double share, num_outcomes;
+};
+
+// How often tokens were right, by where they came from: a rate for each kind of proposal. All
+// drafters of a model share them.
 struct Rates {
     static constexpr int NUM_MATCHES = 10;  // kinds of matches of the text's end, by their length
     static constexpr int NUM_COUNTS = 3;    // kinds of entries of a table, by their count
 
-    double of_match[NUM_MATCHES];
-    double of_ngram[Ngrams::NUM_ORDERS][NUM_COUNTS];
+    Rate of_match[NUM_MATCHES];
+    Rate of_ngram[Ngrams::NUM_ORDERS][NUM_COUNTS];
 };
 
 class Drafter {

@@ -108,10 +108,18 @@ def test_a_prompt_teaches_nothing() -> None:
 @pytest.mark.parametrize(("next_token", "grows"), [(11, True), (99, False)])
 def test_rates_follow_what_came_true(next_token: int, grows: bool) -> None:
     memory = NgramMemory()
-    first = memory.rates.copy()
+    first = memory.rates[:, 0].copy()
     drafter_of(memory, given=22).propose([*REPEATED[:22], next_token], 0)
-    (changed,) = np.flatnonzero(memory.rates != first)
-    assert (memory.rates[changed] > first[changed]) == grows
+    (changed,) = np.flatnonzero(memory.rates[:, 0] != first)
+    assert (memory.rates[changed, 0] > first[changed]) == grows
+
+
+def test_the_first_outcomes_of_a_kind_count_most() -> None:
+    """Eight right tokens behind matches of two or three tokens, of which half were expected."""
+    memory = NgramMemory()
+    text = [token for number in range(10, 18) for token in (7, 8, number, 7, 8, number)]
+    drafter_of(memory, given=2).propose(text, 0)
+    assert memory.rates[1, 0] > 0.5 > NgramMemory().rates[1, 0]
 
 
 def test_the_rate_of_a_longer_match_counts_for_later_tokens() -> None:
