@@ -26,6 +26,7 @@ class Call:
 
     most_results = 1  # computed before the reader takes one
     takes_every_row = False  # the logits of a pass's last row alone are wanted
+    begins_anew = False  # its logits must not depend on what its sequence held
     is_repeatable = False  # its bits must not depend on what was computed before it
 
     def __init__(self, tokens: Sequence[int], num_batched: int) -> None:
@@ -97,6 +98,8 @@ class Call:
 
     def num_kept(self, sequence: TokenSequence) -> int:
         """How many of the first tokens of `sequence` it can use."""
+        if self.begins_anew:
+            return 0
         if self.is_repeatable:
             return sequence.num_repeatable(self.tokens[: self.num_batched])
         return sequence.num_shared(self.tokens)
@@ -153,13 +156,15 @@ class LogitsCall(Call):
     """Computes the logits after the first `prefill` of `tokens`, and after each other one. Tokens
     behind the first `pause` are not computed before the logits of those were read."""
 
+    begins_anew = True
+
     def __init__(self, tokens: Sequence[int], prefill: int, pause: int = 0) -> None:
         super().__init__(tokens[:prefill], prefill)
         self._rest, self._pause = deque(tokens[prefill:]), pause
 
     def begin(self) -> None:
         assert self.sequence is not None
-        self.sequence.keep(0)  # so that the logits do not depend on what was there
+        self.sequence.keep(0)
 
     def ahead(self, most: int) -> Ahead | None:
         assert self.sequence is not None
@@ -215,6 +220,9 @@ class RowsCall(Call):
     @property
     def needs_batch(self) -> bool:
         return True
+
+    def num_kept(self, sequence: TokenSequence) -> int:
+        return len(sequence.tokens)
 
     def due(self, most_tokens: int) -> Sequence[int]:
         assert self.sequence is not None

@@ -31,6 +31,7 @@ from haversack.edge.console import (
 )
 from haversack.edge.generation import Generation
 from haversack.edge.given_text import checked_text
+from haversack.edge.kv_options import ClearOptions, KeepingOptions
 from haversack.edge.loading import LoadOptions, load
 from haversack.edge.model import Model
 from haversack.edge.model_plan import DENSE, Plan
@@ -39,7 +40,6 @@ from haversack.edge.options import (
     BenchOptions,
     CacheOptions,
     ChatOptions,
-    ClearOptions,
     DoctorOptions,
     DraftOptions,
     EvalOptions,
@@ -56,8 +56,6 @@ from haversack.edge.server.options import ServeOptions
 from haversack.edge.speculate import AUTO
 from haversack.quant.description import description
 from haversack.quant.gguf import read_geometry
-from haversack.quant.records import LowFile, list_low_files
-from haversack.quant.trunk import TrunkFile, list_lone_ngrams, list_trunks, remove_trunks
 
 _log = logging.getLogger("haversack.cli")
 
@@ -93,12 +91,12 @@ def without_command(
 
 # ------------------------------------------------------------------ generation
 @app.command("run")
-@takes(ModelOptions, RunOptions, SamplingOptions, FidelityOptions, OutputOptions, LogOptions)
+@takes(ModelOptions, RunOptions, SamplingOptions, KeepingOptions, OutputOptions, LogOptions)
 def run_model(
     model: ModelOptions,
     request: RunOptions,
     choice: SamplingOptions,
-    fidelity: FidelityOptions,
+    fidelity: KeepingOptions,
     output: OutputOptions,
     log: LogOptions,
 ) -> None:
@@ -149,12 +147,12 @@ def _answer(generation: Generation, planned: Plan, seed: int) -> dict[str, Any]:
 
 
 @app.command("chat")
-@takes(ModelOptions, ChatOptions, SamplingOptions, FidelityOptions, LogOptions)
+@takes(ModelOptions, ChatOptions, SamplingOptions, KeepingOptions, LogOptions)
 def chat_with_model(
     model: ModelOptions,
     chat: ChatOptions,
     choice: SamplingOptions,
-    fidelity: FidelityOptions,
+    fidelity: KeepingOptions,
     log: LogOptions,
 ) -> None:
     """Talk with a model; /help in the chat shows its commands."""
@@ -184,8 +182,8 @@ def opened(
     if planned.mode == DENSE:
         notice(f"haversack: {planned.path.name} has no routed experts: it runs plainly, in memory")
     with load_progress(log.verbose) as progress:
-        options = LoadOptions(
-            cache_dir=cache.folder, progress=progress, warm_start=warm_start, speculate=speculate
+        options = replace(
+            cache.load_options(), progress=progress, warm_start=warm_start, speculate=speculate
         )
         model = load(planned, seed=seed, options=options)
     with model:
@@ -193,9 +191,9 @@ def opened(
 
 
 @app.command("serve")
-@takes(ModelOptions, ServeOptions, FidelityOptions, LogOptions)
+@takes(ModelOptions, ServeOptions, KeepingOptions, LogOptions)
 def serve_models(
-    model: ModelOptions, asked: ServeOptions, fidelity: FidelityOptions, log: LogOptions
+    model: ModelOptions, asked: ServeOptions, fidelity: KeepingOptions, log: LogOptions
 ) -> None:
     """Answer requests in the protocols of OpenAI and Anthropic, and show a page for chats."""
     from haversack.edge.server.serving import serve
@@ -210,7 +208,7 @@ def serve_models(
         planned(each)  # raises before anything is served
 
     def load_one(each: ModelOptions) -> Model:
-        options = LoadOptions(cache_dir=fidelity.folder, speculate=asked.speculate)
+        options = replace(fidelity.load_options(), speculate=asked.speculate)
         return load(planned(each), options=options)
 
     serve({name: partial(load_one, each) for name, each in models.items()}, asked)
@@ -451,40 +449,19 @@ def show_model(model: ModelOptions, output: OutputOptions) -> None:
 @app.command("cache")
 @takes(ClearOptions, CacheOptions, OutputOptions)
 def show_cache(clear: ClearOptions, cache: CacheOptions, output: OutputOptions) -> None:
-    """List the trunk files, low copies and what drafts come from, or remove them."""
-    trunks, low_files = list_trunks(cache.folder), list_low_files(cache.folder)
-    drafts = list_lone_ngrams(cache.folder)
-    files: list[TrunkFile | LowFile] = [*trunks, *low_files, *drafts]
-    disk_bytes = sum(file.disk_bytes for file in files)
-    freed_bytes = remove_trunks(cache.folder) if clear.clear else 0
+    """List the trunk files, low copies, texts and what drafts come from, or remove them."""
+    from haversack.edge.cache_list import cache_objects, cache_rows, list_cache, remove_cache
+
+    files = list_cache(cache.folder)
+    disk_bytes = sum(file.disk_bytes for each in files.values() for file in each)
+    freed_bytes = remove_cache(cache.folder) if clear.clear else 0
     if output.json:
-        write_json(
-            {
-                "cache_dir": str(cache.folder),
-                "trunks": [_object_of(trunk) for trunk in trunks],
-                "low_copies": [_object_of(low) for low in low_files],
-                "drafts": [_object_of(file) for file in drafts],
-                "disk_bytes": disk_bytes,
-                "freed_bytes": freed_bytes,
-            }
-        )
+        totals = {"disk_bytes": disk_bytes, "freed_bytes": freed_bytes}
+        write_json({"cache_dir": str(cache.folder), **cache_objects(files), **totals})
     elif clear.clear:
         write_text(f"{format_bytes(freed_bytes)} freed in {cache.folder}\n")
-    elif not files:
+    elif not any(files.values()):
         write_text(f"nothing is cached in {cache.folder}\n")
     else:
-        rows = [(t.model, "trunk", format_bytes(t.disk_bytes), t.path.name) for t in trunks]
-        rows += [
-            (file.model, "what drafts come from", format_bytes(file.disk_bytes), file.path.name)
-            for file in drafts
-        ]
-        for low in low_files:
-            what = f"low copies, {low.share:.0%}: {low.source}"
-            rows.append((low.model, what, format_bytes(low.disk_bytes), low.path.name))
         title = f"{format_bytes(disk_bytes)} in {cache.folder}"
-        write_table(title, ("model", "what", ">disk", "file"), sorted(rows))
-
-
-def _object_of(file: TrunkFile | LowFile) -> dict[str, Any]:
-    """Return a file of the cache as JSON holds it."""
-    return {**asdict(file), "path": str(file.path)}
+        write_table(title, ("model", "what", ">disk", "file"), cache_rows(files))

@@ -11,6 +11,9 @@ from haversack.edge.sequence import TokenSequence
 from haversack.offload.kv_file import KvAbout, opened_kv, write_kv
 from haversack.quant.identity import content_name
 
+_ABOUT_BYTES = 8192  # that a file says of itself, at most
+_ABOUT_TOKEN_BYTES = 16  # of them for each token: a number, and maybe one where a batch ends
+
 
 class KvKeeper:
     """Writes the sequences of a model to files and reads them back."""
@@ -39,8 +42,11 @@ class KvKeeper:
         }
 
     def num_bytes(self, sequence: TokenSequence) -> int:
-        """Return how many bytes keeping the sequence takes now, nearly."""
-        return self._states.num_bytes(sequence.context, sequence.number)
+        """Return the most bytes that a file of the sequence takes now."""
+        token_bytes = _ABOUT_TOKEN_BYTES * len(sequence.tokens)
+        return (
+            self._states.num_bytes(sequence.context, sequence.number) + token_bytes + _ABOUT_BYTES
+        )
 
     def write(self, sequence: TokenSequence, path: Path) -> None:
         """Write what the context holds of the sequence, whole or not at all. Raises PromptError if

@@ -24,11 +24,13 @@ from haversack.devices.llama import EXACT_KV_TYPE
 from haversack.devices.memory import PeakMeter
 from haversack.devices.storage import DirectFile, known_speed
 from haversack.devices.system import host
+from haversack.devices.units import size_bytes
 from haversack.edge.context_shape import DEFAULT_BATCH_TOKENS, ShapeSettings
 from haversack.edge.draft_model import DraftModel
 from haversack.edge.draft_text import Vocabularies
 from haversack.edge.drafter_plan import DrafterPlan
 from haversack.edge.fidelity import Fidelity
+from haversack.edge.kv_disk import KvDisk
 from haversack.edge.lease import lease_for, pools_left
 from haversack.edge.loop import EngineLoop
 from haversack.edge.model import Model
@@ -64,7 +66,9 @@ class LoadOptions:
     other read is wanted, and saves its own when closed. Without it, nothing is read back or saved.
     What drafts come from is kept from run to run in the same way.
     `fidelity` is a mode's name or a `Fidelity`. `kv_type` is the block type of the context's keys
-    and values, see `plan`.
+    and values, see `plan`. With `kv_disk`, a size ("10GiB"), those of a text whose place another
+    one takes, and of all texts when the model is closed, wait in a folder of the cache of at most
+    that size for a prompt that begins as they do.
     """
 
     batch: int = DEFAULT_BATCH_TOKENS
@@ -76,6 +80,7 @@ class LoadOptions:
     warm_start: bool = True
     fidelity: str | Fidelity = EXACT
     kv_type: str = EXACT_KV_TYPE
+    kv_disk: str | int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.cache_dir, str | os.PathLike | None):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -86,6 +91,8 @@ class LoadOptions:
             if not (callable(value) or (value is None and name == "progress")):
                 raise PromptError(f"{name} is {value!r}: give a function")
         self.asked_fidelity()
+        if self.kv_disk is not None:
+            size_bytes(self.kv_disk)
 
     def shape(self) -> ShapeSettings:
         """Return what it says of the context."""
@@ -98,6 +105,11 @@ class LoadOptions:
     def asked_fidelity(self) -> Fidelity:
         """Return `fidelity` whole. Raises PromptError."""
         return self.fidelity if isinstance(self.fidelity, Fidelity) else Fidelity(self.fidelity)
+
+
+def kv_folder(cache_dir: str | Path | None) -> Path:
+    """Return the folder where texts wait for `LoadOptions.kv_disk`."""
+    return Path(cache_dir or default_cache_dir()) / "kv"
 
 
 def default_cache_dir() -> Path:
@@ -184,11 +196,24 @@ def _loaded(planned: Plan, options: LoadOptions, stop: StopFlag, seed: int | Non
             peak = PeakMeter()
             engine = _open(planned, options, stop, lease)
             speculation = _speculation(planned, options, engine)
-        return Model(planned, EngineLoop(engine, planned, speculation, lease, peak), lease, seed)
+        loop = EngineLoop(engine, planned, speculation, lease, peak)
+        _keep_texts(loop, options)
+        return Model(planned, loop, lease, seed)
     except BaseException:
         host.give_back_freed_memory()
         lease.close()
         raise
+
+
+def _keep_texts(loop: EngineLoop, options: LoadOptions) -> None:
+    """Have texts wait on disk if that is asked for. Raises PromptError, StorageError."""
+    if options.kv_disk is not None:
+        try:
+            folder, limit_bytes = kv_folder(options.cache_dir), size_bytes(options.kv_disk)
+            loop.keep_on(KvDisk(folder, limit_bytes, loop.keeper))
+        except BaseException:
+            loop.engine.close()
+            raise
 
 
 def _speculation(planned: Plan, options: LoadOptions, engine: Engine) -> Speculation:

@@ -15,6 +15,7 @@ from haversack.devices.memory import PeakMeter
 from haversack.devices.steps import Ahead
 from haversack.edge.call import Call
 from haversack.edge.figures import Figures
+from haversack.edge.kv_disk import KvDisk
 from haversack.edge.kv_keeping import KvKeeper
 from haversack.edge.model_plan import Plan
 from haversack.edge.schedule import Part, Schedule, Work
@@ -283,6 +284,10 @@ class EngineLoop:
             sequence.keep(len(sequence.tokens))
 
     # ------------------------------------------------------------------ keeping
+    def keep_on(self, disk: KvDisk | None) -> None:
+        """Have texts that lose their sequence wait on `disk` from now on, or nowhere."""
+        self._schedule.disk = disk
+
     def save_kv(self, path: Path) -> int:
         """Write what `latest` holds to a file; return its number of tokens. Raises PromptError,
         StorageError, ClosedError."""
@@ -352,6 +357,7 @@ class EngineLoop:
             self._wait_for_driver()
             self.refuse()
             self._schedule.drop_ended()
+            self._schedule.keep_all()
             self._wake()
         with self._life:
             free()

@@ -322,6 +322,7 @@ class Model:
         def watch(engine: Engine) -> None:
             engine.watch(watcher, predict)
             self._loop.start_anew()
+            self._loop.keep_on(None)  # a watcher may have changed what is computed
             self._loop.speculation.why_paused = "" if watcher is None else "routing is watched"
 
         self._loop.between_passes(watch)

@@ -22,7 +22,7 @@ from haversack.edge.given_text import (
     read_at_most,
 )
 from haversack.edge.hub import HubName, cached, local_path, name_of
-from haversack.edge.loading import builtin_model, default_cache_dir
+from haversack.edge.loading import LoadOptions, builtin_model, default_cache_dir
 from haversack.edge.model_plan import EXACT, Plan
 from haversack.edge.planner import plan, with_drafts
 from haversack.edge.sampling import MAX_SEED, Sampling
@@ -122,6 +122,10 @@ class CacheOptions:
     @property
     def folder(self) -> Path:
         return self.cache_dir or default_cache_dir()
+
+    def load_options(self) -> LoadOptions:
+        """Return options of a load that say what these options say."""
+        return LoadOptions(cache_dir=self.folder)
 
 
 @dataclass(frozen=True)
@@ -467,19 +471,6 @@ class NameOptions:
                 f"{self.name!r} is no name on the hub: give org/repo or org/repo:QUANT"
             )
         return name
-
-
-@dataclass(frozen=True)
-class ClearOptions:
-    """What happens to the trunk files and low copies."""
-
-    clear: Annotated[
-        bool,
-        typer.Option(
-            "--clear",
-            help="Remove them; the next load writes the trunks again, `prepare` the low copies.",
-        ),
-    ] = False
 
 
 @dataclass(frozen=True)

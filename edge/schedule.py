@@ -8,6 +8,7 @@ from haversack.devices.errors import ClosedError
 from haversack.devices.llama import ContextShape, Row
 from haversack.edge.call import Call
 from haversack.edge.figures import Figures
+from haversack.edge.kv_disk import KvDisk
 from haversack.edge.sequence import TokenSequence
 from haversack.edge.speculate import Speculation
 
@@ -69,6 +70,7 @@ class Schedule:
         self._queue: list[Call] = []  # that wait for one
         self._num_taken = 0
         self._batch_is_next = False
+        self.disk: KvDisk | None = None  # where texts wait that lost their sequence
 
     # --------------------------------------------------------------- sequences
     def find_sequence(self, call: Call, wanted: TokenSequence | None) -> None:
@@ -153,7 +155,7 @@ class Schedule:
         batches, rows = list[Call](), list[Call]()
         for call in self._calls:
             if not call.has_begun:
-                _begin(call)
+                self._begin(call)
             if call.wants_pass:
                 (batches if call.needs_batch else rows).append(call)
         is_batch = bool(batches) and (self._batch_is_next or not rows)
@@ -172,6 +174,21 @@ class Schedule:
         is_lone = len(self._calls) == 1 and not self._queue and not is_batch and not drafts
         return Work(parts, is_batch, self._speculation.most_blind if is_lone else 1)
 
+    def _begin(self, call: Call) -> None:
+        call.has_begun = True
+        try:
+            if self.disk is not None:
+                self.disk.before(call)
+            call.begin()
+        except Exception as error:
+            call.end(error)
+
+    def keep_all(self) -> None:
+        """Keep on disk, if there is one for that, what every sequence holds."""
+        if self.disk is not None:
+            for sequence in sorted(self._sequences, key=lambda each: each.last_used):
+                self.disk.put(sequence)
+
     def start_anew(self) -> None:
         """Have what calls want computed again: their sequences are empty."""
         for call in self._calls:
@@ -186,14 +203,6 @@ class Schedule:
         """Raise AssertionError if two calls have the same sequence."""
         held = [call.sequence for call in self._calls]
         assert None not in held and len(set(held)) == len(held), f"{held} of {self._calls}"
-
-
-def _begin(call: Call) -> None:
-    call.has_begun = True
-    try:
-        call.begin()
-    except Exception as error:
-        call.end(error)
 
 
 def _fitness(sequence: TokenSequence, call: Call) -> tuple[int, int]:
