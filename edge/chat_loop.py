@@ -1,198 +1,63 @@
-"""The interactive chat: it reads lines, writes replies, and obeys commands that begin with a
-slash."""
+"""The interactive chat: it answers messages, and obeys commands that begin with a slash."""
 
-import importlib
-import signal
-import sys
-from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
-from haversack.devices.errors import ContextError, HaversackError, PromptError, StorageError
+from haversack.devices.errors import ContextError, HaversackError, PromptError
 from haversack.edge.chat_file import Turn
+from haversack.edge.chat_models import ChatModels
 from haversack.edge.chat_session import load_chat, save_chat
-from haversack.edge.console import drafting, notice, summary, tell, write_text
+from haversack.edge.chat_settings import ChatSettings
+from haversack.edge.chat_talk import Talk
+from haversack.edge.console import drafting, notice, summary, tell
 from haversack.edge.generation import Generation
-from haversack.edge.given_text import longest_text_bytes
 from haversack.edge.model import Model
-from haversack.edge.option_groups import parsed_number
-from haversack.edge.sampling import Sampling
-from haversack.edge.text import without_mark
 
-_QUOTES = '"""'
-_PIECE_BYTES = 1 << 16  # of a line that is skipped
-_END_BYTES = 64  # of a line that is skipped; kept, because quotes may stand there
-_SWITCH = {"on": True, "off": False}
 _PROMPT_SHARE = 0.75  # of the context; where a window leaves turns out, the rest is for the reply
-_SHORT_NAMES = {"temp": "temperature", "n": "max_tokens"}
-_NUMBERS = {field.name: field.type for field in fields(Sampling) if field.type in (int, float)}
 _WHY = {
     "length": "stopped at the token limit; /set n NUMBER changes it",
     "context": "the context is full: /clear, /set window on, or start with a larger --ctx",
     "cancelled": "stopped",
 }
-
-
-@dataclass(frozen=True)
-class ChatSettings:
-    """How replies are made. `max_tokens` None means until the model ends or the context is full.
-    `window` leaves out the oldest turns once the context is full. `chat_seed` is the seed of the
-    model; the seeds of replies come from it, unless `sampling` has a seed for each of them."""
-
-    sampling: Sampling
-    system: str | None = None
-    max_tokens: int | None = None
-    window: bool = False
-    chat_seed: int | None = None
-
-    def changed(self, name: str, value: str) -> "ChatSettings":
-        """Return the settings with one of them changed, named as its option is. Raises
-        PromptError."""
-        field = name.lstrip("-").replace("-", "_")
-        field = _SHORT_NAMES.get(field, field)
-        if field == "max_tokens":
-            return replace(self, max_tokens=_parsed_limit(name, value))
-        if field == "window":
-            if value not in _SWITCH:
-                raise PromptError(f"window is {value!r}: give on or off")
-            return replace(self, window=_SWITCH[value])
-        if field not in _NUMBERS:
-            known = ", ".join([*_SHORT_NAMES, *_NUMBERS, "max_tokens", "window"])
-            raise PromptError(f'no setting is called "{name}": give one of {known}')
-        kind = int if _NUMBERS[field] is int else float
-        setting: dict[str, Any] = {field: parsed_number(name, value, kind)}
-        return replace(self, sampling=replace(self.sampling, **setting))
-
-    def __str__(self) -> str:
-        numbers = {name: getattr(self.sampling, name) for name in _NUMBERS}
-        if self.sampling.seed < 0 and self.chat_seed is not None:
-            numbers["seed"] = f"{self.chat_seed} (of the whole chat)"
-        values = [f"{name} {value}" for name, value in numbers.items()]
-        limit = "none" if self.max_tokens is None else self.max_tokens
-        window = "on" if self.window else "off"
-        return ", ".join([*values, f"max_tokens {limit}", f"window {window}"])
-
-
-def _parsed_limit(name: str, value: str) -> int | None:
-    """Return the most tokens of a reply, None where `value` is "none". Raises PromptError."""
-    limit = None if value == "none" else parsed_number(name, value, int)
-    if limit is not None and limit < 0:
-        raise PromptError(f"{name} is {limit}: give 0 or more, or none")
-    return limit
-
-
-class Lines:
-    """Reads messages that are typed or piped in: a line each, or several lines between triple
-    quotes.
-
-    A message that is too long for the context is read to its end and dropped, so that memory does
-    not grow with it. Raises PromptError if stdin is closed.
-    """
-
-    def __init__(self, ctx_tokens: int) -> None:
-        if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
-            raise PromptError("stdin is closed: a chat reads its messages there; see haversack run")
-        self._ctx_tokens, self._most_bytes = ctx_tokens, longest_text_bytes(ctx_tokens)
-        self._begun = self._overlong = False
-        self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
-        if self.interactive:
-            with suppress(ImportError):  # gives input() a history and editing keys
-                importlib.import_module("readline")
-
-    def read(self) -> str | None:
-        """Return the next message; None when there are no more or Ctrl-C came twice. Raises
-        StorageError if stdin cannot be read."""
-        interrupted = False
-        while True:
-            try:
-                return self._message()
-            except EOFError:
-                return None
-            except UnicodeDecodeError as error:
-                notice(f"haversack: this line is not UTF-8 text ({error.reason}): it is left out")
-            except PromptError as error:
-                notice(f"haversack: {error}")
-            except OSError as error:
-                raise StorageError(f"cannot read the chat from stdin: {error.strerror}") from error
-            except KeyboardInterrupt:
-                if not self.interactive:
-                    raise
-                write_text("\n")
-                if interrupted:
-                    return None
-                interrupted = True
-                notice("Ctrl-C again or Ctrl-D leaves the chat")
-
-    def _message(self) -> str:
-        """Return one message. Raises PromptError if it is too long, and what `_line` raises."""
-        self._overlong = False
-        message = self._line("> ").strip()
-        if message.startswith(_QUOTES):
-            message = self._quoted(message.removeprefix(_QUOTES))
-        if self._overlong:
-            raise PromptError(
-                f"this message is longer than {self._most_bytes} bytes, more than a context of"
-                f" {self._ctx_tokens} tokens can hold: shorten it, or start with a larger --ctx"
-            )
-        return message
-
-    def _quoted(self, text: str) -> str:
-        """Return the message that begins with `text` and ends with quotes, or where the input
-        ends."""
-        with suppress(EOFError):
-            while not text.endswith(_QUOTES):
-                if len(text) > self._most_bytes:
-                    self._overlong, text = True, ""
-                text += "\n" + self._line(". ")
-        return text.removesuffix(_QUOTES).strip("\n")
-
-    def _line(self, prompt: str) -> str:
-        """Return one line without its end. Raises EOFError, OSError, UnicodeDecodeError."""
-        if self.interactive:
-            return input(prompt)
-        data = sys.stdin.buffer.readline(self._most_bytes + 1)
-        if not data:
-            raise EOFError
-        if len(data) > self._most_bytes and not data.endswith(b"\n"):
-            line = self._ends_of_line(data)
-        else:
-            line = data.decode().rstrip("\r\n")
-        first, self._begun = not self._begun, True
-        return (
-            without_mark(line) if first else line
-        )  # or the first command would be taken for a message
-
-    def _ends_of_line(self, begin: bytes) -> str:
-        """Return both ends of a line that begins so and is too long, because quotes may stand
-        there."""
-        self._overlong = True
-        end = piece = begin
-        while piece and not piece.endswith(b"\n"):
-            piece = sys.stdin.buffer.readline(_PIECE_BYTES)
-            end = (end + piece)[-_END_BYTES:]
-        return (begin[:_END_BYTES] + end).decode(errors="ignore").rstrip("\r\n")
+_HELP = """\
+/model NAME     go on with another model: a file, or a name on the hub; alone: which one it is
+/system TEXT    what the model is told before the chat; - tells it nothing
+/clear          forget what was said
+/regen          answer the last message anew
+/edit           change the last message and have it answered anew; /edit TEXT puts TEXT there
+/undo           forget the last message and its reply
+/save FILE      write the chat and its KV cache; /load FILE goes on with them
+/set NAME VALUE change a setting: /set temp 0.2; alone: show all
+/set window on  leave out the oldest turns once the context is full
+/stats          tokens, speed, hits and bytes since the model was loaded
+/plan           how the memory is spent
+/exit           leave, as Ctrl-D does
+\"""             begins and ends a message of several lines
+Alt-Enter       begins a line; Ctrl-X Ctrl-E opens your editor
+Ctrl-C          stops a reply; twice at the prompt leaves"""
 
 
 class ChatLoop:
     """A conversation. A turn that fails leaves it unchanged."""
 
     def __init__(
-        self, model: Model, settings: ChatSettings, lines: Lines, show_stats: bool
+        self, models: ChatModels, settings: ChatSettings, talk: Talk, show_stats: bool
     ) -> None:
-        self._model, self._settings, self._show_stats = model, settings, show_stats
+        self._models, self._settings, self._show_stats = models, settings, show_stats
         self._turns: list[Turn] = []
         self._last: str | None = None
         self._last_failed = False
-        self._lines = lines
+        self._talk = talk
+        self._edited: str | None = None  # the last message, while it is being changed
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": self._help,
+            "/model": self._change_model,
             "/clear": self._clear,
             "/system": self._system,
             "/set": self._set,
             "/regen": self._regenerate,
+            "/edit": self._edit,
             "/undo": self._undo,
             "/save": self._save,
             "/load": self._load,
@@ -202,22 +67,30 @@ class ChatLoop:
 
     def run(self) -> None:
         """Answer one message after the other until the user leaves."""
-        if self._lines.interactive:
+        if self._talk.interactive:
             notice("/help shows the commands, Ctrl-D leaves")
-        while (message := self._lines.read()) is not None:
+        while (message := self._next_message()) is not None:
             if message in ("/exit", "/bye"):
                 return
+            edited, self._edited = self._edited, None
             try:
                 if message.startswith("/"):
                     self._obey(*message.partition(" ")[::2])
                 elif message:
-                    self._answer(message, self._turns)
+                    self._answer(message, self._turns if edited is None else self._before_last())
             except HaversackError as error:
                 notice(f"haversack: {error}")
             except KeyboardInterrupt:  # Ctrl-C came before or after the reply itself
-                if not self._lines.interactive:
+                if not self._talk.interactive:
                     raise
                 notice(f"({_WHY['cancelled']})")
+
+    def _next_message(self) -> str | None:
+        return self._talk.read(self._model.plan.shape.ctx_tokens, self._edited or "")
+
+    @property
+    def _model(self) -> Model:
+        return self._models.model
 
     def _obey(self, command: str, text: str) -> None:
         if command not in self._commands:
@@ -230,7 +103,8 @@ class ChatLoop:
         conversation."""
         self._last, self._last_failed = message, True
         generation, turns = self._reply_to(message, turns)
-        reply = self._stream(generation)
+        self._talk.show(self._model, generation, self._settings)
+        reply = generation.text
         if reply or generation.finish_reason != "cancelled":
             self._turns = [*turns, (message, reply)]
             self._last_failed = False
@@ -267,54 +141,14 @@ class ChatLoop:
             messages.append({"role": "assistant", "content": reply})
         return [*messages, {"role": "user", "content": message}]
 
-    def _stream(self, generation: Generation) -> str:
-        """Show the reply as it comes; return its text."""
-        shown = False
-        with closing(generation), self._cancelled_by_ctrl_c(generation):
-            try:
-                for piece in generation:
-                    write_text(piece)
-                    shown = True
-            finally:
-                if shown:
-                    write_text("\n")
-        return generation.text
-
-    @contextmanager
-    def _cancelled_by_ctrl_c(self, generation: Generation) -> Generator[None]:
-        """Let Ctrl-C stop the reply and not the chat, inside the block and where stdin is a
-        terminal."""
-        if not self._lines.interactive:
-            yield
-            return
-
-        def cancel(_: int, __: FrameType | None) -> None:
-            generation.cancel()
-
-        before = signal.getsignal(signal.SIGINT)
-        try:
-            signal.signal(signal.SIGINT, cancel)
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
     # --------------------------------------------------------------- commands
     def _help(self, _: str) -> None:
-        for line in (
-            "/system TEXT    what the model is told before the chat; - tells it nothing",
-            "/clear          forget what was said",
-            "/regen          answer the last message anew",
-            "/undo           forget the last message and its reply",
-            "/save FILE      write the chat and its KV cache; /load FILE goes on with them",
-            "/set NAME VALUE change a setting: /set temp 0.2; alone: show all",
-            "/set window on  leave out the oldest turns once the context is full",
-            "/stats          tokens, speed, hits and bytes since the model was loaded",
-            "/plan           how the memory is spent",
-            "/exit           leave, as Ctrl-D does",
-            '"""             begins and ends a message of several lines',
-            "Ctrl-C          stops a reply; twice at the prompt leaves",
-        ):
-            tell(line)
+        tell(_HELP)
+
+    def _change_model(self, text: str) -> None:
+        if text:
+            self._models.change(text)
+        notice(f"model: {self._model.plan.path.name}")
 
     def _clear(self, _: str) -> None:
         self._turns, self._last = [], None
@@ -332,9 +166,25 @@ class ChatLoop:
         notice(self._settings)
 
     def _regenerate(self, _: str) -> None:
+        self._answer(self._last_message(), self._before_last())
+
+    def _edit(self, text: str) -> None:
+        said = self._last_message()
+        if text:
+            self._answer(text, self._before_last())
+        elif self._talk.interactive:
+            self._edited = said
+        else:
+            raise PromptError("/edit lacks a text: give the message as it should have been")
+
+    def _last_message(self) -> str:
         if self._last is None:
             raise PromptError("nothing was said yet: write a message first")
-        self._answer(self._last, self._turns if self._last_failed else self._turns[:-1])
+        return self._last
+
+    def _before_last(self) -> list[Turn]:
+        """Return the turns before the last message, which has no reply if that failed."""
+        return self._turns if self._last_failed else self._turns[:-1]
 
     def _undo(self, _: str) -> None:
         if not self._turns:

@@ -10,6 +10,7 @@ from collections.abc import Generator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +18,10 @@ import typer
 from haversack.devices.errors import HaversackError
 from haversack.devices.units import format_bytes
 from haversack.edge import hub
-from haversack.edge.chat_loop import ChatLoop, ChatSettings, Lines
+from haversack.edge.chat_loop import ChatLoop
+from haversack.edge.chat_models import ChatModels
+from haversack.edge.chat_settings import ChatSettings
+from haversack.edge.chat_talk import talk_here
 from haversack.edge.console import (
     end_text,
     load_progress,
@@ -161,15 +165,19 @@ def chat_with_model(
     sampling = replace(choice.sampling(), seed=-1)
     system = None if chat.system is None else checked_text("--system", chat.system)
     seed = choice.chosen_seed()
-    settings = ChatSettings(sampling, system, chat.max_tokens, chat.window, seed)
-    planned = fidelity.plan(model, speculate=chat.speculate)
-    lines = Lines(planned.shape.ctx_tokens)
-    with opened(planned, fidelity, log, seed, speculate=chat.speculate) as loaded:
-        loaded.chat_template()  # without a template every turn would fail
-        ChatLoop(loaded, settings, lines, log.verbose).run()
+    settings = ChatSettings(sampling, system, chat.max_tokens, chat.window, chat_seed=seed)
+    talk = talk_here()
+
+    def planned(path: Path | None) -> Plan:
+        return fidelity.plan(replace(model, model=path), speculate=chat.speculate)
+
+    def load_planned(each: Plan) -> Model:
+        return opened(each, fidelity, log, seed, speculate=chat.speculate)
+
+    with ChatModels(model.model, planned, load_planned) as models:
+        ChatLoop(models, settings, talk, log.verbose).run()
 
 
-@contextmanager
 def opened(
     planned: Plan,
     cache: CacheOptions,
@@ -177,17 +185,15 @@ def opened(
     seed: int | None = None,
     warm_start: bool = True,
     speculate: str = AUTO,
-) -> Generator[Model]:
-    """Load the model of a plan with progress bars; close it after the block."""
+) -> Model:
+    """Load the model of a plan with progress bars."""
     if planned.mode == DENSE:
         notice(f"haversack: {planned.path.name} has no routed experts: it runs plainly, in memory")
     with load_progress(log.verbose) as progress:
         options = replace(
             cache.load_options(), progress=progress, warm_start=warm_start, speculate=speculate
         )
-        model = load(planned, seed=seed, options=options)
-    with model:
-        yield model
+        return load(planned, seed=seed, options=options)
 
 
 @app.command("serve")

@@ -64,8 +64,13 @@ def wants_detail(verbose: bool) -> bool:
 # --------------------------------------------------------------------- output
 def write_text(text: str) -> None:
     """Write part of an answer to stdout at once; to a terminal without control characters."""
-    sys.stdout.write(text.translate(_SAFE_ON_TERMINAL) if sys.stdout.isatty() else text)
+    sys.stdout.write(safe_on_terminal(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def safe_on_terminal(text: str) -> str:
+    """Return `text` without control characters but tabs and line breaks."""
+    return text.translate(_SAFE_ON_TERMINAL)
 
 
 def end_text(text: str) -> None:
@@ -161,6 +166,16 @@ def summary(stats: Stats, num_tokens: int) -> str:
         parts.append(f"{stats.draft_accepted} of {stats.drafted} drafted tokens were right")
     peak, budget = format_bytes(stats.ram_peak_bytes), format_bytes(stats.ram_budget_bytes)
     return "; ".join([*parts, f"peak {peak} of {budget}"])
+
+
+def status_line(stats: Stats, used_bytes: int) -> str:
+    """Return a short line of what a generation takes; `used_bytes` of the budget are in use."""
+    parts = [f"{stats.decode_tok_s:.1f} tok/s"]
+    if stats.hits + stats.misses:
+        parts.append(f"{stats.hit_rate:.0%} hits")
+        parts.append(f"disk {format_bytes(int(stats.disk_bytes_s))}/s")
+    parts.append(f"{format_bytes(used_bytes)} of {format_bytes(stats.ram_budget_bytes)}")
+    return " | ".join(parts)
 
 
 def drafting(stats: Stats) -> str:

@@ -13,10 +13,12 @@ TinyModel = Callable[..., Path]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def the_users_cache_is_left_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing a test runs, also not the command line, writes into the user's cache folder."""
+def the_users_folders_are_left_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing a test runs, also not the command line, writes into the user's folders."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        environment.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        environment.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
 
 

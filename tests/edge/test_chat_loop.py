@@ -1,29 +1,17 @@
-"""The chat: through pipes as a script uses it, and on a terminal as people do."""
+"""The chat through pipes, as a script uses it."""
 
-import os
-import select
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from haversack.devices.errors import PromptError
-from haversack.edge.chat_loop import ChatSettings
+from haversack import edge
 from haversack.edge.given_text import longest_text_bytes
-from haversack.edge.sampling import Sampling
-
-if sys.platform != "win32":
-    import pty
-    import termios
 
 CHAT = [sys.executable, "-m", "haversack.edge", "chat"]
-QUIET = {**os.environ, "OMP_WAIT_POLICY": "passive", "TERM": "dumb"}
 
 TinyModel = Callable[..., Path]
 Chat = Callable[..., subprocess.CompletedProcess[str]]
@@ -32,54 +20,13 @@ Chat = Callable[..., subprocess.CompletedProcess[str]]
 def piped(model: Path, text: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Pipe `text` into a chat with `model`."""
     command = [*CHAT, str(model), *options]
-    return subprocess.run(
-        command, input=text, capture_output=True, text=True, timeout=300, env=QUIET
-    )
+    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture
 def chat(known_answer_model: Path) -> Chat:
     """A function that pipes text into a chat with the known-answer model."""
     return partial(piped, known_answer_model)
-
-
-# ------------------------------------------------------------------- settings
-def test_settings_change_by_the_names_of_their_options() -> None:
-    settings = ChatSettings(Sampling())
-    assert settings.changed("temp", "0.25").sampling.temperature == 0.25
-    assert settings.changed("--top-k", "7").sampling.top_k == 7
-    assert settings.changed("n", "12").max_tokens == 12
-    assert settings.changed("n", "12").changed("max-tokens", "none").max_tokens is None
-    assert settings.changed("n", "0").max_tokens == 0
-    assert settings.changed("window", "on").window
-    assert "top_k 40" in str(settings) and "window off" in str(settings)
-
-
-def test_the_seed_shown_is_the_one_in_effect() -> None:
-    settings = ChatSettings(Sampling(), chat_seed=5)
-    assert "seed 5 (of the whole chat)," in str(settings)
-    assert "seed 7," in str(settings.changed("seed", "7"))
-    assert "seed 5 (" in str(settings.changed("seed", "7").changed("seed", "-1"))
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("volume", "11", 'no setting is called "volume"'),
-        ("temp", "hot", "temp is 'hot': give a number"),
-        ("top-k", "1.5", "top-k is '1.5': give a whole number"),
-        ("top-p", "7", "top_p is 7.0"),
-        ("stop", "x", 'no setting is called "stop"'),
-        ("volume", "11", "give one of .*, n, .*, max_tokens, "),
-        ("n", "-1", "n is -1: give 0 or more, or none"),
-        ("--max-tokens", "-20", "max-tokens is -20: give 0 or more, or none"),
-        ("n", "few", "n is 'few': give a whole number"),
-        ("window", "open", "window is 'open': give on or off"),
-    ],
-)
-def test_a_wrong_setting_says_so(name: str, value: str, words: str) -> None:
-    with pytest.raises(PromptError, match=words):
-        ChatSettings(Sampling()).changed(name, value)
 
 
 # ---------------------------------------------------------------------- pipes
@@ -199,9 +146,7 @@ def test_a_byte_order_mark_is_no_content(chat: Chat) -> None:
 
 def test_a_line_that_is_no_text_is_left_out(known_answer_model: Path) -> None:
     command = [*CHAT, str(known_answer_model), "-n", "3", "--temp", "0"]
-    result = subprocess.run(
-        command, input=b"Once\na\xff\nOnce\n", capture_output=True, timeout=300, env=QUIET
-    )
+    result = subprocess.run(command, input=b"Once\na\xff\nOnce\n", capture_output=True, timeout=300)
     assert result.returncode == 0
     assert result.stdout.count(b"\n") == 2
     assert b"this line is not UTF-8 text (invalid start byte): it is left out" in result.stderr
@@ -236,88 +181,6 @@ def test_a_model_without_a_template_is_refused(tiny_model: TinyModel) -> None:
     assert "no chat template" in result.stderr
 
 
-# ------------------------------------------------------------------- terminal
-class Terminal:
-    """A chat on a terminal: what it shows, keys and Ctrl-C for it."""
-
-    def __init__(self, *options: str) -> None:
-        self._ours, theirs = pty.openpty()
-        command = [*CHAT, *options]
-        self.process = subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, env=QUIET
-        )
-        os.close(theirs)
-        self._shown = ""
-
-    def type(self, keys: str) -> None:
-        os.write(self._ours, keys.encode())
-
-    def press_ctrl_c(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-
-    def wait_for_prompt(self) -> None:
-        """Return once the process sleeps and takes single keys: a signal while readline sets itself
-        up would wait for the next key."""
-        self.wait_for("> ")
-        status = Path(f"/proc/{self.process.pid}/stat")
-        while termios.tcgetattr(self._ours)[3] & termios.ICANON or (
-            status.exists() and status.read_text().rpartition(")")[2].split()[0] != "S"
-        ):
-            time.sleep(0.01)
-
-    def wait_for(self, words: str) -> str:
-        """Read until `words` are shown; what was shown since the last call."""
-        deadline_s = time.monotonic() + 300
-        while words not in self._shown:
-            assert time.monotonic() < deadline_s, self._shown
-            if select.select([self._ours], [], [], 0.1)[0]:
-                self._shown += os.read(self._ours, 4096).decode(errors="replace")
-        before, _, self._shown = self._shown.partition(words)
-        return before
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self._ours)
-
-
-@contextmanager
-def on_terminal(*options: str) -> Generator[Terminal]:
-    if sys.platform == "win32":
-        pytest.skip("no pseudo-terminals there")
-    terminal = Terminal(*options)
-    try:
-        yield terminal
-    finally:
-        terminal.close()
-
-
-def test_ctrl_c_stops_the_reply_and_twice_the_chat(known_answer_model: Path) -> None:
-    with on_terminal(str(known_answer_model), "--ctx", "100000", "--temp", "0") as terminal:
-        terminal.wait_for("> ")
-        terminal.type("Once\n")
-        terminal.wait_for(" upon a")
-        terminal.press_ctrl_c()
-        terminal.wait_for("(stopped)")
-        terminal.wait_for_prompt()
-        terminal.press_ctrl_c()
-        terminal.wait_for("Ctrl-C again or Ctrl-D leaves the chat")
-        terminal.wait_for_prompt()
-        terminal.press_ctrl_c()
-        assert terminal.process.wait(timeout=300) == 0
-
-
-def test_ctrl_d_leaves(known_answer_model: Path) -> None:
-    with on_terminal(str(known_answer_model), "-n", "6", "--temp", "0") as terminal:
-        terminal.wait_for("/help shows the commands")
-        terminal.wait_for("> ")
-        terminal.type("Once\n")
-        assert "Traceback" not in terminal.wait_for("(stopped at the token limit")
-        terminal.wait_for("> ")
-        terminal.type("\x04")
-        assert terminal.process.wait(timeout=300) == 0
-
-
 # ---------------------------------------------------------------------- files
 def test_a_chat_is_saved_undone_and_gone_on_with(chat: Chat, tmp_path: Path) -> None:
     path = tmp_path / "chat.json"
@@ -329,3 +192,28 @@ def test_a_chat_is_saved_undone_and_gone_on_with(chat: Chat, tmp_path: Path) -> 
     resumed = chat(f"/load {path}\nAgain\n", *options)
     assert first.stdout + resumed.stdout == whole.stdout
     assert "1 turns, with the KV cache of" in resumed.stderr
+
+
+# ------------------------------------------------------------- the last message
+def test_a_message_that_is_edited_is_answered_in_place_of_the_last(chat: Chat) -> None:
+    options = ("-n", "5", "--temp", "0")
+    edited = chat("Once\nNo\n/edit Then\n/edit\nOnce\n", *options)
+    assert "/edit lacks a text" in edited.stderr
+    once, _, *replies = edited.stdout.splitlines()
+    assert [once, *replies] == chat("Once\nThen\nOnce\n", *options).stdout.splitlines()
+    assert "nothing was said yet" in chat("/edit Once\n").stderr
+
+
+# ------------------------------------------------------------------------ models
+def test_another_model_goes_on_with_the_chat(chat: Chat, tiny_model: TinyModel) -> None:
+    """A model that cannot be had leaves the chat as it was."""
+    options = ("-n", "5", "--temp", "0")
+    alone = chat("Once\nThen\n", *options)
+    refused = chat(f"Once\n/model {tiny_model()}\n/model nothing.gguf\nThen\n/model\n", *options)
+    assert refused.stdout == alone.stdout
+    assert "no chat template" in refused.stderr and "does not exist" in refused.stderr
+    assert refused.stderr.count("model: ") == 1
+    changed = chat(f"Once\n/model {edge.builtin_model()}\nThen\n", *options)
+    once, then = changed.stdout.splitlines()
+    assert once == alone.stdout.splitlines()[0] and then != alone.stdout.splitlines()[1]
+    assert "model: tales-moe.gguf" in changed.stderr
