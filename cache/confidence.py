@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 _NUM_BUCKETS = 16
+_MOST_LATER = 5  # places behind the first that have a rate of their own
+_FIRST_LATER = 0.6  # until outcomes are known
 _FIRST_WEIGHT, _MOST_WEIGHT = 4.0, 256.0  # outcomes
 
 
@@ -24,6 +26,29 @@ class Confidence:
             bucket = _bucket(probability)
             self._weights[bucket] = weight = min(self._weights[bucket] + 1, _MOST_WEIGHT)
             self._rates[bucket] += (float(idx < num_right) - self._rates[bucket]) / weight
+
+
+class DrawnRates:
+    """How often tokens that a model drew were taken, by their place in a draft; the first one's by
+    how sure the model was, whichever it drew."""
+
+    def __init__(self) -> None:
+        self._first = Confidence()
+        self._later = [Confidence() for _ in range(_MOST_LATER)]
+
+    def of(self, sure: float, number: int) -> list[float]:
+        """Return the rates of a draft of `number` tokens; `sure` is the probability of the
+        likeliest first one."""
+        later = [each.rate(_FIRST_LATER) for each in self._later]
+        return [self._first.rate(sure), *later, *later[-1:] * number][:number]
+
+    def note(self, sure: float, num_right: int, num_known: int) -> None:
+        """Count a draft of which the first `num_right` tokens were taken, and of which `num_known`
+        were chosen or not."""
+        self._first.note([sure], min(num_right, 1))
+        for place, rate in enumerate(self._later[: num_known - 1], start=1):
+            if place <= num_right:
+                rate.note([_FIRST_LATER], min(num_right - place, 1))
 
 
 def _bucket(probability: float) -> int:

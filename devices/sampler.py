@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from haversack.devices import guard
 from haversack.devices._native import llama, pointer_to
 from haversack.devices.errors import NotFiniteError, PromptError
 from haversack.devices.grammar import Grammar, GrammarMatcher
+from haversack.devices.offers import Ids, Offer, Shares, drawn
 from haversack.devices.vocabulary import Vocabulary
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -58,6 +60,7 @@ class SamplerChain:
         self._penalty_tokens = 0  # how far back penalties look
         self._num_kept: int | None = None  # by the first that cuts off; 0: not known beforehand
         self._is_greedy = False
+        self._random = Random()  # decides on offers
         self._tables = tables or SamplerTables(vocabulary.num_tokens)
 
     def _add(self, sampler: Any) -> None:
@@ -99,6 +102,7 @@ class SamplerChain:
 
     def add_random(self, seed: int) -> None:
         """Draw from the tokens that are left; the same seed draws the same."""
+        self._random = Random(seed)
         self._add(llama.llama_sampler_init_dist(seed))
 
     def add_greedy(self) -> None:
@@ -128,8 +132,19 @@ class SamplerChain:
             for token in list(prompt)[-self._penalty_tokens :]:
                 guard.sampler_accept(self._penalties, token)
 
-    def sample(self, logits: npt.NDArray[np.float32]) -> int:
-        """Choose the next token by its `logits`, (vocabulary,), and add it to the text.
+    def offer(self, logits: npt.NDArray[np.float32]) -> Offer:
+        """Draw a token by the logits of another model with the same tokens, (vocabulary,), through
+        the samplers, but not the grammar. The random numbers of the text change. Raises
+        NotFiniteError."""
+        _refuse_not_finite(logits)
+        candidates = self._among(self._tables.ids, logits)
+        guard.sampler_apply(self._chain, pointer_to(candidates))
+        ids, shares = _left(candidates)
+        return Offer(drawn(ids, shares, self._random), ids, shares)
+
+    def sample(self, logits: npt.NDArray[np.float32], offer: Offer | None = None) -> int:
+        """Choose the next token by its `logits`, (vocabulary,), and add it to the text. An `offer`
+        may be taken; every token is as likely as without it.
 
         Raises PromptError if the grammar leaves no token or is too complex, NotFiniteError if the
         logits are not finite.
@@ -137,7 +152,7 @@ class SamplerChain:
         _refuse_not_finite(logits)
         if self.takes_likeliest:
             return int(logits.argmax())  # what llama.cpp's sampler takes: the first of the highest
-        token = self._drawn(logits)
+        token = self._drawn(logits, offer)
         if self._penalty_tokens:
             guard.sampler_accept(self._penalties, token)
         guard.sampler_accept(self._chain, token)
@@ -145,12 +160,14 @@ class SamplerChain:
             self._matcher.accept(token)
         return token
 
-    def _drawn(self, logits: npt.NDArray[np.float32]) -> int:
+    def _drawn(self, logits: npt.NDArray[np.float32], offer: Offer | None) -> int:
         """Return the token that the grammar and the samplers choose."""
         candidates = self._among(self._tables.ids, logits)
         if self._matcher is not None:
             candidates = self._shown(self._matcher, candidates) or self._masked(logits)
         guard.sampler_apply(self._chain, pointer_to(candidates))
+        if offer is not None:
+            return offer.decided(*_left(candidates), self._random)
         # Samplers may have put another array in place of ours.
         return int(candidates.data[candidates.selected].id)
 
@@ -197,6 +214,13 @@ class SamplerChain:
         for chain in filter(None, (self._penalties, self._chain)):
             llama.llama_sampler_free(chain)
         self._penalties = self._chain = None
+
+
+def _left(candidates: Any) -> tuple[Ids, Shares]:
+    """Return the tokens that samplers with a random one at the end have left, and their
+    probabilities."""
+    array: Any = np.ctypeslib.as_array(candidates.data, (candidates.size,))
+    return array["id"].copy(), array["p"].astype(np.float64)
 
 
 def _new_chain() -> Any:

@@ -10,6 +10,7 @@ from haversack.cache.ngram import Drafter
 from haversack.devices.errors import CancelledError
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.llama import MOST_ROWS, Row
+from haversack.devices.offers import Offer
 from haversack.devices.steps import Ahead, Steps
 from haversack.edge.sequence import Logits, TokenSequence
 from haversack.edge.stats import Stats
@@ -40,6 +41,7 @@ class Call:
         self.reader = 0  # the thread that asked last
         self.left_s = 0.0  # when it went away with a result
         self.drafter: Drafter | None = None
+        self.offers = deque[Offer]()  # of the pass that is computed: its drafted tokens, in order
         self.stats: Stats | None = None
         self.before: Stats | None = None
         self.prompt_tokens = self.decoded_tokens = 0
@@ -78,6 +80,15 @@ class Call:
     def most_drafted(self) -> int:
         """How many tokens may be computed beside the next one, in case they are chosen after it."""
         return 0
+
+    @property
+    def takes_offers(self) -> bool:
+        """Whether its tokens are drawn at random, and may be others each time it is asked for."""
+        return False
+
+    def offer(self, logits: Logits) -> Offer:
+        """A token for it, drawn by the logits of another model. Only where it `takes_offers`."""
+        raise NotImplementedError
 
     def due(self, most_tokens: int) -> Sequence[int]:
         """The tokens of its next pass, at most `most_tokens`."""
@@ -132,6 +143,7 @@ class Call:
 
     def computed(self) -> None:
         """A pass for it was computed, and its logits taken."""
+        self.offers.clear()
 
     def end(self, error: BaseException | None = None) -> None:
         """No pass is computed for it any more; `error` says why, if it failed."""

@@ -1,19 +1,22 @@
 """A model that drafts: any GGUF through llama.cpp, with a context of its own, beside the target."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from operator import mul
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-from haversack.cache.confidence import Confidence
+from haversack.cache.confidence import Confidence, DrawnRates
 from haversack.cache.ngram import NONE, Draft, NgramDrafter
 from haversack.devices.llama import LlamaContext, LlamaModel, Row
+from haversack.edge.call import Call
 from haversack.edge.draft_text import DraftText, Vocabularies
 from haversack.edge.drafter_plan import DrafterPlan
 from haversack.edge.sequence import Logits
+
+Chosen = TypeVar("Chosen")
 
 _FIRST_SINGLE = 3  # passes of one token, to time them
 _MOST_UNKNOWN = 4  # draft tokens that stand for no target token yet, then a draft ends
@@ -47,7 +50,7 @@ class DraftModel:
             self.close()
             raise
         self.path, self.window_tokens = planned.path, planned.shape.ctx_tokens
-        self.confidence = Confidence()
+        self.confidence, self.drawn_rates = Confidence(), DrawnRates()
         self._num_drafted = self._num_read = 0
         self._drafted_s = self._read_s = 0.0
         self._batch_tokens = planned.shape.batch_tokens
@@ -66,11 +69,18 @@ class DraftModel:
         return self._num_drafted, self._drafted_s, self._num_read, self._read_s
 
     def next_token(self, sequence: int, tokens: Sequence[int]) -> tuple[int, float]:
-        """Return the likeliest token after `tokens`, of which the sequence keeps what it holds
-        already, and its probability. Raises as `LlamaContext.compute`."""
+        """Return the likeliest token after `tokens`, and its probability; else as `choose`."""
+        return self.choose(sequence, tokens, _likeliest)
+
+    def choose(
+        self, sequence: int, tokens: Sequence[int], choice: Callable[[Logits], Chosen]
+    ) -> Chosen:
+        """Return what `choice` says to the logits after `tokens`, of which the sequence keeps what
+        it holds already. Raises as `LlamaContext.compute`, and as `choice`."""
         began_s = time.perf_counter()
         num_new = self._compute(sequence, tokens)
-        found = _likeliest(self._context.borrow_logits()) if self._context else (0, 0.0)
+        assert self._context is not None
+        found = choice(self._context.borrow_logits())
         spent_s = time.perf_counter() - began_s
         if num_new == 1:
             self._num_drafted, self._drafted_s = self._num_drafted + 1, self._drafted_s + spent_s
@@ -121,10 +131,11 @@ class ModelDrafter:
     """Drafts how one text goes on, with a model."""
 
     def __init__(
-        self, model: DraftModel, vocabularies: Vocabularies, sequence: int, advice: Advice
+        self, model: DraftModel, vocabularies: Vocabularies, call: Call, advice: Advice
     ) -> None:
-        self._model, self._both, self._sequence = model, vocabularies, sequence
-        self._advice = advice
+        assert call.sequence is not None
+        self._model, self._both, self._advice = model, vocabularies, advice
+        self._call, self._sequence = call, call.sequence.number
         self._text: DraftText | None = None
         self._num_seen = 0
         self._proposed, self._probabilities = Draft((), ()), list[float]()
@@ -190,11 +201,45 @@ class ModelDrafter:
             new = text[self._num_seen : self._num_seen + len(self._proposed.tokens)]
             right = _num_shared(self._proposed.tokens, new)
             if right < len(new) or right == len(self._proposed.tokens):
-                self._model.confidence.note(self._probabilities[: len(new)], right)
+                self._note(right, len(new))
         self._proposed, self._probabilities = NONE, []
+
+    def _note(self, num_right: int, num_known: int) -> None:
+        """Count a draft of which the first `num_right` tokens were right, and `num_known` known."""
+        self._model.confidence.note(self._probabilities[:num_known], num_right)
 
     def close(self) -> None:
         """Its sequence keeps what the model has read of it: the next text may begin like it."""
+
+
+class DrawnDrafter(ModelDrafter):
+    """Drafts for a text whose tokens are drawn at random, with a model of the same vocabulary: its
+    tokens are drawn as well, and offered to the call.
+
+    So that each token of the text stays as likely as it is without drafts, whether a token is
+    drafted must not depend on which one was drawn, nor on those behind it. So the rates, by which
+    drafts are shortened, tell how often tokens at their place in a draft were taken; that of the
+    first, how often one was after which the model was as sure as now.
+    """
+
+    def _drafted(self, before: list[int], most: int) -> Draft:
+        call, model = self._call, self._model
+        offers = [model.choose(self._sequence, before, call.offer)]
+        self._probabilities = [float(offers[0].shares.max())]
+        rates = model.drawn_rates.of(self._probabilities[0], most)
+        number = 1
+        while number < most and self._advice.pays(list(accumulate(rates[:number], mul))):
+            number += 1
+        tokens = [offers[0].token]
+        while len(tokens) < number:
+            offers.append(model.choose(self._sequence, [*before, *tokens], call.offer))
+            tokens.append(offers[-1].token)
+        call.offers.extend(offers)
+        self._proposed = Draft(tokens, rates[:number])
+        return self._proposed
+
+    def _note(self, num_right: int, num_known: int) -> None:
+        self._model.drawn_rates.note(self._probabilities[0], num_right, num_known)
 
 
 class MixedDrafter:

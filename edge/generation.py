@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from haversack.devices.errors import CancelledError, ContextError, HaversackError, NotFiniteError
 from haversack.devices.interrupts import StopFlag
+from haversack.devices.offers import Offer
 from haversack.devices.sampler import SamplerChain, SamplerTables
 from haversack.devices.steps import Ahead, Steps
 from haversack.devices.vocabulary import Vocabulary
@@ -66,9 +67,16 @@ class GenerationCall(Call):
     most_results = 4  # so that passes stay wide while other readers are slow
 
     def __init__(
-        self, prompt: Sequence[int], max_tokens: int, sampling: Sampling, planned: Plan
+        self,
+        prompt: Sequence[int],
+        max_tokens: int,
+        sampling: Sampling,
+        planned: Plan,
+        may_vary: bool = False,
     ) -> None:
+        """`may_vary`: nobody asked for a text that is the same each time."""
         super().__init__(prompt, len(prompt))
+        self._may_vary = may_vary
         self._max_tokens, self._sampling, self._plan = max_tokens, sampling, planned
         self.stream = TextStream(sampling.stop)
         self.is_repeatable = sampling.seed >= 0
@@ -108,6 +116,14 @@ class GenerationCall(Call):
             return 0
         left = self._max_tokens - self._num_generated - 1
         return min(left, self._plan.shape.ctx_tokens - len(self.tokens))
+
+    @property
+    def takes_offers(self) -> bool:
+        return self._may_vary and not self._sampling.greedy
+
+    def offer(self, logits: Logits) -> Offer:
+        assert self._chain is not None
+        return self._chain.offer(logits)
 
     def take(self, logits: Logits) -> None:
         if self._num_generated == self._max_tokens:  # none is wanted
@@ -162,7 +178,7 @@ class GenerationCall(Call):
     def _sampled(self, chain: SamplerChain, logits: Logits) -> int:
         """The next token. Raises NotFiniteError, which names a hole in the file if it has one."""
         try:
-            return chain.sample(logits)
+            return chain.sample(logits, self.offers.popleft() if self.offers else None)
         except NotFiniteError as error:
             hole = None
             with contextlib.suppress(HaversackError):  # the file may be gone by now

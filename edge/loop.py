@@ -281,6 +281,7 @@ class EngineLoop:
         for call, sequence, _, _ in work.parts:
             if isinstance(error, Exception) and not stopped:
                 call.end(error)
+            call.offers.clear()
             sequence.keep(len(sequence.tokens))
 
     # ------------------------------------------------------------------ keeping

@@ -54,7 +54,7 @@ class Model:
         self._tables = SamplerTables(loop.engine.model.vocabulary.num_tokens)
         self._state = threading.Lock()  # held while figures are read, and freed
         self._last_stats: Stats | None = None
-        self._random = random.Random(seed)
+        self._random, self._is_repeatable = random.Random(seed), seed is not None
 
     # ------------------------------------------------------------- generation
     def generate(
@@ -81,7 +81,8 @@ class Model:
         if not tokens:
             raise PromptError("the prompt is empty and this model has no start token: give text")
         seed = self._random.randint(0, MAX_SEED) if chosen.seed < 0 else chosen.seed
-        call = GenerationCall(tokens, limit, chosen, self.plan)
+        may_vary = chosen.seed < 0 and not self._is_repeatable
+        call = GenerationCall(tokens, limit, chosen, self.plan, may_vary)
         return Generation(call, self._loop, seed, self._tables)
 
     def chat(

@@ -17,7 +17,7 @@ from haversack.devices.errors import HaversackError, PromptError
 from haversack.devices.llama import MOST_ROWS
 from haversack.devices.steps import MOST_STEPS
 from haversack.edge.call import Call
-from haversack.edge.draft_model import DraftModel, MixedDrafter, ModelDrafter
+from haversack.edge.draft_model import DraftModel, DrawnDrafter, MixedDrafter, ModelDrafter
 from haversack.edge.draft_text import Vocabularies
 from haversack.edge.gate import Gate
 
@@ -132,9 +132,12 @@ class Speculation:
         del ranked[most_rows - len(calls) :]
         if self._fixed is None:
             del ranked[self.gate.num_worth(len(calls), [-chance for chance, _ in ranked]) :]
+        chosen = [idx for _, idx in ranked]
+        for idx, call in enumerate(calls):
+            while len(call.offers) > chosen.count(idx):
+                call.offers.pop()
         if not ranked:
             return []
-        chosen = [idx for _, idx in ranked]
         return [list(tokens[: chosen.count(idx)]) for idx, (tokens, _) in enumerate(found)]
 
     def _draft(self, call: Call, most: int) -> ngram.Draft:
@@ -145,6 +148,7 @@ class Speculation:
             call.drafter = self._drafter_of(call)
         if self._helper is None:
             return call.drafter.propose(call.tokens, most)
+        call.offers.clear()
         model, before = self._helper.model, self._helper.model.spent
         try:
             return call.drafter.propose(call.tokens, most)
@@ -157,12 +161,13 @@ class Speculation:
                 self.gate.note_drafter(int(drafted), drafted_s, int(read), read_s)
 
     def _drafter_of(self, call: Call) -> Drafter:
-        assert call.sequence is not None
         ngrams = NgramDrafter(self.memory, self._ctx_tokens, call.num_batched, MOST_DRAFTED)
         if not self._uses_model or self._helper is None:
             return ngrams
         helper = self._helper
-        model = ModelDrafter(helper.model, helper.vocabularies, call.sequence.number, self)
+        draws = call.takes_offers and helper.vocabularies.are_same
+        made = DrawnDrafter if draws else ModelDrafter
+        model = made(helper.model, helper.vocabularies, call, self)
         return MixedDrafter(ngrams, model) if self._fixed is None else model
 
     def most_read(self) -> int:
