@@ -40,6 +40,7 @@ def _receive(level: int, text: bytes, _: object) -> None:
 
 
 _callback = llama.llama_log_callback(_receive)  # kept alive for as long as the process
+llama.llama_log_set(_callback, None)  # before that llama.cpp writes to stderr
 
 
 class captured_logs:

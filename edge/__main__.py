@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _INTERRUPTED_EXIT_CODE = 130  # what a shell reports for a program that Ctrl-C ended
 _STANDARD_DESCRIPTORS = (0, 1, 2)
+_BUILD_OPTION, _BUILD_VARIABLE = "--llama-build", "HAVERSACK_LLAMA_BUILD"
 
 
 def main() -> "NoReturn":
@@ -27,6 +28,7 @@ def main() -> "NoReturn":
         signal.signal(signal.SIGINT, _leave)
     sys.unraisablehook = _leave_from_where_nothing_can_be_raised
     _open_standard_descriptors()
+    _name_build(sys.argv[1:])
     try:
         from haversack.edge.program import run
 
@@ -40,6 +42,14 @@ def main() -> "NoReturn":
     except ImportError as error:
         code = _refused(error)
     _end(code)
+
+
+def _name_build(arguments: list[str]) -> None:
+    """Pass the option --llama-build on to the imports, which load that build."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name == _BUILD_OPTION:
+            os.environ[_BUILD_VARIABLE] = value if equals else following
 
 
 def _refused(error: ImportError) -> int:

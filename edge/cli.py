@@ -22,6 +22,7 @@ from haversack.edge.chat_loop import ChatLoop
 from haversack.edge.chat_models import ChatModels
 from haversack.edge.chat_settings import ChatSettings
 from haversack.edge.chat_talk import talk_here
+from haversack.edge.computer_options import DoctorOptions
 from haversack.edge.console import (
     end_text,
     load_progress,
@@ -44,7 +45,6 @@ from haversack.edge.options import (
     BenchOptions,
     CacheOptions,
     ChatOptions,
-    DoctorOptions,
     DraftOptions,
     EvalOptions,
     FidelityOptions,

@@ -11,6 +11,7 @@ import typer
 
 from haversack.devices.errors import PromptError
 from haversack.devices.llama import EXACT_KV_TYPE, KV_TYPES
+from haversack.edge.computer_options import BuildOptions
 from haversack.edge.context_shape import DEFAULT_BATCH_TOKENS
 from haversack.edge.fidelity import MODES, Fidelity
 from haversack.edge.gbnf import MAX_GRAMMAR_CHARS
@@ -41,7 +42,7 @@ _sampling = partial(typer.Option, rich_help_panel="Sampling")
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class ModelOptions(BuildOptions):
     """Which model, and the memory and threads it may take."""
 
     model: Annotated[
@@ -414,16 +415,6 @@ class EvalOptions:
             raise PromptError(f"-n is {self.tokens}: give 1 or more")
         if self.text is None:
             raise PromptError("no text is given: give --text FILE")
-
-
-@dataclass(frozen=True)
-class DoctorOptions:
-    """What is examined besides the computer."""
-
-    model: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Measure the drive of this model, 16 MiB or more."),
-    ] = None
 
 
 @dataclass(frozen=True)

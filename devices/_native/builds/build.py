@@ -6,14 +6,17 @@ from pathlib import Path
 
 from haversack.devices._native.libraries import Libraries
 
+AVX2 = frozenset({"avx2", "bmi2", "f16c", "fma"})  # what a prebuilt one for x86-64 uses
+
 
 @dataclass(frozen=True)
 class Build:
     """What haversack knows of one release of one package.
 
     `api_version` is GGML_BACKEND_API_VERSION. `has_moe_cache_size`: whether llama_context_params
-    has that field. `needs` are the instruction sets of x86-64 that its code uses, by Linux's names.
-    `load` loads the libraries that lie in the package's folder, and raises OSError.
+    has that field. `systems` are those it can be used on, by Python's names. `needs` are the
+    instruction sets of x86-64 that its code uses, by Linux's names. `load` loads the libraries that
+    lie in the package's folder, and raises OSError.
     """
 
     package: str
@@ -22,6 +25,7 @@ class Build:
     ggml: str
     api_version: int
     has_moe_cache_size: bool
+    systems: tuple[str, ...]
     needs: frozenset[str]
     load: Callable[[Path], Libraries]
 

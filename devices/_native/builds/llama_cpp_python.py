@@ -30,6 +30,7 @@ BUILD = Build(
     ggml="0.25.3",
     api_version=2,
     has_moe_cache_size=False,
+    systems=("linux", "darwin", "win32"),
     needs=frozenset(),  # whatever this processor has
     load=_load,
 )
