@@ -71,7 +71,8 @@ class _Option:
 def _options_of(group: type[Any]) -> list[_Option]:
     hints = get_type_hints(group, include_extras=True)
     options: list[_Option] = []
-    for field in sorted(fields(group), key=lambda field: field.kw_only):  # those it inherits last
+    # What a group inherits as a keyword comes last, in the help too.
+    for field in sorted(fields(group), key=lambda field: field.kw_only is True):
         kind, info = get_args(hints[field.name])
         options.append(_Option(field.name, kind, field.default, info))
     return options

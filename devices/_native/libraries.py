@@ -1,6 +1,7 @@
 """Opening shared libraries, and the prototypes of their functions."""
 
 import ctypes as c
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,18 @@ class Libraries(NamedTuple):
 def open_library(path: Path) -> c.CDLL:
     """Load a library whose functions other libraries of this process do not see. Raises OSError."""
     return c.CDLL(str(path), mode=c.RTLD_LOCAL)
+
+
+def is_loaded(name: str) -> bool:
+    """Return whether this process has loaded a library of that name, which another library that
+    needs one of the name would get. False where the system cannot tell."""
+    if not hasattr(os, "RTLD_NOLOAD"):
+        return False
+    try:
+        c.CDLL(name, mode=os.RTLD_NOLOAD)
+    except OSError:
+        return False
+    return True
 
 
 def prototype(library: c.CDLL, name: str, result: Any, *arguments: Any) -> Any:

