@@ -17,8 +17,7 @@ def _own_library() -> c.CDLL | None:
     for path in filter(Path.exists, paths):
         return c.CDLL(str(path))
     raise BindingError(
-        f"{' or '.join(map(str, paths))} is not there: `pip install` of haversack builds it, which"
-        " needs a C++ compiler"
+        f"{' or '.join(map(str, paths))} is not there: `pip install` of haversack builds it"
     )
 
 

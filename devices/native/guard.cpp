@@ -60,9 +60,7 @@ void on_abort(const char *message) {
 
 [[noreturn]] void on_terminate() {
     try {
-        if (const std::exception_ptr error = std::current_exception()) {
-            std::rethrow_exception(error);
-        }
+        if (abi::__cxa_current_exception_type() != nullptr) throw;
         write_line("an exception could not be handled");
     } catch (const std::exception &error) {
         write_line(error.what());

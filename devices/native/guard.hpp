@@ -6,6 +6,17 @@
 #include <cxxabi.h>
 #include <exception>
 
+#if defined(__linux__) && !defined(__GLIBCXX__)
+// The compiler has another standard library than the process (see theirs.hpp). libstdc++ has this
+// one's destructor, and so the type's name.
+namespace __cxxabiv1 {
+class __forced_unwind {
+    virtual ~__forced_unwind() noexcept;
+    virtual void __pure_dummy() = 0;
+};
+}  // namespace __cxxabiv1
+#endif
+
 namespace haversack {
 
 // While a Guard exists in a thread, an abort of llama.cpp in it becomes an exception, which the
@@ -49,7 +60,7 @@ template <class Result, class Call> Result guarded(Result failed, Call call) {
         return call();
     } catch (const std::exception &error) {
         keep_failure(error.what());
-#if defined(__GLIBCXX__)
+#if defined(__linux__)
     } catch (const abi::__forced_unwind &) {  // the thread ends, as Python's do when it exits
         throw;
 #endif

@@ -1,8 +1,9 @@
 // Asks llama.cpp for the memory of a context. Its function returns a C++ map, which Python cannot
 // receive.
+#include "theirs.hpp"
+
 #include <cstddef>
 #include <cstdint>
-#include <map>
 
 namespace {
 
@@ -13,12 +14,12 @@ struct Breakdown {
 
 // std::map<ggml_backend_buffer_type_t, llama_memory_breakdown_data>
 // llama_get_memory_breakdown(const struct llama_context * ctx)
-using GetBreakdown = std::map<void *, Breakdown> (*)(const void *context);
+using GetBreakdown = haversack::theirs::Map<void *, Breakdown> (*)(const void *context);
 
 // uint32_t llama_context::graph_max_nodes(uint32_t n_tokens) const
 using GetMaxNodes = uint32_t (*)(const void *context, uint32_t num_tokens);
 
-struct Sizes {
+struct ContextSizes {
     int64_t context_bytes, compute_bytes, max_nodes;
 };
 
@@ -26,10 +27,10 @@ struct Sizes {
 
 extern "C" __attribute__((visibility("default"))) void
 haversack_context_sizes(GetBreakdown get_breakdown, GetMaxNodes get_max_nodes, const void *context,
-                        uint32_t num_tokens, Sizes *sizes) {
+                        uint32_t num_tokens, ContextSizes *sizes) {
     *sizes = {0, 0, get_max_nodes(context, num_tokens)};
-    for (const auto &[buffer_type, found] : get_breakdown(context)) {
+    get_breakdown(context).each([sizes](void *, const Breakdown &found) {
         sizes->context_bytes += static_cast<int64_t>(found.context);
         sizes->compute_bytes += static_cast<int64_t>(found.compute);
-    }
+    });
 }

@@ -1,5 +1,7 @@
 #include "shared_blocks.hpp"
 
+#include "ggml.hpp"
+
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <cpuid.h>
 #include <cstring>
@@ -16,7 +18,7 @@ namespace {
 #define INLINE TARGET inline __attribute__((always_inline))
 
 constexpr int BLOCK_LENGTH = 256;
-constexpr int32_t TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_K = 12, TYPE_Q6_K = 14, TYPE_BF16 = 30;
+constexpr int32_t TYPE_Q4_K = 12, TYPE_Q6_K = 14;  // the others: ggml.hpp
 
 // ggml's layouts of 256 numbers.
 struct BlockQ4K {
