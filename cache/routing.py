@@ -27,6 +27,12 @@ class Leaning:
                 f" {self.num_kept}"
             )
 
+    @classmethod
+    def of(cls, num_used: int, bias: float) -> "Leaning":
+        """Return the rule for routers that choose `num_used` experts: a quarter of them is kept, at
+        least one."""
+        return cls(bias, max(1, num_used // 4))
+
 
 def leaning_choice(
     scores: npt.NDArray[np.float32],
@@ -36,10 +42,15 @@ def leaning_choice(
 ) -> npt.NDArray[np.int32]:
     """Return the K = `num_used` experts chosen by their `scores` (E,), which the router chooses
     by: the highest score first, of equal scores the lowest id. `resident` (E,) tells which experts
-    have a copy."""
-    ranked = np.argsort(-scores, kind="stable")
-    kept = ranked[: min(leaning.num_kept, num_used)]
-    raised = scores + resident * (np.float32(leaning.bias) * (scores.max() - scores.min()))
-    raised[kept] = np.inf
-    chosen = np.argsort(-raised, kind="stable")[:num_used]
-    return ranked[np.isin(ranked, chosen)].astype(np.int32)
+    have a copy. A score of minus infinity says that an expert may not be chosen; where one is not a
+    number, the router decides alone."""
+    ranked = np.argsort(-scores, kind="stable").astype(np.int32)
+    finite = scores[np.isfinite(scores)]
+    if np.isnan(scores).any() or not finite.size:
+        return ranked[:num_used]
+    raised = scores + resident * (np.float32(leaning.bias) * (finite.max() - finite.min()))
+    num_kept = min(leaning.num_kept, num_used)
+    others = ranked[num_kept:]
+    leaned = others[np.argsort(-raised[others], kind="stable")]
+    chosen = [*ranked[:num_kept], *leaned[: num_used - num_kept]]
+    return ranked[np.isin(ranked, chosen)]

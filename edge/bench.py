@@ -92,6 +92,7 @@ class BenchResult:
     uses_high: int
     uses_low: int
     uses_skipped: int
+    uses_leaned: int
     upgraded: int
     saved_bytes: int
     prefetched: int
@@ -238,6 +239,7 @@ def _result(
         uses_high=decode.uses_high,
         uses_low=decode.uses_low,
         uses_skipped=decode.uses_skipped,
+        uses_leaned=decode.uses_leaned,
         upgraded=decode.upgraded,
         saved_bytes=decode.saved_bytes,
         prefetched=decode.prefetched,

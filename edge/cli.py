@@ -34,6 +34,7 @@ from haversack.edge.console import (
     write_table,
     write_text,
 )
+from haversack.edge.fidelity_options import FidelityOptions
 from haversack.edge.generation import Generation
 from haversack.edge.given_text import checked_text
 from haversack.edge.kv_options import ClearOptions, KeepingOptions
@@ -47,7 +48,6 @@ from haversack.edge.options import (
     ChatOptions,
     DraftOptions,
     EvalOptions,
-    FidelityOptions,
     LogOptions,
     LowOptions,
     ModelOptions,
@@ -348,6 +348,7 @@ def _cells(found: Mapping[str, Any]) -> dict[str, str]:
         ">top-1": f"{found['top1_agreement']:.1%}",
         ">low": f"{found['uses_low'] / uses:.1%}",
         ">skipped": f"{found['uses_skipped'] / uses:.1%}",
+        ">leaned": f"{found['uses_leaned'] / uses:.1%}",
         ">read a token": format_bytes(int(found["bytes_read_per_token"])),
         ">tok/s": f"{found['tok_s']:.1f}",
     }

@@ -162,6 +162,8 @@ def summary(stats: Stats, num_tokens: int) -> str:
             f" {stats.uses_skipped / uses:.1%} were skipped, {stats.upgraded} copies were upgraded,"
             f" {format_bytes(stats.saved_bytes)} not read"
         ]
+    if stats.uses_leaned:
+        parts.append(f"{stats.uses_leaned} experts were chosen because they were in memory")
     if stats.draft_rounds:
         parts.append(f"{stats.draft_accepted} of {stats.drafted} drafted tokens were right")
     peak, budget = format_bytes(stats.ram_peak_bytes), format_bytes(stats.ram_budget_bytes)

@@ -21,11 +21,12 @@ from haversack.devices.errors import HaversackError, ModelFileError, PromptError
 from haversack.devices.llama import EXACT_KV_TYPE, KV_TYPES
 from haversack.devices.units import format_bytes
 from haversack.edge.fidelity import MODES, Fidelity
+from haversack.edge.fidelity_options import FidelityOptions
 from haversack.edge.given_text import longest_text_bytes, read_at_most
 from haversack.edge.loading import LoadOptions, default_cache_dir, load
 from haversack.edge.model import Model
 from haversack.edge.model_plan import Plan
-from haversack.edge.options import FidelityOptions, ModelOptions
+from haversack.edge.options import ModelOptions
 from haversack.edge.stats import Stats
 from haversack.quant.fidelity import FidelityMeter, FidelityReport, Logits
 
@@ -34,18 +35,26 @@ _log = logging.getLogger("haversack.evaluation")
 _PROMPT_SHARE = 8  # an eighth of each piece of text is computed as a prompt
 _WARM_TOKENS = 64  # decoded first, while slots fill; they do not count
 _LEAST_TOKENS = 256
-_COUNTS = ("uses_high", "uses_low", "uses_skipped", "upgraded", "bytes_read", "saved_bytes")
+_COUNTS = (
+    *("uses_high", "uses_low", "uses_skipped", "uses_leaned", "upgraded"),
+    *("bytes_read", "saved_bytes"),
+)
 
 
 def plans_to_measure(model: ModelOptions, fidelity: FidelityOptions, every: bool) -> list[Plan]:
-    """Plan exact, and what is asked for or with `every` all fidelities and KV types; what stays
-    exact is left out. A KV type that the model cannot have is logged and left out of all. Raises
-    what `edge.plan` raises, and PromptError for shares with `every`."""
+    """Plan exact, and what is asked for, or with `every` all KV types and all fidelities, these
+    without and with the bias; what stays exact is left out. A KV type that the model cannot have is
+    logged and left out of all. Raises what `edge.plan` raises, and PromptError for shares with
+    `every`."""
     asked = [fidelity.asked()]
     if every:
         if asked[0].has_own_shares:
             raise PromptError("--all measures the modes' own shares: leave the others out")
-        asked = [Fidelity(mode, fidelity.low_from) for mode in MODES]
+        asked = [
+            Fidelity(mode, fidelity.low_from, route_bias=bias)
+            for bias in dict.fromkeys((0.0, fidelity.route_bias))
+            for mode in MODES
+        ]
     exact, own = replace(model, kv_type=EXACT_KV_TYPE).plan(), model.plan()
     others = [own] if own.shape.kv_type != EXACT_KV_TYPE else []
     for kv_type in KV_TYPES if every else ():
@@ -55,7 +64,7 @@ def plans_to_measure(model: ModelOptions, fidelity: FidelityOptions, every: bool
             except ModelFileError as error:
                 _log.warning("%s is not measured: %s", kv_type, error)
     applied = [each.applied(own, fidelity.folder) for each in asked]
-    return [exact, *others, *(planned for planned in applied if planned.precision is not None)]
+    return [exact, *others, *(planned for planned in applied if planned is not own)]
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,7 @@ class LevelResult:
     uses_high: int
     uses_low: int
     uses_skipped: int
+    uses_leaned: int
     upgraded: int
     bytes_read: int
     saved_bytes: int
@@ -155,10 +165,15 @@ class Evaluation:
         return _result(model.plan, meter.report(), spent)
 
 
+def _name_of(planned: Plan) -> str:
+    bias = "" if planned.leaning is None else f", bias {planned.leaning.bias:g}"
+    return f"{planned.fidelity}{bias}"
+
+
 def _result(planned: Plan, report: FidelityReport, spent: Sequence[Stats]) -> LevelResult:
     counts = {name: sum(getattr(part, name) for part in spent) for name in _COUNTS}
     return LevelResult(
-        planned.fidelity,
+        _name_of(planned),
         planned.shape.kv_type,
         report,
         **counts,

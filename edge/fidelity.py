@@ -1,14 +1,16 @@
 """Fidelity: how near to exact a model is computed where its experts are streamed.
 
 `exact` has llama.cpp's bits. `balanced` and `fast` read low copies of the experts that matter
-little for a token, or nothing, where those experts are missing (see `cache/precision.py`).
+little for a token, or nothing, where those experts are missing (see `cache/precision.py`). Of its
+own, and in any mode, is a bias of the routers to experts in slots (see `cache/routing.py`).
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from haversack.cache.precision import Thresholds, Weights, fit, gains_little
+from haversack.cache.routing import Leaning
 from haversack.devices.errors import HaversackError, PromptError
 from haversack.edge.model_plan import DENSE, EXACT, STREAMED, Plan
 from haversack.edge.precision_plan import with_precision
@@ -51,14 +53,16 @@ class Fidelity:
 
     The low copies are those of `low_from`, a smaller GGUF of the same model, or else those that
     `prepare` made. `low_share` and `skip_share` are the shares of chosen experts that are used as
-    low copies or left out if they are missing; without them they are the mode's. Raises
-    PromptError.
+    low copies or left out if they are missing; without them they are the mode's. With `route_bias`,
+    0 to 1, routers choose as if the score of an expert in a slot were higher by that part of the
+    range of scores; weights stay, and so do the first experts. Raises PromptError.
     """
 
     mode: str = EXACT
     low_from: str | Path | None = None
     low_share: float | None = None
     skip_share: float | None = None
+    route_bias: float = 0.0
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -70,6 +74,8 @@ class Fidelity:
                 raise PromptError(
                     f"{name} is {share}, but exact has no low copies: give --fidelity"
                 )
+        if not 0 <= self.route_bias <= 1:
+            raise PromptError(f"--route-bias is {self.route_bias}: give a number from 0 to 1")
         if self.mode != EXACT and self.shares.low + self.shares.skip > 1:
             raise PromptError(
                 f"--low-share {self.shares.low} and --skip-share {self.shares.skip} are more than 1"
@@ -96,6 +102,7 @@ class Fidelity:
         BudgetError. Without a calibration the thresholds are fitted to the first rows that are
         computed.
         """
+        planned = self._leaning(planned)
         if self.mode == EXACT or planned.mode == DENSE:
             return planned
         low_from = None if self.low_from is None else Path(self.low_from)
@@ -114,6 +121,22 @@ class Fidelity:
             return planned
         precision = self._precision(planned, low, weights)
         return with_precision(planned, self.mode, precision)
+
+    def _leaning(self, planned: Plan) -> Plan:
+        """Return the plan with routers that lean to slots, if that is asked for and possible."""
+        if not self.route_bias:
+            return planned
+        why = None
+        if planned.mode != STREAMED:
+            why = "no expert is streamed"
+        elif planned.geometry.num_experts_per_tok == 1:
+            why = "its routers choose one expert, which stays"
+        if why is not None:
+            _log.warning("%s: --route-bias changes nothing, %s", planned.path.name, why)
+            return planned
+        return replace(
+            planned, leaning=Leaning.of(planned.geometry.num_experts_per_tok, self.route_bias)
+        )
 
     def _why_exact(self, planned: Plan, weights: Weights | None) -> str | None:
         """Return why nothing would be gained, None if something is."""

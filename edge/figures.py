@@ -68,6 +68,7 @@ class Figures:
             uses_high=levels.high,
             uses_low=levels.low,
             uses_skipped=levels.skipped,
+            uses_leaned=levels.leaned,
             upgraded=levels.upgraded,
             saved_bytes=levels.saved_bytes,
             bytes_read=files.bytes_read if files else 0,

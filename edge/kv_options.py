@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from haversack.devices.units import size_bytes
+from haversack.edge.fidelity_options import FidelityOptions
 from haversack.edge.loading import LoadOptions
-from haversack.edge.options import FidelityOptions
 
 
 @dataclass(frozen=True)

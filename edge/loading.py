@@ -279,6 +279,7 @@ def _open(planned: Plan, options: LoadOptions, stop: StopFlag, lease: Lease) -> 
         NUM_READERS if speed is None else speed.enough_readers,
         options.warm_start,
         planned.precision,
+        planned.leaning,
     )
     pools = partial(pools_left, planned, lease)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from haversack.cache.routing import Leaning
 from haversack.devices.budget import MemoryBudget
 from haversack.devices.llama import ContextShape
 from haversack.devices.units import format_bytes, format_need
@@ -60,7 +61,7 @@ class Plan:
     with which no expert is streamed. With a `shared` budget, `ram_bytes` are what its open models
     leave. With `adapts`, the budget follows the memory that other programs leave (`edge.pressure`).
     `fidelity` names how near to exact the model is computed; with `precision`, slots hold copies of
-    two precisions.
+    two precisions. With `leaning`, the choice of experts leans to those in slots.
     """
 
     path: Path
@@ -87,6 +88,7 @@ class Plan:
     drafter: DrafterPlan | None = None
     fidelity: str = EXACT
     precision: Precision | None = None
+    leaning: Leaning | None = None
     shared: Budget | None = field(default=None, compare=False, repr=False)
     adapts: bool = field(default=False, compare=False)
 
@@ -164,6 +166,7 @@ class Plan:
             "architecture": self.architecture,
             "mode": self.mode,
             "fidelity": self.fidelity,
+            "route_bias": self.leaning.bias if self.leaning else 0.0,
             "ctx": self.shape.ctx_tokens,
             "batch": self.shape.batch_tokens,
             "threads": self.shape.threads,

@@ -13,7 +13,6 @@ from haversack.devices.errors import PromptError
 from haversack.devices.llama import EXACT_KV_TYPE, KV_TYPES
 from haversack.edge.computer_options import BuildOptions
 from haversack.edge.context_shape import DEFAULT_BATCH_TOKENS
-from haversack.edge.fidelity import MODES, Fidelity
 from haversack.edge.gbnf import MAX_GRAMMAR_CHARS
 from haversack.edge.given_text import (
     checked_text,
@@ -24,8 +23,8 @@ from haversack.edge.given_text import (
 )
 from haversack.edge.hub import HubName, cached, local_path, name_of
 from haversack.edge.loading import LoadOptions, builtin_model, default_cache_dir
-from haversack.edge.model_plan import EXACT, Plan
-from haversack.edge.planner import plan, with_drafts
+from haversack.edge.model_plan import Plan
+from haversack.edge.planner import plan
 from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.schema import MAX_SCHEMA_CHARS
 from haversack.edge.speculate import AUTO as SPECULATE_AUTO
@@ -127,51 +126,6 @@ class CacheOptions:
     def load_options(self) -> LoadOptions:
         """Return options of a load that say what these options say."""
         return LoadOptions(cache_dir=self.folder)
-
-
-@dataclass(frozen=True)
-class FidelityOptions(CacheOptions):
-    """How near to exact a model is computed where its experts are streamed, and where its trunk and
-    low copies lie."""
-
-    fidelity: Annotated[
-        str,
-        _memory(
-            metavar="MODE",
-            help=f"{', '.join(MODES)}: the last two read low copies of experts that matter little,"
-            " or nothing. They need `haversack prepare` or --low-from.",
-        ),
-    ] = EXACT
-    low_from: Annotated[
-        Path | None,
-        _memory(metavar="FILE", help="Low copies are the experts of this smaller GGUF of MODEL."),
-    ] = None
-    low_share: Annotated[
-        float | None,
-        _memory(metavar="X", help="Share of uses that may be low copies, in place of the mode's."),
-    ] = None
-    skip_share: Annotated[
-        float | None,
-        _memory(metavar="X", help="Share of uses that may be left out, in place of the mode's."),
-    ] = None
-
-    def asked(self) -> Fidelity:
-        """Return what is asked for. Raises PromptError."""
-        return Fidelity(self.fidelity, self.low_from, self.low_share, self.skip_share)
-
-    def plan(
-        self,
-        model: ModelOptions,
-        geometry: ModelGeometry | None = None,
-        sequences: int = 1,
-        speculate: str = SPECULATE_AUTO,
-    ) -> Plan:
-        """Plan how the model would run. Raises what `edge.plan`, `with_drafts` and
-        `Fidelity.applied` raise."""
-        asked, drafts = self.asked(), asked_for(speculate)  # before anything is read
-        planned = model.plan(geometry, sequences)
-        planned = with_drafts(planned, drafts.draft_from, drafts.is_off)
-        return asked.applied(planned, self.folder)
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,8 @@ def _with_drafter(planned: Plan, drafter: DrafterPlan | None, draft_bytes: int) 
             need_bytes=error.need_bytes,
             have_bytes=error.have_bytes,
         ) from error
-    return replace(spent, drafter=drafter, shared=planned.shared)
+    kept = {name: getattr(planned, name) for name in ("leaning", "shared", "adapts")}
+    return replace(spent, drafter=drafter, **kept)
 
 
 def streamed(planned: Plan, share: float = 1.0) -> Plan:

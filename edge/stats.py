@@ -16,8 +16,9 @@ class Stats:
     since loading began, including memory that was freed within a pass (see `PeakMeter`).
 
     `uses_high`, `uses_low` and `uses_skipped` are the same uses by the precision of the copy that
-    was used, if any; a skipped use is a miss. `upgraded` counts low copies that the idle drive made
-    whole, `saved_bytes` the bytes that were not read because of low copies and skipped experts.
+    was used, if any; a skipped use is a miss. `uses_leaned` counts the experts that rows used only
+    because these were in memory. `upgraded` counts low copies that the idle drive made whole,
+    `saved_bytes` the bytes that were not read because of low copies and skipped experts.
 
     `prefetched` counts experts read before their layer chose, `prefetched_right` those of them that
     the layer then chose. `prefetchable` counts what prefetches could have brought: in layers whose
@@ -43,6 +44,7 @@ class Stats:
     uses_high: int
     uses_low: int
     uses_skipped: int
+    uses_leaned: int
     upgraded: int
     saved_bytes: int
     bytes_read: int

@@ -73,7 +73,7 @@ class EngineState(c.Structure):
         *((name, c.c_int64) for name in ("failed_offset", "failed_need", "failed_got")),
         *((name, c.c_int32) for name in ("failed_file", "failed_error")),
         *((name, c.c_int64) for name in ("hits", "misses", "num_calls")),
-        *((name, c.c_int64) for name in ("low", "skipped", "saved_bytes")),
+        *((name, c.c_int64) for name in ("low", "skipped", "saved_bytes", "leaned")),
         ("own_s", c.c_double),
     )
 
@@ -98,12 +98,14 @@ if own.library is not None:
     expert_buffer_delete = _prototype("expert_buffer_delete", None, _A)
     device_new = _prototype("device_new", _A, _A, c.c_int)
     device_add_weight = _prototype("device_add_weight", None, _A, _A, c.c_int, c.c_int, _B)
+    device_can_lean = _prototype("device_can_lean", _B, _A)
     device_delete = _prototype("device_delete", None, _A)
     engine_new = _prototype("engine_new", _A, c.POINTER(Caller), _A, _L, c.c_int64)
     engine_add_pool = _prototype("engine_add_pool", None, _A, _L, _L, _L, _L)
     engine_add_pool_of_two = _prototype(
         "engine_add_pool_of_two", None, _A, _L, _L, c.POINTER(PoolBytes), _L
     )
+    engine_set_leaning = _prototype("engine_set_leaning", None, _A, c.c_float, _L)
     engine_set_precision = _prototype("engine_set_precision", None, _A, c.POINTER(Precision))
     engine_damaged = _prototype("engine_damaged", _Q, _A, _A, _Q)
     engine_sample_weights = _prototype("engine_sample_weights", None, _A, _Q)
@@ -155,6 +157,7 @@ if own.library is not None:
         "precision_row_levels", None, _A, _Q, c.c_float, c.c_float, _A
     )
     precision_batch_levels = _prototype("precision_batch_levels", None, _A, _Q, c.c_double, _A)
+    lean = _prototype("lean", _L, _A, _A, _A, _L, _L, c.c_float, _L)
     products_compute = _prototype(  # serves tests
         "products_compute", c.c_int32, _A, c.POINTER(Matrix), _L, _L, c.c_int64, c.c_int
     )

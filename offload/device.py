@@ -33,6 +33,11 @@ class ContextDevice:
                 native.device_add_weight(self.address, weight, place, index, is_last)
 
     @property
+    def can_lean(self) -> bool:
+        """Return whether a context's graphs have a router's choice that leans."""
+        return bool(native.device_can_lean(self.address))
+
+    @property
     def goes_on(self) -> bool:
         """Whether passes may follow each other without `after_pass` in between."""
         return self._engine is None or self._engine.goes_on

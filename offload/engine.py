@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from haversack.cache.routing import Leaning
 from haversack.devices.errors import HaversackError, ModelFileError, StorageError
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel, OnNode, Progress
@@ -34,7 +35,7 @@ class LoadHooks:
     `progress` is called with the share done, `open_file` opens the files of its experts,
     `num_readers` is how many reads their drive needs at once. With `warm_start` the model starts
     with the experts that its last run saved. With `precision` some experts are used as low copies;
-    without it all are exact.
+    without it all are exact. With `leaning` the choice of experts leans to those in slots.
     """
 
     progress: Progress | None = None
@@ -42,6 +43,7 @@ class LoadHooks:
     num_readers: int = NUM_READERS
     warm_start: bool = True
     precision: Precision | None = None
+    leaning: Leaning | None = None
 
 
 class Engine:
@@ -167,7 +169,11 @@ def _open_streamed(
         _start_warm(experts, trunk)
     device = ContextDevice(shape.threads, experts)
     device.attach(geometry, buffer.weights())
+    if hooks.leaning is not None:
+        experts.lean(hooks.leaning)
     engine.open_context(device)
+    if hooks.leaning is not None and not device.can_lean:
+        _log.warning("%s: its routers choose in a way that cannot lean to slots", trunk.name)
     check.finish()
 
 

@@ -109,7 +109,8 @@ def level_counts(state: native.EngineState, upgraded: int) -> LevelCounts:
     """Return how often experts were used by level."""
     low, skipped = int(state.low), int(state.skipped)
     high = int(state.hits) + int(state.misses) - low - skipped
-    return LevelCounts(high, low, skipped, upgraded, int(state.saved_bytes))
+    saved_bytes, leaned = int(state.saved_bytes), int(state.leaned)
+    return LevelCounts(high, low, skipped, upgraded, saved_bytes, leaned)
 
 
 def balance(address: int, pools: Sequence[ExpertPool]) -> BudgetError | None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.cache.precision import HIGH, LOW
+from haversack.cache.routing import Leaning
 from haversack.devices import _native as devices
 from haversack.devices._native import own
 from haversack.devices.errors import (
@@ -195,6 +196,10 @@ class ExpertEngine:
             for level in (HIGH, LOW):
                 fault = native.slots_fault(native.engine_slots(self.address, number, level))
                 assert fault is None, fault.decode()
+
+    def lean(self, leaning: Leaning) -> None:
+        """Have routers' choices lean to experts in slots. To be called before a context exists."""
+        native.engine_set_leaning(self.address, leaning.bias, leaning.num_kept)
 
     # -------------------------------------------------------------- predictions
     def predict_by_routers(self, on: bool) -> None:

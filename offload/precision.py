@@ -35,10 +35,12 @@ class Precision:
 
 class LevelCounts(NamedTuple):
     """How often experts were used by level, how many LOW copies became HIGH while the drive was
-    idle, and by how many bytes less was read than HIGH copies would have taken."""
+    idle, and by how many bytes less was read than HIGH copies would have taken. `leaned` counts the
+    experts that a row used only because they had a copy in a slot (`cache/routing.py`)."""
 
     high: int = 0
     low: int = 0
     skipped: int = 0
     upgraded: int = 0
     saved_bytes: int = 0
+    leaned: int = 0

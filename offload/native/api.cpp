@@ -30,6 +30,7 @@ API void haversack_device_add_weight(ContextDevice *device, const Tensor *weight
                                      bool is_last) {
     device->add_weight(weight, layer, index, is_last);
 }
+API bool haversack_device_can_lean(ContextDevice *device) { return device->can_lean(); }
 API void haversack_device_delete(ContextDevice *device) { delete device; }
 
 // ----------------------------------------------------------------------- engine
@@ -44,6 +45,9 @@ API void haversack_engine_add_pool(Engine *engine, int32_t num_rows, int32_t num
 API void haversack_engine_add_pool_of_two(Engine *engine, int32_t num_rows, int32_t num_experts,
                                           const PoolBytes *bytes, int32_t num_spare) {
     engine->add_pool(Pool(num_rows, num_experts, *bytes, num_spare));
+}
+API void haversack_engine_set_leaning(Engine *engine, float bias, int32_t num_kept) {
+    engine->set_leaning({bias, num_kept});
 }
 API void haversack_engine_set_precision(Engine *engine, const Precision *precision) {
     engine->set_precision(*precision);
@@ -170,7 +174,7 @@ API void haversack_slots_remember(Slots *slots, const double *counts, const doub
     slots->remember(uses);
 }
 API const char *haversack_slots_fault(Slots *slots) { return slots->fault(); }
-// Serves the tests that hold it against cache/levels.py; so do all of the following, to precision.
+// Serves the tests that hold it against cache/levels.py; so do all of the following, to the leaning choice.
 API Pool *haversack_pool_new(int32_t num_rows, int32_t num_experts, const PoolBytes *bytes,
                              int32_t num_spare) {
     return new Pool(num_rows, num_experts, *bytes, num_spare);
@@ -208,6 +212,11 @@ API void haversack_precision_batch_levels(const int32_t *votes, size_t count, do
                                           int32_t *levels) {
     const auto found = batch_levels({votes, votes + count}, low_share);
     std::copy(found.begin(), found.end(), levels);
+}
+API int32_t haversack_lean(int32_t *ranked, const float *scores, const bool *resident,
+                           int32_t num_experts, int32_t num_used, float bias, int32_t num_kept) {
+    const std::vector<bool> of_experts(resident, resident + num_experts);
+    return lean(ranked, scores, of_experts, num_used, {bias, num_kept});
 }
 API void haversack_slots_delete(Slots *slots) { delete slots; }
 

@@ -1,5 +1,6 @@
 #include "device.hpp"
 
+#include <cstdlib>
 #include <cstring>
 #include <new>
 
@@ -14,6 +15,7 @@ namespace {
 constexpr char NAME[] = "Experts";
 constexpr size_t ALIGNMENT_BYTES = 64;
 constexpr int MOST_STEPS = 12;  // from an operation between two products back to the first
+constexpr char ORDER[] = "ffn_moe_argsort-";  // of a layer's experts by what its router chooses by
 
 // ------------------------------------------------------------------ interface
 const char *backend_name(Backend *) { return NAME; }
@@ -129,9 +131,18 @@ bool ContextDevice::claims_between(const Tensor *op) const {
     return false;
 }
 
+// The layer whose router has put its experts in this order, if the choice may lean; else NOWHERE.
+int32_t ContextDevice::leaning_layer(const Tensor *op) const {
+    if (op->op != ggml().op_argsort || !engine_ || !engine_->leans()) return NOWHERE;
+    if (op->ne[1] > MOST_EXACT_ROWS || op->src[0]->type != TYPE_F32) return NOWHERE;
+    if (std::strncmp(op->name, ORDER, sizeof ORDER - 1) != 0) return NOWHERE;
+    return engine_->leaning_layer(std::atoi(op->name + sizeof ORDER - 1), op->ne[0]);
+}
+
 bool ContextDevice::claims(const Tensor *op) const {
     if (is_kept_out(op->src[0])) return true;
     if (takes_rows(op)) return true;
+    if (leaning_layer(op) != NOWHERE) return can_lean_ = true;
     if (op->op == ggml().op_mul_mat_id) return false;
     if (weights_.empty() || !claims_between(op)) return false;
     const Weight *product = nearest_product(op->src[0], 0);
@@ -139,27 +150,42 @@ bool ContextDevice::claims(const Tensor *op) const {
 }
 
 // llama.cpp's scheduler hands over a run of claimed operations: a layer's experts, or operations that
-// depend on the number of rows, or both. An operation with a weight that is kept out and that nobody has
-// told the device of ends the pass.
+// depend on the number of rows, or both, or a router's order of experts. An operation with a weight that
+// is kept out and that nobody has told the device of ends the pass.
 Status ContextDevice::compute(Graph *graph) {
-    nodes_.resize(ggml().graph_n_nodes(graph));
-    products_.clear();
-    int layer = -1;
-    for (size_t i = 0; i < nodes_.size(); i++) {
-        nodes_[i] = ggml().graph_node(graph, i);
-        const Weight *weight = nodes_[i]->op == ggml().op_mul_mat_id ? weight_of(nodes_[i]) : nullptr;
-        if (!weight && is_kept_out(nodes_[i]->src[0])) {
+    begin_run();
+    for (int i = 0; i < ggml().graph_n_nodes(graph); i++) {
+        Tensor *node = ggml().graph_node(graph, i);
+        const Weight *weight = node->op == ggml().op_mul_mat_id ? weight_of(node) : nullptr;
+        if (!weight && is_kept_out(node->src[0])) {
             engine_->state.failure = PRODUCTS_MISSING;
             return COMPUTE_FAILED;
         }
-        if (!weight) continue;
-        layer = weight->layer;
-        products_.push_back({i, weight->index});
+        nodes_.push_back(node);
+        if (weight) {
+            layer_ = weight->layer;
+            products_.push_back({nodes_.size() - 1, weight->index});
+        }
+        const int32_t leaning = leaning_layer(node);
+        if (leaning == NOWHERE) continue;
+        if (Status status = compute_run(graph)) return status;
+        engine_->lean(leaning, node);
+        begin_run();
     }
+    return compute_run(graph);
+}
+
+void ContextDevice::begin_run() {
+    nodes_.clear();
+    products_.clear();
+}
+
+// Compute the nodes that were collected.
+Status ContextDevice::compute_run(Graph *graph) {
     if (products_.empty()) return compute_nodes(nodes_.data(), nodes_.size(), cpu_);
     const Tensor *ids = nodes_[products_[0].at]->src[2];
     const Tensor *weights = engine_->wants_weights() ? router_weights(graph, ids) : nullptr;
-    return engine_->compute(layer, nodes_, products_, cpu_, weights);
+    return engine_->compute(layer_, nodes_, products_, cpu_, weights);
 }
 
 // --------------------------------------------------------------- expert buffer

@@ -22,6 +22,8 @@ class ContextDevice {
 
     bool claims(const Tensor *op) const;
     Status compute(Graph *graph);
+    // Whether llama.cpp has asked for a router's choice that leans.
+    bool can_lean() const { return can_lean_; }
 
   private:
     struct Weight {
@@ -31,11 +33,17 @@ class ContextDevice {
     const Weight *weight_of(const Tensor *product) const;
     const Weight *nearest_product(const Tensor *op, int depth) const;
     bool claims_between(const Tensor *op) const;
+    int32_t leaning_layer(const Tensor *op) const;
+    void begin_run();
+    Status compute_run(Graph *graph);
 
     Engine *const engine_;
     Cpu cpu_;
-    std::vector<Tensor *> nodes_;    // of the call under way
+    mutable bool can_lean_ = false;
+    // Of the call under way, the nodes that are to be computed together:
+    std::vector<Tensor *> nodes_;
     std::vector<Product> products_;
+    int layer_ = 0;  // of the products
     std::unordered_map<const Tensor *, Weight> weights_;
 };
 

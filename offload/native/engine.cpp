@@ -341,12 +341,17 @@ void Engine::predict_by_routers(const Call &call, int depth) {
         int32_t num_worth = 0;
         for (int64_t row = 0; row < input->ne[1]; row++) {
             const auto *inputs = (const float *)input->row(row);
-            const auto likely = routers_[later].choose(inputs);
+            const auto likely = likely_choice(later, inputs);
             const auto levels = predicted_levels(later, inputs, likely);
             num_worth += prefetcher_->predicted(later, likely, later - call.number, levels);
         }
         if (num_worth) return;
     }
+}
+
+std::vector<int32_t> Engine::likely_choice(int32_t layer, const float *inputs) const {
+    if (!leans()) return routers_[layer].choose(inputs);
+    return routers_[layer].choose(inputs, residents_of(layers_[layer]), leaning_);
 }
 
 // The levels at which `experts` will be wanted, by the weights that the router predicts; none if all are

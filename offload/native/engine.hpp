@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "leaning.hpp"
 #include "prefetch.hpp"
 #include "products.hpp"
 #include "router.hpp"
@@ -39,6 +40,7 @@ struct EngineState {
     int64_t hits, misses, num_calls;
     int64_t low, skipped;    // of hits and misses: experts used LOW, and not at all
     int64_t saved_bytes;     // that missing experts took less than HIGH copies would have
+    int64_t leaned;          // experts that were chosen only because they had a copy
     double own_s;  // time of its own steps: no read was waited for, nothing multiplied
 };
 
@@ -66,6 +68,15 @@ class Engine {
     // Use low copies, before the first pass.
     void set_precision(const Precision &precision) { low_.set(precision); }
     bool wants_weights() const { return low_.exist(); }
+    // Have routers' choices lean to experts with a copy, in passes of few rows.
+    void set_leaning(Leaning leaning) { leaning_ = leaning; }
+    bool leans() const { return leaning_.bias > 0; }
+    // The place of the layer of that number if its router's choice among so many experts may lean, else
+    // NOWHERE.
+    int32_t leaning_layer(int32_t number, int64_t num_experts) const;
+    // `order` has all experts of a layer for each row, the best first: move those to the front that a
+    // leaning router chooses.
+    void lean(int32_t layer, const Tensor *order);
 
     // Compute a layer's graph `nodes`, in which `products` multiply with its experts. `weights` are
     // those of the experts, (1, used, rows); null: they are not known, or not wanted.
@@ -150,10 +161,12 @@ class Engine {
     Status compute_in_waves(const Call &call);
     Status multiply_in_waves(const Call &call, const std::vector<int32_t> &held, int32_t index);
     template <class Multiply> Status compute_nodes_between(const Call &call, Multiply multiply);
+    std::vector<bool> residents_of(const Layer &layer) const;
     // predictions
     Status predict(const Call &call, int depth);
     Status predict_by_caller(const Call &call, int depth);
     void predict_by_routers(const Call &call, int depth);
+    std::vector<int32_t> likely_choice(int32_t layer, const float *inputs) const;
     std::vector<int32_t> predicted_levels(int32_t layer, const float *inputs,
                                           const std::vector<int32_t> &experts) const;
     void predict_for_batch(const Call &call);
@@ -170,6 +183,7 @@ class Engine {
     std::vector<int32_t> num_slots_;  // of each pool of one level, when it has grown up
     std::vector<Layer> layers_;
     LowCopies low_{layers_};
+    Leaning leaning_;
     std::unique_ptr<Prefetcher> prefetcher_;
     ExpertProducts products_;
     Trial trial_;

@@ -67,6 +67,7 @@ std::string load_ops() {
     load(found.op_permute, "PERMUTE");
     load(found.op_flash_attn_ext, "FLASH_ATTN_EXT");
     load(found.op_custom, "CUSTOM");
+    load(found.op_argsort, "ARGSORT");
     return missing;
 }
 

@@ -194,7 +194,7 @@ struct Ggml {
     const TypeTraits *(*get_type_traits_cpu)(int32_t type);
 
     int32_t op_none, op_mul_mat, op_mul_mat_id, op_glu, op_add_id, op_unary, op_sqr, op_scale,
-        op_clamp, op_mul, op_add, op_view, op_reshape, op_permute, op_flash_attn_ext, op_custom;
+        op_clamp, op_mul, op_add, op_view, op_reshape, op_permute, op_flash_attn_ext, op_custom, op_argsort;
 
     int64_t row_bytes(int32_t type, int64_t count) const {
         return count / blck_size(type) * (int64_t)type_size(type);

@@ -72,6 +72,8 @@ Router read_router(const Tensor *ids, const std::vector<const Tensor *> &nodes) 
     router.choice_bias = bias_of(named(nodes, "ffn_moe_probs_biased"));
     const Tensor *probabilities = named(nodes, "ffn_moe_probs");
     router.sigmoid = probabilities && probabilities->op == ggml().op_unary;
+    router.by_scores = !probabilities || probabilities->op == ggml().op_mul_mat ||
+                       probabilities->op == ggml().op_add;
     if (const Tensor *groups = named(nodes, "ffn_moe_group_topk")) {
         router.num_groups = groups->src[0]->ne[0];
         router.groups_used = groups->ne[0];
@@ -107,9 +109,23 @@ Router learn_router(const Tensor *ids) {
 }
 
 std::vector<int32_t> Router::choose(const float *input, int32_t extra) const {
-    std::vector<float> scores(num_experts);
-    for (int32_t expert = 0; expert < num_experts; expert++) scores[expert] = score(input, expert);
-    return best(std::move(scores), std::min(num_used + extra, num_experts));
+    return best(scores(input), std::min(num_used + extra, num_experts));
+}
+
+std::vector<int32_t> Router::choose(const float *input, const std::vector<bool> &resident,
+                                    Leaning leaning) const {
+    std::vector<float> worth = scores(input);
+    to_worth(worth, false);
+    std::vector<int32_t> found = ranked(worth, num_experts);
+    lean(found.data(), worth.data(), resident, num_used, leaning);
+    found.resize(num_used);
+    return found;
+}
+
+std::vector<float> Router::scores(const float *input) const {
+    std::vector<float> found(num_experts);
+    for (int32_t expert = 0; expert < num_experts; expert++) found[expert] = score(input, expert);
+    return found;
 }
 
 float Router::score(const float *input, int32_t expert) const {
@@ -154,15 +170,25 @@ std::vector<int32_t> Router::popular(const Tensor *inputs, Cpu &cpu) const {
 
 // The `count` experts of the highest scores, given the bias, the probabilities and the groups.
 std::vector<int32_t> Router::best(std::vector<float> scores, int32_t count) const {
+    to_worth(scores, true);
+    return ranked(scores, count);
+}
+
+// What it orders the experts by; with `only_order`, numbers of the same order, which take less time.
+void Router::to_worth(std::vector<float> &scores, bool only_order) const {
     if (score_bias)
         for (int32_t expert = 0; expert < num_experts; expert++) scores[expert] += score_bias[expert];
-    if (choice_bias || num_groups > 1) to_probabilities(scores);  // else their order is the scores'
+    const bool is_plain = !choice_bias && num_groups == 1;
+    if (!is_plain || !(by_scores || only_order)) to_probabilities(scores);
     if (choice_bias)
         for (int32_t expert = 0; expert < num_experts; expert++) scores[expert] += choice_bias[expert];
     if (num_groups > 1) keep_best_groups(scores);
+}
+
+std::vector<int32_t> Router::ranked(const std::vector<float> &worth, int32_t count) const {
     std::vector<int32_t> order(num_experts);
     std::iota(order.begin(), order.end(), 0);
-    const auto higher = [&](int32_t a, int32_t b) { return scores[a] > scores[b]; };
+    const auto higher = [&](int32_t a, int32_t b) { return worth[a] > worth[b]; };
     std::partial_sort(order.begin(), order.begin() + count, order.end(), higher);
     order.resize(count);
     return order;

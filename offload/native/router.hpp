@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu.hpp"
+#include "leaning.hpp"
 
 namespace haversack {
 
@@ -14,11 +15,15 @@ struct Router {
     const float *score_bias = nullptr, *choice_bias = nullptr;  // (experts,) or null
     int32_t num_experts = 0, num_inputs = 0, num_used = 0;
     bool sigmoid = false;  // how a score becomes a probability; else softmax
+    bool by_scores = false;  // it chooses by scores, which become probabilities later
     int32_t num_groups = 1, groups_used = 1;  // experts of the best groups alone may be chosen
 
     bool is_known() const { return weight != nullptr; }
     // The experts that it chooses from `input` (inputs,) and the `extra` next ones, the likeliest first.
     std::vector<int32_t> choose(const float *input, int32_t extra = 0) const;
+    // Those that it chooses if it leans to the experts in `resident` (by number).
+    std::vector<int32_t> choose(const float *input, const std::vector<bool> &resident,
+                                Leaning leaning) const;
     // The weights of `experts`, which it chose from `input`, up to a factor.
     std::vector<float> weights(const float *input, const std::vector<int32_t> &experts) const;
     // The experts that at least two of the rows `inputs` (F32) choose, those of most rows first. Of
@@ -27,7 +32,10 @@ struct Router {
 
   private:
     float score(const float *input, int32_t expert) const;
+    std::vector<float> scores(const float *input) const;
     std::vector<int32_t> best(std::vector<float> scores, int32_t count) const;
+    void to_worth(std::vector<float> &scores, bool only_order) const;
+    std::vector<int32_t> ranked(const std::vector<float> &worth, int32_t count) const;
     void to_probabilities(std::vector<float> &scores) const;
     void keep_best_groups(std::vector<float> &worth) const;
 };

@@ -28,6 +28,25 @@ def test_a_resident_expert_replaces_one_that_is_not_much_better() -> None:
     assert chosen([0, 2, 4], 1, Leaning(1.0)) == [1]  # the first is always kept
 
 
+def test_an_expert_that_may_not_be_chosen_is_not() -> None:
+    scores = np.array([3.0, -np.inf, 1.0, 0.0], np.float32)
+    there = np.array([False, True, False, True])
+    assert leaning_choice(scores, there, 2, Leaning(0.5)).tolist() == [0, 3]
+    assert leaning_choice(scores, there, 3, Leaning(0.1)).tolist() == [0, 2, 3]
+
+
+def test_where_scores_say_nothing_the_router_decides() -> None:
+    there = np.array([False, False, True])
+    for unusable in ([0.5, np.nan, 0.4], [-np.inf] * 3):
+        scores = np.array(unusable, np.float32)
+        plain = leaning_choice(scores, np.zeros_like(there), 2, Leaning(1.0))
+        assert leaning_choice(scores, there, 2, Leaning(1.0)).tolist() == plain.tolist()
+
+
+def test_a_quarter_of_the_experts_stays() -> None:
+    assert [Leaning.of(used, 0.1).num_kept for used in (1, 2, 4, 6, 8, 10)] == [1, 1, 1, 1, 2, 2]
+
+
 def test_what_makes_no_sense_is_refused() -> None:
     for bias, num_kept in ((-0.1, 1), (1.1, 1), (float("nan"), 1), (0.5, 0)):
         with pytest.raises(ValueError, match="at least one expert is kept"):

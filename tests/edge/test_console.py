@@ -15,7 +15,7 @@ class FakeTerminal(io.StringIO):
         return True
 
 
-def stats(hits: int, misses: int, low: int = 0, skipped: int = 0) -> Stats:
+def stats(hits: int, misses: int, low: int = 0, skipped: int = 0, leaned: int = 0) -> Stats:
     return Stats(
         prompt_tokens=12,
         tokens=10,
@@ -26,6 +26,7 @@ def stats(hits: int, misses: int, low: int = 0, skipped: int = 0) -> Stats:
         uses_high=hits + misses - low - skipped,
         uses_low=low,
         uses_skipped=skipped,
+        uses_leaned=leaned,
         upgraded=2 if low else 0,
         saved_bytes=(low + skipped) << 20,
         bytes_read=3 << 20,

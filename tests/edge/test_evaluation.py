@@ -15,9 +15,11 @@ import pytest
 from haversack import edge
 from haversack.devices.errors import HaversackError, PromptError, StorageError
 from haversack.edge.evaluation import Evaluation, draw_pareto, plans_to_measure, text_of
+from haversack.edge.fidelity import MODES
+from haversack.edge.fidelity_options import FidelityOptions
 from haversack.edge.loading import LoadOptions, builtin_model
 from haversack.edge.model_plan import Plan
-from haversack.edge.options import FidelityOptions, ModelOptions
+from haversack.edge.options import ModelOptions
 from haversack.edge.planner import streamed
 from haversack.tools.models.architectures import TinyShape
 
@@ -75,11 +77,15 @@ def test_substituted_experts_are_streamed_and_seen(
     shape = TinyShape(num_experts=16, num_experts_per_tok=4)
     high, low = (tiny_model(shape=shape, expert_type=kind) for kind in ("Q8_0", "Q2_K"))
     exact = streamed(edge.plan(high, ram="1GiB", ctx=256, threads=1), 0.5)
-    others = [edge.Fidelity(mode, low).applied(exact, tmp_path) for mode in ("balanced", "fast")]
+    asked = [*(edge.Fidelity(mode, low) for mode in MODES[1:]), edge.Fidelity(route_bias=0.4)]
+    others = [each.applied(exact, tmp_path) for each in asked]
     text = " ".join(map(str, np.random.default_rng(0).integers(512, size=400)))
     options = LoadOptions(cache_dir=tmp_path, warm_start=False)
     found = {each.fidelity: each for each in Evaluation(text, 400, options).run(exact, others)}
-    assert list(found) == ["exact", "balanced", "fast"]
+    assert list(found) == ["exact", "balanced", "fast", "exact, bias 0.4"]
+    leaning = found["exact, bias 0.4"]
+    assert leaning.uses_leaned > 0 == leaning.uses_low == found["balanced"].uses_leaned
+    assert leaning.report.kl_mean > 0 and leaning.bytes_read < found["exact"].bytes_read
     for each in (found["balanced"], found["fast"]):
         assert each.uses_low > 0 and each.saved_bytes > 0
         assert each.report.kl_mean > 0 and each.report.top1_agreement < 1

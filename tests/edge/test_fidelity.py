@@ -1,6 +1,7 @@
 """Fidelity: what a mode means for a model, and where it stays exact."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,11 @@ import pytest
 
 from haversack import edge
 from haversack.cache.precision import Thresholds, fit, relative_weight
+from haversack.cache.routing import Leaning
 from haversack.devices.errors import BudgetError, HaversackError, ModelFileError, PromptError
 from haversack.edge.fidelity import BALANCED, FAST, Fidelity
 from haversack.edge.model_plan import Plan
-from haversack.edge.planner import streamed
+from haversack.edge.planner import streamed, with_drafts
 from haversack.quant.gguf import read_geometry
 from haversack.quant.importance import ActivationSums
 from haversack.quant.records import importance_path, low_path
@@ -56,6 +58,8 @@ def calibrate(model: Path, folder: Path, weights: np.ndarray) -> None:
         ({"mode": "fast", "low_share": float("nan")}, r"--low-share is nan: give"),
         ({"mode": "fast", "low_share": 0.9, "skip_share": 0.2}, r"more than 1 together: lower"),
         ({"low_share": 0.5}, r"exact has no low copies: give --fidelity"),
+        ({"route_bias": 1.5}, r"--route-bias is 1.5: give a number from 0 to 1"),
+        ({"mode": "fast", "route_bias": float("nan")}, r"--route-bias is nan: give"),
     ],
 )
 def test_wrong_values_are_told(fidelity: dict[str, object], said: str) -> None:
@@ -188,3 +192,40 @@ def test_fast_asks_more_than_balanced() -> None:
     )
     assert fast.low < balanced.low and fast.skip < balanced.skip
     assert relative_weight(weights, balanced) < relative_weight(weights, fast)
+
+
+# ----------------------------------------------------- routers that lean to slots
+def test_a_bias_is_part_of_the_plan_in_any_mode(
+    model: Path, low_from: Path, tmp_path: Path
+) -> None:
+    exact = tight(model)
+    for fidelity in (Fidelity(route_bias=0.1), Fidelity(FAST, low_from, route_bias=0.1)):
+        planned = fidelity.applied(exact, tmp_path)
+        assert planned.leaning == Leaning(0.1, num_kept=1)
+        assert planned.to_dict()["route_bias"] == 0.1
+        assert (planned.precision is None) == (fidelity.mode == "exact")
+    with_drafts_off = with_drafts(Fidelity(route_bias=0.1).applied(exact, tmp_path), None, True)
+    assert with_drafts_off.draft_bytes == 0 and with_drafts_off.leaning == Leaning(0.1)
+
+
+def test_where_a_bias_changes_nothing_it_is_told(
+    model: Path, tiny_model: TinyModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    resident, one = edge.plan(model, ram="1GiB"), replace(SMALL, num_experts_per_tok=1)
+    assert Fidelity(route_bias=0.1).applied(resident, tmp_path) is resident
+    assert "--route-bias changes nothing, no expert is streamed" in caplog.text
+    chooses_one = tight(tiny_model(shape=one))
+    assert Fidelity(route_bias=0.1).applied(chooses_one, tmp_path) is chooses_one
+    assert "its routers choose one expert, which stays" in caplog.text
+
+
+def test_a_model_counts_what_was_chosen_for_its_place(model: Path, trunk_dir: Path) -> None:
+    spent = list[edge.Stats]()
+    for bias in (0.0, 0.5):
+        fidelity = edge.Fidelity(route_bias=bias)
+        options = edge.LoadOptions(cache_dir=trunk_dir, fidelity=fidelity, warm_start=False)
+        with edge.load(tight(model), options=options) as loaded:
+            loaded.logits(list(range(1, 60)), prefill=20)
+            spent.append(loaded.stats())
+    assert spent[0].uses_leaned == 0 < spent[1].uses_leaned
+    assert spent[1].hit_rate > spent[0].hit_rate

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from haversack.cache.precision import HIGH, LOW
+from haversack.cache.routing import Leaning
 from haversack.devices.llama import ContextShape, Row
 from haversack.devices.memory import PAGE_BYTES
 from haversack.devices.storage import Buffer, DirectFile
@@ -60,6 +61,7 @@ class Opened:
         trunk_dir: Path,
         warm_start: bool = False,
         precision: Precision | None = None,
+        leaning: Leaning | None = None,
     ) -> None:
         self.geometry: ModelGeometry = read_geometry(path)
         self.drive = Drive()
@@ -73,7 +75,11 @@ class Opened:
             ContextShape(ctx_tokens=256, batch_tokens=128, threads=1),
             lambda: self.plans,
             LoadHooks(
-                open_file=self._open, num_readers=8, warm_start=warm_start, precision=precision
+                open_file=self._open,
+                num_readers=8,
+                warm_start=warm_start,
+                precision=precision,
+                leaning=leaning,
             ),
         )
 
