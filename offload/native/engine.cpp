@@ -7,7 +7,6 @@
 #include "clock.hpp"
 #include "guard.hpp"
 #include "rows.hpp"
-#include "waves.hpp"
 
 namespace haversack {
 
@@ -129,7 +128,7 @@ Status Engine::compute_layer(const Call &call) {
 }
 
 // Compute the call's nodes in order, the products by `multiply`.
-template <class Multiply> Status Engine::compute_nodes_between(const Call &call, Multiply multiply) {
+Status Engine::compute_nodes_between(const Call &call, const Multiply &multiply) {
     size_t next = 0;
     for (const Product &product : call.products) {
         Status status = compute_nodes(&call.nodes[next], product.at - next, call.cpu);
@@ -151,10 +150,11 @@ Status Engine::compute_leased(const Call &call, Lease &lease) {
         if (lease.num_not_high == 0 && table_bytes <= MOST_TABLE_BYTES)
             return compute_over_slots(call, lease, *low, num_slots);
     }
-    const Status status = compute_nodes_between(call, [&](const Product &product) {
+    auto multiply = [&](const Product &product) {
         if (lease.num_not_high > 0) skip(call, lease, call.nodes[product.at]);
         return multiply_as_they_come(call, lease, product);
-    });
+    };
+    const Status status = compute_nodes_between(call, std::ref(multiply));
     const size_t last = call.products.back().at;
     for (size_t at = last + 1; lease.num_not_high > 0 && at < call.nodes.size(); at++)
         if (call.nodes[at]->op == ggml().op_add_id && call.nodes[at]->src[0] == call.nodes[last])
@@ -248,52 +248,6 @@ Status Engine::multiply(const Call &call, const Lease &lease, const Product &pro
         if (some.empty()) continue;
         products_.begin(call.nodes[product.at], call.layer.matrices[level][product.index], call.choice);
         if (Status status = products_.run(some, slots, call.cpu)) return status;
-    }
-    return SUCCESS;
-}
-
-// ----------------------------------------------------------------------- waves
-// More experts than there are slots: those that are there stay, the others come matrix by matrix. All
-// are HIGH, because a LOW copy can be checked only when all of it is there.
-Status Engine::compute_in_waves(const Call &call) {
-    Slots &slots = pools_[call.layer.pool].high;
-    prefetcher_->withdraw();
-    std::vector<int32_t> held;  // by position: the slot of a resident expert, or NOWHERE
-    int32_t room = std::max(0, slots.num_unpinned() - std::max(1, num_used_));
-    for (int32_t expert : call.choice.experts) {
-        int32_t slot = slots.find(call.layer.row, expert);
-        if (slot != NOWHERE && room-- <= 0) slot = NOWHERE;
-        if (slot != NOWHERE) slots.pin(slot);
-        (slot != NOWHERE ? state.hits : state.misses)++;
-        held.push_back(slot);
-    }
-    const Status status = compute_nodes_between(call, [&](const Product &product) {
-        products_.begin(call.nodes[product.at], call.layer.matrices[HIGH][product.index], call.choice);
-        return multiply_in_waves(call, held, product.index);
-    });
-    for (int32_t slot : held)
-        if (slot != NOWHERE) slots.unpin(slot);
-    return status;
-}
-
-Status Engine::multiply_in_waves(const Call &call, const std::vector<int32_t> &held, int32_t index) {
-    std::vector<int32_t> there, there_slots, others;
-    for (size_t i = 0; i < held.size(); i++) {
-        if (held[i] == NOWHERE) {
-            others.push_back(i);
-            continue;
-        }
-        there.push_back(i);
-        there_slots.push_back(held[i]);
-    }
-    Waves waves(readers_, pools_[call.layer.pool].high, call.layer.matrices[HIGH][index], call.choice,
-                others);
-    if (Status status = products_.run(there, there_slots, call.cpu)) return status;
-    while (const Wave *wave = waves.next()) {
-        if (!wait(wave->reads, true)) return fail(STOPPED);
-        for (Read *read : wave->reads)
-            if (!read->came()) return fail_read(read);
-        if (Status status = products_.run(wave->positions, wave->slots, call.cpu)) return status;
     }
     return SUCCESS;
 }

@@ -3,6 +3,7 @@
 // soon as it is there.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "leaning.hpp"
@@ -50,6 +51,8 @@ struct Product {
     size_t at;
     int32_t index;
 };
+
+class Waves;
 
 class Engine {
   public:
@@ -158,9 +161,16 @@ class Engine {
     Status multiply(const Call &call, const Lease &lease, const Product &product,
                     const std::vector<int32_t> &positions);
     void skip(const Call &call, const Lease &lease, const Tensor *node);
+    using Multiply = std::function<Status(const Product &)>;
+    Status compute_nodes_between(const Call &call, const Multiply &multiply);
+    // waves (waves.cpp)
     Status compute_in_waves(const Call &call);
-    Status multiply_in_waves(const Call &call, const std::vector<int32_t> &held, int32_t index);
-    template <class Multiply> Status compute_nodes_between(const Call &call, Multiply multiply);
+    void hold_high(const Call &call, Lease &lease);
+    bool hold_low(const Call &call, Lease &lease);
+    Status multiply_in_waves(const Call &call, Lease &lease, const Product &product);
+    Status multiply_waves(const Call &call, Waves &waves);
+    bool check_low(const Call &call, Lease &lease, std::vector<int32_t> &damaged);
+    Status multiply_low(const Call &call, Lease &lease, const Product &product);
     std::vector<bool> residents_of(const Layer &layer) const;
     // predictions
     Status predict(const Call &call, int depth);

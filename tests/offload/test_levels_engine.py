@@ -2,13 +2,14 @@
 nothing else changes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from haversack.cache.precision import Thresholds
+from haversack.cache.precision import LOW, Thresholds
 from haversack.devices.errors import StorageError
 from haversack.offload.precision import Precision
 from haversack.quant.gguf import read_geometry
@@ -91,6 +92,42 @@ def test_fewer_bytes_are_read(pair: tuple[Path, Path], open_model: Any) -> None:
         model.experts.predict_by_routers(False)
         model.logits(TOKENS, PREFILL)
     assert low.bytes_read < 0.7 * exact.bytes_read
+
+
+def of_itself(path: Path) -> LowCopies:
+    """Low copies that are the originals, from the same bytes."""
+    layers = read_geometry(path).layers
+    copies = [
+        [replace(matrix.copies[0], level=LOW) for matrix in layer.matrices] for layer in layers
+    ]
+    return LowCopies("the model itself", (), tuple(tuple(of_layer) for of_layer in copies))
+
+
+@pytest.mark.parametrize("low_share", [0.1, 0.4, 1.0])
+def test_waves_have_the_bits_of_exact_where_low_copies_do(
+    low_share: float, pair: tuple[Path, Path], open_model: Any
+) -> None:
+    """A batch uses all 16 experts of a layer, and there are HIGH slots for half of them."""
+    exact = open_model(pair[0]).logits(TOKENS, len(TOKENS))
+    model = open_model(pair[0], precision=Precision(of_itself(pair[0]), EXACT, low_share))
+    for _ in range(2):
+        np.testing.assert_array_equal(model.logits(TOKENS, len(TOKENS)), exact)
+    assert model.experts.level_counts().low > 0
+    assert model.num_unpinned() == model.num_slots()
+
+
+def test_waves_read_the_experts_of_fewest_rows_low(
+    pair: tuple[Path, Path], open_model: Any
+) -> None:
+    """As many as there are LOW slots."""
+    exact = open_model(pair[0])
+    model = open_model(pair[0], precision=precision(pair, EXACT, 0.3))
+    exact.logits(TOKENS, len(TOKENS))
+    model.logits(TOKENS, len(TOKENS))
+    counts, (pool,) = model.experts.level_counts(), model.experts.pools
+    layers = model.geometry.layers
+    assert 0 < counts.low <= pool.low.num_slots * len(layers)
+    assert counts.saved_bytes > 0.9 * (exact.bytes_read - model.bytes_read) > 0
 
 
 def test_both_levels_stay_within_the_bytes_of_the_plan(
@@ -250,7 +287,9 @@ def test_a_damaged_rest_is_told_and_the_original_is_read(
     assert bases.all() and not rests.all()
 
 
+@pytest.mark.parametrize("share", [pytest.param(0.0, id="waves"), 0.25])
 def test_damaged_copies_are_told_and_the_models_own_are_read(
+    share: float,
     pair: tuple[Path, Path],
     tmp_path: Path,
     open_model: Any,
@@ -262,7 +301,7 @@ def test_damaged_copies_are_told_and_the_models_own_are_read(
             for expert in range(SHAPE.num_experts):
                 file.seek(copies[1].place(expert) + 5)
                 file.write(b"?!")
-    model = open_model(pair[0], 0.25, precision=Precision(low, Thresholds(0.4, 1), 0.3))
+    model = open_model(pair[0], share, precision=Precision(low, Thresholds(0.4, 1), 0.3))
     logits = model.logits(TOKENS, PREFILL)
     np.testing.assert_array_equal(logits, open_model(pair[0]).logits(TOKENS, PREFILL))
     assert model.experts.level_counts().low == 0
