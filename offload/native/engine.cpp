@@ -205,8 +205,11 @@ Status Engine::multiply_as_they_come(const Call &call, Lease &lease, const Produ
     for (Late &one : lease.late) late[one.position] = &one;
     const auto is_ready = [&](int32_t position) {
         if (!late[position]) return true;
-        reads[position] = late[position]->read_before(product.index, call.layer.num_matrices);
-        return reads[position]->done();
+        const auto lacking = [&] {
+            return late[position]->read_before(product.index, call.layer.num_matrices);
+        };
+        Read *read = reads[position] = lacking();
+        return read->done() && lacking() == read;  // others may be lacking, if it came just now
     };
     std::vector<int32_t> left, ready;
     for (size_t i = 0; i < lease.slots.size(); i++)
