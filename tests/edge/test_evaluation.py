@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from haversack.edge.options import ModelOptions
 from haversack.edge.planner import streamed
 from haversack.tools.models.architectures import TinyShape
 
+SMALL = TinyShape(num_hidden_layers=2, num_experts=8, vocab_size=64)
 PROGRAM = [sys.executable, "-m", "haversack.edge"]
 
 
@@ -102,6 +104,21 @@ def test_what_a_kv_type_costs_is_measured(tiny_model: Callable[..., Path], tmp_p
     assert (exact.kv_type, small.kv_type) == ("f16", "q4_0")
     assert exact.fidelity == small.fidelity == "exact"
     assert small.report.kl_mean > exact.report.kl_mean == 0
+
+
+def test_all_modes_are_measured_with_a_bias_and_without(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    high, low = (tiny_model(shape=SMALL, expert_type=kind) for kind in ("Q8_0", "Q2_K"))
+    planned = streamed(edge.plan(high, ram="1GiB", ctx=256, threads=1), 0.7)
+    monkeypatch.setattr(ModelOptions, "plan", lambda *_: planned)
+    asked = FidelityOptions(tmp_path, low_from=low, route_bias=0.1)
+    plans = plans_to_measure(ModelOptions(high), asked, every=True)
+    found = [(each.fidelity, each.leaning and each.leaning.bias) for each in plans[-5:]]
+    biased = [(mode, 0.1) for mode in MODES]
+    assert plans[0] is planned and found == [("balanced", None), ("fast", None), *biased]
+    exact, leaning = plans_to_measure(ModelOptions(high), replace(asked, low_from=None), False)
+    assert exact is planned and (leaning.fidelity, leaning.precision) == ("exact", None)
 
 
 def test_short_texts_and_contexts_are_refused(text: str, trunk_dir: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import typer.main
 
 from haversack import edge
+from haversack.cache.routing import Leaning
 from haversack.edge.cli import app
 from haversack.edge.fidelity_options import FidelityOptions
 from haversack.edge.options import ModelOptions
@@ -33,19 +34,7 @@ def given(tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> M
     return options
 
 
-def test_all_modes_are_measured_with_the_bias_and_without(
-    given: ModelOptions, tiny_model: Callable[..., Path], tmp_path: Path
-) -> None:
-    low = tiny_model(shape=SMALL, expert_type="Q2_K")
-    for bias, expected in ((0.0, [0, 0, 0]), (0.1, [0, 0, 0, 0.1, 0.1, 0.1])):
-        asked = FidelityOptions(tmp_path, "exact", low, route_bias=bias)
-        plans = asked.plans(given, every=True)
-        found = [0 if plan.leaning is None else plan.leaning.bias for plan in plans]
-        assert found == expected
-        assert [plan.fidelity for plan in plans[:3]] == ["exact", "balanced", "fast"]
-
-
-def test_a_bias_alone_is_measured_beside_exact(given: ModelOptions, tmp_path: Path) -> None:
-    exact, leaning = FidelityOptions(tmp_path, route_bias=0.2).plans(given, every=False)
-    assert exact.leaning is None and exact.precision is None
-    assert leaning.leaning is not None and leaning.leaning.bias == 0.2
+def test_a_command_plans_a_model_that_leans(given: ModelOptions, tmp_path: Path) -> None:
+    planned = FidelityOptions(tmp_path, route_bias=0.2).plan(given)
+    assert planned.leaning == Leaning(0.2) and planned.precision is None
+    assert FidelityOptions(tmp_path).plan(given).leaning is None
