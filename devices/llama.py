@@ -13,6 +13,7 @@ import numpy.typing as npt
 from haversack.devices import _native as native
 from haversack.devices import guard
 from haversack.devices._native import llama, own
+from haversack.devices.batch import Batch
 from haversack.devices.errors import (
     AbortedError,
     CancelledError,
@@ -168,6 +169,11 @@ class LlamaModel:
         return int(llama.llama_model_n_ctx_train(self._model))
 
     @property
+    def hidden_size(self) -> int:
+        """How many numbers the last layer gives for each token."""
+        return int(llama.llama_model_n_embd(self._model))
+
+    @property
     def drops_parts(self) -> bool:
         """Whether a sequence can lose its last tokens alone: recurrent layers keep one state."""
         return not (
@@ -274,6 +280,7 @@ class LlamaContext:
             self._on_node = params.cb_eval = llama.ggml_backend_sched_eval_callback(on_node)
         self._on_abort = llama.ggml_abort_callback(lambda _: self.stop.requested)
         self._never = llama.ggml_abort_callback()
+        self._hidden_size, self._gives_hidden = model.hidden_size, False
         self._may_abort = False  # whether llama.cpp calls `_on_abort` now
         self._context: Any = None
         self._broken: str | None = (
@@ -283,7 +290,7 @@ class LlamaContext:
         _refuse_dead_threads(shape.threads)
         self._open(model, params)
         self._memory = llama.llama_get_memory(self._context)
-        self._batch = _Batch(int(llama.llama_n_batch(self._context)))
+        self._batch = Batch(int(llama.llama_n_batch(self._context)))
         self.steps = Steps(self._vocabulary.address, self._vocabulary.num_tokens)
         self._team = Team(shape.threads, self._context, self._batch.struct, owner)
 
@@ -332,6 +339,13 @@ class LlamaContext:
         of the rows is part of its sequence (see `forget`, which is called).
         """
         assert 0 < len(rows) <= self._batch.most_rows, f"{len(rows)} tokens are no batch"
+        self._give_hidden(False)
+        self._compute(rows, partial(self._team.compute, len(rows)))
+
+    def compute_hidden(self, rows: Sequence[Row]) -> None:
+        """As `compute`, for rows that all want logits: `borrow_hidden` then gives what the last
+        layer computed for each too."""
+        self._give_hidden(True)
         self._compute(rows, partial(self._team.compute, len(rows)))
 
     def go_on(self, row: Row, ahead: Ahead) -> None:
@@ -340,8 +354,14 @@ class LlamaContext:
 
         Raises as `compute`. Then `steps.num_done` passes, which were computed before, stand.
         """
+        self._give_hidden(False)
         self.steps.begin(ahead)
         self._compute([row], partial(self._team.go_on, self.steps), self.steps)
+
+    def _give_hidden(self, hidden: bool) -> None:
+        if hidden != self._gives_hidden:
+            llama.llama_set_embeddings(self._context, hidden)
+            self._gives_hidden = hidden
 
     def _compute(
         self, rows: Sequence[Row], run: Callable[[], int], steps: Steps | None = None
@@ -405,6 +425,15 @@ class LlamaContext:
             llama.llama_get_logits_ith(self._context, row), self._vocabulary.num_tokens
         )
 
+    def borrow_hidden(self, row: int) -> npt.NDArray[np.float32]:
+        """What the last layer computed for `row` of the latest pass, (hidden,) float32, valid until
+        the next pass. Raises PromptError for a model that does not tell it."""
+        self._check_usable()
+        address = llama.llama_get_embeddings_ith(self._context, row)
+        if not address:
+            raise PromptError("llama.cpp does not tell what this model's last layer computes")
+        return native.floats_at(address, self._hidden_size)
+
     def forget(self, position: int, sequence: int = 0) -> None:
         """Drop the tokens of `sequence` from `position` on. Where `drops_parts` is False it goes
         back to its snapshot, if that was taken at `position` or before, or else drops all;
@@ -456,22 +485,6 @@ class LlamaContext:
         if self._context:
             llama.llama_free(self._context)
             self._context = None
-
-
-class _Batch:
-    """struct llama_batch, made once and filled again for each pass."""
-
-    def __init__(self, most_rows: int) -> None:
-        self.most_rows = most_rows
-        self._arrays = native.batch_arrays(most_rows)
-        self.struct = native.batch_of(llama.llama_batch, self._arrays)
-
-    def fill(self, rows: Sequence[Row]) -> None:
-        """Put these rows into the struct."""
-        tokens, positions, sequences, wanted = self._arrays
-        for i, row in enumerate(rows):
-            tokens[i], positions[i], sequences[i], wanted[i] = row
-        self.struct.n_tokens = len(rows)
 
 
 def _decode_error(status: int, num_tokens: int, log: LogCapture) -> Exception:

@@ -55,7 +55,8 @@ def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
     table_bytes = cell_bytes(shape.ctx_tokens * shape.sequences) + _rotation_bytes(shape)
     tables_bytes = _num_cell_tables(model) * table_bytes
     num_rows = context_params(shape).n_outputs_max
-    logits_bytes = LOGIT_BYTES * model.vocabulary.num_tokens * num_rows
+    row_bytes = LOGIT_BYTES * (model.vocabulary.num_tokens + model.hidden_size)  # hidden for embed
+    logits_bytes = row_bytes * num_rows
     graph_bytes = _graph_bytes(sizes.max_nodes)
     thread_bytes = shape.threads * THREAD_SCRATCH_BYTES
     return MemoryNeeds(

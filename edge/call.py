@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from haversack.cache.ngram import Drafter
 from haversack.devices.errors import CancelledError
 from haversack.devices.interrupts import StopFlag
@@ -28,6 +30,7 @@ class Call:
     most_results = 1  # computed before the reader takes one
     takes_every_row = False  # the logits of a pass's last row alone are wanted
     begins_anew = False  # its logits must not depend on what its sequence held
+    wants_hidden = False  # it takes what the last layer computed in place of logits
     is_repeatable = False  # its bits must not depend on what was computed before it
 
     def __init__(self, tokens: Sequence[int], num_batched: int) -> None:
@@ -261,3 +264,31 @@ class RowsCall(Call):
         assert self.sequence is not None
         if len(self.sequence.tokens) == len(self.tokens):
             self.end()
+
+
+class MeanCall(RowsCall):
+    """Computes `tokens` from the start of a sequence; its result is the mean of what the last layer
+    gives for each, (hidden,) float64. Each row has the bits of a token alone."""
+
+    wants_hidden = begins_anew = True
+
+    def __init__(self, tokens: Sequence[int], hidden_size: int) -> None:
+        super().__init__(tokens)
+        self._sum = np.zeros(hidden_size)
+
+    def begin(self) -> None:
+        assert self.sequence is not None
+        self._sum[:] = 0
+        self.sequence.keep(0)
+        super().begin()
+
+    def takes(self, position: int) -> bool:
+        return True
+
+    def take(self, logits: Logits) -> None:
+        self._sum += logits
+
+    def computed(self) -> None:
+        super().computed()
+        if self.has_ended:
+            self.results.append(self._sum / len(self.tokens))

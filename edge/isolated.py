@@ -18,6 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from haversack.devices import errors
 from haversack.devices.errors import AbortedError, BudgetError, ClosedError, HaversackError
 from haversack.devices.ledger import Entry
@@ -103,6 +106,11 @@ class IsolatedModel:
         """See `Model.tokenize`."""
         tokens: list[int] = self._child.ask("call", "tokenize", (prompt, add_special))
         return tokens
+
+    def embed(self, prompt: Prompt) -> npt.NDArray[np.float32]:
+        """See `Model.embed`."""
+        vector: npt.NDArray[np.float32] = self._child.ask("call", "embed", (prompt,))
+        return vector
 
     def stats(self) -> Stats:
         """See `Model.stats`."""

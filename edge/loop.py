@@ -211,17 +211,19 @@ class EngineLoop:
         )
         is_usual = len(rows) <= self._widest_rows and not work.is_batch
         began_s = time.perf_counter()
-        self._run(rows)
+        self._run(rows, parts[0].call.wants_hidden)
         pass_s = time.perf_counter() - began_s
         self._count(work, self._hand_out(work, rows), pass_s, is_usual)
 
-    def _run(self, rows: Sequence[Row]) -> None:
+    def _run(self, rows: Sequence[Row], hidden: bool) -> None:
         """Compute a pass. One that is wider than all before it takes memory, which is measured."""
+        context = self.engine.context
+        compute = context.compute_hidden if hidden else context.compute
         if len(rows) <= self._widest_rows or self._lease is None:
-            self.engine.context.compute(rows)
+            compute(rows)
             return
         with ledger.measured(self._lease):
-            self.engine.context.compute(rows)
+            compute(rows)
         self._widest_rows = len(rows)
 
     def _count(
@@ -256,7 +258,10 @@ class EngineLoop:
                     num_kept += 1
                 if not rows[idx].wants_logits:
                     continue
-                logits = self.engine.context.borrow_logits(idx)
+                context = self.engine.context
+                logits = (
+                    context.borrow_hidden(idx) if call.wants_hidden else context.borrow_logits(idx)
+                )
                 if len(sequence.tokens) == call.num_batched:
                     sequence.keep_logits(logits)
                 if call.takes(rows[idx].position):

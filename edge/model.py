@@ -20,7 +20,7 @@ from haversack.devices.llama import MOST_ROWS
 from haversack.devices.sampler import SamplerTables
 from haversack.devices.system import host
 from haversack.devices.units import size_bytes
-from haversack.edge.call import LogitsCall, RowsCall
+from haversack.edge.call import LogitsCall, MeanCall, RowsCall
 from haversack.edge.generation import Generation, GenerationCall
 from haversack.edge.loop import EngineLoop
 from haversack.edge.model_plan import Plan
@@ -207,8 +207,30 @@ class Model:
         if not 1 <= len(checked) <= MOST_ROWS:
             raise PromptError(f"{len(checked)} tokens are given: give 1 to {MOST_ROWS}")
         call = RowsCall(checked, prepare=self._prepare_rows)
-        self._run(call)
+        self._run(call, self._loop.latest)
         return np.stack(call.results)
+
+    def embed(self, prompt: Prompt, stop: StopFlag | None = None) -> npt.NDArray[np.float32]:
+        """The mean of what the last layer gives for each token of `prompt`, scaled to length 1,
+        (hidden_size,) float32. Its bits depend on the tokens alone.
+
+        `stop`, which is for this call alone, ends it from any thread. Raises PromptError,
+        ContextError, StorageError, CancelledError.
+        """
+        self._loop.check_open()
+        tokens, ctx_tokens = self.tokenize(prompt), self.plan.shape.ctx_tokens
+        if not tokens or prompt == "":
+            raise PromptError("the text to embed is empty: give text")
+        if len(tokens) > ctx_tokens:
+            raise ContextError(
+                f"the text to embed has {len(tokens)} tokens, the context holds {ctx_tokens}:"
+                " shorten it or raise --ctx"
+            )
+        call = MeanCall(tokens, self.hidden_size)
+        call.stop = stop or call.stop
+        self._run(call, None)
+        mean = call.results.popleft()
+        return np.asarray(mean / np.linalg.norm(mean), np.float32)
 
     def rewind(self, num_tokens: int) -> None:
         """Forget the last `num_tokens` tokens of the sequence of the call that ended last. What is
@@ -218,12 +240,12 @@ class Model:
         PromptError.
         """
         _check_count("num_tokens", num_tokens)
-        self._run(RowsCall([], num_tokens))
+        self._run(RowsCall([], num_tokens), self._loop.latest)
 
-    def _run(self, call: RowsCall) -> None:
+    def _run(self, call: RowsCall, wanted: TokenSequence | None) -> None:
         with call.stop.listening():
             try:
-                self._loop.advance(call, self._loop.latest)
+                self._loop.advance(call, wanted)
             finally:
                 self._loop.leave(call)
 
@@ -290,6 +312,11 @@ class Model:
         """How many tokens there are: ids go from 0 to one less. Raises ClosedError."""
         return self._loop.beside(lambda engine: engine.model.vocabulary.num_tokens)
 
+    @property
+    def hidden_size(self) -> int:
+        """How many numbers `embed` returns. Raises ClosedError."""
+        return self._loop.beside(lambda engine: engine.model.hidden_size)
+
     def stats(self) -> Stats:
         """Totals since loading; those of its whole life once the model is closed. Raises
         ClosedError in a process forked from the one that loaded it."""
@@ -298,8 +325,8 @@ class Model:
             return self._last_stats or self._loop.figures.stats()
 
     def held_experts(self) -> dict[int, list[int]]:
-        """By layer, for each routed expert: 2 if its whole copy is in memory, 1 if a low copy is,
-        else 0. Raises ClosedError."""
+        """By layer, for each routed expert: 2 if its whole copy is in memory, 1 if a low copy is, 3
+        if neither is and one is being read, else 0. Raises ClosedError."""
 
         def look(engine: Engine) -> dict[int, list[int]]:
             if engine.experts is not None:

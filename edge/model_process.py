@@ -24,7 +24,7 @@ from haversack.edge.pipe import Pipe
 
 RESULT, ERROR, PROGRESS = "result", "error", "progress"
 
-_METHODS = ("tokenize", "stats", "budget", "resize", "check_integrity", "speculate")
+_METHODS = ("tokenize", "embed", "stats", "budget", "resize", "check_integrity", "speculate")
 
 
 class ModelProcess:

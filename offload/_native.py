@@ -128,6 +128,7 @@ if own.library is not None:
     # But for find, residents, uses, remember and fault these serve tests: the engine uses its own.
     slots_new = _prototype("slots_new", _A, _L, _L, _L, _L)
     slots_find = _prototype("slots_find", _L, _A, _L, _L)
+    slots_state = _prototype("slots_state", _L, _A, _L, _L)
     slots_num_unpinned = _prototype("slots_num_unpinned", _L, _A)
     slots_use = _prototype("slots_use", None, _A, _L, _A, _Q)
     slots_claim = _prototype("slots_claim", None, _A, _L, _A, _Q, _A)

@@ -42,6 +42,8 @@ Predict = Callable[[int], Experts | None]  # predicted experts of a layer, the l
 _LEAST_ROWS = 1024  # of several rows' experts in one graph: enough to keep the cores busy
 _MOST_TABLE_BYTES = 8 * 1024 * 1024  # of llama.cpp's table of matrices and rows, see engine.cpp
 _MAPPING_BYTES = 8  # of a row there
+_LOADING, _READY = 1, 2  # of enum SlotState in slots.hpp
+HELD_LOW, HELD_WHOLE, BEING_READ = 1, 2, 3  # what `held_copies` says of an expert
 _COUNTS = ("uses", "last_pass", "last_use")  # what the eviction rule has learnt, in this order
 
 
@@ -372,8 +374,9 @@ class ExpertEngine:
         return {**dict(zip(_COUNTS, counts, strict=True)), "clock": clock}
 
     def held_copies(self) -> dict[int, list[int]]:
-        """By layer, for each expert: 2 if its whole copy has a slot, 1 if a low copy has, else 0.
-        It may be called while a pass is computed, and is out of date at once."""
+        """By layer, for each expert: 2 if its whole copy has a slot, 1 if a low copy has, 3 if it
+        has neither and one is being read, else 0. It may be called while a pass is computed, and is
+        out of date at once."""
         levels = (HIGH,) if self._levels is None else (LOW, HIGH)
         held = dict[int, list[int]]()
         for number, pool in enumerate(self.pools):
@@ -382,8 +385,11 @@ class ExpertEngine:
                 for level in levels:
                     slots = native.engine_slots(self.address, number, level)
                     for expert in range(pool.plan.num_experts):
-                        if native.slots_find(slots, row, expert) >= 0:
-                            copies[expert] = 2 if level == HIGH else 1
+                        state = native.slots_state(slots, row, expert)
+                        if state == _READY:
+                            copies[expert] = HELD_WHOLE if level == HIGH else HELD_LOW
+                        elif state == _LOADING and not copies[expert]:
+                            copies[expert] = BEING_READ
         return dict(sorted(held.items()))
 
     def _not_warm(self) -> list[tuple[int, int]]:

@@ -191,6 +191,12 @@ llama_batch_get_one = _function("llama_batch_get_one", llama_batch, c.POINTER(ll
 llama_decode = _function("llama_decode", _L, _A, llama_batch)
 # float * llama_get_logits_ith(struct llama_context * ctx, int32_t i)
 llama_get_logits_ith = _function("llama_get_logits_ith", _A, _A, _L)
+# void llama_set_embeddings(struct llama_context * ctx, bool embeddings)
+llama_set_embeddings = _function("llama_set_embeddings", None, _A, _B)
+# float * llama_get_embeddings_ith(struct llama_context * ctx, int32_t i)
+llama_get_embeddings_ith = _function("llama_get_embeddings_ith", _A, _A, _L)
+# int32_t llama_model_n_embd(const struct llama_model * model)
+llama_model_n_embd = _function("llama_model_n_embd", _L, _A)
 
 # llama_memory_t llama_get_memory(const struct llama_context * ctx)
 llama_get_memory = _function("llama_get_memory", _A, _A)

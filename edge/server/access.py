@@ -20,11 +20,14 @@ _OPEN_PATHS = frozenset(["/", "/health"])  # need no key: they show nothing of m
 class Access:
     """The rules. Without a `key`, only requests that name a loopback host are taken, so that no
     page of another site can reach the server through a name that it controls. `origins` are other
-    sites whose pages may use the server."""
+    sites whose pages may use the server. A request's head must be there `head_s` seconds after its
+    connection or its first byte, its body `body_s` seconds later."""
 
     key: str | None = None
     origins: Collection[str] = ()
     body_bytes: int = 8 << 20
+    head_s: float = 20.0
+    body_s: float = 120.0
 
     def check(self, path: str, headers: Headers) -> None:
         """Raises ApiError."""

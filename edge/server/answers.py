@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from typing import Any, Protocol, TypeVar
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from haversack.edge.server.errors import ApiError, anthropic_error, api_error, openai_error
@@ -63,14 +63,25 @@ def _shape(path: str) -> Callable[[ApiError], dict[str, object]]:
     return anthropic_error if path.startswith("/v1/messages") else openai_error
 
 
-async def body_of(request: Request, most_bytes: int) -> Fields:
-    """The body of a request. Raises ApiError."""
+async def body_of(request: Request, most_bytes: int, most_s: float) -> Fields:
+    """The body of a request, which must be there in `most_s` seconds. Raises ApiError,
+    ClientGoneError."""
+    try:
+        return parsed_body(await asyncio.wait_for(_whole_body(request, most_bytes), most_s))
+    except asyncio.TimeoutError:
+        told = f"the body was not there after {most_s:g} seconds: send it faster"
+        raise ApiError(408, "request_timeout", told, {"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise ClientGoneError from None
+
+
+async def _whole_body(request: Request, most_bytes: int) -> bytes:
     data = bytearray()
     async for piece in request.stream():
         data += piece
         if len(data) > most_bytes:
             raise ApiError(413, "request_too_large", f"a body has at most {most_bytes} bytes")
-    return parsed_body(bytes(data))
+    return bytes(data)
 
 
 async def answer(

@@ -25,6 +25,7 @@ from haversack.edge.server.answers import (
     error_response,
     json_response,
 )
+from haversack.edge.server.embeddings import EmbeddingsWriter, read_embeddings, read_encoding
 from haversack.edge.server.errors import ApiError
 from haversack.edge.server.fields import Fields
 from haversack.edge.server.jobs import JobQueue
@@ -72,6 +73,7 @@ class Server:
         routes = [
             Route("/v1/chat/completions", self._posted(self._chat), methods=["POST"]),
             Route("/v1/completions", self._posted(self._completion), methods=["POST"]),
+            Route("/v1/embeddings", self._posted(self._embeddings), methods=["POST"]),
             Route("/v1/responses", self._posted(self._response), methods=["POST"]),
             Route("/v1/messages", self._posted(self._message), methods=["POST"]),
             Route("/v1/messages/count_tokens", self._posted(self._count), methods=["POST"]),
@@ -96,9 +98,11 @@ class Server:
     def _posted(self, handle: Callable[[Request, Fields], Awaitable[Response]]) -> Handler:
         """A handler that is given the body."""
 
+        access = self.settings.access
+
         async def handler(request: Request) -> Response:
             try:
-                body = await body_of(request, self.settings.access.body_bytes)
+                body = await body_of(request, access.body_bytes, access.body_s)
                 return await handle(request, body)
             except Exception as error:
                 if isinstance(error, ClientGoneError):
@@ -118,6 +122,10 @@ class Server:
         echo = ask.prompt if body.flag("echo") and isinstance(ask.prompt, str) else ""
         writer = openai.CompletionWriter(_wants_usage(body), echo)
         return await answer(request, self.queue.events(ask), writer, stream)
+
+    async def _embeddings(self, request: Request, body: Fields) -> Response:
+        ask, writer = read_embeddings(body), EmbeddingsWriter(read_encoding(body))
+        return await answer(request, self.queue.events(ask), writer, stream=False)
 
     async def _response(self, request: Request, body: Fields) -> Response:
         ask, stream = responses.read_response(body), body.flag("stream")

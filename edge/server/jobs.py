@@ -2,10 +2,14 @@
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from haversack.devices.errors import CancelledError, ContextError
 from haversack.edge.generation import Generation
@@ -30,6 +34,19 @@ class Ask:
     prompt: Prompt | ChatPrompt
     max_tokens: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def job(self, name: str) -> "Job":
+        """Return the job that answers it with the model of that name."""
+        return GenerationJob(name, self)
+
+
+class Asking(Protocol):
+    """What a request wants, as an `Ask`."""
+
+    @property
+    def model(self) -> str | None: ...
+
+    def job(self, name: str) -> "Job": ...
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,13 @@ class Logprobs:
 
 
 @dataclass(frozen=True)
+class Embedded:
+    """A text as a vector, (hidden,) float32."""
+
+    vector: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class End:
     """Why the generation ended, as `Generation.finish_reason`, and the stop string if one came."""
 
@@ -66,18 +90,16 @@ class End:
     stop: str | None
 
 
-Event = Begin | Piece | ToolCall | Logprobs | End
+Event = Begin | Piece | ToolCall | Logprobs | Embedded | End
 
 
-class Job:
-    """An `ask` that is answered. `run` works in a thread and puts events; a reader takes them."""
+class Job(ABC):
+    """Something to be answered. `run` works in a thread and puts events; a reader takes them."""
 
-    def __init__(self, name: str, ask: Ask) -> None:
-        self._name, self._ask = name, ask
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._loop = asyncio.get_running_loop()
         self._events = asyncio.Queue[Event | Exception]()
-        self._generation: Generation | None = None
-        self._cancelled = False
         self.has_started = False
 
     async def take(self) -> Event:
@@ -90,19 +112,36 @@ class Job:
     def put(self, event: Event | Exception) -> None:
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    def cancel(self) -> None:
-        """Have it end soon, also while its prompt is read."""
-        self._cancelled = True
-        if self._generation is not None:
-            self._generation.cancel()
-
     def run(self, model: Model) -> None:
-        """Generate. Errors are put as the last event."""
+        """Answer. Errors are put as the last event."""
         self.has_started = True
         try:
             self._run(model)
         except Exception as error:
             self.put(error)
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Have it end soon, also while its prompt is read."""
+
+    @abstractmethod
+    def _run(self, model: Model) -> None:
+        """Put the events of the answer, the last of which is `End`."""
+
+
+class GenerationJob(Job):
+    """Goes on from a prompt."""
+
+    def __init__(self, name: str, ask: Ask) -> None:
+        super().__init__(name)
+        self._ask = ask
+        self._generation: Generation | None = None
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        if self._generation is not None:
+            self._generation.cancel()
 
     def _run(self, model: Model) -> None:
         prompt, format, settings = self._read(model)
@@ -176,7 +215,7 @@ class JobQueue:
         self._usual_s = 1.0  # what an answer takes, a running mean
         self._tasks = set[asyncio.Task[None]]()
 
-    async def events(self, ask: Ask) -> AsyncGenerator[Event]:
+    async def events(self, ask: Asking) -> AsyncGenerator[Event]:
         """Answer a request: the events until `End`. Whoever leaves earlier cancels it. Raises
         ApiError, and the errors of the model."""
         name = self.host.name_of(ask.model)
@@ -186,7 +225,7 @@ class JobQueue:
                 f"{self.num_jobs} requests run or wait already: try again later",
                 max(1, round(self._usual_s)),
             )
-        job = Job(name, ask)
+        job = ask.job(name)
         self.num_jobs += 1
         task = asyncio.ensure_future(self._do(job, name))  # ends by itself when this is left
         self._tasks.add(task)

@@ -256,6 +256,8 @@ class ChatWriter(_Writer):
                 self.end = event
                 reason = _reason(event, bool(self._calls))
                 return [self._chunk({"delta": {}, "finish_reason": reason}), *self._last()]
+            case _:
+                return []
 
     def whole(self) -> Object:
         assert self.end is not None

@@ -1,9 +1,12 @@
 """Running the server until Ctrl-C."""
 
+import asyncio
 import socket
 from collections.abc import Mapping
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from haversack.devices.errors import HaversackError
 from haversack.edge.console import notice
@@ -27,14 +30,46 @@ def serve(loads: Mapping[str, Load], asked: ServeOptions) -> None:
     uvicorn.Server(configured(server)).run([listener])
 
 
+class TimedProtocol(H11Protocol):
+    """HTTP on a connection that is closed if the head of a request does not come in time."""
+
+    head_s = 0.0
+    _overdue: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:
+            self._wait_for_head()
+        else:
+            self._stop_waiting()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _wait_for_head(self) -> None:
+        if self._overdue is None:
+            self._overdue = self.loop.call_later(self.head_s, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
+
+
 def configured(server: Server) -> uvicorn.Config:
     """Return how uvicorn runs the server: it logs nothing itself, and adds no headers."""
+    timed = type("TimedProtocol", (TimedProtocol,), {"head_s": server.settings.access.head_s})
     return uvicorn.Config(
         server.app,
         log_config=None,
         access_log=False,
         server_header=False,
-        http="h11",
+        http=timed,
         ws="none",
         timeout_keep_alive=_KEEP_OPEN_S,
         timeout_graceful_shutdown=_GRACE_S,

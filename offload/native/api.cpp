@@ -116,7 +116,7 @@ API size_t haversack_engine_not_warm(Engine *engine, int32_t (*experts)[2], size
 API void haversack_engine_delete(Engine *engine) { delete engine; }
 
 // ------------------------------------------------------------------------ slots
-// The engine uses its slots itself. But for residents, uses, remember and fault, these serve the tests that
+// The engine uses its slots itself. But for state, residents, uses, remember and fault, these serve the tests that
 // hold them against cache/slots.py.
 API Slots *haversack_slots_new(int32_t num_rows, int32_t num_experts, int32_t num_slots,
                                int32_t num_spare) {
@@ -124,6 +124,9 @@ API Slots *haversack_slots_new(int32_t num_rows, int32_t num_experts, int32_t nu
 }
 API int32_t haversack_slots_find(Slots *slots, int32_t row, int32_t expert) {
     return slots->find(row, expert);
+}
+API int32_t haversack_slots_state(Slots *slots, int32_t row, int32_t expert) {
+    return slots->state_of(row, expert);
 }
 API int32_t haversack_slots_num_unpinned(Slots *slots) { return slots->num_unpinned(); }
 API void haversack_slots_use(Slots *slots, int32_t row, const int32_t *experts, size_t count) {

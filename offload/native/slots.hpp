@@ -31,6 +31,10 @@ class Slots {
     int32_t num_unpinned() const { return num_slots() - num_pinned_; }
     int32_t find(int32_t row, int32_t expert) const { return slot_of(row * num_experts + expert); }
     int32_t slot_of(int32_t key) const { return slot_of_[key]; }
+    SlotState state_of(int32_t row, int32_t expert) const {
+        const int32_t slot = find(row, expert);
+        return slot == NOWHERE ? EMPTY : (SlotState)state_[slot];
+    }
     bool is_ready(int32_t slot) const { return state_[slot] == READY; }
 
     // All slots from this one on are empty.

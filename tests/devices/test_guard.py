@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from haversack import edge
+from haversack.devices.batch import Batch
 from haversack.devices.errors import AbortedError, ClosedError, ModelFileError
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel, _Batch
+from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
 from haversack.devices.team import Team
 
 TinyModel = Callable[..., Path]
@@ -65,7 +66,7 @@ def test_an_assertion_when_a_context_is_made_is_an_error(
 def test_an_assertion_in_a_call_breaks_the_context_and_nothing_else(tiny_model: TinyModel) -> None:
     model = LlamaModel(tiny_model())
     context = LlamaContext(model, SHAPE)
-    context._batch = _Batch(1000)  # llama.cpp asserts what this would have refused
+    context._batch = Batch(1000)  # llama.cpp asserts what this would have refused
     context._team = Team(SHAPE.threads, context.address, context._batch.struct, None)
     with pytest.raises(
         AbortedError, match=r"gave up: llama-context\.cpp:\d+: GGML_ASSERT\(.*n_batch"

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from haversack import edge
@@ -25,6 +26,7 @@ def test_it_writes_what_a_model_here_writes(model: edge.IsolatedModel) -> None:
     with edge.load(edge.builtin_model(), ram="2GiB", ctx=512) as here:
         expected = here.generate("Once upon a time", 20, temperature=0)
         text, expected_ids = "".join(expected), here.tokenize("Once upon")
+        expected_vector = here.embed("Once upon")
     generation = model.generate("Once upon a time", 20, temperature=0)
     assert "".join(generation) == text == generation.text
     assert generation.tokens == expected.tokens and generation.finish_reason == "length"
@@ -32,6 +34,8 @@ def test_it_writes_what_a_model_here_writes(model: edge.IsolatedModel) -> None:
     assert generation.stats is not None and expected.stats is not None
     assert generation.stats.tokens == expected.stats.tokens
     assert model.tokenize("Once upon") == expected_ids
+    assert np.array_equal(model.embed("Once upon"), expected_vector)
+    assert np.array_equal(model.embed("Once upon"), expected_vector)
 
 
 def test_its_memory_is_its_own(model: edge.IsolatedModel) -> None:

@@ -22,6 +22,7 @@ from haversack.devices.errors import CancelledError, HaversackError, StorageErro
 from haversack.edge.plain_llama import PlainLlama
 from haversack.edge.planner import streamed
 from haversack.offload import _native as native
+from haversack.offload.expert_engine import BEING_READ, HELD_WHOLE
 from haversack.offload.pool import slot_bytes
 from haversack.tools.models.architectures import TinyShape
 
@@ -215,6 +216,15 @@ def test_closing_waits_for_prefetches_under_way(path: Path, open_model: Any) -> 
     go.set()
     closing.join(timeout=60)
     assert not closing.is_alive()
+
+
+def test_an_expert_that_is_being_read_is_seen(path: Path, open_model: Any) -> None:
+    model, seen = open_model(path, 0.3), list[int]()
+    Prefetched(model, lambda: seen.append(model.experts.held_copies()[1][9]))
+    forced_logits(model, {1: (9,)})
+    held = model.experts.held_copies()
+    assert seen[0] == BEING_READ
+    assert {HELD_WHOLE} < {each for layer in held.values() for each in layer} <= {0, HELD_WHOLE}
 
 
 def test_prefetches_are_counted(path: Path, open_model: Any) -> None:

@@ -5,6 +5,7 @@ import json
 import random
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -15,7 +16,10 @@ from haversack.edge.server.access import Access
 from haversack.edge.server.app import Server, ServerSettings
 
 NUM_MALFORMED = 1000
-PATHS = ("chat/completions", "completions", "responses", "messages", "messages/count_tokens")
+PATHS = (
+    *("chat/completions", "completions", "responses", "embeddings"),
+    *("messages", "messages/count_tokens"),
+)
 GOOD: dict[str, Any] = {
     "model": "tales-moe",
     "messages": [{"role": "user", "content": "Hi"}],
@@ -41,6 +45,7 @@ WRONG: list[Any] = [
 FIELDS = """
     model messages prompt input max_tokens temperature top_p stop tools tool_choice response_format
     seed logprobs stream text n stop_sequences max_output_tokens system instructions top_logprobs
+    dimensions encoding_format
 """.split()
 
 
@@ -160,8 +165,34 @@ def test_malformed_requests_are_refused_or_answered(url: str) -> None:
     ],
 )
 def test_what_is_no_http_is_refused(url: str, data: bytes) -> None:
-    host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=60) as connection:
-        connection.sendall(data)
+    with connected(url, data) as connection:
         answer = connection.recv(1000)
     assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")), answer
+
+
+# ----------------------------------------------------------------- slow senders
+BEGUN = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+
+
+@contextmanager
+def connected(url: str, data: bytes) -> Iterator[socket.socket]:
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=300) as connection:
+        connection.sendall(data)
+        yield connection
+
+
+def test_a_body_that_does_not_come_is_refused_and_takes_no_place(serving: Any) -> None:
+    server = Server({"tales-moe": no_model}, ServerSettings(access=Access(body_s=0.2)))
+    with serving(server) as found, connected(found.url, BEGUN) as connection:
+        assert httpx.get(f"{found.url}/stats").json()["queue"]["jobs"] == 0
+        answer = connection.recv(1000)
+        assert answer.startswith(b"HTTP/1.1 408") and b"request_timeout" in answer
+        assert connection.recv(1000) == b""  # the connection is closed
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /health HT"])
+def test_a_head_that_does_not_come_ends_the_connection(serving: Any, begun: bytes) -> None:
+    server = Server({"tales-moe": no_model}, ServerSettings(access=Access(head_s=0.2)))
+    with serving(server) as found, connected(found.url, begun) as connection:
+        assert connection.recv(1000) == b""
