@@ -39,6 +39,7 @@ class Call:
         self.sequence: TokenSequence | None = None
         self.results = deque[Any]()
         self.has_begun = self.has_ended = self.is_read = False
+        self.is_windowed = False  # tokens between the first and the recent ones were forgotten
         self.error: BaseException | None = None
         self.owner: weakref.ref[Any] | None = None  # what reads it, if that may be dropped
         self.reader = 0  # the thread that asked last

@@ -29,7 +29,7 @@ _HELP = """\
 /undo           forget the last message and its reply
 /save FILE      write the chat and its KV cache; /load FILE goes on with them
 /set NAME VALUE change a setting: /set temp 0.2; alone: show all
-/set window on  leave out the oldest turns once the context is full
+/set window on  forget the oldest tokens once the context is full
 /stats          tokens, speed, hits and bytes since the model was loaded
 /plan           how the memory is spent
 /exit           leave, as Ctrl-D does
@@ -120,7 +120,7 @@ class ChatLoop:
         ctx_tokens, num_turns = self._model.plan.shape.ctx_tokens, len(turns)
         while True:
             generation = self._model.chat(
-                self._messages(turns, message), self._settings.max_tokens, self._settings.sampling
+                self._messages(turns, message), self._settings.max_tokens, self._settings.sampled
             )
             fits = generation.prompt_tokens <= ctx_tokens * _PROMPT_SHARE
             if fits or not turns or not self._settings.window:

@@ -5,7 +5,7 @@ from typing import Any
 
 from haversack.devices.errors import PromptError
 from haversack.edge.option_groups import parsed_number
-from haversack.edge.sampling import Sampling
+from haversack.edge.sampling import WINDOW_FIRST_TOKENS, Sampling
 
 COMMANDS = tuple(
     "/help /model /system /clear /regen /edit /undo /save /load /set /stats /plan /exit".split()
@@ -30,6 +30,12 @@ class ChatSettings:
     window: bool = False
     markdown: bool = True
     chat_seed: int | None = None
+
+    @property
+    def sampled(self) -> Sampling:
+        """How tokens are chosen, and whether a reply goes on where the context is full."""
+        windowed = self.window and not self.sampling.keep_first
+        return replace(self.sampling, keep_first=WINDOW_FIRST_TOKENS) if windowed else self.sampling
 
     def changed(self, name: str, value: str) -> "ChatSettings":
         """Return the settings with one of them changed, named as its option is. Raises

@@ -56,6 +56,7 @@ from haversack.edge.options import (
     RunOptions,
     SamplingOptions,
 )
+from haversack.edge.sampling import WINDOW_FIRST_TOKENS
 from haversack.edge.server.options import ServeOptions
 from haversack.edge.speculate import AUTO
 from haversack.quant.description import description
@@ -106,7 +107,8 @@ def run_model(
 ) -> None:
     """Go on from a text. The built-in model answers where no MODEL is given."""
     log_to_stderr(log.verbose)
-    sampling = replace(choice.sampling(), seed=choice.chosen_seed())
+    first_tokens = WINDOW_FIRST_TOKENS if request.window else 0
+    sampling = replace(choice.sampling(), seed=choice.chosen_seed(), keep_first=first_tokens)
     planned = fidelity.plan(model, speculate=request.speculate)
     # read last, because it may wait for a pipe: what else is wrong is told before
     prompt = request.text(planned.shape.ctx_tokens)

@@ -78,6 +78,7 @@ class GenerationCall(Call):
         super().__init__(prompt, len(prompt))
         self._may_vary = may_vary
         self._max_tokens, self._sampling, self._plan = max_tokens, sampling, planned
+        self.prompt_length, self._num_forgotten = len(prompt), 0
         self.stream = TextStream(sampling.stop)
         self.is_repeatable = sampling.seed >= 0
         self.finish_reason: str | None = None  # known before the reader has taken all
@@ -107,7 +108,7 @@ class GenerationCall(Call):
 
     @property
     def _num_generated(self) -> int:
-        return len(self.tokens) - self.num_batched
+        return len(self.tokens) + self._num_forgotten - self.prompt_length
 
     @property
     def most_drafted(self) -> int:
@@ -166,7 +167,22 @@ class GenerationCall(Call):
         elif self._num_generated == self._max_tokens:
             self._finish("length")
         elif len(self.tokens) > self._plan.shape.ctx_tokens:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        """Go on from the first tokens and the recent ones, a half of the others, which are computed
+        anew at their new positions; or end, if that is not wanted."""
+        first = min(self._sampling.keep_first, self._plan.shape.ctx_tokens // 2)
+        recent = (self._plan.shape.ctx_tokens - first) // 2
+        if not first or not recent:
             self._finish("context")
+            return
+        num_forgotten = len(self.tokens) - first - recent
+        del self.tokens[first : first + num_forgotten]
+        self._num_forgotten += num_forgotten
+        self.num_batched = len(self.tokens)
+        self.has_begun, self.is_windowed = False, True
+        self.drop_drafter()
 
     def _finish(self, reason: str) -> None:
         self.finish_reason = reason
@@ -203,7 +219,7 @@ class GenerationCall(Call):
             return (name, "") if text in self._sampling.marks else (b"", text)
         if self._num_generated == 1 and vocabulary.adds_space:
             free = self._sampling.constraint() is None
-            if free and not any(map(vocabulary.piece, self.tokens[: self.num_batched])):
+            if free and not any(map(vocabulary.piece, self.tokens[: self.prompt_length])):
                 return piece.removeprefix(b" "), ""
         return piece, ""
 
@@ -239,7 +255,7 @@ class Generation(Pieces):
     @property
     def prompt_tokens(self) -> int:
         """The number of the prompt's tokens."""
-        return self._call.num_batched
+        return self._call.prompt_length
 
     @property
     def tokens(self) -> list[int]:

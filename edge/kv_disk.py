@@ -46,6 +46,8 @@ class KvDisk:
         of, and keep what its sequence loses. What fails is logged and left out."""
         sequence = call.sequence
         assert sequence is not None
+        if call.is_windowed:  # what is forgotten is of no use to another prompt
+            return
         kept = call.num_kept(sequence)
         found = None if call.begins_anew else self._best(call, sequence, kept)
         if len(sequence.tokens) - (0 if found else kept) >= _HEAD_TOKENS:

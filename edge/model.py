@@ -37,6 +37,7 @@ from haversack.offload.expert_engine import Predict
 from haversack.offload.routing import Watcher
 
 Message = Mapping[str, Any]
+_MOST_TOKENS = 1 << 62  # of a text that no context ends
 
 
 class Model:
@@ -68,15 +69,17 @@ class Model:
 
         `prompt` is text or token ids; for a model without a vocabulary, ids or a text of ids
         with spaces, and the text generated is of that kind too. `max_tokens` None means until
-        the context is full. `settings` are fields of `Sampling` (`temperature=0`,
-        `stop=("\\n",)`, ...) that change `sampling`.
+        the context is full, or without an end where `Sampling.keep_first` has it go on.
+        `settings` are fields of `Sampling` (`temperature=0`, `stop=("\\n",)`, ...) that change
+        `sampling`.
 
         Raises PromptError, ContextError; while iterating also StorageError.
         """
         self._loop.check_open()
         chosen = _chosen(sampling, settings)
         tokens = self._prompt_tokens(prompt)
-        limit = self.plan.shape.ctx_tokens if max_tokens is None else max_tokens
+        most = _MOST_TOKENS if chosen.keep_first else self.plan.shape.ctx_tokens
+        limit = most if max_tokens is None else max_tokens
         _check_count("max_tokens", limit)
         if not tokens:
             raise PromptError("the prompt is empty and this model has no start token: give text")

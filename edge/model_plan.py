@@ -214,8 +214,10 @@ class Plan:
         if self.mode == RESIDENT:
             return "all experts fit: nothing is streamed"
         share = self.slot_bytes / self.expert_bytes
+        more_bytes = 1024 * self.kv_bytes / self.shape.ctx_tokens
         copies = "" if self.low is None else f", {self.fidelity}: low copies are {self.low.source}"
         return (
             f"slots for {min(share, 1):.0%} of the experts{copies}; least --ram"
-            f" {format_need(self.floor_bytes)}, all in memory from {format_need(self.full_bytes)}"
+            f" {format_need(self.floor_bytes)}, all in memory from {format_need(self.full_bytes)};"
+            f" 1024 more tokens of context cost {more_bytes / self.expert_bytes:.2%} of the experts"
         )

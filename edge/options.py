@@ -36,6 +36,9 @@ from haversack.quant.requantize import AUTO
 LLAMA_CPP = "llama.cpp"  # the engine that a benchmark can compare with
 
 
+_WINDOW_HELP = (
+    "Go on where the context is full, from the first tokens and the recent half of the others."
+)
 _memory = partial(typer.Option, rich_help_panel="Memory and speed")
 _sampling = partial(typer.Option, rich_help_panel="Sampling")
 
@@ -231,6 +234,7 @@ class RunOptions(DraftOptions):
             help="Tokens to generate at most; else until the model ends or the context is full.",
         ),
     ] = None
+    window: Annotated[bool, typer.Option("--window", help=_WINDOW_HELP)] = False
 
     def text(self, ctx_tokens: int) -> str:
         """Return the prompt; read it from stdin if none was given. Of a prompt that is too long for
@@ -269,7 +273,7 @@ class ChatOptions(DraftOptions):
     ] = None
     window: Annotated[
         bool,
-        typer.Option("--window", help="Leave out the oldest turns once the context is full."),
+        typer.Option("--window", help=f"{_WINDOW_HELP} A message leaves out the oldest turns."),
     ] = False
 
 

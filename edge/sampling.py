@@ -10,6 +10,7 @@ from haversack.edge.schema import schema_to_grammar
 
 MIN_TEMPERATURE = 1e-6  # below, logits divided by it overflow
 MAX_LOGPROBS = 100
+WINDOW_FIRST_TOKENS = 64  # that a window keeps: with fewer than 4, texts fall apart (LM-Infinite)
 MAX_SEED = 0xFFFF_FFFE  # llama.cpp takes the next number for "random"
 
 
@@ -24,7 +25,8 @@ class Sampling:
     `stop` string, which may hold special tokens. `grammar` is GBNF with a rule named `root`;
     `json_schema` is a JSON Schema, as text or as a dict. `logprobs` keeps with each token the
     probabilities of that many likeliest ones, see `Generation.logprobs`. `marks` are special tokens
-    that the text shows.
+    that the text shows. Where the context is full, a text with `keep_first` goes on from that many
+    of its first tokens and the recent half of the others; with 0 it ends.
     """
 
     temperature: float = 0.8
@@ -41,6 +43,7 @@ class Sampling:
     json_schema: str | dict[str, Any] | None = None
     logprobs: int | None = None
     marks: tuple[str, ...] = ()
+    keep_first: int = 0
 
     def __post_init__(self) -> None:
         self._check("temperature", 0, 100)
@@ -56,6 +59,7 @@ class Sampling:
         self._check("frequency_penalty", -100, 100)
         self._check("presence_penalty", -100, 100)
         self._check("seed", -1, MAX_SEED, whole=True)
+        self._check("keep_first", 0, 1 << 30, whole=True)
         if self.has_penalties and self.repeat_last_n == 0:
             raise PromptError(
                 "repeat_last_n is 0, so penalties look at no token: give the number of tokens, -1"

@@ -11,7 +11,7 @@ HISTORY, NEW = 2000, 40
 
 def test_no_token_of_the_history_is_computed_again(tiny_model: Any, tmp_path: Any) -> None:
     tokens = [number % 250 + 5 for number in range(HISTORY)]
-    new = [number * 7 % 250 + 5 for number in range(NEW)]
+    new = [(number * 7 + 11) % 250 + 5 for number in range(NEW)]
     with bench_turns.opened(tiny_model(), HISTORY + NEW + 8) as model:
         alone, second = bench_turns.turns(model, tokens, new)
     assert (alone.computed_tokens, second.computed_tokens) == (NEW, NEW)
