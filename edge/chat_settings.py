@@ -20,9 +20,9 @@ NAMES = (*_SHORT_NAMES, *_NUMBERS, "max_tokens", *_SWITCHES)  # that /set takes
 @dataclass(frozen=True)
 class ChatSettings:
     """How replies are made. `max_tokens` None means until the model ends or the context is full.
-    `window` leaves out the oldest turns once the context is full, `markdown` shows replies as the
-    document that their marks describe, on a terminal. `chat_seed` is the seed of the model; the
-    seeds of replies come from it, unless `sampling` has a seed for each of them."""
+    `window` forgets the oldest turns and tokens once the context is full, `markdown` shows replies
+    as the document that their marks describe, on a terminal. `chat_seed` is the seed of the model;
+    the seeds of replies come from it, unless `sampling` has a seed for each of them."""
 
     sampling: Sampling
     system: str | None = None
