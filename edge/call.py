@@ -126,7 +126,9 @@ class Call:
         logits = self.sequence.kept_logits(self.tokens)
         kept = self.num_kept(self.sequence)
         if kept == len(self.tokens) and logits is None:
-            kept = 0 if self.is_repeatable else kept - 1
+            kept -= 1
+            if self.is_repeatable:
+                kept = self.sequence.num_repeatable(self.tokens, most=kept)
         self.sequence.keep(kept)
         self.sequence.drop_snapshot()
         if logits is not None and len(self.sequence.tokens) == len(self.tokens):

@@ -53,10 +53,11 @@ class TokenSequence:
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         return same if same == len(self.tokens) or self.drops_parts else 0
 
-    def num_repeatable(self, prompt: Sequence[int]) -> int:
+    def num_repeatable(self, prompt: Sequence[int], most: int | None = None) -> int:
         """As `num_shared`, but only as far as a new context would compute `prompt` with the same
-        bits."""
+        bits, and at most `most`."""
         shared, whole = self.num_shared(prompt), self._context.batch_tokens
+        shared = shared if most is None else min(shared, most)
         ends = [end for end in self._batch_ends if end % whole == 0 or end == len(prompt)]
         found = max((end for end in ends if end <= shared), default=0)
         return found if found == len(self.tokens) or self.drops_parts else 0
