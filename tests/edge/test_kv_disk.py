@@ -57,7 +57,7 @@ def test_a_text_comes_back_after_another_one_and_after_a_restart(
 def test_a_seed_takes_whole_batches_alone(known_answer_model: Path, tmp_path: Path) -> None:
     """Its bits are those of a new context."""
     options = edge.LoadOptions(cache_dir=tmp_path, warm_start=False, kv_disk="1GiB", batch=BATCH)
-    prompts, computed = [FOX + KING + LILY, FOX + KING], list[int]()
+    prompts, computed, lengths = [FOX + KING + LILY, FOX + KING], list[int](), list[int]()
     expected = ["", ""]
     for _ in range(2):
         with edge.load(known_answer_model, "2GiB", 256, threads=1, options=options) as model:
