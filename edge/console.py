@@ -185,5 +185,6 @@ def drafting(stats: Stats) -> str:
     now = f"none are computed now: {stats.not_drafting}" if stats.not_drafting else "computed now"
     return (
         f"drafts: {stats.draft_accepted} of {stats.drafted} tokens right in {stats.draft_rounds}"
-        f" passes of {stats.draft_rows} rows, {stats.draft_saved_s:+.2f} s saved; {now}"
+        f" passes of {stats.draft_rows} rows, {stats.draft_extra_reads:+.0f} experts read,"
+        f" {stats.draft_saved_s:+.2f} s saved; {now}"
     )

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from haversack.devices.memory import PeakMeter
 from haversack.edge.call import Call
+from haversack.edge.extra_reads import ExtraReads
 from haversack.edge.model_plan import Plan
 from haversack.edge.speculate import Speculation
 from haversack.edge.stats import Stats
@@ -23,23 +24,36 @@ class Figures:
         self._speculation = speculation
         self._prompt_tokens = self._decoded_tokens = 0
         self._prefill_s = self._decode_s = 0.0
+        self._extra_reads, self._num_reads = ExtraReads(), 0
         peak.look()
 
     def count_prompt(self, call: Call, num_tokens: int, pass_s: float) -> None:
         """Count a batch of a prompt."""
+        self._new_reads()
         call.prompt_tokens += num_tokens
         call.prefill_s += pass_s
         self._prompt_tokens += num_tokens
         self._prefill_s += pass_s
         self._peak.look()
 
-    def count_decoded(self, decoded: Sequence[tuple[Call, int]], pass_s: float) -> None:
-        """Count a pass with tokens that are no prompt's, so many of each call."""
+    def count_decoded(
+        self, decoded: Sequence[tuple[Call, int]], pass_s: float, num_drafted: int = 0
+    ) -> None:
+        """Count a pass with tokens that are no prompt's, so many of each call, and with drafted
+        rows."""
+        num_tokens = sum(number for _, number in decoded)
+        self._extra_reads.note(num_tokens, num_drafted, self._new_reads())
         for call, num_tokens in decoded:
             call.decoded_tokens += num_tokens
             call.decode_s += pass_s
             self._decoded_tokens += num_tokens
         self._decode_s += pass_s
+
+    def _new_reads(self) -> int:
+        """Return how many uses of experts were misses since the call before."""
+        before, experts = self._num_reads, self._engine.experts
+        self._num_reads = experts.misses if experts else 0
+        return self._num_reads - before
 
     def spent(self, call: Call, before: Stats) -> Stats:
         """Return what the call took: its own tokens and passes, and what the engine did since
@@ -84,6 +98,7 @@ class Figures:
             draft_rows=speculation.num_rows,
             drafted=speculation.num_drafted,
             draft_accepted=speculation.num_accepted,
+            draft_extra_reads=self._extra_reads.number,
             draft_saved_s=speculation.gate.saved_s,
             not_drafting=speculation.why_closed,
             ram_budget_bytes=self.plan.ram_bytes,

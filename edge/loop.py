@@ -230,12 +230,13 @@ class EngineLoop:
         self, work: Work, decoded: Sequence[tuple[Call, int]], pass_s: float, is_usual: bool
     ) -> None:
         num_tokens = sum(number for _, number in decoded)
+        num_drafted = sum(len(part.drafted) for part in work.parts)
         if work.is_prompt:
             self.figures.count_prompt(work.parts[0].call, num_tokens, pass_s)
         else:
-            self.figures.count_decoded(decoded, pass_s)
+            self.figures.count_decoded(decoded, pass_s, num_drafted)
         if is_usual:
-            num_calls, num_drafted = len(work.parts), sum(len(part.drafted) for part in work.parts)
+            num_calls = len(work.parts)
             self.speculation.note(num_calls, num_drafted, num_tokens - num_calls, pass_s)
         else:
             self.speculation.note_unusual()

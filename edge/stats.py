@@ -28,7 +28,9 @@ class Stats:
     off while it does not pay, and while routing is watched or forced.
 
     `draft_rounds` counts passes with drafted tokens, `draft_rows` their rows, `drafted` the drafted
-    tokens among them and `draft_accepted` those that the sampler chose too. `draft_saved_s` is the
+    tokens among them and `draft_accepted` those that the sampler chose too. `draft_extra_reads` is
+    how many more experts they read than their tokens would have read one by one, on average; less
+    than 0 where an expert served several rows. `draft_saved_s` is the
     time that this saved, less than 0 where it lost. `not_drafting` says in one line why nothing is
     drafted now; it is empty while drafting pays.
 
@@ -60,6 +62,7 @@ class Stats:
     draft_rows: int
     drafted: int
     draft_accepted: int
+    draft_extra_reads: float
     draft_saved_s: float
     not_drafting: str
     ram_budget_bytes: int

@@ -20,6 +20,8 @@ _COUNTED = {
     "bytes_read": "Bytes of experts read from the drive",
     "drafted": "Drafted tokens",
     "draft_accepted": "Drafted tokens that were chosen",
+    "draft_rounds": "Passes with drafted tokens",
+    "draft_rows": "Rows of those passes",
 }
 _UNITS = {"prefill_s": "prefill_seconds", "decode_s": "decode_seconds", "bytes_read": "read_bytes"}
 
@@ -67,6 +69,9 @@ class _Figures(Collector):
         for name, help in _COUNTED.items():
             family = f"haversack_{_UNITS.get(name, name)}"
             yield CounterMetricFamily(family, help, getattr(stats, name))
+        saved, extra = "haversack_draft_saved_seconds", "haversack_draft_extra_reads"
+        yield GaugeMetricFamily(saved, "Seconds that drafts saved, or lost", stats.draft_saved_s)
+        yield GaugeMetricFamily(extra, "Experts that drafts read more", stats.draft_extra_reads)
         yield GaugeMetricFamily("haversack_ram_budget_bytes", "The budget", plan.ram_bytes)
         yield GaugeMetricFamily("haversack_ram_peak_bytes", "The most taken", stats.ram_peak_bytes)
 

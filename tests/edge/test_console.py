@@ -42,6 +42,7 @@ def stats(hits: int, misses: int, low: int = 0, skipped: int = 0, leaned: int = 
         draft_rows=5,
         drafted=3,
         draft_accepted=1,
+        draft_extra_reads=4.5,
         draft_saved_s=-0.25,
         not_drafting="too dear",
         ram_budget_bytes=2 << 30,
@@ -118,7 +119,8 @@ def test_a_summary_tells_of_reads_where_there_are_any() -> None:
 
 def test_a_line_says_what_drafts_have_brought() -> None:
     assert console.drafting(stats(0, 0)) == (
-        "drafts: 1 of 3 tokens right in 2 passes of 5 rows, -0.25 s saved;"
+        "drafts: 1 of 3 tokens right in 2 passes of 5 rows, +4 experts read,"
+        " -0.25 s saved;"
         " none are computed now: too dear"
     )
 

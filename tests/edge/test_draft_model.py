@@ -86,6 +86,7 @@ def test_a_draft_is_wrong_at_any_place(
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {"max_tokens": 30, "temperature": 0},
+    "end": {"temperature": 0},
     "seed": {"max_tokens": 30, "seed": 4},
     "limit": {"max_tokens": 5, "temperature": 0},
     "stop": {"max_tokens": 30, "temperature": 0, "stop": (" the ",)},
@@ -100,16 +101,26 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def test_any_vocabulary_drafts_and_the_text_is_the_same(trunk_dir: Path) -> None:
     path = edge.builtin_model()
-    long = [10 + number % 50 for number in range(250)]
+    prompts: dict[str, str | list[int]] = {
+        "full": [10 + number % 50 for number in range(250)],
+        "end": "Once upon a time there was a fox",
+    }
 
     def texts(model: edge.Model) -> dict[str, Any]:
         return {
-            name: outcome(model, model.generate(long if name == "full" else TALE, **settings))
+            name: outcome(model, model.generate(prompts.get(name, TALE), **settings))
             for name, settings in SETTINGS.items()
         }
 
     with opened(path, trunk_dir, "off") as model:
         expected = texts(model)
+    reasons = {name: left[2] for name, left in expected.items()}
+    assert [reasons[name] for name in ("end", "stop", "full", "limit")] == [
+        "stop",
+        "stop",
+        "context",
+        "length",
+    ]
     for draft_from, share in ((TWIN, 0.25), (OTHER, None)):
         with opened(path, trunk_dir, f"{draft_from}:4", share) as model:
             assert texts(model) == expected

@@ -113,6 +113,7 @@ def check_lossless(path: Path, trunk_dir: Path, share: float | None, **settings:
             spent = model.stats().since(before)
             assert (spent.draft_accepted < spent.drafted) == (name != "none")
             assert (spent.draft_accepted > 0) == (name not in ("all", "0"))
+            assert not spent.draft_extra_reads or share is not None
 
 
 def test_text_and_logits_are_those_without_drafts(
