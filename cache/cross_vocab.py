@@ -6,6 +6,7 @@ that the target has read or chosen, and found again in later drafts (the n-gram 
 arXiv 2507.02659, for runs on both sides). All of it is plain integers.
 """
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from math import prod
@@ -18,7 +19,8 @@ from haversack.cache.ngram import Draft
 
 MOST_RUN = 8  # tokens of a run
 STORE_BYTES = 4 << 20
-_ENTRY_BYTES = 512  # of a pair in memory, at most: two tuples, their numbers, and a place
+_ENTRY_BYTES = 320  # of a pair in memory, at most: the bytes of two runs, and a place
+_TOKEN_BYTES = 4
 _BUILD_BYTES = 160  # of a token, while the same texts are looked for
 _IN_RUN_RATE = 0.98  # how often a target token is right where its run began right
 
@@ -64,7 +66,7 @@ class PairStore:
 
     def __init__(self, most_bytes: int = STORE_BYTES) -> None:
         self._most = most_bytes // _ENTRY_BYTES
-        self._pairs: OrderedDict[Tokens, Tokens] = OrderedDict()
+        self._pairs: OrderedDict[bytes, bytes] = OrderedDict()  # tokens of 4 bytes
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -73,26 +75,29 @@ class PairStore:
         """Note that the runs have the same text."""
         if max(map(len, pair)) > MOST_RUN:
             return
-        self._pairs[pair.draft] = pair.target
-        self._pairs.move_to_end(pair.draft)
+        run = _packed(pair.draft)
+        self._pairs[run] = _packed(pair.target)
+        self._pairs.move_to_end(run)
         while len(self._pairs) > self._most:
             self._pairs.popitem(last=False)
 
     def find(self, tokens: Sequence[int]) -> Pair | None:
         """Return the pair of the longest run of draft tokens that `tokens` begin with."""
-        for length in range(min(MOST_RUN, len(tokens)), 0, -1):
-            run = tuple(tokens[:length])
+        data = _packed(tokens[:MOST_RUN])
+        for end in range(len(data), 0, -_TOKEN_BYTES):
+            run = data[:end]
             target = self._pairs.get(run)
             if target is not None:
                 self._pairs.move_to_end(run)
-                return Pair(run, target)
+                return Pair(_unpacked(run), _unpacked(target))
         return None
 
     def to_bytes(self) -> bytes:
         """Return the pairs as they are kept in a file, the one that was used last at the end."""
+        runs = [map(_unpacked, pair) for pair in self._pairs.items()]
         numbers = [
             number
-            for draft, target in self._pairs.items()
+            for draft, target in runs
             for number in (len(draft), len(target), *draft, *target)
         ]
         return np.array(numbers, "<i4").tobytes()
@@ -113,6 +118,14 @@ class PairStore:
             if not (_are_tokens(target, num_target_tokens) and len(target) == lengths[1]):
                 raise ValueError("its pairs have wrong tokens")
             self.learn(Pair(draft, target))
+
+
+def _packed(tokens: Sequence[int]) -> bytes:
+    return array("i", tokens).tobytes()
+
+
+def _unpacked(data: bytes) -> Tokens:
+    return tuple(array("i", data))
 
 
 def _are_tokens(run: Tokens, num_tokens: int) -> bool:

@@ -1,9 +1,18 @@
 """What draft tokens stand for: tokens with the same text, and runs that were learnt."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from haversack.cache.cross_vocab import Pair, PairStore, aligned, same_texts, translated
+from haversack.cache.cross_vocab import (
+    MOST_RUN,
+    Pair,
+    PairStore,
+    aligned,
+    same_texts,
+    translated,
+)
 from haversack.cache.ngram import Draft
 
 TARGET = [b"a", b"b", b" fox", b"hen", b"", b"x y"]
@@ -50,7 +59,7 @@ def test_the_likelier_of_a_run_and_its_first_token_alone_is_taken(
 
 
 def test_the_pair_that_was_not_used_for_longest_makes_room() -> None:
-    pairs = PairStore(most_bytes=1024)
+    pairs = PairStore(most_bytes=640)
     for number in range(2):
         pairs.learn(Pair((number, 9), (number,)))
     assert pairs.find([0, 9, 5]) == Pair((0, 9), (0,))
@@ -70,3 +79,16 @@ def test_pairs_are_kept_as_bytes() -> None:
 def test_bytes_of_something_else_are_refused(numbers: list[int]) -> None:
     with pytest.raises(ValueError, match="its pairs have wrong"):
         PairStore().read(np.array(numbers, "<i4").tobytes(), 6, 6)
+
+
+def test_a_store_that_is_full_takes_what_it_may() -> None:
+    """Pairs of the longest runs, more than there is room for."""
+    most_bytes = 1 << 20
+    pairs = PairStore(most_bytes)
+    tracemalloc.start()
+    for number in range(5000):
+        run = tuple(range(1000 + number, 1000 + number + MOST_RUN))
+        pairs.learn(Pair(run, run))
+    taken_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(pairs) < 5000 and 0.6 * most_bytes < taken_bytes <= most_bytes
