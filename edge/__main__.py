@@ -46,7 +46,7 @@ def main() -> "NoReturn":
 
 def _name_build(arguments: list[str]) -> None:
     """Pass the option --llama-build on to the imports, which load that build."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         name, equals, value = argument.partition("=")
         if name == _BUILD_OPTION:
             os.environ[_BUILD_VARIABLE] = value if equals else following

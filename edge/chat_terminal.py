@@ -39,7 +39,7 @@ class TerminalTalk:
         self._session = PromptSession[str](
             history=_history(history or default_history()),
             multiline=True,
-            prompt_continuation=". ",
+            prompt_continuation=_continuation,
             key_bindings=_keys(),
             completer=CommandCompleter(),
             complete_while_typing=False,
@@ -128,6 +128,12 @@ def _is_open(text: str) -> bool:
     """Whether quotes wait for their end."""
     begun = text.lstrip()
     return begun.startswith(QUOTES) and not begun.rstrip().removeprefix(QUOTES).endswith(QUOTES)
+
+
+def _continuation(width: int, line_number: int, wrap_count: int) -> str:
+    """Return what stands before a line that is not the first, or goes on below itself."""
+    del width, line_number
+    return "  " if wrap_count else ". "
 
 
 def _keys() -> KeyBindings:

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
@@ -19,6 +20,7 @@ from haversack.devices.units import format_bytes
 from haversack.edge.loading import LoadProgress
 from haversack.edge.stats import Stats
 
+_USUAL_WIDTH = 80  # of a terminal that does not tell
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0)]
 # An answer may hold bytes that would move the cursor, retitle the window or worse.
 _SAFE_ON_TERMINAL = {code: "\N{REPLACEMENT CHARACTER}" for code in _CONTROLS if code not in (9, 10)}
@@ -90,9 +92,26 @@ def notice(message: object) -> None:
 
 
 def tell(text: object) -> None:
-    """Write lines to stderr, each as `notice` does."""
+    """Write lines to stderr, each as `notice` does; on a terminal no word is broken in two."""
     with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+        told = str(text)
+        if sys.stderr.isatty():
+            told = wrapped(told, _terminal_width())
+        print(told, file=sys.stderr, flush=True)
+
+
+def _terminal_width() -> int:
+    with suppress(OSError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns or _USUAL_WIDTH
+    return _USUAL_WIDTH
+
+
+def wrapped(text: str, width: int) -> str:
+    """Return `text` with lines of `width` characters at most, broken between words."""
+    return "\n".join(
+        "\n".join(textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False))
+        for line in text.split("\n")
+    )
 
 
 def one_line(message: object) -> str:

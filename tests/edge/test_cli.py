@@ -491,3 +491,14 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
         )
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1 and "cannot write the output" in result.stderr
+
+
+def test_the_shell_completes_commands() -> None:
+    asked = {
+        "_HAVERSACK_COMPLETE": "complete_bash",
+        "COMP_WORDS": "haversack ch",
+        "COMP_CWORD": "1",
+    }
+    command = [sys.executable, "-m", "haversack.edge"]
+    found = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True)
+    assert (found.returncode, found.stdout.split()) == (0, ["chat"])

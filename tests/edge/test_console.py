@@ -157,3 +157,10 @@ def test_the_log_goes_to_stderr(
     shown = stderr.getvalue()
     assert "haversack: a keyword is ignored\n" in shown
     assert ("loaded" in shown) is ("noise" in shown) is verbose
+
+
+def test_words_stay_whole_on_a_narrow_terminal() -> None:
+    table = "  trunk     4.0 MiB\n  KV cache  2.1 MiB"
+    assert console.wrapped(table, 80) == table
+    assert console.wrapped("one two-three four", 9) == "one\ntwo-three\nfour"
+    assert console.wrapped("a /very/long/path", 9) == "a\n/very/long/path"
