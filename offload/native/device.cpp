@@ -134,15 +134,18 @@ bool ContextDevice::claims_between(const Tensor *op) const {
 // The layer whose router has put its experts in this order, if the choice may lean; else NOWHERE.
 int32_t ContextDevice::leaning_layer(const Tensor *op) const {
     if (op->op != ggml().op_argsort || !engine_ || !engine_->leans()) return NOWHERE;
-    if (op->ne[1] > MOST_EXACT_ROWS || op->src[0]->type != TYPE_F32) return NOWHERE;
-    if (std::strncmp(op->name, ORDER, sizeof ORDER - 1) != 0) return NOWHERE;
+    const bool is_named = std::strncmp(op->name, ORDER, sizeof ORDER - 1) == 0;
+    if (!is_named || op->src[0]->type != TYPE_F32) return NOWHERE;
     return engine_->leaning_layer(std::atoi(op->name + sizeof ORDER - 1), op->ne[0]);
 }
 
 bool ContextDevice::claims(const Tensor *op) const {
     if (is_kept_out(op->src[0])) return true;
     if (takes_rows(op)) return true;
-    if (leaning_layer(op) != NOWHERE) return can_lean_ = true;
+    if (leaning_layer(op) != NOWHERE) {
+        can_lean_ = true;  // llama.cpp plans a graph of many rows first, and maybe no other
+        return op->ne[1] <= MOST_EXACT_ROWS;
+    }
     if (op->op == ggml().op_mul_mat_id) return false;
     if (weights_.empty() || !claims_between(op)) return false;
     const Weight *product = nearest_product(op->src[0], 0);
