@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         UnitError,
     )
     from haversack.edge.fidelity import Fidelity
+    from haversack.edge.forecasting import Forecast, forecast
     from haversack.edge.generation import Generation
     from haversack.edge.isolated import IsolatedGeneration, IsolatedModel, load_isolated
     from haversack.edge.loading import LoadOptions, builtin_model, load
@@ -49,6 +50,7 @@ __all__ = [
     "ClosedError",
     "ContextError",
     "Fidelity",
+    "Forecast",
     "Generation",
     "HaversackError",
     "IsolatedGeneration",
@@ -65,6 +67,7 @@ __all__ = [
     "StorageError",
     "UnitError",
     "builtin_model",
+    "forecast",
     "load",
     "load_isolated",
     "plan",
@@ -74,6 +77,7 @@ __all__ = [
 _MODULES = {
     "Budget": "haversack.edge.ram_budget",
     "Fidelity": "haversack.edge.fidelity",
+    "Forecast": "haversack.edge.forecasting",
     "Generation": "haversack.edge.generation",
     "IsolatedGeneration": "haversack.edge.isolated",
     "IsolatedModel": "haversack.edge.isolated",
@@ -85,6 +89,7 @@ _MODULES = {
     "Sampling": "haversack.edge.sampling",
     "Stats": "haversack.edge.stats",
     "builtin_model": "haversack.edge.loading",
+    "forecast": "haversack.edge.forecasting",
     "load": "haversack.edge.loading",
     "load_isolated": "haversack.edge.isolated",
     "plan": "haversack.edge.planner",

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from haversack.devices.errors import PromptError
 from haversack.devices.storage import measure_disk
+from haversack.edge.forecasting import largest_part
 from haversack.edge.model import Model
 from haversack.edge.model_plan import STREAMED, Plan
 from haversack.edge.replay import Replay, Trace
@@ -141,8 +142,7 @@ def single_tokens(vocab_size: int, warm_tokens: int, tokens: int) -> Work:
 def device_bytes_s(planned: Plan, cache_dir: Path) -> float:
     """Measure the most bytes a second that the drive under the model gives now, on the largest of
     its files, in about 1.5 s. Raises StorageError."""
-    largest = max(planned.geometry.paths, key=lambda path: path.stat().st_size)
-    return measure_disk(largest, cache_dir=cache_dir, refresh=True).bytes_s
+    return measure_disk(largest_part(planned), cache_dir=cache_dir, refresh=True).bytes_s
 
 
 def replay_of(trace: Path | None, planned: Plan) -> Replay | None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from haversack.devices.units import format_bytes
+from haversack.edge.cache_dir import kv_folder
 from haversack.edge.kv_disk import KeptText, list_texts, remove_texts
-from haversack.edge.loading import kv_folder
 from haversack.quant.records import LowFile, list_low_files
 from haversack.quant.trunk import TrunkFile, list_lone_ngrams, list_trunks, remove_trunks
 

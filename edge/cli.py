@@ -39,15 +39,14 @@ from haversack.edge.generation import Generation
 from haversack.edge.given_text import checked_text
 from haversack.edge.kv_options import ClearOptions, KeepingOptions
 from haversack.edge.loading import LoadOptions, load
+from haversack.edge.measure_options import BenchOptions, EvalOptions
 from haversack.edge.model import Model
 from haversack.edge.model_plan import DENSE, Plan
 from haversack.edge.option_groups import takes
 from haversack.edge.options import (
-    BenchOptions,
     CacheOptions,
     ChatOptions,
     DraftOptions,
-    EvalOptions,
     LogOptions,
     LowOptions,
     ModelOptions,
@@ -60,7 +59,7 @@ from haversack.edge.sampling import WINDOW_FIRST_TOKENS
 from haversack.edge.server.options import ServeOptions
 from haversack.edge.speculate import AUTO
 from haversack.quant.description import description
-from haversack.quant.gguf import read_geometry
+from haversack.quant.gguf import ModelGeometry, read_geometry
 
 _log = logging.getLogger("haversack.cli")
 
@@ -229,36 +228,34 @@ def show_plan(
     model: ModelOptions, drafts: DraftOptions, fidelity: FidelityOptions, output: OutputOptions
 ) -> None:
     """Show how a budget would be spent; exit code 3 if it does not suffice."""
+    from haversack.edge.forecasting import known_facts
+    from haversack.edge.plan_view import PlanView
+
     log_to_stderr(False)
-    with planned_before_download(model, fidelity, drafts.speculate) as planned:
-        _show_plan(planned, output)
+    with geometry_before_download(model) as geometry:
+
+        def replan(ctx: int | None) -> Plan:
+            return fidelity.plan(replace(model, ctx=ctx), geometry, speculate=drafts.speculate)
+
+        planned = replan(model.ctx)
+        view = PlanView(planned, known_facts(planned, fidelity.folder, measure=True), replan)
+        if output.json:
+            write_json(view.to_dict())
+        else:
+            view.show()
 
 
 @contextmanager
-def planned_before_download(
-    model: ModelOptions, fidelity: FidelityOptions, speculate: str
-) -> Generator[Plan]:
-    """Yield the plan; of a model of the hub that was not downloaded only the header is read."""
+def geometry_before_download(model: ModelOptions) -> Generator[ModelGeometry]:
+    """Yield the model's geometry; of one of the hub that was not downloaded only the header is
+    read."""
     name = model.remote_name
     if name is None:
-        yield fidelity.plan(model, speculate=speculate)
+        yield read_geometry(model.path)
         return
     with hub.remote_geometry(name) as geometry:
         notice(f"haversack: {hub.described(name, geometry)}")
-        yield fidelity.plan(model, geometry, speculate=speculate)
-
-
-def _show_plan(planned: Plan, output: OutputOptions) -> None:
-    if output.json:
-        write_json(planned.to_dict())
-        return
-    rows = [
-        (name, format_bytes(num), f"{num:,}", f"{num / planned.ram_bytes:.1%}")
-        for name, num in planned.rows()
-    ]
-    head, *_, conclusion = str(planned).splitlines()
-    write_table(head, ("memory", ">size", ">bytes", ">share"), rows)
-    write_text(conclusion.strip() + "\n")
+        yield geometry
 
 
 @app.command("bench")
@@ -276,6 +273,10 @@ def bench_model(
     log_to_stderr(log.verbose)
     sized = replace(model, ctx=asked.num_tokens if model.ctx is None else model.ctx)
     planned = fidelity.plan(sized)
+    if asked.sweep is not None:
+        from haversack.edge.sweep import show_sweep
+
+        return show_sweep(planned, asked, fidelity.folder, output.json)
     replay_of(asked.trace, planned)  # raises for a wrong trace before anything is loaded
     drive_bytes_s = device_bytes_s(planned, fidelity.folder)
     with opened(planned, fidelity, log, warm_start=False) as loaded:

@@ -11,8 +11,8 @@ from typing import Any
 
 from haversack.devices.errors import HaversackError
 from haversack.edge.bench import BenchResult, Work, logits_sha256
+from haversack.edge.measure_options import LLAMA_CPP
 from haversack.edge.model_plan import Plan
-from haversack.edge.options import LLAMA_CPP
 from haversack.edge.plain_llama import PlainLlama, drop_pages
 from haversack.edge.replay import Replay, Trace
 from haversack.quant.gguf import read_geometry

@@ -185,6 +185,8 @@ def summary(stats: Stats, num_tokens: int) -> str:
         parts.append(f"{stats.uses_leaned} experts were chosen because they were in memory")
     if stats.draft_rounds:
         parts.append(f"{stats.draft_accepted} of {stats.drafted} drafted tokens were right")
+    if stats.forecast_tok_s:
+        parts.append(f"forecast were {stats.forecast_tok_s:.1f} tok/s")
     peak, budget = format_bytes(stats.ram_peak_bytes), format_bytes(stats.ram_budget_bytes)
     return "; ".join([*parts, f"peak {peak} of {budget}"])
 

@@ -20,10 +20,11 @@ import numpy as np
 from haversack.devices.errors import HaversackError, ModelFileError, PromptError, StorageError
 from haversack.devices.llama import EXACT_KV_TYPE, KV_TYPES
 from haversack.devices.units import format_bytes
+from haversack.edge.cache_dir import default_cache_dir
 from haversack.edge.fidelity import MODES, Fidelity
 from haversack.edge.fidelity_options import FidelityOptions
 from haversack.edge.given_text import longest_text_bytes, read_at_most
-from haversack.edge.loading import LoadOptions, default_cache_dir, load
+from haversack.edge.loading import LoadOptions, load
 from haversack.edge.model import Model
 from haversack.edge.model_plan import Plan
 from haversack.edge.options import ModelOptions

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 from haversack.devices.memory import PeakMeter
 from haversack.edge.call import Call
+from haversack.edge.decoding import DecodeMeter
 from haversack.edge.extra_reads import ExtraReads
+from haversack.edge.forecasting import Facts, Forecast, forecast_of
 from haversack.edge.model_plan import Plan
 from haversack.edge.speculate import Speculation
 from haversack.edge.stats import Stats
@@ -21,19 +23,20 @@ class Figures:
     ) -> None:
         """`peak` meters the process."""
         self._engine, self.plan, self._peak = engine, planned, peak
-        self._speculation = speculation
+        self._speculation, self.decoding = speculation, DecodeMeter(engine)
+        self.facts: Facts | None = None  # what its forecasts are made of
         self._prompt_tokens = self._decoded_tokens = 0
         self._prefill_s = self._decode_s = 0.0
-        self._extra_reads, self._num_reads = ExtraReads(), 0
+        self._extra_reads = ExtraReads()
         peak.look()
 
     def count_prompt(self, call: Call, num_tokens: int, pass_s: float) -> None:
         """Count a batch of a prompt."""
-        self._new_reads()
         call.prompt_tokens += num_tokens
         call.prefill_s += pass_s
         self._prompt_tokens += num_tokens
         self._prefill_s += pass_s
+        self.decoding.pass_over()
         self._peak.look()
 
     def count_decoded(
@@ -42,18 +45,18 @@ class Figures:
         """Count a pass with tokens that are no prompt's, so many of each call, and with drafted
         rows."""
         num_tokens = sum(number for _, number in decoded)
-        self._extra_reads.note(num_tokens, num_drafted, self._new_reads())
+        num_misses = self.decoding.count(num_tokens, pass_s)
+        self._extra_reads.note(num_tokens, num_drafted, num_misses)
         for call, num_tokens in decoded:
             call.decoded_tokens += num_tokens
             call.decode_s += pass_s
             self._decoded_tokens += num_tokens
         self._decode_s += pass_s
 
-    def _new_reads(self) -> int:
-        """Return how many uses of experts were misses since the call before."""
-        before, experts = self._num_reads, self._engine.experts
-        self._num_reads = experts.misses if experts else 0
-        return self._num_reads - before
+    @property
+    def forecast(self) -> Forecast | None:
+        """What is forecast for the plan as it is now."""
+        return None if self.facts is None else forecast_of(self.plan, self.facts)
 
     def spent(self, call: Call, before: Stats) -> Stats:
         """Return what the call took: its own tokens and passes, and what the engine did since
@@ -69,7 +72,7 @@ class Figures:
     def stats(self) -> Stats:
         """Return everything since loading."""
         experts, files = self._engine.experts, self._engine.files
-        speculation = self._speculation
+        speculation, forecast, decoded = self._speculation, self.forecast, self.decoding.total
         counts = experts.prefetch_counts() if experts else None
         levels = experts.level_counts() if experts else LevelCounts()
         return Stats(
@@ -101,6 +104,12 @@ class Figures:
             draft_extra_reads=self._extra_reads.number,
             draft_saved_s=speculation.gate.saved_s,
             not_drafting=speculation.why_closed,
+            decode_hits=decoded.hits,
+            decode_misses=decoded.misses,
+            decode_bytes_read=decoded.bytes_read,
+            decode_wait_s=decoded.wait_s,
+            forecast_tok_s=forecast.tok_s if forecast else 0.0,
+            forecast_hit_rate=forecast.hit_rate if forecast else 0.0,
             ram_budget_bytes=self.plan.ram_bytes,
             ram_planned_bytes=self.plan.planned_bytes,
             ram_peak_bytes=self._peak.look(),

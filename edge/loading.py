@@ -9,8 +9,6 @@ from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
-import platformdirs
-
 from haversack.cache.cross_vocab import PairStore
 from haversack.devices.errors import (
     DamagedTrunkError,
@@ -25,11 +23,13 @@ from haversack.devices.memory import PeakMeter
 from haversack.devices.storage import DirectFile, known_speed
 from haversack.devices.system import host
 from haversack.devices.units import size_bytes
+from haversack.edge.cache_dir import default_cache_dir, kv_folder
 from haversack.edge.context_shape import DEFAULT_BATCH_TOKENS, ShapeSettings
 from haversack.edge.draft_model import DraftModel
 from haversack.edge.draft_text import Vocabularies
 from haversack.edge.drafter_plan import DrafterPlan
 from haversack.edge.fidelity import Fidelity
+from haversack.edge.forecasting import known_facts, record_of
 from haversack.edge.kv_disk import KvDisk
 from haversack.edge.lease import lease_for, pools_left
 from haversack.edge.loop import EngineLoop
@@ -37,6 +37,7 @@ from haversack.edge.model import Model
 from haversack.edge.model_plan import EXACT, STREAMED, Plan
 from haversack.edge.planner import plan, with_drafts
 from haversack.edge.ram_budget import Budget
+from haversack.edge.run_records import keep_record, record_key
 from haversack.edge.speculate import AUTO, Asked, Helper, Speculation, asked_for, speculation_of
 from haversack.offload.engine import Engine, LoadHooks, open_resident, open_streamed
 from haversack.offload.expert_files import NUM_READERS, OpenFile
@@ -64,7 +65,8 @@ class LoadOptions:
     share done. `open_file` opens a file to read experts from; benchmarks give one of a known speed.
     With `warm_start`, a streamed model reads back the experts that its last run saved, while no
     other read is wanted, and saves its own when closed. Without it, nothing is read back or saved.
-    What drafts come from is kept from run to run in the same way.
+    What drafts come from, and the speed that later forecasts are made of, are kept from run to run
+    in the same way.
     `fidelity` is a mode's name or a `Fidelity`. `kv_type` is the block type of the context's keys
     and values, see `plan`. With `kv_disk`, a size ("10GiB"), those of a text whose place another
     one takes, and of all texts when the model is closed, wait in a folder of the cache of at most
@@ -105,16 +107,6 @@ class LoadOptions:
     def asked_fidelity(self) -> Fidelity:
         """Return `fidelity` whole. Raises PromptError."""
         return self.fidelity if isinstance(self.fidelity, Fidelity) else Fidelity(self.fidelity)
-
-
-def kv_folder(cache_dir: str | Path | None) -> Path:
-    """Return the folder where texts wait for `LoadOptions.kv_disk`."""
-    return Path(cache_dir or default_cache_dir()) / "kv"
-
-
-def default_cache_dir() -> Path:
-    """Return the folder where trunk files lie by default."""
-    return Path(platformdirs.user_cache_dir("haversack")) / "trunks"
 
 
 def builtin_model() -> Path:
@@ -198,6 +190,7 @@ def _loaded(planned: Plan, options: LoadOptions, stop: StopFlag, seed: int | Non
             speculation = _speculation(planned, options, engine)
         loop = EngineLoop(engine, planned, speculation, lease, peak)
         _keep_texts(loop, options)
+        _forecast(planned, options, loop)
         return Model(planned, loop, lease, seed)
     except BaseException:
         host.give_back_freed_memory()
@@ -214,6 +207,21 @@ def _keep_texts(loop: EngineLoop, options: LoadOptions) -> None:
         except BaseException:
             loop.engine.close()
             raise
+
+
+def _forecast(planned: Plan, options: LoadOptions, loop: EngineLoop) -> None:
+    """Have the model's figures forecast from what is known, and keep what this run measures."""
+    folder, figures = Path(options.cache_dir or default_cache_dir()), loop.figures
+    figures.facts = facts = known_facts(planned, folder, measure=False)
+
+    def keep() -> None:
+        record = record_of(planned, figures.decoding.steady, facts)
+        if record is not None and figures.plan.slot_bytes == planned.slot_bytes:
+            with contextlib.suppress(OSError):  # a full disk costs a better forecast, no more
+                keep_record(folder, record_key(planned, folder), record)
+
+    if options.warm_start:
+        loop.engine.on_close(keep)
 
 
 def _speculation(planned: Plan, options: LoadOptions, engine: Engine) -> Speculation:

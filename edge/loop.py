@@ -61,6 +61,7 @@ class EngineLoop:
         self._life = threading.Lock()  # held while the engine is used beside the loop, and freed
         self._driver = 0  # the thread that drives, if one does
         self._num_waiting = 0
+        self._num_between = 0  # threads that want no pass to be computed; they come first
         self._closed = False
         self._widest_rows = 0
 
@@ -88,7 +89,7 @@ class EngineLoop:
             while not call.is_ready:
                 if self._takes_drive(call, wanted):
                     try:
-                        while not call.is_ready:
+                        while not call.is_ready and not self._num_between:
                             self._pass(call)
                     finally:
                         self._give_drive()
@@ -116,7 +117,7 @@ class EngineLoop:
                     self._refuse_stopped(call)
                     if call.sequence is None:
                         self._schedule.find_sequence(call, wanted)
-                    if call.sequence is not None and not self._driver:
+                    if call.sequence is not None and not self._driver and not self._num_between:
                         self._driver = call.reader
                         return True
                     self._refuse_inner_call()
@@ -323,9 +324,14 @@ class EngineLoop:
         model is closed, or if a pass of this very thread is computed now."""
         self.check_open()
         with self._lock:
-            self._wait_for_driver()
-            self.check_open()
-            return use(self.engine)
+            self._num_between += 1
+            try:
+                self._wait_for_driver()
+                self.check_open()
+                return use(self.engine)
+            finally:
+                self._num_between -= 1
+                self._wake()
 
     def _refuse_inner_call(self) -> None:
         if self._driver == threading.get_ident():

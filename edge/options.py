@@ -11,6 +11,7 @@ import typer
 
 from haversack.devices.errors import PromptError
 from haversack.devices.llama import EXACT_KV_TYPE, KV_TYPES
+from haversack.edge.cache_dir import default_cache_dir
 from haversack.edge.computer_options import BuildOptions
 from haversack.edge.context_shape import DEFAULT_BATCH_TOKENS
 from haversack.edge.gbnf import MAX_GRAMMAR_CHARS
@@ -22,7 +23,7 @@ from haversack.edge.given_text import (
     read_at_most,
 )
 from haversack.edge.hub import HubName, cached, local_path, name_of
-from haversack.edge.loading import LoadOptions, builtin_model, default_cache_dir
+from haversack.edge.loading import LoadOptions, builtin_model
 from haversack.edge.model_plan import Plan
 from haversack.edge.planner import plan
 from haversack.edge.sampling import MAX_SEED, Sampling
@@ -32,9 +33,6 @@ from haversack.edge.speculate import asked_for
 from haversack.edge.text import without_mark
 from haversack.quant.gguf import ModelGeometry
 from haversack.quant.requantize import AUTO
-
-LLAMA_CPP = "llama.cpp"  # the engine that a benchmark can compare with
-
 
 _WINDOW_HELP = (
     "Go on where the context is full, from the first tokens and the recent half of the others."
@@ -278,103 +276,6 @@ class ChatOptions(DraftOptions):
 
 
 @dataclass(frozen=True)
-class BenchOptions:
-    """How much work is measured, and with which engine it is compared. Raises PromptError for less
-    than one timed token of each kind, and for an engine that is not known."""
-
-    prompt_tokens: Annotated[
-        int,
-        typer.Option("--prompt-tokens", "-p", metavar="N", help="Random tokens of the prompt."),
-    ] = 512
-    warm_tokens: Annotated[
-        int,
-        typer.Option(
-            "--warm-tokens",
-            metavar="N",
-            help="Random tokens decoded then and not timed, while slots (or page cache) fill.",
-        ),
-    ] = 64
-    tokens: Annotated[
-        int,
-        typer.Option(
-            "--tokens",
-            "--decode-tokens",
-            "-n",
-            metavar="N",
-            help="Random tokens decoded after them, timed.",
-        ),
-    ] = 64
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the random tokens.")] = 0
-    trace: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Force the routing recorded in this .npz, token after token, from its start again"
-            " where it ends; nothing is prefetched then.",
-        ),
-    ] = None
-    compare: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ENGINE",
-            help=f"{LLAMA_CPP}: afterwards time it, plain, weights mapped and not repacked, on the"
-            " same tokens and routing in a process of its own. --ram does not limit it: for that"
-            " run the whole command in a control group.",
-        ),
-    ] = None
-
-    def __post_init__(self) -> None:
-        least = (
-            ("-p", self.prompt_tokens, 1),
-            ("--warm-tokens", self.warm_tokens, 0),
-            ("-n", self.tokens, 1),
-        )
-        for flag, value, least_value in least:
-            if value < least_value:
-                raise PromptError(f"{flag} is {value}: give {least_value} or more")
-        if self.compare not in (None, LLAMA_CPP):
-            raise PromptError(f"--compare is {self.compare!r}: give {LLAMA_CPP}")
-
-    @property
-    def num_tokens(self) -> int:
-        """How many tokens are computed in all."""
-        return self.prompt_tokens + self.warm_tokens + self.tokens
-
-
-@dataclass(frozen=True)
-class EvalOptions:
-    """On which text a fidelity is measured. Raises PromptError."""
-
-    text: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The text, in UTF-8; some thousand tokens.")
-    ] = None
-    tokens: Annotated[
-        int,
-        typer.Option(
-            "--tokens",
-            "-n",
-            metavar="N",
-            help="Tokens of it at most. The logits of exact for them wait in a file meanwhile.",
-        ),
-    ] = 2048
-    all: Annotated[
-        bool,
-        typer.Option(
-            "--all",
-            help="Measure every fidelity and KV type, and draw bytes read against quality.",
-        ),
-    ] = False
-    png: Annotated[Path, typer.Option(metavar="FILE", help="The picture that --all draws.")] = Path(
-        "fidelity.png"
-    )
-
-    def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise PromptError(f"-n is {self.tokens}: give 1 or more")
-        if self.text is None:
-            raise PromptError("no text is given: give --text FILE")
-
-
 @dataclass(frozen=True)
 class LowOptions:
     """Which low copies of a model's experts are made."""

@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
+from typing_extensions import Self
+
 from haversack.edge.logprobs import TokenLogprobs
 from haversack.edge.stats import Stats
 
@@ -69,7 +71,7 @@ class Pieces(ABC):
             raise StopAsyncIteration
         return piece
 
-    def __enter__(self) -> "Pieces":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

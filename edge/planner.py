@@ -135,6 +135,17 @@ def _with_drafter(planned: Plan, drafter: DrafterPlan | None, draft_bytes: int) 
     return replace(spent, drafter=drafter, **kept)
 
 
+def with_ram(planned: Plan, ram_bytes: int) -> Plan:
+    """Return the plan of the same model in another budget. Raises BudgetError with the floor."""
+    if planned.precision is not None and ram_bytes < planned.full_bytes:
+        pools = planned.pools_in(ram_bytes - planned.fixed_bytes)
+        slot_total = pools_bytes(pools)
+        if planned.fixed_bytes + slot_total <= ram_bytes:
+            return replace(planned, ram_bytes=ram_bytes, pools=pools, slot_bytes=slot_total)
+    spent = _spend(planned.geometry, planned.shape, planned.costs, ram_bytes)
+    return replace(spent, drafter=planned.drafter)
+
+
 def streamed(planned: Plan, share: float = 1.0) -> Plan:
     """Return the plan with slots for `share` of the experts, for measuring and testing. The budget
     grows if it must."""

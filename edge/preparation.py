@@ -17,7 +17,8 @@ from pathlib import Path
 from haversack.devices.cores import usable_cores
 from haversack.devices.errors import HaversackError, ModelFileError, PromptError, StorageError
 from haversack.devices.units import format_bytes
-from haversack.edge.loading import LoadOptions, LoadProgress, default_cache_dir, load
+from haversack.edge.cache_dir import default_cache_dir
+from haversack.edge.loading import LoadOptions, LoadProgress, load
 from haversack.edge.model import Model
 from haversack.edge.model_plan import Plan
 from haversack.edge.planner import plan

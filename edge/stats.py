@@ -34,7 +34,11 @@ class Stats:
     time that this saved, less than 0 where it lost. `not_drafting` says in one line why nothing is
     drafted now; it is empty while drafting pays.
 
-    The `ram_` figures, `prefetching` and `not_drafting` are not differences.
+    `decode_hits`, `decode_misses`, `decode_bytes_read` and `decode_wait_s` are what `decode_s` has
+    of such counts. `forecast_tok_s` and `forecast_hit_rate` are what was forecast for decoding when
+    the model was loaded or resized, see `edge.forecasting`; 0 if too little was known.
+
+    The `ram_` and `forecast_` figures, `prefetching` and `not_drafting` are not differences.
     """
 
     prompt_tokens: int
@@ -65,6 +69,12 @@ class Stats:
     draft_extra_reads: float
     draft_saved_s: float
     not_drafting: str
+    decode_hits: int
+    decode_misses: int
+    decode_bytes_read: int
+    decode_wait_s: float
+    forecast_tok_s: float
+    forecast_hit_rate: float
     ram_budget_bytes: int
     ram_planned_bytes: int
     ram_peak_bytes: int
@@ -91,6 +101,12 @@ class Stats:
         return self.hits / uses if uses else 1.0
 
     @property
+    def decode_hit_rate(self) -> float:
+        """Return the same for decoding alone."""
+        uses = self.decode_hits + self.decode_misses
+        return self.decode_hits / uses if uses else 1.0
+
+    @property
     def prefetch_precision(self) -> float:
         """Return the share of prefetched experts that were then chosen; 0 without prefetches."""
         return self.prefetched_right / self.prefetched if self.prefetched else 0.0
@@ -109,7 +125,7 @@ class Stats:
         kept = {
             name: value
             for name, value in vars(self).items()
-            if name.startswith("ram_") or name in ("prefetching", "not_drafting")
+            if name.startswith(("ram_", "forecast_")) or name in ("prefetching", "not_drafting")
         }
         counted = {
             name: value - getattr(earlier, name)

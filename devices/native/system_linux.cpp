@@ -31,7 +31,9 @@ bool make_pages(uint8_t *address, int64_t num_bytes) {
     return madvise(address, num_bytes, POPULATE_WRITE) == 0;
 }
 
-void lower_priority() { setpriority(PRIO_PROCESS, syscall(SYS_gettid), 19); }
+// A tenth of a thread that computes. Lower, a thread that makes a page while it is preempted by busy
+// programs holds up those that wait for it, and the lock of the process's addresses, for seconds.
+void lower_priority() { setpriority(PRIO_PROCESS, syscall(SYS_gettid), 10); }
 
 // Forbids huge pages, so that `used_stack_bytes` does not count 2 MiB for each byte used.
 void watch_stack() {

@@ -35,7 +35,9 @@ void Toucher::set_memory(uint8_t *base, int64_t num_bytes) {
         known->used_bytes = std::min(known->used_bytes, num_bytes);
         known->touched_bytes = std::min(known->touched_bytes, num_bytes);
     }
-    idle_.wait(lock, [this] { return !touching_; });
+    idle_.wait(lock, [this, end = base + num_bytes, base] {
+        return touched_base_ != base || touched_end_ <= end;
+    });
     if (!thread_.joinable() && !closing_) thread_ = std::thread([this] { run(); });
 }
 
@@ -89,13 +91,14 @@ void Toucher::run() {
         int64_t end = std::min(memory->num_bytes, start + STEP_BYTES);
         uint8_t *address = memory->base + start;
         memory->touched_bytes = end;
-        touching_ = true;
+        touched_base_ = memory->base;
+        touched_end_ = memory->base + end;
         lock.unlock();
         const double began_s = now_s();
         bool can = make_pages(address, end - start);
         const double step_s = now_s() - began_s;
         lock.lock();
-        touching_ = false;
+        touched_base_ = nullptr;
         idle_.notify_all();
         if (!can) return;
         s_per_byte_ += (step_s / (end - start) - s_per_byte_) * (s_per_byte_ > 0 ? WEIGHT : 1);

@@ -41,7 +41,9 @@ class Toucher {
     std::mutex mutex_;
     std::condition_variable work_, idle_;
     std::thread thread_;
-    bool touching_ = false, closing_ = false, gentle_ = false;
+    // The memory where a page is being made, if one is, and the end of that page.
+    const uint8_t *touched_base_ = nullptr, *touched_end_ = nullptr;
+    bool closing_ = false, gentle_ = false;
     double s_per_byte_ = 0;
 };
 

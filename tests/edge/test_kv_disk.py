@@ -8,8 +8,8 @@ import pytest
 
 from haversack import edge
 from haversack.devices.errors import PromptError, UnitError
+from haversack.edge.cache_dir import kv_folder
 from haversack.edge.kv_disk import list_texts, remove_texts
-from haversack.edge.loading import kv_folder
 
 TinyModel = Callable[..., Path]
 FOX = "Once upon a time, there was a little fox who lived in the deep forest with his mom and dad. "

@@ -6,15 +6,11 @@ from pathlib import Path
 import pytest
 
 from haversack.devices.errors import PromptError
+from haversack.edge.cache_dir import default_cache_dir
 from haversack.edge.given_text import checked_text, decoded, longest_text_bytes
-from haversack.edge.loading import builtin_model, default_cache_dir
-from haversack.edge.options import (
-    BenchOptions,
-    CacheOptions,
-    ModelOptions,
-    RunOptions,
-    SamplingOptions,
-)
+from haversack.edge.loading import builtin_model
+from haversack.edge.measure_options import BenchOptions
+from haversack.edge.options import CacheOptions, ModelOptions, RunOptions, SamplingOptions
 from haversack.edge.sampling import Sampling
 
 

@@ -80,6 +80,29 @@ def test_by_another_thread(planned: Plan, text: str) -> None:
         model.check_integrity()
 
 
+def test_a_text_makes_room_between_its_tokens(planned: Plan) -> None:
+    """Nobody waits until a text has ended."""
+    begun, sizes = threading.Event(), [ram_of(planned, share) for share in (0.0, 1.0)]
+    num_tokens, resized_at = 800, list[int]()
+    longer = streamed(edge.plan(planned.path, ram="1GiB", ctx=1024, threads=1))
+    with edge.load(longer, options=PLAIN) as model:
+        generation = model.generate(PROMPT, num_tokens, temperature=0)
+
+        def write() -> None:
+            for _ in generation:
+                begun.set()
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        begun.wait()
+        while thread.is_alive():
+            model.resize(sizes[len(resized_at) % 2] + 2**26)
+            resized_at.append(len(generation.tokens))
+        thread.join()
+    assert len(generation.tokens) == num_tokens
+    assert any(number < num_tokens for number in resized_at)
+
+
 def test_in_two_precisions(tiny_model: TinyModel, planned: Plan) -> None:
     low_from = tiny_model(shape=SHAPE, expert_type="Q2_K")
     options = edge.LoadOptions(warm_start=False, fidelity=edge.Fidelity("balanced", low_from))

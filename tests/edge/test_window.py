@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from haversack import edge
-from haversack.edge.loading import kv_folder
+from haversack.edge.cache_dir import kv_folder
 
 STORY = "Once upon a time, there was a little girl named Lily."
 CTX, FIRST = 64, 8

@@ -71,9 +71,11 @@ class Outcome:
 
 
 @contextmanager
-def served(model: Path, ram: str, parallel: int, queue: int) -> Iterator[str]:
-    """Run a server for the time of the block; its address."""
-    command = [sys.executable, "-m", "haversack.edge", "serve", str(model), "--port", "0"]
+def served(
+    model: Path, ram: str, parallel: int, queue: int, wrapper: Sequence[str] = ()
+) -> Iterator[str]:
+    """Run a server for the time of the block; its address. `wrapper` begins its command line."""
+    command = [*wrapper, sys.executable, "-m", "haversack.edge", "serve", str(model), "--port", "0"]
     command += ["--ram", ram, "--parallel", str(parallel), "--queue", str(queue)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None

@@ -26,8 +26,8 @@ from haversack.cache.precision import fit
 from haversack.devices.errors import PromptError
 from haversack.devices.ggml import GraphNode
 from haversack.devices.units import parse_bytes
+from haversack.edge.cache_dir import default_cache_dir
 from haversack.edge.fidelity import BALANCED, FAST, Fidelity
-from haversack.edge.loading import default_cache_dir
 from haversack.edge.model_plan import EXACT, Plan
 from haversack.edge.planner import streamed
 from haversack.edge.replay import Replay, Trace

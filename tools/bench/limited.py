@@ -14,8 +14,8 @@ from typing import Any
 
 from haversack.devices.system.cgroup import run_limited
 from haversack.devices.units import format_bytes
+from haversack.edge.measure_options import LLAMA_CPP
 from haversack.edge.model_plan import Plan
-from haversack.edge.options import LLAMA_CPP
 from haversack.edge.planner import streamed
 from haversack.edge.replay import Trace
 

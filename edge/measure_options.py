@@ -1,0 +1,122 @@
+"""The options of the commands that measure: bench and eval."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from haversack.devices.errors import PromptError
+
+LLAMA_CPP = "llama.cpp"  # the engine that a benchmark can compare with
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """How much work is measured, and with which engine it is compared. Raises PromptError for less
+    than one timed token of each kind, and for an engine that is not known."""
+
+    prompt_tokens: Annotated[
+        int,
+        typer.Option("--prompt-tokens", "-p", metavar="N", help="Random tokens of the prompt."),
+    ] = 512
+    warm_tokens: Annotated[
+        int,
+        typer.Option(
+            "--warm-tokens",
+            metavar="N",
+            help="Random tokens decoded then and not timed, while slots (or page cache) fill.",
+        ),
+    ] = 64
+    tokens: Annotated[
+        int,
+        typer.Option(
+            "--tokens",
+            "--decode-tokens",
+            "-n",
+            metavar="N",
+            help="Random tokens decoded after them, timed.",
+        ),
+    ] = 64
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the random tokens.")] = 0
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Force the routing recorded in this .npz, token after token, from its start again"
+            " where it ends; nothing is prefetched then.",
+        ),
+    ] = None
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENGINE",
+            help=f"{LLAMA_CPP}: afterwards time it, plain, weights mapped and not repacked, on the"
+            " same tokens and routing in a process of its own. --ram does not limit it: for that"
+            " run the whole command in a control group.",
+        ),
+    ] = None
+
+    sweep: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Run in N budgets instead, from the least that works to all in memory, each going"
+            " on from the same tokens, and draw tokens a second against the budget.",
+        ),
+    ] = None
+    png: Annotated[Path, typer.Option(metavar="FILE", help="The picture that --sweep draws.")] = (
+        Path("sweep.png")
+    )
+
+    def __post_init__(self) -> None:
+        least = (
+            ("-p", self.prompt_tokens, 1),
+            ("--warm-tokens", self.warm_tokens, 0),
+            ("-n", self.tokens, 1),
+            ("--sweep", 2 if self.sweep is None else self.sweep, 2),
+        )
+        for flag, value, least_value in least:
+            if value < least_value:
+                raise PromptError(f"{flag} is {value}: give {least_value} or more")
+        if self.compare not in (None, LLAMA_CPP):
+            raise PromptError(f"--compare is {self.compare!r}: give {LLAMA_CPP}")
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens are computed in all."""
+        return self.prompt_tokens + self.warm_tokens + self.tokens
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """On which text a fidelity is measured. Raises PromptError."""
+
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The text, in UTF-8; some thousand tokens.")
+    ] = None
+    tokens: Annotated[
+        int,
+        typer.Option(
+            "--tokens",
+            "-n",
+            metavar="N",
+            help="Tokens of it at most. The logits of exact for them wait in a file meanwhile.",
+        ),
+    ] = 2048
+    all: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="Measure every fidelity and KV type, and draw bytes read against quality.",
+        ),
+    ] = False
+    png: Annotated[Path, typer.Option(metavar="FILE", help="The picture that --all draws.")] = Path(
+        "fidelity.png"
+    )
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise PromptError(f"-n is {self.tokens}: give 1 or more")
+        if self.text is None:
+            raise PromptError("no text is given: give --text FILE")
