@@ -276,7 +276,6 @@ class ChatOptions(DraftOptions):
 
 
 @dataclass(frozen=True)
-@dataclass(frozen=True)
 class LowOptions:
     """Which low copies of a model's experts are made."""
 
