@@ -35,7 +35,7 @@ MISS_LAW = (0.502, 0.74)  # a and b above
 _HIDDEN = 0.46
 
 MEASURED, LIKELY, ROUGH = "measured", "likely", "rough"
-_ERRORS = {MEASURED: 0.15, LIKELY: 0.35, ROUGH: 0.6}  # of a token's time, either way
+_ERRORS = {MEASURED: 0.15, LIKELY: 0.35, ROUGH: 1.5}  # of a token's time, either way
 
 
 @dataclass(frozen=True)

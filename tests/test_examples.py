@@ -1,10 +1,36 @@
 """The examples run, on the built-in model."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+_XVFB = shutil.which("xvfb-run")  # a screen that nobody sees
+
+# Asks in the window as a user does, and ends it once something is answered.
+_IN_THE_WINDOW = """
+import tkinter, window
+from haversack import edge
+
+root = tkinter.Tk()
+with edge.load_isolated(edge.builtin_model(), ram="1GiB", ctx=512) as model:
+    shown = window.Window(root, model)
+    shown._entry.insert(0, "Tell me a story about a fox.")
+    shown.ask()
+
+    def look():
+        if shown._generation is None:
+            print(shown._text.get("1.0", "end"))
+            root.destroy()
+        else:
+            root.after(50, look)
+
+    root.after(50, look)
+    root.mainloop()
+"""
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -21,3 +47,20 @@ def test_example(name: str, said: str) -> None:
     )
     assert found.returncode == 0, found.stderr
     assert said in found.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(_XVFB is None, reason="there is no xvfb-run")
+def test_the_window() -> None:
+    pytest.importorskip("tkinter")
+    assert _XVFB is not None
+    found = subprocess.run(
+        [_XVFB, "-a", sys.executable, "-c", _IN_THE_WINDOW],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES)},
+    )
+    assert found.returncode == 0, found.stderr
+    question, answer = found.stdout.strip().split("\n", 1)
+    assert question == "> Tell me a story about a fox." and answer.strip()

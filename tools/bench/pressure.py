@@ -26,7 +26,7 @@ from haversack.tools.bench.clients import served
 from haversack.tools.command_line import tool, verdict
 
 _HOG = "import sys; held = b'x' * int(sys.argv[1]); print(len(held), flush=True); sys.stdin.read()"
-_BODY = {"prompt": "Once upon a time", "max_tokens": 24, "temperature": 0}
+_BODY = {"prompt": "1 2 3", "max_tokens": 24, "temperature": 0}
 _PATIENCE_S = 60.0
 
 

@@ -1,0 +1,80 @@
+"""Write the page of all commands and flags, from the commands themselves.
+
+python -m haversack.tools.flags docs/flags.md
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from haversack.edge.cli import app
+from haversack.tools.command_line import tool
+
+_HEAD = """# Every command and flag
+
+`haversack COMMAND --help` shows the flags of one command. This page is written by
+`python -m haversack.tools.flags docs/flags.md`.
+"""
+
+
+def page() -> str:
+    """Return the page: a table of the commands, then one of the flags with the commands that take
+    them."""
+    group: Any = typer.main.get_command(app)
+    commands: dict[str, Any] = dict(sorted(group.commands.items()))
+    lines = [_HEAD, "| command | |", "|---|---|"]
+    for name, command in commands.items():
+        lines.append(f"| `{_usage(name, command)}` | {_first_line(command)} |")
+    lines += ["", "| flag | commands | |", "|---|---|---|", *_flags(commands)]
+    return "\n".join(lines) + "\n"
+
+
+def _usage(name: str, command: Any) -> str:
+    arguments = [each for each in command.params if not _is_flag(each)]
+    return " ".join([name, *(each.metavar or each.name.upper() for each in arguments)])
+
+
+def _is_flag(parameter: Any) -> bool:
+    return str(parameter.opts[0]).startswith("-")
+
+
+def _first_line(command: Any) -> str:
+    return str(command.help or "").partition("\n")[0]
+
+
+def _flags(commands: dict[str, Any]) -> Iterator[str]:
+    taken_by: dict[tuple[str, str], list[str]] = {}
+    for name, command in commands.items():
+        for option in command.params:
+            if _is_flag(option):
+                taken_by.setdefault((_written(option), _cell(option.help)), []).append(name)
+    for (written, what), names in sorted(taken_by.items(), key=lambda row: row[0][0].lstrip("`-")):
+        yield f"| {written} | {' '.join(names)} | {what} |"
+
+
+def _written(option: Any) -> str:
+    names = ", ".join(f"`{each}`" for each in sorted(option.opts, key=len, reverse=True))
+    return names if option.is_flag else f"{names} {_cell(option.metavar)}".rstrip()
+
+
+def _cell(text: str | None) -> str:
+    return (text or "").replace("|", "\\|").replace("\n", " ")
+
+
+@tool
+def main(arguments: Sequence[str] | None) -> int:
+    """Write the page that the command line names; the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("page", type=Path)
+    parser.parse_args(arguments).page.write_text(page(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
