@@ -85,7 +85,7 @@ def test_a_disk_that_is_full_leaves_the_older_file(
     def full(*_: object) -> None:
         raise OSError(28, "no space left on device")
 
-    monkeypatch.setattr("haversack.offload.kept_file.os.replace", full)
+    monkeypatch.setattr("haversack.devices.storage.os.replace", full)
     save_residents(trunk, Residents([], []))
     assert "no space left" in caplog.text
     assert resident_path(trunk).read_bytes() == older

