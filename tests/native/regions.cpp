@@ -16,6 +16,17 @@ extern "C" int sum_of_squares(int num_ranks, int count) {
     return num_singles == 1 ? sum : -1;
 }
 
+// As ggml makes its tables for quantizing.
+extern "C" int sum_by_loop(int num_ranks, int count) {
+    int sum = 0;
+#pragma omp parallel num_threads(num_ranks) reduction(+ : sum)
+    {
+#pragma omp for schedule(dynamic, 64)
+        for (int i = 0; i < count; i++) sum += i * i;
+    }
+    return sum;
+}
+
 extern "C" int num_of_nested(int num_ranks) {
     int counts[16] = {}, sum = 0;
 #pragma omp parallel num_threads(num_ranks)

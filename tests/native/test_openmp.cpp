@@ -9,6 +9,7 @@
 using namespace haversack;
 
 extern "C" int sum_of_squares(int num_ranks, int count);
+extern "C" int sum_by_loop(int num_ranks, int count);
 extern "C" int num_of_nested(int num_ranks);
 
 namespace {
@@ -64,6 +65,7 @@ TEST(a_team_that_rests_leaves_regions_to_openmp) {
     take_over();
     Team::own().rest();
     CHECK(sum_of_squares(3, COUNT) == SUM);
+    CHECK(sum_by_loop(3, COUNT) == SUM);  // outside of passes, as ggml's
     CHECK(num_of_nested(2) == 2 * 2);
     Team::own().set(2, 0);
     CHECK(sum_of_squares(3, COUNT) == SUM);
