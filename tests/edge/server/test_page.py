@@ -91,6 +91,12 @@ def test_the_machine_is_shown(page: Page) -> None:
     expect(page.locator("#hits")).to_contain_text("%")
 
 
+def test_experts_that_are_being_read_are_told_apart(page: Page) -> None:
+    label = "drawMap([[0, 1, 2, 3]]), document.getElementById('map').getAttribute('aria-label')"
+    assert page.evaluate(label) == "2 of 4 experts are in memory, 1 are loading"
+    expect(page.locator(".key")).to_contain_text("loading")
+
+
 def test_an_error_is_told(page: Page) -> None:
     ask(page, "fox " * 600)
     expect(page.locator(".turn.error")).to_contain_text("the context holds")
