@@ -28,7 +28,7 @@ def page() -> str:
     commands: dict[str, Any] = dict(sorted(group.commands.items()))
     lines = [_HEAD, "| command | |", "|---|---|"]
     for name, command in commands.items():
-        lines.append(f"| `{_usage(name, command)}` | {_first_line(command)} |")
+        lines.append(f"| `{_usage(name, command)}` | {_first_paragraph(command)} |")
     lines += ["", "| flag | commands | |", "|---|---|---|", *_flags(commands)]
     return "\n".join(lines) + "\n"
 
@@ -42,8 +42,8 @@ def _is_flag(parameter: Any) -> bool:
     return str(parameter.opts[0]).startswith("-")
 
 
-def _first_line(command: Any) -> str:
-    return str(command.help or "").partition("\n")[0]
+def _first_paragraph(command: Any) -> str:
+    return " ".join(str(command.help or "").partition("\n\n")[0].split())
 
 
 def _flags(commands: dict[str, Any]) -> Iterator[str]:
