@@ -53,7 +53,7 @@ double ExpectedUse::score(int32_t key, int32_t level) const {
     const int32_t row = key / num_experts, now = (int32_t)uses_.row;
     const int32_t distance = (row - now - 1 + num_rows) % num_rows + 1;
     double worth = chance(key, level);
-    if (level == HIGH && low_cost_ > 0) worth += low_cost_ * chance(key, LOW);
+    if (level == HIGH && low_cost_ > 0) worth += (1 + low_cost_) / 2 * chance(key, LOW);
     return worth / roots_[distance];
 }
 
