@@ -9,6 +9,8 @@
 
 namespace haversack {
 
+constexpr int64_t MOST_BYTES = 1 << 30;  // of one request, whose length has 32 bits
+
 inline OVERLAPPED placed_at(int64_t offset) {
     OVERLAPPED place{};
     place.Offset = static_cast<DWORD>(offset);

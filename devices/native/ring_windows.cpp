@@ -13,7 +13,6 @@ namespace haversack {
 namespace {
 
 constexpr size_t NUM_REQUESTS = 64;
-constexpr int64_t MOST_BYTES = 1 << 30;  // of one request, whose length has 32 bits
 
 struct Request : OVERLAPPED {
     HANDLE file;

@@ -19,8 +19,6 @@ namespace haversack {
 
 namespace {
 
-constexpr int64_t MOST_BYTES = 1 << 30;  // of one request, whose length has 32 bits
-
 // Returns the folder that a module's file lies in.
 std::wstring folder_of(HMODULE module) {
     std::wstring path(32768, 0);  // the longest that Windows knows
