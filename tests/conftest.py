@@ -1,5 +1,6 @@
 """Models for tests: tiny random ones, written once for a whole run."""
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ def the_users_folders_are_left_alone(tmp_path_factory: pytest.TempPathFactory) -
     """Nothing a test runs, also not the command line, writes into the user's folders."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        environment.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         environment.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
 
@@ -51,6 +51,12 @@ def known_answer_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trunk_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder for trunk files that is not the user's."""
     return tmp_path_factory.mktemp("trunks")
+
+
+def pytest_configure() -> None:
+    """Programs that tests start take Ctrl-C, also where a shell started the tests in the background
+    and so had them ignore it. A program inherits that it is ignored, but no handler."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
