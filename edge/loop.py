@@ -61,7 +61,7 @@ class EngineLoop:
         self._life = threading.Lock()  # held while the engine is used beside the loop, and freed
         self._driver = 0  # the thread that drives, if one does
         self._num_waiting = 0
-        self._num_between = 0  # threads that want no pass to be computed; they come first
+        self._paused_until_s = 0.0  # no thread drives before: another wants no pass computed
         self._closed = False
         self._widest_rows = 0
 
@@ -89,7 +89,7 @@ class EngineLoop:
             while not call.is_ready:
                 if self._takes_drive(call, wanted):
                     try:
-                        while not call.is_ready and not self._num_between:
+                        while not call.is_ready and not self._is_paused:
                             self._pass(call)
                     finally:
                         self._give_drive()
@@ -117,7 +117,7 @@ class EngineLoop:
                     self._refuse_stopped(call)
                     if call.sequence is None:
                         self._schedule.find_sequence(call, wanted)
-                    if call.sequence is not None and not self._driver and not self._num_between:
+                    if call.sequence is not None and not self._driver and not self._is_paused:
                         self._driver = call.reader
                         return True
                     self._refuse_inner_call()
@@ -324,23 +324,27 @@ class EngineLoop:
         model is closed, or if a pass of this very thread is computed now."""
         self.check_open()
         with self._lock:
-            self._num_between += 1
-            try:
-                self._wait_for_driver()
-                self.check_open()
-                return use(self.engine)
-            finally:
-                self._num_between -= 1
-                self._wake()
+            self._wait_for_driver()
+            self.check_open()
+            self._wake()  # they go on when the lock is free
+            return use(self.engine)
 
     def _refuse_inner_call(self) -> None:
         if self._driver == threading.get_ident():
             raise ClosedError("a call of this thread is still running: do this after it")
 
     def _wait_for_driver(self) -> None:
+        """Return when no thread drives. The pause that this asks for is renewed with each look, so
+        that it ends by itself if an interrupt ends the wait."""
         self._refuse_inner_call()
         while self._driver:
+            self._paused_until_s = time.monotonic() + 2 * _LOOK_S
             self._wait()
+        self._paused_until_s = 0.0
+
+    @property
+    def _is_paused(self) -> bool:
+        return self._paused_until_s > time.monotonic()
 
     def start_anew(self) -> None:
         """Go on with a new context of the engine, which is empty: what calls want is computed

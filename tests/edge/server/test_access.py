@@ -166,7 +166,7 @@ def test_malformed_requests_are_refused_or_answered(url: str) -> None:
 )
 def test_what_is_no_http_is_refused(url: str, data: bytes) -> None:
     with connected(url, data) as connection:
-        answer = connection.recv(1000)
+        answer = connection.recv(1000)  # its first line comes whole
     assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")), answer
 
 
