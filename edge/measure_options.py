@@ -14,7 +14,8 @@ LLAMA_CPP = "llama.cpp"  # the engine that a benchmark can compare with
 @dataclass(frozen=True)
 class BenchOptions:
     """How much work is measured, and with which engine it is compared. Raises PromptError for less
-    than one timed token of each kind, and for an engine that is not known."""
+    than one timed token of each kind, for an engine that is not known, and for what a sweep does
+    not do."""
 
     prompt_tokens: Annotated[
         int,
@@ -61,8 +62,8 @@ class BenchOptions:
         int | None,
         typer.Option(
             metavar="N",
-            help="Run in N budgets instead, from the least that works to all in memory, each going"
-            " on from the same tokens, and draw tokens a second against the budget.",
+            help="Run in N budgets instead, from the least that works to all in memory, on tokens"
+            " that the model writes after the prompt, and draw tokens a second against the budget.",
         ),
     ] = None
     png: Annotated[Path, typer.Option(metavar="FILE", help="The picture that --sweep draws.")] = (
@@ -70,6 +71,9 @@ class BenchOptions:
     )
 
     def __post_init__(self) -> None:
+        for flag, given in (("--trace", self.trace), ("--compare", self.compare)):
+            if self.sweep is not None and given is not None:
+                raise PromptError(f"--sweep and {flag} are given: give one of them")
         least = (
             ("-p", self.prompt_tokens, 1),
             ("--warm-tokens", self.warm_tokens, 0),

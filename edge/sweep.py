@@ -1,7 +1,8 @@
 """Sweeps: a model's speed at budgets from the least that works to all in memory, and its picture.
 
-Each run goes on from the same random tokens with the likeliest ones, so that the routing is that of
-a text of the model's own, and all budgets must give the same tokens.
+First the model goes on from random tokens; where its text ends, it begins another. Each budget then
+computes these tokens, so that the routing is that of texts of the model's own, and all must give
+the same logits if they are exact.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,18 +10,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from haversack.devices.errors import HaversackError, PromptError
+from haversack.devices.errors import HaversackError
 from haversack.devices.units import format_bytes
-from haversack.edge.bench import random_tokens
+from haversack.edge.bench import Work, decode, logits_sha256, random_tokens
 from haversack.edge.console import load_progress, notice, write_json, write_table
 from haversack.edge.forecasting import Facts, Forecast, forecast_of, known_facts, shown
 from haversack.edge.loading import LoadOptions, load
 from haversack.edge.measure_options import BenchOptions
 from haversack.edge.model import Model
-from haversack.edge.model_plan import Plan
+from haversack.edge.model_plan import EXACT, Plan
 from haversack.edge.planner import with_ram
 
-_PROMPT_TOKENS = 16
 _BAR_CHARS = 40  # of the longest bar
 
 
@@ -56,38 +56,42 @@ def budgets(planned: Plan, count: int) -> list[int]:
 class Sweep:
     """Runs a model in one budget after the other."""
 
-    def __init__(self, planned: Plan, warm_tokens: int, tokens: int, cache_dir: Path) -> None:
-        """Each run decodes `tokens` after `warm_tokens` that are not timed."""
-        self._planned, self._cache_dir = planned, cache_dir
-        self._warm_tokens, self._tokens = warm_tokens, tokens
-        self._text: list[int] | None = None
+    def __init__(self, planned: Plan, asked: BenchOptions, cache_dir: Path) -> None:
+        """Each run computes the prompt that was `asked` for, then single tokens."""
+        self._planned, self._asked, self._cache_dir = planned, asked, cache_dir
+        self._sha256: str | None = None
 
     def run(self, ram_bytes: Sequence[int], options: LoadOptions) -> Iterator[SweepPoint]:
         """Yield what each budget gives. Nothing is drafted, kept or read back.
 
-        Raises what `edge.load` raises, and HaversackError if a budget gives another text.
+        Raises what `edge.load` raises, and HaversackError if a budget gives other logits.
         """
         plain = replace(options, warm_start=False, speculate="off", cache_dir=self._cache_dir)
+        with load(with_ram(self._planned, max(ram_bytes)), options=plain) as model:
+            work = self._work(model)
         for num_bytes in ram_bytes:
             planned = with_ram(self._planned, num_bytes)
             facts = known_facts(planned, self._cache_dir, measure=True)
             with load(planned, options=plain) as model:
-                yield self._measured(model, facts)
+                yield self._measured(model, work, facts)
 
-    def _measured(self, model: Model, facts: Facts) -> SweepPoint:
-        prompt = random_tokens(model.vocab_size, _PROMPT_TOKENS, seed=0)
-        before = model.stats()
-        with model.generate(prompt, self._warm_tokens + self._tokens, temperature=0) as generation:
-            for _ in generation:
-                if len(generation.tokens) <= self._warm_tokens:
-                    before = model.stats()
-        self._compare(generation.tokens)
-        spent, planned = model.stats().since(before), model.plan
-        if not spent.tokens:
-            raise PromptError(
-                f"the text of {len(generation.tokens)} tokens was too short to time: give more"
-                " tokens with -n"
-            )
+    def _work(self, model: Model) -> Work:
+        asked, start = self._asked, model.tokenize("")
+        tokens = random_tokens(model.vocab_size, asked.prompt_tokens, asked.seed)
+        while (num_left := asked.num_tokens - len(tokens)) > 0:
+            with model.generate(tokens, num_left, seed=len(tokens)) as generation:
+                for _ in generation:
+                    pass
+            tokens += generation.tokens
+            if len(generation.tokens) < num_left:
+                tokens += start or random_tokens(model.vocab_size, 1, len(tokens))
+        return Work(tokens[: asked.num_tokens], asked.prompt_tokens, asked.warm_tokens)
+
+    def _measured(self, model: Model, work: Work, facts: Facts) -> SweepPoint:
+        decoded, planned = decode(model, work), model.plan
+        if planned.fidelity == EXACT:
+            self._compare(logits_sha256(decoded.logits))
+        spent = decoded.timed
         return SweepPoint(
             ram_bytes=planned.ram_bytes,
             mode=planned.mode,
@@ -100,11 +104,11 @@ class Sweep:
             forecast=forecast_of(planned, facts),
         )
 
-    def _compare(self, tokens: Sequence[int]) -> None:
-        self._text = self._text or list(tokens)
-        if list(tokens) != self._text:
+    def _compare(self, sha256: str) -> None:
+        self._sha256 = self._sha256 or sha256
+        if sha256 != self._sha256:
             raise HaversackError(
-                f"{self._planned.path.name} wrote another text in another budget: that is a bug,"
+                f"{self._planned.path.name} computed other logits in another budget: that is a bug,"
                 " please report it"
             )
 
@@ -156,9 +160,11 @@ def draw(title: str, points: Sequence[SweepPoint], path: Path) -> None:
 def show_sweep(planned: Plan, asked: BenchOptions, cache_dir: Path, as_json: bool) -> None:
     """Run the sweep that was asked for, write its figures and draw its picture."""
     assert asked.sweep is not None, "a sweep was asked for"
-    sweep = Sweep(planned, asked.warm_tokens, asked.tokens, cache_dir)
+    sweep, several = Sweep(planned, asked, cache_dir), budgets(planned, asked.sweep)
+    if len(several) == 1:
+        notice(f"haversack: {planned.path.name} has one budget only: it streams no experts")
     with load_progress(False) as progress:
-        points = list(sweep.run(budgets(planned, asked.sweep), LoadOptions(progress=progress)))
+        points = list(sweep.run(several, LoadOptions(progress=progress)))
     if as_json:
         shown = [point.to_dict() for point in points]
         write_json({"model": str(planned.path), "budgets": shown})

@@ -273,6 +273,7 @@ def assert_refused(result: Result, exit_code: int, *words: str) -> None:
         (["bench", "-n", "0"], ["-n is 0"]),
         (["bench", "--warm-tokens", "-1"], ["--warm-tokens is -1", "0 or more"]),
         (["bench", "--compare", "vllm"], ["--compare is 'vllm'", "give llama.cpp"]),
+        (["bench", "--sweep", "3", "--compare", "llama.cpp"], ["--sweep and --compare are given"]),
         (["bench", "--trace", "no/such.npz"], ["cannot read the trace no/such.npz"]),
     ],
     ids=" ".join,
