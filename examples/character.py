@@ -5,9 +5,12 @@ python examples/character.py [MODEL]
 
 import sys
 
-from pydantic import BaseModel
-
 from haversack import edge
+
+try:
+    from pydantic import BaseModel
+except ImportError:
+    raise SystemExit("this example needs pydantic: pip install pydantic") from None
 
 
 class Character(BaseModel):

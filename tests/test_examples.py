@@ -49,6 +49,14 @@ def test_example(name: str, said: str) -> None:
     assert said in found.stdout
 
 
+def test_an_example_without_its_package_says_in_one_line_what_to_install() -> None:
+    without = "import sys, runpy; sys.modules['pydantic'] = None; runpy.run_path(sys.argv[1])"
+    command = [sys.executable, "-c", without, str(EXAMPLES / "character.py")]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 1
+    assert found.stderr == "this example needs pydantic: pip install pydantic\n"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(_XVFB is None, reason="there is no xvfb-run")
 def test_the_window() -> None:
