@@ -18,6 +18,7 @@ Result = TypeVar("Result")
 
 _FIRST_EVENT_S = 5.0  # until then an error can still be told by the status
 _PING_S = 15
+_LAST_EVENT_S = 1.0  # for the event that says that the server ends
 _log = logging.getLogger("haversack.server")
 
 
@@ -99,7 +100,12 @@ async def answer(
         first.cancel()
         raise
     path = request.url.path
-    return EventSourceResponse(_sent(first, events, writer, path), ping=_PING_S, sep="\n")
+    return EventSourceResponse(
+        _sent(first, events, writer, path),
+        ping=_PING_S,
+        sep="\n",
+        shutdown_grace_period=_LAST_EVENT_S,
+    )
 
 
 async def _write_all(events: AsyncGenerator[Event], writer: Writer) -> None:

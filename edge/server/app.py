@@ -26,7 +26,7 @@ from haversack.edge.server.answers import (
     json_response,
 )
 from haversack.edge.server.embeddings import EmbeddingsWriter, read_embeddings, read_encoding
-from haversack.edge.server.errors import ApiError
+from haversack.edge.server.errors import ApiError, ending
 from haversack.edge.server.fields import Fields
 from haversack.edge.server.jobs import JobQueue
 from haversack.edge.server.models import Load, ModelHost
@@ -104,6 +104,8 @@ class Server:
             try:
                 body = await body_of(request, access.body_bytes, access.body_s)
                 return await handle(request, body)
+            except asyncio.CancelledError:  # the server's grace is over
+                return error_response(ending(), request.url.path)
             except Exception as error:
                 if isinstance(error, ClientGoneError):
                     raise

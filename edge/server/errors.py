@@ -39,6 +39,11 @@ def busy(message: str, retry_s: int) -> ApiError:
     return ApiError(503, "overloaded", message, {"Retry-After": str(retry_s)})
 
 
+def ending() -> ApiError:
+    """The refusal of a request that the server does not answer because it ends."""
+    return busy("the server is ending: try again once it runs", retry_s=5)
+
+
 def api_error(error: Exception) -> ApiError:
     """The refusal that an error of the engine becomes."""
     if isinstance(error, ApiError):

@@ -18,7 +18,7 @@ from haversack.edge.model import Model
 from haversack.edge.prompt import Prompt
 from haversack.edge.replies import Piece, ReplyFormat, ReplyReader
 from haversack.edge.server.chats import ChatPrompt
-from haversack.edge.server.errors import busy
+from haversack.edge.server.errors import busy, ending
 from haversack.edge.server.models import ModelHost
 from haversack.edge.tool_calls import ToolCall, read_tool_calls
 
@@ -214,11 +214,15 @@ class JobQueue:
         self.num_jobs = self.num_answered = self.num_refused = self.num_cancelled = 0
         self._usual_s = 1.0  # what an answer takes, a running mean
         self._tasks = set[asyncio.Task[None]]()
+        self._jobs = set[Job]()  # that somebody reads
+        self._is_ending = False
 
     async def events(self, ask: Asking) -> AsyncGenerator[Event]:
         """Answer a request: the events until `End`. Whoever leaves earlier cancels it. Raises
         ApiError, and the errors of the model."""
         name = self.host.name_of(ask.model)
+        if self._is_ending:
+            raise ending()
         if self.num_jobs >= self.most_jobs:
             self.num_refused += 1
             raise busy(
@@ -230,6 +234,7 @@ class JobQueue:
         task = asyncio.ensure_future(self._do(job, name))  # ends by itself when this is left
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        self._jobs.add(job)
         is_over = False
         try:
             while not is_over:
@@ -237,11 +242,18 @@ class JobQueue:
                 is_over = isinstance(event, End)
                 yield event
         finally:
+            self._jobs.discard(job)
             if not task.done() and not is_over:
                 self.num_cancelled += 1
                 job.cancel()
                 if not job.has_started:
                     task.cancel()
+
+    def end(self) -> None:
+        """Answer no more: whoever reads a job gets ApiError, which cancels it."""
+        self._is_ending = True
+        for job in self._jobs:
+            job.put(ending())
 
     async def _do(self, job: Job, name: str) -> None:
         began_s = time.monotonic()

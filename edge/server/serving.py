@@ -1,8 +1,10 @@
 """Running the server until Ctrl-C."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Mapping
+from types import FrameType
 
 import h11
 import uvicorn
@@ -27,7 +29,25 @@ def serve(loads: Mapping[str, Load], asked: ServeOptions) -> None:
     listener = listener_of(asked.host, asked.port)
     host, port = listener.getsockname()[:2]
     notice(f"haversack: http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)")
-    uvicorn.Server(configured(server)).run([listener])
+    EndingServer(server).run([listener])
+
+
+class EndingServer(uvicorn.Server):
+    """Runs a server until the first signal. Answers under way end with an error that says so; what
+    is still not sent after the grace is broken off, and nothing is logged of it."""
+
+    def __init__(self, served: Server) -> None:
+        super().__init__(configured(served))
+        self._served = served
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:  # a second signal would leave the model open
+            super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        self._served.queue.end()
+        await super().shutdown(sockets)
 
 
 class TimedProtocol(H11Protocol):
