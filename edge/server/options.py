@@ -1,6 +1,8 @@
 """The options of `haversack serve`."""
 
+import re
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +14,8 @@ from haversack.edge.options import DraftOptions
 
 LOOPBACK = frozenset(["localhost", "127.0.0.1", "::1"])  # hosts that only this computer reaches
 _MAX_PORT = 0xFFFF
+# What browsers send: in small letters; "null" is that of a page from a file.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?|null")
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,16 @@ class ServeOptions(DraftOptions):
         for flag, value, least in (("--parallel", self.parallel, 1), ("--queue", self.queue, 0)):
             if value < least:
                 raise PromptError(f"{flag} is {value}: give {least} or more")
+        if not (self.keep_alive == -1 or 0 <= self.keep_alive < inf):
+            raise PromptError(
+                f"--keep-alive is {self.keep_alive:g}: give seconds, 0 or more, or -1 for never"
+            )
+        for origin in self.origin or ():
+            if _ORIGIN.fullmatch(origin) is None:
+                raise PromptError(
+                    f"--origin is {origin!r}: give a site as a browser does, https://example.org or"
+                    " http://example.org:8080, without a path"
+                )
         if not 0 <= self.port <= _MAX_PORT:
             raise PromptError(f"--port is {self.port}: give 0 to {_MAX_PORT}")
         if self.host not in LOOPBACK and not self.api_key:
