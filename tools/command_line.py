@@ -40,6 +40,17 @@ def tool(main: Main) -> OptionalMain:
     return guarded
 
 
+def lacking(error: ImportError, extra: str) -> SystemExit:
+    """Return what ends a tool whose package is not installed, and says in one line which `extra`
+    of ours brings it. Any other error of an import is raised."""
+    if not isinstance(error, ModuleNotFoundError):
+        raise error
+    return SystemExit(
+        f"error: this tool needs {error.name}, which is not installed:"
+        f" pip install 'haversack[{extra}]'"
+    )
+
+
 def run_on_models(
     arguments: Sequence[str] | None,
     description: str | None,

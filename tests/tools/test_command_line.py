@@ -1,5 +1,7 @@
 """Command lines of tools: what is no count is one line, and so is what is wrong with a model."""
 
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -42,6 +44,16 @@ def test_a_tool_ends_with_its_status_or_with_one_line(capsys: pytest.CaptureFixt
     assert main() == 1
     assert main(["a.gguf"]) == 2
     assert capsys.readouterr().err == "error: a.gguf is no model\n"
+
+
+@pytest.mark.parametrize("name", ["clients", "pressure"])
+def test_a_tool_without_its_package_says_in_one_line_what_to_install(name: str) -> None:
+    without = "import sys, runpy; sys.modules['httpx'] = None; runpy.run_module(sys.argv[1])"
+    command = [sys.executable, "-c", without, f"haversack.tools.bench.{name}"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (1, "")
+    assert found.stderr.count("\n") == 1 and "needs httpx" in found.stderr
+    assert "pip install 'haversack[test]'" in found.stderr
 
 
 def test_models_are_measured_with_counts_and_all_bounds_must_hold() -> None:

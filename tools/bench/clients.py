@@ -23,10 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from haversack.edge.loading import builtin_model
-from haversack.tools.command_line import positive, tool
+from haversack.tools.command_line import lacking, positive, tool
+
+try:
+    import httpx
+except ImportError as error:
+    raise lacking(error, "test") from None
 
 _PROMPTS = (
     "Tell me a story about a fox.",

@@ -18,12 +18,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
-
 from haversack.devices.system.cgroup import limited_group
 from haversack.devices.units import format_bytes, size_bytes
 from haversack.tools.bench.clients import served
-from haversack.tools.command_line import tool, verdict
+from haversack.tools.command_line import lacking, tool, verdict
+
+try:
+    import httpx
+except ImportError as error:
+    raise lacking(error, "test") from None
 
 _HOG = "import sys; held = b'x' * int(sys.argv[1]); print(len(held), flush=True); sys.stdin.read()"
 _BODY = {"prompt": "1 2 3", "max_tokens": 24, "temperature": 0}
