@@ -12,6 +12,7 @@ Turn = tuple[str, str]  # what the user said, what the model replied
 
 VERSION = 2
 _OLD_VERSION = 1  # without model_id and kv
+_MARK, _MARK_WITHIN_BYTES = b'"haversack_chat"', 256  # how the file of a chat begins
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,9 @@ class KeptChat:
     kv: str | None = None
 
     def save(self, path: Path) -> None:
-        """Write it to `path`. An older file is replaced only once the new one is on the disk.
-        Raises StorageError."""
+        """Write it to `path`. An older chat there is replaced only once the new one is on the disk.
+        Raises StorageError, also for a file that is no chat."""
+        refuse_other_file(path)
         text = json.dumps({"haversack_chat": VERSION, **asdict(self)}, ensure_ascii=False, indent=1)
         try:
             write_whole(path, f"{text}\n".encode(), synced=True)
@@ -61,3 +63,24 @@ class KeptChat:
             return cls(str(found["model"]), model_id, found["system"], turns, kv)
         except (KeyError, TypeError, ValueError) as error:
             raise PromptError(f"{path} is damaged ({error!r}): give another file") from error
+
+
+def refuse_other_file(path: Path) -> None:
+    """Raise StorageError if `path` is something that a chat must not replace: anything but a chat
+    or an empty file."""
+    try:
+        if not path.is_file():
+            is_other = path.exists()  # a folder, a device or a pipe
+        else:
+            with path.open("rb") as file:
+                begin = file.read(_MARK_WITHIN_BYTES)
+            is_other = bool(begin) and _MARK not in begin
+    except OSError as error:
+        raise StorageError(
+            f"{path} exists and cannot be read: {error.strerror}: give another file"
+        ) from error
+    if is_other:
+        raise StorageError(
+            f"{path} exists and is no chat: only a chat is replaced; give another file, or remove"
+            " this one first"
+        )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from haversack.devices.errors import HaversackError, PromptError, StorageError
-from haversack.edge.chat_file import KeptChat, Turn
+from haversack.edge.chat_file import KeptChat, Turn, refuse_other_file
 from haversack.edge.model import Model
 from haversack.quant.identity import content_name
 
@@ -19,7 +19,8 @@ from haversack.quant.identity import content_name
 def save_chat(model: Model, path: Path, system: str | None, turns: Sequence[Turn]) -> str:
     """Write a chat to `path`, and beside it what the model holds of its tokens; return in words
     what was written. Where the keys and values cannot be kept, the words are written alone. Raises
-    StorageError."""
+    StorageError, also for a file that is no chat."""
+    refuse_other_file(path)
     kv_path = path.with_name(f"{path.name}.{secrets.token_hex(4)}.kv")
     kv_name: str | None = kv_path.name
     try:

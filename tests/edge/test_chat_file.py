@@ -55,6 +55,20 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
         KeptChat.load(tmp_path / "missing.json")
 
 
+def test_only_a_chat_is_replaced(tmp_path: Path) -> None:
+    thesis, empty, chat = (tmp_path / name for name in ("thesis.md", "empty", "chat.json"))
+    thesis.write_text("thesis")
+    for path in (thesis, tmp_path):
+        with pytest.raises(StorageError, match="is no chat: only a chat is replaced; give another"):
+            CHAT.save(path)
+    assert thesis.read_text() == "thesis"
+    empty.touch()
+    chat.write_text('{"haversack_chat": 1, "turns": []}')
+    for path in (empty, chat):
+        CHAT.save(path)
+        assert KeptChat.load(path) == CHAT
+
+
 _SAVE_FOR_EVER = """
 import sys
 from pathlib import Path
