@@ -37,6 +37,7 @@ from haversack.edge.console import (
 from haversack.edge.fidelity_options import FidelityOptions
 from haversack.edge.generation import Generation
 from haversack.edge.given_text import checked_text
+from haversack.edge.kept_terminal import kept_terminal
 from haversack.edge.kv_options import ClearOptions, KeepingOptions
 from haversack.edge.loading import LoadOptions, load
 from haversack.edge.measure_options import BenchOptions, EvalOptions
@@ -175,7 +176,7 @@ def chat_with_model(
     def load_planned(each: Plan) -> Model:
         return opened(each, fidelity, log, seed, speculate=chat.speculate)
 
-    with ChatModels(model.model, planned, load_planned) as models:
+    with kept_terminal(), ChatModels(model.model, planned, load_planned) as models:
         ChatLoop(models, settings, talk, log.verbose).run()
 
 

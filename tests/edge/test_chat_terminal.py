@@ -30,6 +30,7 @@ if sys.platform != "win32":
 CHAT = [sys.executable, "-m", "haversack.edge", "chat"]
 CTX_TOKENS = 512
 PROMPT = ">"
+USUAL = "\x1b[?2004l\x1b[?25h"  # no marks around what is pasted, and a cursor
 WHERE = "\x1b[6n"  # asks the terminal in which line the cursor is
 
 
@@ -112,6 +113,10 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self._ours, keys.encode())
 
+    @property
+    def modes(self) -> list[Any]:
+        return termios.tcgetattr(self._ours)
+
     def press_ctrl_c(self) -> None:
         self.process.send_signal(signal.SIGINT)
 
@@ -181,6 +186,21 @@ def test_ctrl_d_leaves(known_answer_model: Path) -> None:
         terminal.wait_for_prompt()  # before, the terminal itself would take the key
         terminal.type("\x04")
         assert terminal.process.wait(timeout=300) == 0
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_that_ends_the_chat_leaves_the_terminal_as_it_was(
+    known_answer_model: Path, name: str
+) -> None:
+    with on_terminal("xterm-256color", str(known_answer_model)) as terminal:
+        before = terminal.modes
+        terminal.wait_for("/help shows the commands")
+        terminal.wait_for_prompt()
+        assert terminal.modes != before
+        terminal.process.send_signal(getattr(signal, name))
+        terminal.wait_for(USUAL)
+        assert terminal.process.wait(timeout=300) == -getattr(signal, name)
+        assert terminal.modes == before
 
 
 def test_figures_stand_below_the_prompt(known_answer_model: Path) -> None:
