@@ -119,17 +119,22 @@ class Call:
             return sequence.num_repeatable(self.tokens[: self.num_batched])
         return sequence.num_shared(self.tokens)
 
+    def num_begun(self, sequence: TokenSequence) -> int:
+        """How many tokens of `sequence` it begins with: as `num_kept`, but not the last of its own
+        where that is computed again."""
+        kept = self.num_kept(sequence)
+        if kept == len(self.tokens) and sequence.kept_logits(self.tokens) is None:
+            kept -= 1
+            if self.is_repeatable:
+                kept = sequence.num_repeatable(self.tokens, most=kept)
+        return kept
+
     def begin(self) -> None:
         """Have its sequence keep what it can use. The last token is computed again, for its logits,
         unless they were kept."""
         assert self.sequence is not None
         logits = self.sequence.kept_logits(self.tokens)
-        kept = self.num_kept(self.sequence)
-        if kept == len(self.tokens) and logits is None:
-            kept -= 1
-            if self.is_repeatable:
-                kept = self.sequence.num_repeatable(self.tokens, most=kept)
-        self.sequence.keep(kept)
+        self.sequence.keep(self.num_begun(self.sequence))
         self.sequence.drop_snapshot()
         if logits is not None and len(self.sequence.tokens) == len(self.tokens):
             self.take(logits)

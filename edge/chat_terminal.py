@@ -19,7 +19,7 @@ from haversack.devices.memory import anonymous_bytes
 from haversack.edge.chat_pipe import QUOTES, write_reply
 from haversack.edge.chat_settings import COMMANDS, NAMES, ChatSettings
 from haversack.edge.chat_view import ReplyView
-from haversack.edge.console import notice, status_line
+from haversack.edge.console import counted, notice, status_line
 from haversack.edge.generation import Generation
 from haversack.edge.model import Model
 from haversack.edge.stats import Stats
@@ -92,11 +92,12 @@ class _Figures:
     def __init__(self, model: Model, generation: Generation) -> None:
         self._model, self._generation = model, generation
         self._before = model.stats()
+        self._reading = f"reading {counted(generation.new_tokens, 'new token')}"
 
     def line(self) -> str:
         spent: Stats = self._generation.stats or self._model.stats().since(self._before)
         if not spent.tokens:
-            return f"reading {self._generation.prompt_tokens} tokens"
+            return self._reading
         return status_line(spent, anonymous_bytes())
 
 

@@ -114,6 +114,11 @@ def wrapped(text: str, width: int) -> str:
     )
 
 
+def counted(number: int, thing: str) -> str:
+    """Return how many there are of a thing: "1 turn", "2 turns"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def one_line(message: object) -> str:
     """Return `message` without line breaks and control characters."""
     return " ".join(str(message).split()).translate(_SAFE_ON_TERMINAL)

@@ -258,6 +258,12 @@ class Generation(Pieces):
         return self._call.prompt_length
 
     @property
+    def new_tokens(self) -> int:
+        """How many of the prompt's tokens are to be computed, at most, if it begins where the
+        latest text ended: those that the model does not hold. A copy on disk may hold more."""
+        return self.prompt_tokens - self._call.num_begun(self._loop.latest)
+
+    @property
     def tokens(self) -> list[int]:
         """The ids generated so far."""
         return self._tokens

@@ -140,6 +140,17 @@ def test_a_conversation_goes_on_where_it_was(storyteller: edge.Model) -> None:
     assert 0 < computed <= second.prompt_tokens
 
 
+def test_how_many_tokens_are_new_is_known_before_they_are_computed(
+    storyteller: edge.Model,
+) -> None:
+    story = storyteller.generate("Once upon a time", max_tokens=10, temperature=0).text
+    for text in (f"Once upon a time{story} Then", f"Once upon a time{story}", "There was a dog"):
+        going_on = storyteller.generate(text, max_tokens=2, temperature=0)
+        new_tokens = going_on.new_tokens
+        assert going_on.text and going_on.stats is not None
+        assert going_on.stats.prompt_tokens == new_tokens < 20
+
+
 def test_without_a_template_chat_says_so(random_model: edge.Model) -> None:
     with pytest.raises(edge.PromptError, match="no chat template"):
         random_model.chat([{"role": "user", "content": "Hi"}])
