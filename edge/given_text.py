@@ -25,11 +25,14 @@ def longest_text_bytes(ctx_tokens: int) -> int:
 
 
 def read_at_most(stream: BinaryIO, most_bytes: int) -> bytearray:
-    """Return what is left of a stream, at most `most_bytes`. Memory grows with what came, not with
-    `most_bytes`. Raises OSError."""
+    """Return what is left of a buffered stream, at most `most_bytes`. Memory grows with what came,
+    not with `most_bytes`. Raises OSError."""
     data = bytearray()
-    while piece := stream.read(min(_PIECE_BYTES, most_bytes - len(data))):
-        data += piece
+    while wanted_bytes := min(_PIECE_BYTES, most_bytes - len(data)):
+        piece = stream.read(wanted_bytes)
+        data += piece or b""
+        if len(piece or b"") < wanted_bytes:  # the end: a terminal would have to be told it again
+            break
     return data
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from haversack.devices.errors import PromptError
 from haversack.edge.cache_dir import default_cache_dir
-from haversack.edge.given_text import checked_text, decoded, longest_text_bytes
+from haversack.edge.given_text import checked_text, decoded, longest_text_bytes, read_at_most
 from haversack.edge.loading import builtin_model
 from haversack.edge.measure_options import BenchOptions
 from haversack.edge.options import CacheOptions, ModelOptions, RunOptions, SamplingOptions
@@ -65,6 +65,23 @@ def test_of_a_piped_prompt_no_more_is_read_than_a_context_could_hold(
     assert pipe.tell() == most_bytes + 1
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"x" * most_bytes)))
     assert len(RunOptions(prompt=prompt).text(ctx_tokens=64)) == most_bytes
+
+
+def test_the_end_of_the_text_is_heard_at_once() -> None:
+    """Ctrl-D on a terminal ends one read: whoever reads again waits for another."""
+
+    class Typed(io.BytesIO):
+        ended = False
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            assert not self.ended, "read again after the end"
+            found = super().read(size)
+            self.ended = size is not None and len(found) < size
+            return found
+
+    assert read_at_most(Typed(b"typed"), 100) == b"typed"
+    assert read_at_most(Typed(b"typed"), 3) == b"typ"
+    assert read_at_most(Typed(b""), 100) == b""
 
 
 def test_of_a_grammar_or_schema_no_more_is_read_than_one_may_have(tmp_path: Path) -> None:
