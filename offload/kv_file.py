@@ -98,6 +98,8 @@ def read_about(path: Path) -> KvAbout:
     try:
         with path.open("rb") as file:
             return _header_of(file, path)[0]
+    except StorageError:
+        raise
     except OSError as error:
         raise _unreadable(path, error) from error
 
@@ -116,7 +118,7 @@ def _header_of(file: BinaryIO, path: Path) -> tuple[KvAbout, int, int]:
         bits = {str(name): str(value) for name, value in header["bits"].items()}
         ends = [int(end) for end in header["batch_ends"]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise StorageError(f"{path} holds no KV cache that can be used: {error}") from error
+        raise StorageError(f"{path} is damaged or holds no KV cache: {error}") from error
     return KvAbout(bits, tokens.tolist(), ends), state_at, state_bytes
 
 
