@@ -6,6 +6,7 @@ own, and in any mode, is a bias of the routers to experts in slots (see `cache/r
 """
 
 import logging
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -109,10 +110,10 @@ class Fidelity:
         low = find_low(planned.geometry, cache_dir, low_from)
         name = planned.path.name
         if low is None:
+            command = f"haversack prepare {shlex.quote(str(planned.path))}"
             raise HaversackError(
                 f"{self.mode} needs low copies of {name}'s experts, and {cache_dir} has none: run"
-                f" `haversack prepare {planned.path}`, or give a smaller GGUF of the same model"
-                " with --low-from"
+                f" `{command}`, or give a smaller GGUF of the same model with --low-from"
             )
         weights = read_router_weights(importance_path(low_path(planned.geometry, cache_dir)))
         why = self._why_exact(planned, weights)

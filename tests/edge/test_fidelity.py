@@ -1,5 +1,6 @@
 """Fidelity: what a mode means for a model, and where it stays exact."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,10 @@ def test_wrong_values_are_told(fidelity: dict[str, object], said: str) -> None:
 
 
 def test_without_low_copies_it_says_what_to_do(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(HaversackError, match=r"run `haversack prepare .*--low-from") as caught:
+    model = Path(shutil.copy(model, tmp_path / "m 1.gguf"))
+    with pytest.raises(
+        HaversackError, match=r"run `haversack prepare '.*m 1.gguf'`.*--low"
+    ) as caught:
         Fidelity(BALANCED).applied(tight(model), tmp_path)
     assert caught.value.exit_code == 2
     with pytest.raises(edge.HaversackError, match="needs low copies"):
