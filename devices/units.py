@@ -40,6 +40,8 @@ def parse_bytes(text: str) -> int:
     sign, number, unit = match.groups()
     if sign == "-":
         raise UnitError(f'"{text}" is negative: write a size above zero, as in 6GiB or 512MiB')
+    if not Decimal(number):
+        raise UnitError(f'"{text}" is zero: write a size above zero, as in 6GiB or 512MiB')
     if not unit:
         raise UnitError(f'"{text}" has no unit: write {number}GiB or {number}GB')
     if unit.lower() not in UNIT_BYTES:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from haversack.devices.errors import HaversackError, PromptError, StorageError
 from haversack.edge.chat_file import KeptChat, Turn, refuse_other_file
+from haversack.edge.console import counted
 from haversack.edge.model import Model
 from haversack.quant.identity import content_name
 
@@ -36,7 +37,8 @@ def save_chat(model: Model, path: Path, system: str | None, turns: Sequence[Turn
     for other in path.parent.glob(f"{glob.escape(path.name)}.????????.kv*"):
         if other.name != kv_name:  # of an older save, or what a killed process left
             other.unlink(missing_ok=True)
-    return f"{len(turns)} turns are in {path}{told}"
+    are = "is" if len(turns) == 1 else "are"
+    return f"{counted(len(turns), 'turn')} {are} in {path}{told}"
 
 
 def load_chat(model: Model, path: Path, *, words_alone: bool = False) -> tuple[KeptChat, str]:
@@ -47,7 +49,7 @@ def load_chat(model: Model, path: Path, *, words_alone: bool = False) -> tuple[K
     message. Raises PromptError for a chat of another model, and what `KeptChat.load` raises.
     """
     kept = KeptChat.load(path)
-    told = f"{len(kept.turns)} turns"
+    told = counted(len(kept.turns), "turn")
     if words_alone:
         return kept, told
     _refuse_other_model(kept, model, path)

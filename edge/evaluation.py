@@ -25,6 +25,7 @@ from haversack.edge.fidelity import MODES, Fidelity
 from haversack.edge.fidelity_options import FidelityOptions
 from haversack.edge.given_text import longest_text_bytes, read_at_most
 from haversack.edge.loading import LoadOptions, load
+from haversack.edge.measure_options import LEAST_EVAL_TOKENS
 from haversack.edge.model import Model
 from haversack.edge.model_plan import Plan
 from haversack.edge.options import ModelOptions
@@ -35,7 +36,6 @@ _log = logging.getLogger("haversack.evaluation")
 
 _PROMPT_SHARE = 8  # an eighth of each piece of text is computed as a prompt
 _WARM_TOKENS = 64  # decoded first, while slots fill; they do not count
-_LEAST_TOKENS = 256
 _COUNTS = (
     *("uses_high", "uses_low", "uses_skipped", "uses_leaned", "upgraded"),
     *("bytes_read", "saved_bytes"),
@@ -120,10 +120,10 @@ class Evaluation:
         """Return the text's tokens in pieces that fill the context; each begins as a text does."""
         begin = model.tokenize("")
         tokens = model.tokenize(self._text, add_special=False)[: self._most_tokens]
-        if len(tokens) < _LEAST_TOKENS:
+        if len(tokens) < LEAST_EVAL_TOKENS:
             raise PromptError(
                 f"{len(tokens)} tokens of text are to be measured: give a text, and -n, of"
-                f" {_LEAST_TOKENS} or more"
+                f" {LEAST_EVAL_TOKENS} or more"
             )
         length = model.plan.shape.ctx_tokens - len(begin)
         pieces = [begin + tokens[start : start + length] for start in range(0, len(tokens), length)]
@@ -131,7 +131,7 @@ class Evaluation:
         if len(enough[0]) <= 2 * _WARM_TOKENS:
             raise PromptError(
                 f"a context of {model.plan.shape.ctx_tokens} tokens is too short to measure in:"
-                f" give --ctx {_LEAST_TOKENS} or more"
+                f" give --ctx {LEAST_EVAL_TOKENS} or more"
             )
         return enough
 

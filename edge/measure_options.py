@@ -9,6 +9,7 @@ import typer
 from haversack.devices.errors import PromptError
 
 LLAMA_CPP = "llama.cpp"  # the engine that a benchmark can compare with
+LEAST_EVAL_TOKENS = 256  # of a text; fewer say little of a fidelity
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class EvalOptions:
     )
 
     def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise PromptError(f"-n is {self.tokens}: give 1 or more")
+        if self.tokens < LEAST_EVAL_TOKENS:
+            raise PromptError(f"-n is {self.tokens}: give {LEAST_EVAL_TOKENS} or more")
         if self.text is None:
             raise PromptError("no text is given: give --text FILE")

@@ -106,9 +106,11 @@ def _check_text(name: str, text: object) -> None:
 
 
 def _check_texts(name: str, given: object) -> None:
-    texts = cast(tuple[object, ...], given) if isinstance(given, tuple) else ("",)
-    if not all(isinstance(text, str) and text for text in texts):
+    texts = cast(tuple[object, ...], given) if isinstance(given, tuple) else (None,)
+    if not all(isinstance(text, str) for text in texts):
         raise PromptError(f"{name} is {given!r}: give a tuple of non-empty strings")
+    if "" in texts:
+        raise PromptError(f"{name} has an empty text, which is everywhere: give one that is not")
     for text in cast(tuple[str, ...], texts):
         try:
             text.encode()

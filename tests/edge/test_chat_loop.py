@@ -184,12 +184,12 @@ def test_a_chat_is_saved_undone_and_gone_on_with(chat: Chat, tmp_path: Path) -> 
     path = tmp_path / "chat.json"
     options = ("-n", "5", "--temp", "0")
     first = chat(f"Once\n/save {path}\n/undo\n/undo\n/save\n", *options)
-    assert "1 turns are in" in first.stderr and "forgotten: Once" in first.stderr
+    assert "1 turn is in" in first.stderr and "forgotten: Once" in first.stderr
     assert "nothing to undo" in first.stderr and "/save lacks a file" in first.stderr
     whole = chat("Once\nAgain\n", *options)
     resumed = chat(f"/load {path}\nAgain\n", *options)
     assert first.stdout + resumed.stdout == whole.stdout
-    assert "1 turns, with the KV cache of" in resumed.stderr
+    assert "1 turn, with the KV cache of" in resumed.stderr
 
 
 # ------------------------------------------------------------- the last message

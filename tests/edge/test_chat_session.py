@@ -37,12 +37,12 @@ def test_a_resumed_chat_computes_new_tokens_alone(
     text = STORY + begun.text + " One day"
     told = save_chat(model, tmp_path / "chat.json", None, TURNS)
     held = begun.prompt_tokens + 19  # the last token was chosen and not computed
-    assert told == f"1 turns are in {tmp_path / 'chat.json'}, with the KV cache of {held} tokens"
+    assert told == f"1 turn is in {tmp_path / 'chat.json'}, with the KV cache of {held} tokens"
     expected = model.generate(text, 20, temperature=0)
     assert expected.text
     with opened(known_answer_model, trunk_dir) as later:
         kept, told = load_chat(later, tmp_path / "chat.json")
-        assert (kept.turns, told) == (TURNS, f"1 turns, with the KV cache of {held} tokens")
+        assert (kept.turns, told) == (TURNS, f"1 turn, with the KV cache of {held} tokens")
         resumed = later.generate(text, 20, temperature=0)
         assert resumed.text == expected.text
         assert resumed.stats is not None

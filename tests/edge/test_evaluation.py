@@ -190,7 +190,7 @@ def test_eval_prints_one_object(text: str, trunk_dir: Path, tmp_path: Path) -> N
     [
         ((), "no text is given: give --text FILE"),
         (("--text", "no/such"), "cannot read --text no/such: No such file"),
-        (("--text", __file__, "-n", "0"), "-n is 0: give 1 or more"),
+        (("--text", __file__, "-n", "255"), "-n is 255: give 256 or more"),
         (("--text", __file__, "-n", "ten"), "--tokens is 'ten': give a whole number"),
         (("--text", __file__, "--fidelity", "best"), "--fidelity is 'best'"),
         (("--text", __file__, "--fidelity", "fast"), "or give a smaller GGUF"),
