@@ -98,7 +98,7 @@ class Gate:
         self.times, self.draft_times = PassTimes(), DraftTimes()
         self._owed_s = 0.0  # that a drafter took to read, and no pass has paid for yet
         self.saved_s = 0.0  # negative: lost
-        self.why_closed = "nothing was decoded yet"  # empty while it is open
+        self.why_closed = "too few tokens were decoded to know what pays"  # empty: it is open
         self._credit_s = 0.0
         self._skip = self._num_vain = 0  # passes without a look, and looks since the latest draft
         self._quiet, self._since_round, self._num_trials = _FIRST_QUIET, 0, 0

@@ -46,6 +46,13 @@ class Machine:
         return self.num_tokens * self.cost(1) / self.spent_s
 
 
+def test_why_nothing_is_drafted_at_first_stays_true() -> None:
+    machine = Machine(CHEAP, 0.9)
+    for _ in range(3):
+        assert machine.gate.why_closed == "too few tokens were decoded to know what pays"
+        machine.run(1)
+
+
 def test_right_drafts_are_computed_where_rows_are_cheap() -> None:
     machine = Machine(CHEAP, 0.9).run(2000)
     assert machine.speedup > 0.95 * (sum(0.9**n for n in range(7)) / CHEAP(7))
