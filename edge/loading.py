@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -276,6 +277,12 @@ def _open(planned: Plan, options: LoadOptions, stop: StopFlag, lease: Lease) -> 
     hole = hole_in(planned.geometry)
     if hole is not None:
         _log.warning("%s: unless zeros are meant there, get the file again", hole)
+    if planned.low_share < 1:
+        _log.warning(
+            "%s: %.1f%% of the experts have a low copy, the others are read whole: `haversack"
+            " prepare %s` goes on",
+            planned.path.name, 100 * planned.low_share, shlex.quote(str(planned.path)),
+        )  # fmt: skip
     if planned.mode != STREAMED:
         return open_resident(planned.path, planned.shape, report("loading"))
     cache_dir, write = Path(options.cache_dir or default_cache_dir()), report("writing the trunk")

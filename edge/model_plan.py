@@ -109,6 +109,11 @@ class Plan:
         return replace(self, precision=precision, shared=None)
 
     @property
+    def low_share(self) -> float:
+        """Return the share of experts that have a low copy; 1 where none is wanted."""
+        return 1.0 if self.low is None else self.low.share(self.geometry)
+
+    @property
     def planned_bytes(self) -> int:
         """Return the most that this model and the process itself will take."""
         return self.budget().reserved_bytes
@@ -166,6 +171,7 @@ class Plan:
             "architecture": self.architecture,
             "mode": self.mode,
             "fidelity": self.fidelity,
+            "low_share": None if self.low is None else self.low_share,
             "route_bias": self.leaning.bias if self.leaning else 0.0,
             "ctx": self.shape.ctx_tokens,
             "batch": self.shape.batch_tokens,
@@ -216,6 +222,7 @@ class Plan:
         share = self.slot_bytes / self.expert_bytes
         more_bytes = 1024 * self.kv_bytes / self.shape.ctx_tokens
         copies = "" if self.low is None else f", {self.fidelity}: low copies are {self.low.source}"
+        copies += f" of {self.low_share:.1%} of the experts" if self.low_share < 1 else ""
         return (
             f"slots for {min(share, 1):.0%} of the experts{copies}; least --ram"
             f" {format_need(self.floor_bytes)}, all in memory from {format_need(self.full_bytes)};"

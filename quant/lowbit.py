@@ -57,6 +57,13 @@ class LowCopies:
         """Return whether the expert of the `layer_idx`-th layer has a low copy."""
         return self.digests is None or bool(self.digests[layer_idx, expert])
 
+    def share(self, geometry: ModelGeometry) -> float:
+        """Return the share of the model's experts that have a low copy: below 1 where `prepare` was
+        interrupted, or copies are damaged."""
+        if self.digests is None:
+            return 1.0
+        return np.count_nonzero(self.digests) / sum(each.num_experts for each in geometry.layers)
+
     def expert_bytes(self, layer_idx: int) -> int:
         """Return the bytes of the low copy of an expert of the `layer_idx`-th layer."""
         return sum(copy.num_bytes for copy in self.copies[layer_idx])

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from haversack.devices.errors import ModelFileError, PromptError, StorageError
-from haversack.edge.loading import builtin_model
-from haversack.edge.planner import plan
+from haversack.edge.fidelity import BALANCED, Fidelity
+from haversack.edge.loading import LoadOptions, builtin_model, load
+from haversack.edge.planner import plan, streamed
 from haversack.edge.preparation import Prepared, PrepareOptions, prepare
 from haversack.quant.experts import expert_blocks
 from haversack.quant.gguf import read_geometry
@@ -68,8 +69,8 @@ class Stopped(Exception):
     """Stands for whatever ends preparing."""
 
 
-def test_an_interruption_loses_nothing(model: Path, folder: Path, tmp_path: Path) -> None:
-    whole = made(model, tmp_path / "whole")
+def prepare_half(model: Path, folder: Path) -> None:
+    """Interrupt it once some low copies are made."""
 
     def stop(what: str, share: float) -> None:
         if share > 0.3:
@@ -77,6 +78,29 @@ def test_an_interruption_loses_nothing(model: Path, folder: Path, tmp_path: Path
 
     with pytest.raises(Stopped):
         prepare(model, "q2_k", options=PrepareOptions(cache_dir=folder, threads=2, progress=stop))
+
+
+def test_low_copies_of_some_experts_are_told(
+    model: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    exact = streamed(plan(model, ram="2GiB", ctx=256, threads=1), 0.7)
+    prepare_half(model, folder)
+    planned = Fidelity(BALANCED).applied(exact, folder)
+    share = f"{planned.low_share:.1%}"
+    assert 0 < planned.low_share < 1 and planned.to_dict()["low_share"] == planned.low_share
+    assert f"low copies are q2_K of {share} of the experts" in str(planned)
+    load(planned, options=LoadOptions(cache_dir=folder, warm_start=False)).close()
+    (told,) = [each.getMessage() for each in caplog.records if each.name == "haversack.model"]
+    assert f"{share} of the experts have a low copy" in told
+    assert f"`haversack prepare {model}` goes on" in told
+    made(model, folder)
+    whole = Fidelity(BALANCED).applied(exact, folder)
+    assert whole.low_share == 1 and "low copies are q2_K;" in str(whole)
+
+
+def test_an_interruption_loses_nothing(model: Path, folder: Path, tmp_path: Path) -> None:
+    whole = made(model, tmp_path / "whole")
+    prepare_half(model, folder)
     low = prepared_low(read_geometry(model), folder)
     assert low is not None
     present = sum(low.has(layer, expert) for layer in range(2) for expert in range(4))
