@@ -4,21 +4,25 @@ python examples/character.py [MODEL]
 """
 
 import sys
+from typing import Annotated
 
 from haversack import edge
 
 try:
-    from pydantic import BaseModel
+    from pydantic import BaseModel, Field
 except ImportError:
     raise SystemExit("this example needs pydantic: pip install pydantic") from None
 
 
-class Character(BaseModel):
-    """Who a story is about."""
+Name = Annotated[str, Field(max_length=30)]  # a bound, so that the reply ends within its tokens
 
-    name: str
+
+class Character(BaseModel):
+    """Of whom a story tells."""
+
+    name: Name
     is_animal: bool
-    friends: list[str]
+    friends: Annotated[list[Name], Field(max_length=3)]
 
 
 def main() -> None:
