@@ -17,7 +17,7 @@ def main(wheel: str, *tracked: str) -> None:
         names = {name for name in archive.namelist() if not name.endswith("/")}
     wanted = {f"haversack/{file}" for file in tracked if PurePosixPath(file).parts[0] in FOLDERS}
     wanted |= {f"haversack/{folder}/py.typed" for folder in FOLDERS}
-    wanted.add(LIBRARY)
+    wanted |= {LIBRARY, "haversack/__init__.py"}
     packed = {name for name in names if ".dist-info/" not in name}
     if missing := sorted(wanted - packed):
         sys.exit(f"missing in {wheel}: {', '.join(missing)}")

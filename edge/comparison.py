@@ -11,6 +11,7 @@ from typing import Any
 
 from haversack.devices.errors import HaversackError
 from haversack.edge.bench import BenchResult, Work, logits_sha256
+from haversack.edge.child_program import child_command
 from haversack.edge.measure_options import LLAMA_CPP
 from haversack.edge.model_plan import Plan
 from haversack.edge.plain_llama import PlainLlama, drop_pages
@@ -58,7 +59,7 @@ def measure_plain(planned: Plan, work: Work) -> PlainResult:
         "model": str(planned.path),
         "context": [shape.ctx_tokens, shape.threads, shape.batch_tokens],
     }
-    command = [sys.executable, "-m", "haversack.edge.comparison"]
+    command = child_command("haversack.edge.comparison")
     done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True)
     if done.returncode != 0:
         raise HaversackError(

@@ -5,7 +5,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import weakref
@@ -24,6 +23,7 @@ import numpy.typing as npt
 from haversack.devices import errors
 from haversack.devices.errors import AbortedError, BudgetError, ClosedError, HaversackError
 from haversack.devices.ledger import Entry
+from haversack.edge.child_program import child_command
 from haversack.edge.loading import LoadOptions, LoadProgress
 from haversack.edge.logprobs import TokenLogprobs
 from haversack.edge.model import Message
@@ -209,7 +209,7 @@ class _Child:
         self._why_over: HaversackError | None = None
         self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "haversack.edge.model_process"],
+            child_command("haversack.edge.model_process"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
