@@ -41,9 +41,10 @@ def _serving(server: Server) -> Iterator[Running]:
         thread.join()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def running(trunk_dir: Path) -> Iterator[Running]:
-    """A server of the built-in model, which holds four texts at once."""
+    """A server of the built-in model, which holds four texts at once. It ends with its module, so
+    that tests of budgets find no model of another's."""
 
     def load() -> edge.Model:
         options = edge.LoadOptions(sequences=SEQUENCES, cache_dir=trunk_dir)
@@ -53,7 +54,7 @@ def running(trunk_dir: Path) -> Iterator[Running]:
         yield found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def url(running: Running) -> str:
     """Where that server is."""
     return running.url
