@@ -1,0 +1,1 @@
+"""What the type checkers know as the installed package."""
