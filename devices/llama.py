@@ -186,9 +186,13 @@ class LlamaModel:
         source = llama.llama_model_chat_template(self._model, None)
         return source.decode(errors="replace") if source else None
 
-    def tensors(self) -> list[GraphNode]:
-        """All weights, where they lie in memory. A tensor of the file may be here twice."""
-        function, string_bytes = llama.tensor_map()
+    def tensors(self) -> list[GraphNode] | None:
+        """All weights, where they lie in memory; None on Windows, where llama.cpp does not tell. A
+        tensor of the file may be here twice."""
+        found = llama.tensor_map()
+        if found is None:
+            return None
+        function, string_bytes = found
         count = own.model_tensors(function, self._model, string_bytes, None, 0)
         addresses = (native.Address * count)()
         own.model_tensors(function, self._model, string_bytes, addresses, count)

@@ -49,7 +49,8 @@ def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
         )
     try:
         refuse_wrong_kind(model.path, model.address, context)
-        sizes = _context_sizes(context, shape.batch_tokens)
+        sizes = _context_sizes(context)
+        max_nodes = llama.graph_max_nodes(context, shape.batch_tokens)
     finally:
         llama.llama_free(context)
     table_bytes = cell_bytes(shape.ctx_tokens * shape.sequences) + _rotation_bytes(shape)
@@ -57,7 +58,7 @@ def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
     num_rows = context_params(shape).n_outputs_max
     row_bytes = LOGIT_BYTES * (model.vocabulary.num_tokens + model.hidden_size)  # hidden for embed
     logits_bytes = row_bytes * num_rows
-    graph_bytes = _graph_bytes(sizes.max_nodes)
+    graph_bytes = _graph_bytes(max_nodes)
     thread_bytes = shape.threads * THREAD_SCRATCH_BYTES
     return MemoryNeeds(
         sizes.context_bytes + tables_bytes,
@@ -65,13 +66,11 @@ def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
     )
 
 
-def _context_sizes(context: Any, batch_tokens: int) -> own.ContextSizes:
+def _context_sizes(context: Any) -> own.ContextSizes:
     sizes = own.ContextSizes()
     own.context_sizes(
         native.llama_function(llama.MEMORY_BREAKDOWN),
-        native.llama_function(llama.GRAPH_MAX_NODES),
         context,
-        batch_tokens,
         native.pointer_to(sizes),
     )
     return sizes

@@ -15,8 +15,8 @@ class TrunkCheck:
     computes with, and reads nothing twice.
 
     A thread begins while the rest of the model is made; the thread that waits for it helps. Where
-    llama.cpp
-    keeps a tensor in another form, the file is compared instead.
+    llama.cpp keeps a tensor in another form, or does not tell where (on Windows), the file is
+    compared instead.
     """
 
     def __init__(self, trunk: Path, holes: Collection[str]) -> None:
@@ -35,7 +35,9 @@ class TrunkCheck:
     def begin(self, model: LlamaModel) -> None:
         """Begin to compare the weights of `model`, which must not be freed before `close`."""
         places = defaultdict[str, list[GraphNode]](list)
-        for node in model.tensors():
+        nodes = model.tensors()
+        self._in_another_form = nodes is None
+        for node in nodes or ():
             places[node.name].append(node)
         # the largest first, so that two threads end together
         for sealed in sorted(self._sealed, key=lambda sealed: -sealed.tensor.num_bytes):

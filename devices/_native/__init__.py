@@ -21,7 +21,7 @@ Address = c.c_void_p
 CFunction = c.CFUNCTYPE
 
 chosen = builds.load()
-_base, _cpu, _llama = chosen.libraries
+_base, _cpu, _, _llama = chosen.libraries
 
 
 # ----------------------------------------------------------------- structures
@@ -169,6 +169,8 @@ ggml_graph_overhead_custom = prototype(
 )
 # struct ggml_cgraph * ggml_new_graph_custom(struct ggml_context * ctx, size_t size, bool grads)
 ggml_new_graph_custom = prototype(_base, "ggml_new_graph_custom", _A, _A, c.c_size_t, c.c_bool)
+# int ggml_graph_size(struct ggml_cgraph * cgraph)
+ggml_graph_size = prototype(_base, "ggml_graph_size", _I, _A)
 # void ggml_graph_add_node(struct ggml_cgraph * cgraph, struct ggml_tensor * tensor)
 ggml_graph_add_node = prototype(_base, "ggml_graph_add_node", None, _A, _A)
 # struct ggml_tensor * ggml_new_tensor_3d(ctx, enum ggml_type, int64_t ne0, ne1, ne2)
@@ -239,7 +241,7 @@ def llama_function(name: str) -> int:
     if function is None:
         raise BindingError(
             f"libllama of {chosen.build.package} {chosen.build.version} exports no {name} here:"
-            " models cannot be planned and loaded; one made by GCC or Clang on Linux or macOS does"
+            " models cannot be planned and loaded; those that `pip install haversack` brings do"
         )
     return code_address(function)
 

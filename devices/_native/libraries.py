@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 
 class Libraries(NamedTuple):
-    """The libraries of llama.cpp: ggml's core, its CPU backend, and libllama. They may be one."""
+    """The libraries of llama.cpp: ggml's core, its CPU backend, its list of backends, and libllama.
+    They may be one."""
 
     base: c.CDLL
     cpu: c.CDLL
+    registry: c.CDLL
     llama: c.CDLL
 
 
@@ -29,6 +31,12 @@ def is_loaded(name: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def is_found_by_its_name(library: c.CDLL, name: str) -> bool:
+    """Return whether other libraries get this one where they need one of that name. For Windows,
+    which takes the first that was loaded."""
+    return bool(c.CDLL(name, winmode=0)._handle == library._handle)
 
 
 def prototype(library: c.CDLL, name: str, result: Any, *arguments: Any) -> Any:

@@ -12,6 +12,7 @@ from haversack.devices._native import (
     CFunction,
     SetTensorData,
     chosen,
+    ggml_graph_size,
     llama_function,
 )
 from haversack.devices._native.libraries import prototype
@@ -239,14 +240,37 @@ llama_sampler_init_temp = _function("llama_sampler_init_temp", _A, _F)
 # struct llama_sampler * llama_sampler_init_penalties(n_vocab, last_n, repeat, freq, present)
 llama_sampler_init_penalties = _function("llama_sampler_init_penalties", _A, _L, _L, _F, _F, _F)
 
-# llama_get_memory_breakdown and llama_context::graph_max_nodes, see native/sizes.cpp: exported by
-# the names that C++ gives them, which other compilers may spell in another way
-MEMORY_BREAKDOWN = "_Z26llama_get_memory_breakdownPK13llama_context"
-GRAPH_MAX_NODES = "_ZNK13llama_context15graph_max_nodesEj"
+# llama_get_memory_breakdown, see native/sizes.cpp: exported by the name that C++ gives it, which
+# Microsoft's compiler spells in its own way
+_MAP = (
+    "?AV?$map@PEAUggml_backend_buffer_type@@Ullama_memory_breakdown_data@@"
+    "U?$less@PEAUggml_backend_buffer_type@@@std@@V?$allocator@U?$pair@"
+    "QEAUggml_backend_buffer_type@@Ullama_memory_breakdown_data@@@std@@@4@@std@@"
+)
+MEMORY_BREAKDOWN = (
+    f"?llama_get_memory_breakdown@@YA{_MAP}PEBUllama_context@@@Z"
+    if sys.platform == "win32"
+    else "_Z26llama_get_memory_breakdownPK13llama_context"
+)
+# uint32_t llama_context::graph_max_nodes(uint32_t n_tokens) const
+_GRAPH_MAX_NODES = "_ZNK13llama_context15graph_max_nodesEj"
+# ggml_cgraph * llama_graph_reserve(llama_context *, uint32_t n_tokens, n_seqs, n_outputs)
+_GRAPH_RESERVE = "?llama_graph_reserve@@YAPEAUggml_cgraph@@PEAUllama_context@@III@Z"
 # llama_internal_get_tensor_map, see native/tensors.cpp. GCC's library tags its strings in names,
 # except the old kind, of 8 bytes. The strings of Clang's library have 24 bytes.
 _TENSOR_MAP_TAGGED = "_Z29llama_internal_get_tensor_mapB5cxx11PK11llama_model"
 _TENSOR_MAP = "_Z29llama_internal_get_tensor_mapPK11llama_model"
+
+
+def graph_max_nodes(context: Any, num_tokens: int) -> int:
+    """Return how many nodes the graph of a batch of `num_tokens`, the context's largest, may have.
+    Windows' library exports no function for it, but reserves each graph with room for as many."""
+    if sys.platform == "win32":
+        unsigned = c.c_uint32
+        reserve = _function(_GRAPH_RESERVE, _A, _A, unsigned, unsigned, unsigned)
+        return int(ggml_graph_size(reserve(context, 1, 1, 1)))
+    llama_function(_GRAPH_MAX_NODES)  # refuses a library without it
+    return int(_function(_GRAPH_MAX_NODES, c.c_uint32, _A, c.c_uint32)(context, num_tokens))
 
 
 def candidates(num_tokens: int) -> Any:
@@ -254,9 +278,11 @@ def candidates(num_tokens: int) -> Any:
     return (llama_token_data * num_tokens)()
 
 
-def tensor_map() -> tuple[int, int]:
-    """Return the address of llama_internal_get_tensor_map and the bytes of a std::string in it.
-    Raises BindingError if libllama does not export it."""
+def tensor_map() -> tuple[int, int] | None:
+    """Return the address of llama_internal_get_tensor_map and the bytes of a std::string in it;
+    None on Windows, where it is not exported. Raises BindingError where it is missing elsewhere."""
+    if sys.platform == "win32":
+        return None
     if hasattr(_library, _TENSOR_MAP_TAGGED):
         return llama_function(_TENSOR_MAP_TAGGED), 32
     return llama_function(_TENSOR_MAP), 24 if sys.platform == "darwin" else 8

@@ -45,9 +45,9 @@ class ReadCounts(c.Structure):
 
 
 class ContextSizes(c.Structure):
-    """struct Sizes (native/sizes.cpp)"""
+    """struct ContextSizes (native/sizes.cpp)"""
 
-    _fields_ = tuple((name, c.c_int64) for name in ("context_bytes", "compute_bytes", "max_nodes"))
+    _fields_ = tuple((name, c.c_int64) for name in ("context_bytes", "compute_bytes"))
 
 
 class Checksum(c.Structure):
@@ -124,9 +124,7 @@ if library is not None:
     readers_counts = own_prototype("readers_counts", None, _A, c.POINTER(ReadCounts))
     readers_close = own_prototype("readers_close", None, _A)
     readers_delete = own_prototype("readers_delete", None, _A)
-    context_sizes = own_prototype(
-        "context_sizes", None, _A, _A, _A, c.c_uint32, c.POINTER(ContextSizes)
-    )
+    context_sizes = own_prototype("context_sizes", None, _A, _A, c.POINTER(ContextSizes))
     # In native/guard.cpp. The functions of llama.cpp are given by their addresses.
     guard_install = own_prototype("guard_install", None, _A)
     guard_end_process = own_prototype("guard_end_process", None, _I)

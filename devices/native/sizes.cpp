@@ -16,19 +16,15 @@ struct Breakdown {
 // llama_get_memory_breakdown(const struct llama_context * ctx)
 using GetBreakdown = haversack::theirs::Map<void *, Breakdown> (*)(const void *context);
 
-// uint32_t llama_context::graph_max_nodes(uint32_t n_tokens) const
-using GetMaxNodes = uint32_t (*)(const void *context, uint32_t num_tokens);
-
 struct ContextSizes {
-    int64_t context_bytes, compute_bytes, max_nodes;
+    int64_t context_bytes, compute_bytes;
 };
 
 }  // namespace
 
 extern "C" __attribute__((visibility("default"))) void
-haversack_context_sizes(GetBreakdown get_breakdown, GetMaxNodes get_max_nodes, const void *context,
-                        uint32_t num_tokens, ContextSizes *sizes) {
-    *sizes = {0, 0, get_max_nodes(context, num_tokens)};
+haversack_context_sizes(GetBreakdown get_breakdown, const void *context, ContextSizes *sizes) {
+    *sizes = {0, 0};
     get_breakdown(context).each([sizes](void *, const Breakdown &found) {
         sizes->context_bytes += static_cast<int64_t>(found.context);
         sizes->compute_bytes += static_cast<int64_t>(found.compute);

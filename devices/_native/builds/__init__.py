@@ -22,6 +22,7 @@ from haversack.devices._native.libraries import (
     Libraries,
     code_address,
     int32_at,
+    is_found_by_its_name,
     is_loaded,
     prototype,
 )
@@ -159,7 +160,7 @@ def refuse_other_layouts(build: Build, libraries: Libraries) -> None:
     """Raise BindingError if the libraries are not those that the version promises."""
     ggml = prototype(libraries.base, "ggml_version", c.c_char_p)().decode()
     overhead = prototype(libraries.base, "ggml_tensor_overhead", c.c_size_t)()
-    registry = prototype(libraries.llama, "ggml_backend_reg_get", c.c_void_p, c.c_size_t)(0)
+    registry = prototype(libraries.registry, "ggml_backend_reg_get", c.c_void_p, c.c_size_t)(0)
     found = (ggml, int32_at(registry), overhead - _OBJECT_BYTES)
     known = (build.ggml, build.api_version, _TENSOR_BYTES)
     if found != known:
@@ -172,6 +173,8 @@ def refuse_other_layouts(build: Build, libraries: Libraries) -> None:
 
 def _is_whole(libraries: Libraries) -> bool:
     """Return whether libllama uses the libggml that was loaded with it."""
+    if sys.platform == "win32":
+        return is_found_by_its_name(libraries.base, "ggml-base.dll")
     ours, used = (each.ggml_version for each in (libraries.base, libraries.llama))
     return code_address(ours) == code_address(used)
 

@@ -14,6 +14,7 @@ def _load(folder: Path) -> Libraries:
     return Libraries(
         base=open_library(folder / "lib" / _file("ggml-base", ".0")),
         cpu=open_library(folder / "lib" / _file("ggml-cpu", ".0")),
+        registry=open_library(folder / "lib" / _file("ggml", ".0")),
         llama=llama,
     )
 

@@ -30,7 +30,7 @@ def _load(folder: Path) -> Libraries:
     registry = prototype(ggml, "ggml_backend_load", c.c_void_p, c.c_char_p)(os.fsencode(path))
     if not registry:
         raise OSError(f"ggml does not take {path} as a backend")
-    return Libraries(base=base, cpu=cpu, llama=llama)
+    return Libraries(base=base, cpu=cpu, registry=ggml, llama=llama)
 
 
 def _file(stem: str) -> str:

@@ -11,7 +11,7 @@ from haversack.devices._native.libraries import Libraries, open_library
 
 def _load(folder: Path) -> Libraries:
     library = open_library(folder / "xllamacpp.abi3.so")
-    return Libraries(base=library, cpu=library, llama=library)
+    return Libraries(base=library, cpu=library, registry=library, llama=library)
 
 
 BUILD = Build(
