@@ -30,7 +30,7 @@ _FAST_SETS = {"avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "avx512f": "AVX512"}
 _TIGHT_BYTES = 2 << 30
 _TESTED = {
     "linux": "tested",
-    "win32": "hardly tested: memory, files and readers ran under wine, models never",
+    "win32": "tested under wine only, never on Windows itself: memory, files, readers, models",
     "darwin": "not tested on this system: the library was compiled and never ran",
 }
 

@@ -3,6 +3,7 @@ model stays inside its budget."""
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -166,6 +167,8 @@ class LimitedGroup:
 
 def why_not() -> str:
     """Return why no group that proves a budget can be made here, or '' if one can."""
+    if sys.platform != "linux":
+        return "memory control groups are Linux's"
     try:
         with limited_group(1 << 30) as group:
             if group.swap_limited or not _has_swap(_SYSTEM):
