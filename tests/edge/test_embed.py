@@ -1,6 +1,6 @@
 """Embeddings: the mean of what the last layer gives for each token, whatever else is computed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,10 @@ TEXT = "Once upon a time there was a fox who lived in the wood, and a hare."
 
 
 @pytest.fixture(scope="module")
-def model(trunk_dir: Path) -> edge.Model:
+def model(trunk_dir: Path) -> Iterator[edge.Model]:
     options = edge.LoadOptions(cache_dir=trunk_dir)
-    return edge.load(edge.builtin_model(), ram="2GiB", ctx=128, options=options)
+    with edge.load(edge.builtin_model(), ram="2GiB", ctx=128, options=options) as loaded:
+        yield loaded
 
 
 def test_it_is_the_mean_of_hidden_rows_at_length_1(model: edge.Model) -> None:
