@@ -11,12 +11,13 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -151,13 +152,21 @@ def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
 
 
 def write_whole(path: Path, data: bytes, *, synced: bool = False) -> None:
-    """Have `path` name a file of `data`. Whenever the process ends, it names that or what it named
-    before; with `synced` also if the computer goes out. Raises OSError."""
+    """Have `path` name a file of `data`, as `whole_file` does. Raises OSError."""
+    with whole_file(path, synced=synced) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, *, synced: bool) -> Iterator[BinaryIO]:
+    """Give a file to write, which `path` names at the end of the block. Whenever the process ends,
+    it names that or what it named before; with `synced` also if the computer goes out. Raises
+    OSError."""
     # A file of this call alone comes first, because others may write the same path.
     descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
     try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
+        with open(descriptor, "w+b") as file:
+            yield file
             if synced:
                 file.flush()
                 os.fsync(file.fileno())

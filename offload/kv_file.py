@@ -9,9 +9,8 @@ The bytes are mapped and not read, so that they take no anonymous memory.
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from haversack.devices.checksum import DIGEST_BYTES, Checksum
 from haversack.devices.errors import StorageError
+from haversack.devices.storage import whole_file
 
 VERSION = 1
 _SEED = b"haversack kv"
@@ -53,16 +53,8 @@ def write_kv(path: Path, about: KvAbout, state_bytes: int, fill: Callable[[Bytes
     """Write a KV file whose `state_bytes` are what `fill` puts there. An older file at `path` is
     replaced only once the new one is whole and on the disk. Raises StorageError."""
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-        try:
-            with open(descriptor, "w+b") as file:
-                _write(file, about, state_bytes, fill)
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(name)
-            raise
+        with whole_file(path, synced=True) as file:
+            _write(file, about, state_bytes, fill)
     except StorageError:
         raise
     except OSError as error:
