@@ -2,6 +2,7 @@
 
 import ctypes as c
 import os
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,12 @@ class Libraries(NamedTuple):
     cpu: c.CDLL
     registry: c.CDLL
     llama: c.CDLL
+
+
+def library_name(stem: str, version: str = "") -> str:
+    """Return the file name of a library on this system; Windows' names have no version."""
+    names = {"darwin": f"lib{stem}{version}.dylib", "win32": f"{stem}.dll"}
+    return names.get(sys.platform, f"lib{stem}.so{version}")
 
 
 def open_library(path: Path) -> c.CDLL:

@@ -1,27 +1,21 @@
 """llama-cpp-python: llama.cpp compiled on this computer, for its processor."""
 
-import sys
 from pathlib import Path
 
 from haversack.devices._native.builds.build import Build
-from haversack.devices._native.libraries import Libraries, open_library
+from haversack.devices._native.libraries import Libraries, library_name, open_library
 
 
 def _load(folder: Path) -> Libraries:
     """Each by the name under which libllama loads it. Another name would load a second copy, which
     the log callback, for one, does not reach."""
-    llama = open_library(folder / "lib" / _file("llama"))
+    llama = open_library(folder / "lib" / library_name("llama"))
     return Libraries(
-        base=open_library(folder / "lib" / _file("ggml-base", ".0")),
-        cpu=open_library(folder / "lib" / _file("ggml-cpu", ".0")),
-        registry=open_library(folder / "lib" / _file("ggml", ".0")),
+        base=open_library(folder / "lib" / library_name("ggml-base", ".0")),
+        cpu=open_library(folder / "lib" / library_name("ggml-cpu", ".0")),
+        registry=open_library(folder / "lib" / library_name("ggml", ".0")),
         llama=llama,
     )
-
-
-def _file(stem: str, version: str = "") -> str:
-    names = {"darwin": f"lib{stem}{version}.dylib", "win32": f"{stem}.dll"}
-    return names.get(sys.platform, f"lib{stem}.so{version}")
 
 
 BUILD = Build(

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from haversack.devices._native.builds.build import AVX2, Build
-from haversack.devices._native.libraries import Libraries, open_library, prototype
+from haversack.devices._native.libraries import Libraries, library_name, open_library, prototype
 
 _LogCallback = c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)
 _silent = _LogCallback(lambda level, text, data: None)  # until `devices.logs` listens
@@ -21,7 +21,8 @@ def _load(folder: Path) -> Libraries:
     if sys.platform == "win32":  # where a library is searched that another one needs
         os.add_dll_directory(str(libraries))
     base, ggml, llama = (
-        open_library(libraries / _file(stem)) for stem in ("ggml-base", "ggml", "llama")
+        open_library(libraries / library_name(stem, ".0"))
+        for stem in ("ggml-base", "ggml", "llama")
     )
     prototype(base, "ggml_log_set", None, _LogCallback, c.c_void_p)(_silent, None)
     path = folder / "bin" / ("ggml-cpu.dll" if sys.platform == "win32" else "libggml-cpu.so")
@@ -31,11 +32,6 @@ def _load(folder: Path) -> Libraries:
     if not registry:
         raise OSError(f"ggml does not take {path} as a backend")
     return Libraries(base=base, cpu=cpu, registry=ggml, llama=llama)
-
-
-def _file(stem: str) -> str:
-    names = {"darwin": f"lib{stem}.0.dylib", "win32": f"{stem}.dll"}
-    return names.get(sys.platform, f"lib{stem}.so.0")
 
 
 BUILD = Build(
