@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 from haversack.devices.errors import BudgetError
 from haversack.edge.model import Model
@@ -52,10 +51,5 @@ class ChatModels:
     def __enter__(self) -> "ChatModels":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.model.close()

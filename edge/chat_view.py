@@ -3,7 +3,6 @@
 import re
 import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
 
 from markdown_it import MarkdownIt
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -130,12 +129,7 @@ class ReplyView:
         self._live.update(self._current(), refresh=True)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Show the rest, and no figures any more."""
         self._live.update("")
         self._live.stop()

@@ -274,6 +274,14 @@ def _open(planned: Plan, options: LoadOptions, stop: StopFlag, lease: Lease) -> 
 
     if read_geometry(planned.path) != planned.geometry:
         raise ModelFileError(f"{planned.path} has changed since it was planned: plan again")
+    _warn_of_gaps(planned)
+    if planned.mode != STREAMED:
+        return open_resident(planned.path, planned.shape, report("loading"))
+    return _open_streamed(planned, options, lease, report)
+
+
+def _warn_of_gaps(planned: Plan) -> None:
+    """Tell of zeros where experts lie, and of low copies that were not made yet."""
     hole = hole_in(planned.geometry)
     if hole is not None:
         _log.warning("%s: unless zeros are meant there, get the file again", hole)
@@ -283,8 +291,16 @@ def _open(planned: Plan, options: LoadOptions, stop: StopFlag, lease: Lease) -> 
             " prepare %s` goes on",
             planned.path.name, 100 * planned.low_share, shlex.quote(str(planned.path)),
         )  # fmt: skip
-    if planned.mode != STREAMED:
-        return open_resident(planned.path, planned.shape, report("loading"))
+
+
+def _open_streamed(
+    planned: Plan,
+    options: LoadOptions,
+    lease: Lease,
+    report: Callable[[str], Callable[[float], None]],
+) -> Engine:
+    """Open a model with its trunk, which is written where it is lacking and once more where it is
+    damaged. Raises StorageError if it is damaged then, too."""
     cache_dir, write = Path(options.cache_dir or default_cache_dir()), report("writing the trunk")
     trunk = ensure_trunk(planned.geometry, cache_dir, write)
     speed = known_speed(planned.path, cache_dir)

@@ -7,7 +7,6 @@ from contextlib import ExitStack, closing
 from dataclasses import fields, replace
 from numbers import Integral
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -425,12 +424,7 @@ class Model:
     def __enter__(self) -> "Model":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
