@@ -18,7 +18,7 @@ Name = Annotated[str, Field(max_length=30)]  # a bound, so that the reply ends w
 
 
 class Character(BaseModel):
-    """Of whom a story tells."""
+    """The hero of a story."""
 
     name: Name
     is_animal: bool
