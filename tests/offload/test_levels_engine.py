@@ -133,18 +133,21 @@ def test_waves_read_the_experts_of_fewest_rows_low(
 def test_both_levels_stay_within_the_bytes_of_the_plan(
     pair: tuple[Path, Path], open_model: Any
 ) -> None:
-    """Rows that want two experts HIGH and one LOW in turn move bytes from level to level."""
-    model = open_model(pair[0], 0.5, precision=precision(pair, Thresholds(0.2, 0.9)))
+    """Rows that want most experts LOW move bytes to that level, sooner or later: how soon depends
+    on which reads end first."""
+    model = open_model(pair[0], 0.5, precision=precision(pair, Thresholds(0.05, 1)))
     (pool,), (plan,) = model.experts.pools, model.plans
     sizes = set[tuple[int, int]]()
-    for seed in range(3):
+    for seed in range(100):
         tokens = np.random.default_rng(seed).integers(0, SHAPE.vocab_size, 60).tolist()
         model.logits(tokens, PREFILL)
         sizes.add((pool.num_slots, pool.low.num_slots))
         assert pool.resident_bytes <= plan.num_bytes
         levels = plan.level_bytes.slot
         assert pool.num_slots * levels[0] + pool.low.num_slots * levels[1] <= plan.num_bytes
-    assert len(sizes) > 1
+        if len(sizes) > 2:
+            return
+    pytest.fail(f"the levels keep their slots: {sizes}")
 
 
 def test_thresholds_are_fitted_to_the_first_rows(pair: tuple[Path, Path], open_model: Any) -> None:
