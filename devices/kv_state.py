@@ -5,13 +5,15 @@ The bytes go straight between llama.cpp's buffers and memory that the caller map
 that a copy of a long text takes no anonymous memory.
 """
 
+from contextlib import suppress
+
 import numpy as np
 import numpy.typing as npt
 
 from haversack.devices import _native as native
 from haversack.devices._native import llama
-from haversack.devices.errors import StorageError
-from haversack.devices.llama import LlamaContext, LlamaModel
+from haversack.devices.errors import HaversackError, StorageError
+from haversack.devices.llama import LlamaContext, LlamaModel, Row
 from haversack.devices.logs import captured_logs
 
 _EVERY_SEQUENCE = -1
@@ -46,6 +48,7 @@ class KvStates:
     def read(self, context: LlamaContext, sequence: int, into: Bytes) -> None:
         """Copy what the context holds of `sequence` into memory of `num_bytes`. Raises
         StorageError."""
+        _finish_copies(context)
         with captured_logs() as log:
             read_bytes = llama.llama_state_seq_get_data_ext(
                 context.address, native.bytes_of(into), len(into), self._number(sequence), _ALL
@@ -56,6 +59,7 @@ class KvStates:
     def put(self, context: LlamaContext, sequence: int, state: Bytes) -> None:
         """Have the context hold of `sequence` what `read` gave. Raises StorageError if llama.cpp
         refuses it; then the sequence is empty."""
+        _finish_copies(context)
         context.forget(0, sequence)
         with captured_logs() as log:
             put_bytes = llama.llama_state_seq_set_data_ext(
@@ -67,3 +71,15 @@ class KvStates:
 
     def _number(self, sequence: int) -> int:
         return _EVERY_SEQUENCE if self._takes_all else sequence
+
+
+def _finish_copies(context: LlamaContext) -> None:
+    """Have llama.cpp make the copies now that it would make in the next pass, by a pass that is
+    forgotten. Raises ClosedError."""
+    sequence = context.copied_to
+    if sequence is None:
+        return
+    position = context.num_tokens(sequence)
+    with suppress(HaversackError):  # the copies come before whatever fails
+        context.compute([Row(0, position, sequence, wants_logits=True)])
+    context.forget(position, sequence)

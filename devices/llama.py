@@ -28,7 +28,7 @@ from haversack.devices.ggml import GraphNode
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.logs import LogCapture, captured_logs
 from haversack.devices.steps import Ahead, Steps
-from haversack.devices.team import ContextOwner, Team, why_fixed
+from haversack.devices.team import ContextOwner, Team, refuse_dead_threads
 from haversack.devices.vocabulary import Vocabulary
 
 _LOAD_NONE = 0  # enum llama_load_mode: read into memory, never map
@@ -222,22 +222,6 @@ def _progress_callback(
 
 
 # -------------------------------------------------------------------- context
-_openmp_process: Birthplace | None = None  # whose threads OpenMP has made for a context
-
-
-def _refuse_dead_threads(num_threads: int) -> None:
-    """OpenMP waits for its threads, which do not outlive a fork: a child could only hang."""
-    global _openmp_process
-    if num_threads == 1 or not why_fixed():
-        return
-    _openmp_process = _openmp_process or Birthplace()
-    if not _openmp_process.is_here:
-        raise HaversackError(
-            "this process was forked from one whose model ran on OpenMP's threads, which it lacks:"
-            f" start it anew (spawn) or give --threads 1; our own threads could, but {why_fixed()}"
-        )
-
-
 def context_params(shape: ContextShape) -> Any:
     """struct llama_context_params of a context of that shape.
 
@@ -279,6 +263,7 @@ class LlamaContext:
         self.drops_parts = model.drops_parts
         self._log = captured_logs()
         self._snapshots: dict[int, tuple[int, npt.NDArray[np.uint8]]] = {}  # by sequence
+        self.copied_to: int | None = None  # the latest target of `copy` since the last pass
         params = context_params(shape)
         if on_node is not None:
             self._on_node = params.cb_eval = llama.ggml_backend_sched_eval_callback(on_node)
@@ -291,7 +276,7 @@ class LlamaContext:
             None  # why llama.cpp gave up in a pass: its state is unknown since
         )
         self._birthplace = Birthplace()
-        _refuse_dead_threads(shape.threads)
+        refuse_dead_threads(shape.threads)
         self._open(model, params)
         self._memory = llama.llama_get_memory(self._context)
         self._batch = Batch(int(llama.llama_n_batch(self._context)))
@@ -403,6 +388,7 @@ class LlamaContext:
         # error of this call for the next one.
         with self._log as log, self.stop.listening():
             status = run()
+            self.copied_to = None
             if team.gave_up:
                 self._broken = guard.failure()
             error = self._owner.after_pass(team.failure) if self._owner is not None else None
@@ -455,6 +441,20 @@ class LlamaContext:
                 return
         self._snapshots.pop(sequence, None)
         llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    # ------------------------------------------------------------------ copies
+    def copy(self, source: int, target: int) -> None:
+        """Have sequence `target` hold what `source` holds, with the same bits, in place of what it
+        held. Only where `drops_parts`: of recurrent layers' states llama.cpp makes no copy here.
+
+        llama.cpp copies the bytes at the beginning of its next pass. Until then `copied_to` is the
+        target, and bytes of sequences must be neither read nor put.
+        """
+        self._check_usable()
+        assert self.drops_parts and source != target, f"{source} is not copied to {target}"
+        llama.llama_memory_seq_rm(self._memory, target, -1, -1)
+        self.copied_to = target
+        llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     # --------------------------------------------------------------- snapshots
     def can_forget(self, position: int, sequence: int = 0) -> bool:

@@ -17,6 +17,8 @@ from typing import Any, Protocol
 from haversack.devices import _native as native
 from haversack.devices._native import own
 from haversack.devices.crowd import Crowd
+from haversack.devices.errors import HaversackError
+from haversack.devices.forks import Birthplace
 from haversack.devices.steps import Steps
 
 # If the user has set how OpenMP's threads wait, OpenMP stays in use.
@@ -58,6 +60,22 @@ def why_fixed() -> str:
     if own.team_take_over(native.address_of_function(native.ggml_backend_cpu_init)) == 0:
         return "llama.cpp was built with an OpenMP other than GCC's: threads do not adapt"
     return ""
+
+
+_openmp_process: Birthplace | None = None  # whose threads OpenMP has made for a context
+
+
+def refuse_dead_threads(num_threads: int) -> None:
+    """OpenMP waits for its threads, which do not outlive a fork: a child could only hang."""
+    global _openmp_process
+    if num_threads == 1 or not why_fixed():
+        return
+    _openmp_process = _openmp_process or Birthplace()
+    if not _openmp_process.is_here:
+        raise HaversackError(
+            "this process was forked from one whose model ran on OpenMP's threads, which it lacks:"
+            f" start it anew (spawn) or give --threads 1; our own threads could, but {why_fixed()}"
+        )
 
 
 class Team:

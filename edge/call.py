@@ -30,6 +30,7 @@ class Call:
     most_results = 1  # computed before the reader takes one
     takes_every_row = False  # the logits of a pass's last row alone are wanted
     begins_anew = False  # its logits must not depend on what its sequence held
+    takes_copies = True  # of tokens that another sequence holds
     wants_hidden = False  # it takes what the last layer computed in place of logits
     is_repeatable = False  # its bits must not depend on what was computed before it
 
@@ -179,7 +180,7 @@ class LogitsCall(Call):
     """Computes the logits after the first `prefill` of `tokens`, and after each other one. Tokens
     behind the first `pause` are not computed before the logits of those were read."""
 
-    begins_anew = True
+    begins_anew, takes_copies = True, False
 
     def __init__(self, tokens: Sequence[int], prefill: int, pause: int = 0) -> None:
         super().__init__(tokens[:prefill], prefill)
@@ -220,7 +221,7 @@ class RowsCall(Call):
     `prepare` is told the sequence before anything is appended.
     """
 
-    takes_every_row = True
+    takes_every_row, takes_copies = True, False
 
     def __init__(
         self,

@@ -41,15 +41,16 @@ class KvDisk:
         self._kind = _hash(repr(sorted(keeper.bits.items())).encode())[:12]
         self.num_kept = self.num_brought = 0  # texts, since the model was loaded
 
-    def before(self, call: Call) -> None:
+    def before(self, call: Call, num_shared: int) -> None:
         """Prepare the sequence of a call that begins: bring back the text that `call` can use most
-        of, and keep what its sequence loses. What fails is logged and left out."""
+        of, and keep what its sequence loses. Of another sequence it can use `num_shared` tokens.
+        What fails is logged and left out."""
         sequence = call.sequence
         assert sequence is not None
         if call.is_windowed:  # what is forgotten is of no use to another prompt
             return
         kept = call.num_kept(sequence)
-        found = None if call.begins_anew else self._best(call, sequence, kept)
+        found = None if call.begins_anew else self._best(call, sequence, max(kept, num_shared))
         if len(sequence.tokens) - (0 if found else kept) >= _HEAD_TOKENS:
             self.put(sequence, spare=found)
         if found is not None:

@@ -12,6 +12,7 @@ from haversack.edge.kv_disk import KvDisk
 from haversack.edge.sequence import TokenSequence
 from haversack.edge.speculate import Speculation
 
+_LEAST_SHARED = 32  # tokens that another sequence must hold more, for a copy to be worth it
 _IDLE_S = 1.0  # a reader that stays away for longer may lose its sequence to a call that waits
 
 
@@ -51,7 +52,8 @@ class Schedule:
     at a time may use it.
 
     A prompt's batch has a pass of its own, so that its bits do not depend on other calls; it takes
-    turns with passes of one row of each call that decodes.
+    turns with passes of one row of each call that decodes. Before a batch, tokens that another
+    sequence holds are copied from there and not computed.
     """
 
     def __init__(
@@ -159,6 +161,9 @@ class Schedule:
             if call.wants_pass:
                 (batches if call.needs_batch else rows).append(call)
         is_batch = bool(batches) and (self._batch_is_next or not rows)
+        if is_batch and self._source_for(batches[0]) is not None:
+            batches[0].has_begun = False
+            return self.next_work()
         self._batch_is_next = not is_batch
         chosen = batches[:1] if is_batch else rows[: self._shape.most_rows]
         if len(chosen) < len(batches) + len(rows):  # the others come first next time
@@ -178,10 +183,26 @@ class Schedule:
         call.has_begun = True
         try:
             if self.disk is not None:
-                self.disk.before(call)
+                source = self._source_for(call)
+                self.disk.before(call, 0 if source is None else call.num_kept(source))
+            source, own = self._source_for(call), call.sequence
+            if source is not None and own is not None:
+                own.copy(source)
             call.begin()
         except Exception as error:
             call.end(error)
+
+    def _source_for(self, call: Call) -> TokenSequence | None:
+        """Return the sequence that holds most of what `call` can use, if that is more than its own
+        holds by so much that a copy is worth it."""
+        own = call.sequence
+        if own is None or not own.drops_parts or not call.takes_copies:
+            return None
+        most, found = call.num_begun(own) + _LEAST_SHARED - 1, None
+        for sequence in self._sequences:
+            if len(sequence.tokens) > most and (usable := call.num_begun(sequence)) > most:
+                most, found = usable, sequence
+        return found
 
     def keep_all(self) -> None:
         """Keep on disk, if there is one for that, what every sequence holds."""
@@ -205,9 +226,15 @@ class Schedule:
         assert None not in held and len(set(held)) == len(held), f"{held} of {self._calls}"
 
 
-def _fitness(sequence: TokenSequence, call: Call) -> tuple[int, int]:
-    """How well `call` goes on from a sequence: by what it keeps, if that is most of its tokens.
-    What else was said there would be lost for little: then the sequence that was not used for
-    longest fits best."""
-    kept = call.num_kept(sequence)
-    return kept if 2 * kept > len(call.tokens) else 0, -sequence.last_used
+def _fitness(sequence: TokenSequence, call: Call) -> tuple[int, int, int]:
+    """How well `call` goes on from a sequence: best from one of which it keeps nearly all, then
+    from an empty one, then from one of which it keeps most. What else was said in another one would
+    be lost for little: then the sequence that was not used for longest fits best. What `call` can
+    use of the others is copied."""
+    kept, held = call.num_kept(sequence), len(sequence.tokens)
+    if not held:
+        return 2, 0, -sequence.last_used
+    goes_on = 2 * kept > max(len(call.tokens), held)
+    if not goes_on:
+        return 0, 0, -sequence.last_used
+    return 3 if held - kept < _LEAST_SHARED else 1, kept, -sequence.last_used

@@ -74,6 +74,16 @@ class TokenSequence:
         self.tokens[:], self._batch_ends[:] = tokens, batch_ends
         self._kept_tokens = 0
 
+    def copy(self, source: "TokenSequence") -> None:
+        """Hold what `source` holds, with the same bits and the logits kept of it, in place of what
+        it held."""
+        self.keep(0)
+        self._context.copy(source.number, self.number)
+        self.adopt(source.tokens, source.batch_ends)
+        if source._kept is not None and source._kept_tokens:
+            self.keep_logits(source._kept)
+            self._kept_tokens = source._kept_tokens
+
     def keep(self, num_tokens: int) -> None:
         """Drop all but its first `num_tokens` tokens. A model that cannot drop a part goes back to
         its snapshot, or drops all."""

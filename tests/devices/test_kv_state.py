@@ -66,3 +66,49 @@ def test_a_window_and_several_sequences_are_no_pair(tiny_model: TinyModel) -> No
     assert not KvStates(model, 1).why_not
     assert "layers that see a window" in KvStates(model, 2).why_not
     model.close()
+
+
+def two_sequences(model: LlamaModel) -> LlamaContext:
+    return LlamaContext(model, ContextShape(256, 128, 1, 2))
+
+
+@pytest.mark.parametrize("architecture", ["qwen3moe", "gpt-oss"])
+def test_a_sequence_is_copied(architecture: str, tiny_model: TinyModel) -> None:
+    """Also cut where the other text goes on in another way."""
+    model = LlamaModel(tiny_model(architecture))
+    context = two_sequences(model)
+    context.decode(TOKENS[:100], 0)
+    context.decode(TOKENS[200:220], 1)
+    context.copy(0, 1)
+    context.forget(70, 1)
+    assert (context.num_tokens(0), context.num_tokens(1)) == (100, 70)
+    context.decode(TOKENS[300:310], 1)
+    copied = context.logits()
+    context.forget(70, 0)
+    context.decode(TOKENS[300:310], 0)
+    assert np.array_equal(context.logits(), copied)
+    context.close()
+    model.close()
+
+
+def test_a_copy_is_made_before_bytes_are_read_or_put(tiny_model: TinyModel) -> None:
+    """llama.cpp copies the bytes at the beginning of its next pass, and none comes in between."""
+    model = LlamaModel(tiny_model())
+    states, context = KvStates(model, 2), two_sequences(model)
+    context.decode(TOKENS[:100], 0)
+    expected = logits_after(context, TOKENS[100:103])
+    context.forget(100, 0)
+    context.copy(0, 1)
+    state = np.empty(states.num_bytes(context, 1), np.uint8)
+    states.read(context, 1, state)
+    assert (context.num_tokens(0), context.num_tokens(1)) == (100, 100)
+
+    other = two_sequences(model)
+    other.decode(TOKENS[300:400], 0)
+    other.copy(0, 1)
+    states.put(other, 1, state)  # a copy that came later would replace it
+    other.decode(TOKENS[100:101], 1)
+    assert np.array_equal(other.logits(), expected[0])
+    for each in (context, other):
+        each.close()
+    model.close()
