@@ -12,6 +12,7 @@
     │   └── ContextError    more tokens than the context holds
     ├── CancelledError      the call was cancelled by its owner
     ├── AbortedError        llama.cpp gave up in the middle of a call
+    ├── DeviceError         a device, or the backend of one, that is not there or cannot be used
     └── ClosedError         the model is closed, broken, of another process, or busy with another
                             call of the same thread
 
@@ -74,6 +75,10 @@ class CancelledError(HaversackError):
 
 class AbortedError(HaversackError):
     """llama.cpp gave up: an assertion of its own failed, or an exception escaped from it."""
+
+
+class DeviceError(HaversackError):
+    """A device, or the backend that brings it, is not there or cannot be used."""
 
 
 class ClosedError(HaversackError, RuntimeError):

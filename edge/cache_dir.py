@@ -13,3 +13,8 @@ def default_cache_dir() -> Path:
 def kv_folder(cache_dir: str | Path | None) -> Path:
     """Return the folder where texts wait for `LoadOptions.kv_disk`."""
     return Path(cache_dir or default_cache_dir()) / "kv"
+
+
+def modules_folder(cache_dir: str | Path | None) -> Path:
+    """Return the folder of the backends that `haversack backend build` makes."""
+    return Path(cache_dir or default_cache_dir()) / "backends"

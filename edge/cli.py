@@ -18,6 +18,7 @@ import typer
 from haversack.devices.errors import HaversackError
 from haversack.devices.units import format_bytes
 from haversack.edge import hub
+from haversack.edge.backend_commands import backend_app
 from haversack.edge.chat_loop import ChatLoop
 from haversack.edge.chat_models import ChatModels
 from haversack.edge.chat_settings import ChatSettings
@@ -70,6 +71,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(backend_app, name="backend")
 
 
 def _show_version(asked: bool) -> None:

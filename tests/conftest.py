@@ -1,12 +1,18 @@
-"""Models for tests: tiny random ones, written once for a whole run."""
+"""Models for tests: tiny random ones, written once for a whole run; and a second device, which a
+server process lends."""
 
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from haversack.devices import module_build, modules
+from haversack.devices.backends import Device, find_device
 from haversack.tools.models.known_answer import write_known_answer
 from haversack.tools.models.synth import write_tiny
 
@@ -51,6 +57,89 @@ def known_answer_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trunk_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder for trunk files that is not the user's."""
     return tmp_path_factory.mktemp("trunks")
+
+
+# -------------------------------------------------------------------- devices
+_SERVER = """
+import os, sys, threading
+from pathlib import Path
+from haversack.devices import rpc
+
+def end_with_the_tests():
+    sys.stdin.read()
+    os._exit(0)
+
+threading.Thread(target=end_with_the_tests, daemon=True).start()
+name, threads, folder = sys.argv[1:]
+rpc.serve(rpc.endpoint_of(name), int(threads), Path(folder))
+"""
+
+
+class RpcServer:
+    """A process of its own that lends the CPU as the device `name` to one client at a time: the
+    second client waits until the first has closed all that it had there."""
+
+    def __init__(self, num_threads: int, modules_dir: Path) -> None:
+        self.port = _free_port()
+        self.name = f"RPC[127.0.0.1:{self.port}]"
+        command = [sys.executable, "-c", _SERVER, self.name, str(num_threads), str(modules_dir)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+
+    def wait_until_it_listens(self) -> None:
+        while self.process.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", self.port)).close()
+            except ConnectionRefusedError:
+                continue
+            return
+        assert self.process.stderr is not None
+        raise AssertionError(f"the server ended: {self.process.stderr.read().decode()}")
+
+    def kill(self) -> None:
+        """End the server at once; may be called twice."""
+        self.process.kill()
+        self.process.communicate()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def modules_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the RPC backend, which is compiled once and kept for later runs."""
+    if reason := module_build.why_not(modules.RPC):
+        pytest.skip(reason)
+    kept = request.config.pluginmanager.hasplugin("cacheprovider")
+    folder = request.config.cache.mkdir("backends") if kept else tmp_path_factory.mktemp("backends")
+    if not (modules.build_dir(folder) / modules.file_name(modules.RPC)).exists():
+        module_build.build_module(modules.RPC, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def start_rpc_server(modules_dir: Path) -> Iterator[Callable[..., RpcServer]]:
+    """A function that starts a server with one thread, or as many as it is told."""
+    started: list[RpcServer] = []
+
+    def start(num_threads: int = 1) -> RpcServer:
+        server = RpcServer(num_threads, modules_dir)
+        started.append(server)
+        server.wait_until_it_listens()
+        return server
+
+    yield start
+    for server in started:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def rpc_device(start_rpc_server: Callable[..., RpcServer], modules_dir: Path) -> Device:
+    """A device with memory of its own whose results have the CPU's bits, for this process alone."""
+    return find_device(start_rpc_server().name, modules_dir)
 
 
 def pytest_configure() -> None:

@@ -24,13 +24,21 @@ _HEAD = """# Every command and flag
 def page() -> str:
     """Return the page: a table of the commands, then one of the flags with the commands that take
     them."""
-    group: Any = typer.main.get_command(app)
-    commands: dict[str, Any] = dict(sorted(group.commands.items()))
+    commands = dict(sorted(_commands("", typer.main.get_command(app))))
     lines = [_HEAD, "| command | |", "|---|---|"]
     for name, command in commands.items():
         lines.append(f"| `{_usage(name, command)}` | {_first_paragraph(command)} |")
     lines += ["", "| flag | commands | |", "|---|---|---|", *_flags(commands)]
     return "\n".join(lines) + "\n"
+
+
+def _commands(prefix: str, group: Any) -> Iterator[tuple[str, Any]]:
+    """Yield each command with its name, those of a group with the group's name before."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(f"{prefix}{name} ", command)
+        else:
+            yield f"{prefix}{name}", command
 
 
 def _usage(name: str, command: Any) -> str:
@@ -53,7 +61,7 @@ def _flags(commands: dict[str, Any]) -> Iterator[str]:
             if _is_flag(option):
                 taken_by.setdefault((_written(option), _cell(option.help)), []).append(name)
     for (written, what), names in sorted(taken_by.items(), key=lambda row: row[0][0].lstrip("`-")):
-        yield f"| {written} | {' '.join(names)} | {what} |"
+        yield f"| {written} | {', '.join(names)} | {what} |"
 
 
 def _written(option: Any) -> str:

@@ -16,7 +16,8 @@ class Build:
     `api_version` is GGML_BACKEND_API_VERSION. `has_moe_cache_size`: whether llama_context_params
     has that field. `systems` are those it can be used on, by Python's names. `needs` are the
     instruction sets of x86-64 that its code uses, by Linux's names. `load` loads the libraries that
-    lie in the package's folder, and raises OSError.
+    lie in the package's folder, and raises OSError. `module_dir` is where in that folder modules
+    lie, None for a build that takes none.
     """
 
     package: str
@@ -28,6 +29,7 @@ class Build:
     systems: tuple[str, ...]
     needs: frozenset[str]
     load: Callable[[Path], Libraries]
+    module_dir: str | None
 
     @property
     def command(self) -> str:

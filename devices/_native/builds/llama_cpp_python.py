@@ -28,4 +28,5 @@ BUILD = Build(
     systems=("linux", "darwin", "win32"),
     needs=frozenset(),  # whatever this processor has
     load=_load,
+    module_dir="lib",
 )

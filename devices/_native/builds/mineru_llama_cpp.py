@@ -44,4 +44,5 @@ BUILD = Build(
     systems=("linux", "darwin", "win32"),
     needs=AVX2,
     load=_load,
+    module_dir="bin",
 )

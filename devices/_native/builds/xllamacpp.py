@@ -24,4 +24,5 @@ BUILD = Build(
     systems=("linux", "darwin"),
     needs=AVX2,
     load=_load,
+    module_dir=None,  # they need libraries that it has inside
 )

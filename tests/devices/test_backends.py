@@ -1,0 +1,75 @@
+"""Devices are found by their names, and what brings them is loaded only when one is named."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from haversack.devices._native import chosen
+from haversack.devices.backends import CPU, GPU, Device, find_device, list_devices
+from haversack.devices.errors import DeviceError
+
+
+def test_the_cpu_is_a_device_with_the_computers_memory(tmp_path: Path) -> None:
+    cpu = find_device("CPU", tmp_path)
+    assert cpu.kind == CPU and cpu.description
+    free_bytes, total_bytes = cpu.memory()
+    assert 0 < free_bytes <= total_bytes
+
+
+def test_our_own_device_is_none_of_theirs() -> None:
+    assert "Experts" not in [device.name for device in list_devices()]
+
+
+def test_an_unknown_device_names_those_that_are_there(tmp_path: Path) -> None:
+    with pytest.raises(
+        DeviceError, match=r"no device TPU0: give one of CPU.*\(CUDA0, Vulkan0, RPC"
+    ):
+        find_device("TPU0", tmp_path)
+
+
+def test_a_backend_that_is_missing_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="the backend cuda is not there: ") as caught:
+        find_device("CUDA0", tmp_path)
+    assert "\n" not in str(caught.value)
+    if chosen.build.package == "llama-cpp-python":
+        assert "`haversack backend build cuda` makes it" in str(caught.value)
+
+
+def test_no_module_is_loaded_before_it_is_asked_for() -> None:
+    program = """
+import json
+from haversack.devices.backends import list_devices
+print(json.dumps([device.kind for device in list_devices()]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert "GPU" not in json.loads(done.stdout)
+
+
+# ------------------------------------------------------------------------ RPC
+def test_a_server_lends_a_device(rpc_device: Device, modules_dir: Path) -> None:
+    assert rpc_device.kind == GPU
+    free_bytes, total_bytes = rpc_device.memory()
+    assert 0 < free_bytes <= total_bytes
+    assert rpc_device in list_devices()
+    assert find_device(rpc_device.name, modules_dir) == rpc_device
+
+
+def test_a_server_has_one_device(rpc_device: Device, modules_dir: Path) -> None:
+    name = rpc_device.name.replace("RPC[", "RPC1[")
+    with pytest.raises(DeviceError, match=r"has no device 1: give one of RPC\[127"):
+        find_device(name, modules_dir)
+
+
+def test_a_server_that_is_gone_is_told_in_one_line(
+    start_rpc_server: Callable[..., Any], modules_dir: Path
+) -> None:
+    server = start_rpc_server()
+    find_device(server.name, modules_dir).memory()
+    server.kill()
+    with pytest.raises(DeviceError, match=r"no RPC server at 127.*haversack backend serve 127"):
+        find_device(server.name, modules_dir)
