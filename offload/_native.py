@@ -86,6 +86,28 @@ class PrefetchCounts(c.Structure):
     )
 
 
+class SimulatedShape(c.Structure):
+    """struct SimulatedShape (native/simulated.hpp)"""
+
+    _fields_ = (
+        ("memory_bytes", c.c_int64),
+        *((name, c.c_double) for name in ("to_device_bytes_s", "to_host_bytes_s", "latency_s")),
+        *((name, c.c_double) for name in ("memory_bytes_s", "launch_s")),
+        *((name, c.c_int32) for name in ("num_threads", "computes")),
+    )
+
+
+class SimulatedCounts(c.Structure):
+    """struct SimulatedCounts (native/simulated.hpp)"""
+
+    _fields_ = (
+        *((name, c.c_int64) for name in ("used_bytes", "peak_bytes")),
+        *((name, c.c_int64) for name in ("to_device_bytes", "to_host_bytes")),
+        *((name, c.c_int64) for name in ("num_copies", "num_graphs", "num_streams")),
+        ("late_s", c.c_double),
+    )
+
+
 if own.library is not None:
     _A, _S, _L, _Q, _B = Address, c.c_char_p, c.c_int32, c.c_size_t, c.c_bool
     _prototype = own.own_prototype
@@ -168,6 +190,11 @@ if own.library is not None:
     router_choose = _prototype("router_choose", _L, _A, _A, _L, _A)
     router_num_experts = _prototype("router_num_experts", _L, _A)
     router_delete = _prototype("router_delete", None, _A)
+    _simulated_new = _prototype("simulated_new", _A, c.POINTER(SimulatedShape), _S, _S)
+    device_of_simulated = _prototype("simulated_device", _A, _A)
+    _simulated_counts = _prototype("simulated_counts", None, _A, c.POINTER(SimulatedCounts))
+    simulated_fail = _prototype("simulated_fail", None, _A, _L, c.c_int64)
+    simulated_delete = _prototype("simulated_delete", None, _A)
     build = native.chosen.build
     wrong = _device_register(
         c.byref(
@@ -198,3 +225,15 @@ def prefetch_counts(engine: int) -> PrefetchCounts:
     counts = PrefetchCounts()
     _engine_counts(engine, c.byref(counts))
     return counts
+
+
+def simulated_counts(simulated: int) -> SimulatedCounts:
+    """What a simulated device did since it was made."""
+    counts = SimulatedCounts()
+    _simulated_counts(simulated, c.byref(counts))
+    return counts
+
+
+def new_simulated(shape: SimulatedShape, name: str, description: str) -> int:
+    """Register a simulated device; return its address for the functions above."""
+    return int(_simulated_new(c.byref(shape), name.encode(), description.encode()))

@@ -46,9 +46,9 @@ bool any_done(Read *const *reads, size_t count) {
 
 }  // namespace
 
-double Pace::admit(int64_t num_bytes) {
+double Pace::admit(int64_t num_bytes, double earliest_s) {
     std::lock_guard<std::mutex> lock(mutex_);
-    free_at_s_ = std::max(now_s(), free_at_s_) + num_bytes / bytes_s_;
+    free_at_s_ = std::max({now_s(), free_at_s_, earliest_s}) + num_bytes / bytes_s_;
     return free_at_s_ + latency_s_;
 }
 

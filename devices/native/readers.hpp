@@ -50,12 +50,12 @@ struct Counts {
     int32_t num_ahead, num_reading;  // now: prefetches that wait, and reads under way
 };
 
-// A drive of a steady speed, for benchmarks. It serves reads in order; idle time earns nothing.
+// A drive or a link of a steady speed, for benchmarks. It serves reads in order; idle time earns nothing.
 class Pace {
   public:
     Pace(double bytes_s, double latency_s) : bytes_s_(bytes_s), latency_s_(latency_s) {}
-    // Queue a read. Returns the moment (of `now_s`) when it is done.
-    double admit(int64_t num_bytes);
+    // Queue a read that begins at `earliest_s` or later. Returns the moment (of `now_s`) when it is done.
+    double admit(int64_t num_bytes, double earliest_s = 0);
 
   private:
     const double bytes_s_, latency_s_;

@@ -13,6 +13,9 @@ int64_t read_at(int file, void *room, int64_t length, int64_t offset);
 // Addresses without memory: reading or writing there crashes. Returns null if there are none.
 void *reserve_addresses(size_t num_bytes);
 void release_addresses(void *address, size_t num_bytes);
+// Memory of zeros that, on Linux, is not counted as anonymous: it stands for another device's. Returns
+// null if there is none; `release_addresses` gives it back.
+void *foreign_memory(size_t num_bytes);
 
 // Make the pages as if they were written to, without changing their bytes. Returns false if the
 // system cannot.

@@ -68,6 +68,12 @@ void *reserve_addresses(size_t num_bytes) {
     return address == MAP_FAILED ? nullptr : address;
 }
 
+void *foreign_memory(size_t num_bytes) {
+    constexpr int FLAGS = MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE;
+    void *address = mmap(nullptr, num_bytes, PROT_READ | PROT_WRITE, FLAGS, -1, 0);
+    return address == MAP_FAILED ? nullptr : address;
+}
+
 void release_addresses(void *address, size_t num_bytes) { munmap(address, num_bytes); }
 
 int start_thread(int64_t stack_bytes, void (*function)(void *), void *argument) {

@@ -71,6 +71,10 @@ void *reserve_addresses(size_t num_bytes) {
     return VirtualAlloc(nullptr, num_bytes, MEM_RESERVE, PAGE_NOACCESS);
 }
 
+void *foreign_memory(size_t num_bytes) {
+    return VirtualAlloc(nullptr, num_bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
+}
+
 void release_addresses(void *address, size_t) { VirtualFree(address, 0, MEM_RELEASE); }
 
 bool make_pages(uint8_t *, int64_t) { return false; }

@@ -2,6 +2,7 @@
 #include "device.hpp"
 #include "engine.hpp"
 #include "pool.hpp"
+#include "simulated.hpp"
 
 #include <algorithm>
 
@@ -261,3 +262,17 @@ API int32_t haversack_router_choose(Router *router, const float *input, int32_t 
 }
 API int32_t haversack_router_num_experts(Router *router) { return router->num_experts; }
 API void haversack_router_delete(Router *router) { delete router; }
+
+// ------------------------------------------------------------- simulated device
+API SimulatedDevice *haversack_simulated_new(const SimulatedShape *shape, const char *name,
+                                             const char *description) {
+    return new SimulatedDevice(*shape, name, description);
+}
+API Device *haversack_simulated_device(SimulatedDevice *simulated) { return simulated->device(); }
+API void haversack_simulated_counts(SimulatedDevice *simulated, SimulatedCounts *counts) {
+    *counts = simulated->counts();
+}
+API void haversack_simulated_fail(SimulatedDevice *simulated, int32_t what, int64_t nth) {
+    simulated->fail((SimulatedFault)what, nth);
+}
+API void haversack_simulated_delete(SimulatedDevice *simulated) { delete simulated; }

@@ -4,12 +4,12 @@
 
 namespace haversack {
 
-Cpu::Cpu(int num_threads) : backend_(ggml().backend_cpu_init()) {
+Cpu::Cpu(int num_threads, size_t most_nodes) : backend_(ggml().backend_cpu_init()) {
     ggml().backend_cpu_set_n_threads(backend_, num_threads);
-    size_t num_bytes = ggml().graph_overhead_custom(MOST_NODES, false) + 4096;
+    size_t num_bytes = ggml().graph_overhead_custom(most_nodes, false) + 4096;
     memory_.reset(new char[num_bytes]);
     context_ = ggml().init({num_bytes, memory_.get(), true});
-    graph_ = ggml().new_graph_custom(context_, MOST_NODES, false);
+    graph_ = ggml().new_graph_custom(context_, most_nodes, false);
 }
 
 Cpu::~Cpu() {

@@ -9,13 +9,13 @@ namespace haversack {
 
 class Cpu {
   public:
-    explicit Cpu(int num_threads);
+    explicit Cpu(int num_threads, size_t most_nodes = MOST_NODES);
     ~Cpu();
     Cpu(const Cpu &) = delete;
 
     static constexpr size_t MOST_NODES = 128;  // of one graph
 
-    // Compute `nodes`, at most MOST_NODES, in this order. Nothing is written but their data.
+    // Compute `nodes`, at most `most_nodes`, in this order. Nothing is written but their data.
     Status compute(Tensor *const *nodes, size_t count);
 
     double computed_s = 0;  // time spent in `compute` since it was made

@@ -72,7 +72,8 @@ void *get_proc_address(Registry *, const char *) { return nullptr; }
 // Its first field, the version of ggml's interface, is known when a build is loaded.
 Registry registry = {0, registry_name, device_count, get_device, get_proc_address, nullptr};
 Device device = {device_name, device_name, memory, device_type, properties, make_backend,
-                 buffer_type, {}, supports_op, supports_buffer, nullptr, {}, &registry, nullptr};
+                 buffer_type, {}, supports_op, supports_buffer, nullptr, nullptr, nullptr, nullptr,
+                 &registry, nullptr};
 
 Device *get_device(Registry *, size_t) { return &device; }
 
@@ -229,7 +230,9 @@ Buffer *ExpertBuffer::allocate(BufferType *type, size_t num_bytes) {
         return nullptr;
     }
     self->spaces_.emplace_back(address, num_bytes);
-    BufferInterface iface{free_nothing, get_base, keep, nullptr, set_nothing, {}};
+    BufferInterface iface{};
+    iface.free_buffer = free_nothing, iface.get_base = get_base;
+    iface.init_tensor = keep, iface.set_tensor = set_nothing;
     return ggml().backend_buffer_init(type, iface, address, num_bytes);
 }
 

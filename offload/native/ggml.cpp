@@ -38,10 +38,13 @@ std::string load_functions(void *llama, void *cpu) {
     load(found.backend_graph_compute, "ggml_backend_graph_compute");
     load(found.backend_free, "ggml_backend_free");
     load(found.backend_register, "ggml_backend_register");
+    load(found.backend_unload, "ggml_backend_unload");
+    load(found.backend_dev_by_type, "ggml_backend_dev_by_type");
     load(found.backend_reg_get, "ggml_backend_reg_get");
     load(found.backend_cpu_init, "ggml_backend_cpu_init");
     load(found.backend_cpu_set_n_threads, "ggml_backend_cpu_set_n_threads");
     load(found.get_type_traits_cpu, "ggml_get_type_traits_cpu");
+    load(found.abort, "ggml_abort");
     return missing;
 }
 

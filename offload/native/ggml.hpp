@@ -33,7 +33,7 @@ static_assert(sizeof(Tensor) == 336, "another layout than llama.cpp's");
 constexpr int32_t TYPE_F32 = 0, TYPE_F16 = 1, TYPE_I32 = 26, TYPE_BF16 = 30;  // enum ggml_type
 constexpr int32_t FLAG_COMPUTE = 16;  // a graph skips nodes without it
 enum Status : int32_t { ALLOC_FAILED = -2, COMPUTE_FAILED = -1, SUCCESS = 0, ABORTED = 1 };
-constexpr int DEVICE_TYPE_CPU = 0, DEVICE_TYPE_ACCEL = 3;  // enum ggml_backend_dev_type
+constexpr int DEVICE_TYPE_CPU = 0, DEVICE_TYPE_GPU = 1, DEVICE_TYPE_ACCEL = 3;  // enum ggml_backend_dev_type
 
 struct Graph;  // struct ggml_cgraph
 // How a graph begins. A backend's graph is a part of the context's: the nodes that were computed before
@@ -80,7 +80,11 @@ struct BufferInterface {
     Status (*init_tensor)(Buffer *, Tensor *);
     void (*memset_tensor)(Buffer *, Tensor *, uint8_t, size_t, size_t);
     void (*set_tensor)(Buffer *, Tensor *, const void *, size_t, size_t);
-    void *unused[6];
+    void (*get_tensor)(Buffer *, const Tensor *, void *, size_t, size_t);
+    void *transfers_2d[2];
+    void *cpy_tensor;
+    void (*clear)(Buffer *, uint8_t);
+    void *reset;
 };
 
 // struct ggml_backend_buffer
@@ -92,17 +96,27 @@ struct Buffer {
     int32_t usage;
 };
 
+// struct ggml_backend_event
+struct Event {
+    Device *device;
+    void *context;
+};
+
 // struct ggml_backend
 struct Backend {
     const void *guid;
     const char *(*get_name)(Backend *);
     void (*free)(Backend *);
-    void *transfers[4];
+    void (*set_tensor_async)(Backend *, Tensor *, const void *, size_t, size_t);
+    void (*get_tensor_async)(Backend *, const Tensor *, void *, size_t, size_t);
+    void *transfers_2d[2];
     bool (*cpy_tensor_async)(Backend *from, Backend *to, const Tensor *, Tensor *);
     void (*synchronize)(Backend *);
     void *plans[4];
     Status (*graph_compute)(Backend *, Graph *);
-    void *events[3];
+    void (*event_record)(Backend *, Event *);
+    void (*event_wait)(Backend *, Event *);
+    void *graph_optimize;
     Device *device;
     void *context;
 };
@@ -113,7 +127,7 @@ struct DeviceProperties {
     size_t memory_free, memory_total;
     int32_t type;
     const char *device_id;
-    bool capabilities[5];
+    bool is_async, has_host_buffer, takes_host_memory, has_events, is_mapped;
 };
 
 // struct ggml_backend_device
@@ -129,7 +143,9 @@ struct Device {
     bool (*supports_op)(Device *, const Tensor *);
     bool (*supports_buft)(Device *, BufferType *);
     void *offload_op;
-    void *events[3];
+    Event *(*event_new)(Device *);
+    void (*event_free)(Device *, Event *);
+    void (*event_synchronize)(Device *, Event *);
     Registry *registry;
     void *context;
 };
@@ -188,10 +204,13 @@ struct Ggml {
     Status (*backend_graph_compute)(Backend *, Graph *);
     void (*backend_free)(Backend *);
     void (*backend_register)(Registry *);
+    void (*backend_unload)(Registry *);
+    Device *(*backend_dev_by_type)(int32_t type);
     Registry *(*backend_reg_get)(size_t index);
     Backend *(*backend_cpu_init)();
     void (*backend_cpu_set_n_threads)(Backend *, int num_threads);
     const TypeTraits *(*get_type_traits_cpu)(int32_t type);
+    void (*abort)(const char *file, int line, const char *format, ...);  // does not return
 
     int32_t op_none, op_mul_mat, op_mul_mat_id, op_glu, op_add_id, op_unary, op_sqr, op_scale,
         op_clamp, op_mul, op_add, op_view, op_reshape, op_permute, op_flash_attn_ext, op_custom, op_argsort;
