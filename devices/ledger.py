@@ -1,5 +1,5 @@
 """How much of this process's anonymous memory each open model holds, and how much everything else
-holds."""
+holds; and what each holds of the memory of devices."""
 
 import os
 import threading
@@ -31,7 +31,7 @@ class Entry:
 
 
 class Lease:
-    """One model's part of a budget, and how much of it is held. `Ledger.lease` makes it, `close`
+    """One model's part of a budget, and how much of it is held. `Leases.lease` makes it, `close`
     ends it.
 
     `parts` are the bytes that a model takes outside its slots, by name: weights, caches, scratch.
@@ -40,13 +40,13 @@ class Lease:
     """
 
     def __init__(
-        self, ledger: "Ledger", budget: MemoryBudget, parts: Mapping[str, int], slots_bytes: int
+        self, leases: "Leases", budget: MemoryBudget, parts: Mapping[str, int], slots_bytes: int
     ) -> None:
         self.budget, self.slots_bytes = budget, slots_bytes
         self.most_held_bytes = sum(parts.values())
         self.reserved_bytes = self.most_held_bytes + slots_bytes
         self.held_bytes = 0
-        self._ledger, self._parts = ledger, dict(parts)
+        self._leases, self._parts = leases, dict(parts)
 
     def grow(self, num_bytes: int) -> None:
         """Count `num_bytes` more as held, up to what was planned."""
@@ -55,7 +55,7 @@ class Lease:
     def resize(self, slots_bytes: int, limit_bytes: int) -> None:
         """Have so many bytes of slots, in a budget of `limit_bytes`. Raises BudgetError; nothing is
         changed then."""
-        self._ledger.resize(self, slots_bytes, limit_bytes)
+        self._leases.resize(self, slots_bytes, limit_bytes)
 
     def entries(self, slots_held_bytes: int = 0) -> list[Entry]:
         """Return each part by name, slots last.
@@ -71,19 +71,15 @@ class Lease:
 
     def close(self) -> None:
         """Return the part to the budget, after its memory was freed; a second call does nothing."""
-        self._ledger.end(self)
+        self._leases.end(self)
 
 
-class Ledger:
-    """The leases of this process's memory; safe to use from any thread.
-
-    One model is loaded at a time, so that what a load takes can be measured.
-    """
+class Leases:
+    """The leases of one kind of memory, in any number of budgets; safe to use from any thread."""
 
     def __init__(self) -> None:
-        self.forget_threads()
+        self._lock = threading.RLock()
         self._names: dict[Lease, str] = {}  # in the budget of each lease
-        self._figure_bytes = _LEAST_BYTES
 
     def lease(
         self, budget: MemoryBudget, holder: str, parts: Mapping[str, int], slots_bytes: int = 0
@@ -118,6 +114,22 @@ class Ledger:
                 budget.reserve(name, lease.reserved_bytes)
                 raise
             lease.slots_bytes, lease.reserved_bytes = slots_bytes, reserved_bytes
+
+    def forget_threads(self) -> None:
+        """Replace the locks, which threads may hold that do not exist in a forked process."""
+        self._lock = threading.RLock()
+
+
+class Ledger(Leases):
+    """The leases of this process's memory, and what the process takes.
+
+    One model is loaded at a time, so that what a load takes can be measured.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loading = threading.RLock()
+        self._figure_bytes = _LEAST_BYTES
 
     @contextmanager
     def borrowed(
@@ -182,8 +194,9 @@ class Ledger:
             lease.grow(self.others_bytes() - before_bytes)
 
     def forget_threads(self) -> None:
-        """Replace the locks, which threads may hold that do not exist in a forked process."""
-        self._loading, self._lock = threading.RLock(), threading.RLock()
+        """See `Leases.forget_threads`."""
+        super().forget_threads()
+        self._loading = threading.RLock()
 
 
 def steady_figure(measured_bytes: int, last_bytes: int) -> int:
@@ -200,5 +213,7 @@ def steady_figure(measured_bytes: int, last_bytes: int) -> int:
 
 
 ledger = Ledger()  # the process has one memory, so it has one ledger
+device_leases = Leases()  # of the memory of devices
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=ledger.forget_threads)
+    os.register_at_fork(after_in_child=device_leases.forget_threads)

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from haversack.edge.model_plan import Plan
     from haversack.edge.planner import plan
     from haversack.edge.preparation import Prepared, PrepareOptions, prepare
-    from haversack.edge.ram_budget import Budget
     from haversack.edge.sampling import Sampling
+    from haversack.edge.shared_budget import Budget
     from haversack.edge.stats import Stats
 
 __all__ = [
@@ -75,7 +75,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Budget": "haversack.edge.ram_budget",
+    "Budget": "haversack.edge.shared_budget",
     "Fidelity": "haversack.edge.fidelity",
     "Forecast": "haversack.edge.forecasting",
     "Generation": "haversack.edge.generation",

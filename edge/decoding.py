@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from haversack.offload.engine import Engine
 
 _WARM_TOKENS = 16  # of a run that the slots take to fill with what its text uses
+_LEAST_BATCH_TOKENS = 32  # of a prompt; smaller ones compute a token more slowly
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,23 @@ _FIELDS = fields(Decoding)
 
 class DecodeMeter:
     """Counts what an engine's passes take, told of each at its end. `total` is of all that decode,
-    `steady` of those after the first tokens."""
+    `steady` of those after the first tokens, `prompts` of all larger batches of prompts."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.total = self._warming = Decoding()
+        self.total = self._warming = self.prompts = Decoding()
         self._before = self._counts()
 
     @property
     def steady(self) -> Decoding:
         return self.total - self._warming
 
-    def pass_over(self) -> None:
-        """Leave out what has been counted since the last pass: a prompt's."""
-        self._before = self._counts()
+    def count_prompt(self, num_tokens: int, pass_s: float) -> None:
+        """Count a pass that computed a batch of a prompt."""
+        now = self._counts()
+        spent, self._before = now - self._before, now
+        if num_tokens >= _LEAST_BATCH_TOKENS:
+            self.prompts += spent + Decoding(num_tokens, pass_s)
 
     def count(self, num_tokens: int, pass_s: float) -> int:
         """Count a pass that decoded so many tokens. Return how many uses of experts it missed."""

@@ -36,7 +36,7 @@ class Figures:
         call.prefill_s += pass_s
         self._prompt_tokens += num_tokens
         self._prefill_s += pass_s
-        self.decoding.pass_over()
+        self.decoding.count_prompt(num_tokens, pass_s)
         self._peak.look()
 
     def count_decoded(

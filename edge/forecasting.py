@@ -1,24 +1,24 @@
 """Forecasts: how fast a plan will decode, before anything is loaded, and how sure that is.
 
 A token takes the time to compute it, and of the time to read its missing experts the part that
-computing does not hide. Three laws say what no run has measured yet:
+computing does not hide. Laws say what no run has measured yet:
 
-- Of the uses of experts that were used before, `(1 - share) * exp(-a * held ** b)` are misses.
-  `share` is the share of all experts that has slots, `held` how many tokens' choices fill them.
-  `python -m haversack.tools.routing.hit_law` fits it to recorded routing of four models. A model
-  that it was not fitted to misses it by 5 points of a hundred in the mean, by 7 at most.
+- The hit law (`edge.hits`) says in which memory a token finds its experts.
 - Computing hides reads for `_HIDDEN` of the shorter of both. Beside the times of
   `tools/results/*_stream.csv` a token's time is 10 % wrong in the mean.
 - A token computes with the trunk and its own experts, at the rate in bytes at which this computer
   computed other models; before the first run, at the rate at which it reads memory.
+- In a layer, devices multiply with the experts that they hold while the CPU multiplies with the
+  others, so a layer takes as long as the slowest. What a device takes was measured by itself.
+- A batch of a prompt computes at the rate of the last run, and reads each expert that it uses and
+  that lies in no memory once. Before any run nothing is said of prompts.
 
-What the last run of the same model measured corrects all three (see `edge.run_records`).
+What the last run of the same model measured corrects them (see `edge.run_records`).
 """
 
 import contextlib
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,10 @@ from haversack.devices.memory_speed import memory_bytes_s
 from haversack.devices.storage import known_speed, measure_disk
 from haversack.edge.cache_dir import default_cache_dir
 from haversack.edge.decoding import Decoding
+from haversack.edge.hits import found_of
 from haversack.edge.model_plan import STREAMED, Plan
 from haversack.edge.run_records import LEAST_TOKENS, RunRecord, read_records, record_key
-from haversack.offload.pool import PoolPlan
 
-MISS_LAW = (0.502, 0.74)  # a and b above
 _HIDDEN = 0.46
 
 MEASURED, LIKELY, ROUGH = "measured", "likely", "rough"
@@ -44,8 +43,10 @@ class Forecast:
 
     `tok_s` is expected, most likely between `low_tok_s` and `high_tok_s`. A token takes
     `compute_s_per_token` and `wait_s_per_token`; it reads `bytes_read_per_token` from a drive that
-    gives `drive_bytes_s` (0 where nothing is read). `confidence` is "measured" (this model ran on
-    this computer), "likely" (other models did) or "rough" (none did).
+    gives `drive_bytes_s` (0 where nothing is read). `hit_rate` is the share of uses of experts that
+    some memory holds, `on_devices` that which each device holds. A prompt is computed at
+    `prefill_tok_s`, 0 where nothing is known of prompts. `confidence` is "measured" (this model ran
+    on this computer), "likely" (other models did) or "rough" (none did).
     """
 
     tok_s: float
@@ -57,6 +58,8 @@ class Forecast:
     drive_bytes_s: float
     hit_rate: float
     confidence: str
+    prefill_tok_s: float = 0.0
+    on_devices: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures as plain values."""
@@ -72,15 +75,28 @@ def shown(tok_s: float) -> str:
 
 
 @dataclass(frozen=True)
+class DeviceCosts:
+    """What computing takes on a device: `weights_bytes_s` is the rate at which it multiplies one
+    row with experts, `call_s` the time of a call that multiplies with nearly nothing, its copies
+    included."""
+
+    weights_bytes_s: float
+    call_s: float
+
+
+@dataclass(frozen=True)
 class Facts:
     """What is known of the computer and of a model's runs on it. Rates are bytes a second, 0 where
     nothing is known: `drive_bytes_s` of the drive under the model, `weights_bytes_s` of computing
-    with other models' weights, `memory_bytes_s` of reading memory."""
+    with other models' weights, `prompt_bytes_s` the same for each token of a prompt, and
+    `memory_bytes_s` of reading memory. `devices` are known by name."""
 
     drive_bytes_s: float = 0.0
     weights_bytes_s: float = 0.0
+    prompt_bytes_s: float = 0.0
     memory_bytes_s: float = 0.0
     record: RunRecord | None = None
+    devices: Mapping[str, DeviceCosts] = field(default_factory=dict)
 
 
 def forecast(planned: Plan, cache_dir: str | Path | None = None) -> Forecast | None:
@@ -97,13 +113,20 @@ def known_facts(planned: Plan, cache_dir: Path, *, measure: bool) -> Facts:
     records = read_records(cache_dir)
     threads = planned.shape.threads
     record = records.get(record_key(planned, cache_dir))
-    rates = sorted(each.weights_bytes_s for each in records.values() if each.threads == threads)
+    others = [each for each in records.values() if each.threads == threads and not each.on_devices]
+    weights_bytes_s = _median([each.weights_bytes_s for each in others])
+    is_unknown = record is None and not weights_bytes_s
     return Facts(
         _drive_bytes_s(planned, cache_dir, measure),
-        rates[len(rates) // 2] if rates else 0.0,
-        memory_bytes_s(threads) if measure and record is None and not rates else 0.0,
+        weights_bytes_s,
+        _median([each.prompt_bytes_s for each in others if each.prompt_bytes_s]),
+        memory_bytes_s(threads) if measure and is_unknown else 0.0,
         record,
     )
+
+
+def _median(rates: Sequence[float]) -> float:
+    return sorted(rates)[len(rates) // 2] if rates else 0.0
 
 
 def _drive_bytes_s(planned: Plan, cache_dir: Path, measure: bool) -> float:
@@ -141,23 +164,42 @@ def forecast_of(planned: Plan, facts: Facts) -> Forecast | None:
     tok_s = 1 / token_s
     drive_bytes_s = facts.drive_bytes_s if read_bytes else 0.0
     figures = (tok_s, tok_s / error, tok_s * error, compute_s, wait_s, read_bytes, drive_bytes_s)
-    return Forecast(*figures, hit_rate, confidence)
+    prompts = prefill_tok_s(planned, facts)
+    return Forecast(*figures, hit_rate, confidence, prompts, _on_devices(planned))
 
 
-def record_of(planned: Plan, found: Decoding, facts: Facts) -> RunRecord | None:
-    """Return what a run of the plan measured, if it was long enough to tell anything. `facts` are
-    what was known when it began."""
+def record_of(
+    planned: Plan, found: Decoding, facts: Facts, prompts: Decoding | None = None
+) -> RunRecord | None:
+    """Return what a run of the plan measured, decoding and in `prompts`, if it decoded enough to
+    tell anything. `facts` are what was known when it began."""
     if found.tokens < LEAST_TOKENS or found.pass_s <= found.wait_s:
         return None
     compute_s, wait_s = (found.pass_s - found.wait_s) / found.tokens, found.wait_s / found.tokens
     rate_bytes_s, threads = weights_bytes(planned) / compute_s, planned.shape.threads
     law_bytes, _ = read_bytes_per_token(planned)
+    made = RunRecord(
+        compute_s,
+        rate_bytes_s,
+        threads,
+        planned.mode == STREAMED,
+        prompt_bytes_s=_prompt_bytes_s(planned, prompts or Decoding()),
+        on_devices=any(device.num_slots for device in planned.devices),
+    )
     if not law_bytes:
-        return RunRecord(compute_s, rate_bytes_s, threads, planned.mode == STREAMED)
+        return made
     read_bytes, wait_ratio = found.bytes_read / found.tokens, 1.0
     if facts.drive_bytes_s and read_bytes:
         wait_ratio = wait_s / unhidden_s(compute_s, read_bytes / facts.drive_bytes_s)
-    return RunRecord(compute_s, rate_bytes_s, threads, True, read_bytes / law_bytes, wait_ratio)
+    return replace(made, read_ratio=read_bytes / law_bytes, wait_ratio=wait_ratio)
+
+
+def _prompt_bytes_s(planned: Plan, prompts: Decoding) -> float:
+    """Return the rate at which tokens of prompts were computed, 0 where too few were."""
+    compute_s = prompts.pass_s - prompts.wait_s
+    if prompts.tokens < LEAST_TOKENS or compute_s <= 0:
+        return 0.0
+    return prompts.tokens * weights_bytes(planned) / compute_s
 
 
 def _compute_s(planned: Plan, facts: Facts) -> tuple[float, str]:
@@ -165,10 +207,60 @@ def _compute_s(planned: Plan, facts: Facts) -> tuple[float, str]:
     if facts.record is not None:
         return facts.record.compute_s, MEASURED
     if facts.weights_bytes_s:
-        return weights_bytes(planned) / facts.weights_bytes_s, LIKELY
+        return _layers_s(planned, facts.weights_bytes_s, facts.devices), LIKELY
     if facts.memory_bytes_s:
-        return weights_bytes(planned) / facts.memory_bytes_s, ROUGH
+        return _layers_s(planned, facts.memory_bytes_s, facts.devices), ROUGH
     return 0.0, ROUGH
+
+
+def _layers_s(planned: Plan, weights_bytes_s: float, devices: Mapping[str, DeviceCosts]) -> float:
+    """Return the seconds to compute a token where the CPU multiplies at `weights_bytes_s`; a device
+    that is not known counts as fast as the CPU."""
+    if not any(device.num_slots for device in planned.devices):
+        return weights_bytes(planned) / weights_bytes_s
+    total_s, used = planned.trunk_bytes / weights_bytes_s, planned.geometry.num_experts_per_tok
+    known = [devices.get(each.name, DeviceCosts(weights_bytes_s, 0)) for each in planned.devices]
+    for pool in planned.pools:
+        shares, layer_bytes = found_of(planned, pool).on_devices, used * sum(pool.shape)
+        times = [(1 - sum(shares)) * layer_bytes / weights_bytes_s]
+        for share, costs in zip(shares, known, strict=True):
+            calls = 1 - (1 - share) ** used  # layers in which the device has an expert at all
+            times.append(calls * costs.call_s + share * layer_bytes / costs.weights_bytes_s)
+        total_s += len(pool.layers) * max(times)
+    return total_s
+
+
+def prefill_tok_s(planned: Plan, facts: Facts) -> float:
+    """Return how fast the first batch of a prompt that fills it will be computed; 0 where nothing
+    is known of prompts, or of the drive."""
+    rate_bytes_s = (facts.record and facts.record.prompt_bytes_s) or facts.prompt_bytes_s
+    batch_tokens, read_bytes = planned.shape.batch_tokens, _batch_read_bytes(planned)
+    if not rate_bytes_s or (read_bytes and not facts.drive_bytes_s):
+        return 0.0
+    compute_s = batch_tokens * weights_bytes(planned) / rate_bytes_s
+    wait_s = unhidden_s(compute_s, read_bytes / facts.drive_bytes_s) if read_bytes else 0.0
+    return batch_tokens / (compute_s + wait_s)
+
+
+def _batch_read_bytes(planned: Plan) -> float:
+    """Return what a batch reads: the experts that its tokens use and that lie in no memory."""
+    read_bytes, used = 0.0, planned.geometry.num_experts_per_tok
+    for number, pool in enumerate(planned.pools):
+        total = pool.num_experts * len(pool.layers)
+        held = pool.num_slots + sum(device.slots[number] for device in planned.devices)
+        share = 1 - (1 - used / pool.num_experts) ** planned.shape.batch_tokens
+        read_bytes += share * max(0, total - held) * sum(pool.shape)
+    return read_bytes
+
+
+def _on_devices(planned: Plan) -> tuple[float, ...]:
+    """Return the shares of uses that the devices will hold."""
+    layers = sum(len(pool.layers) for pool in planned.pools)
+    shares = [(len(pool.layers), found_of(planned, pool).on_devices) for pool in planned.pools]
+    return tuple(
+        sum(count * found[index] for count, found in shares) / layers
+        for index in range(len(planned.devices) if layers else 0)
+    )
 
 
 def unhidden_s(compute_s: float, read_s: float) -> float:
@@ -196,20 +288,9 @@ def read_bytes_per_token(planned: Plan) -> tuple[float, float]:
     if planned.mode != STREAMED:
         return 0.0, 1.0
     used = planned.geometry.num_experts_per_tok
-    misses = [len(pool.layers) * used * pool_miss_rate(pool, used) for pool in planned.pools]
+    misses = [len(pool.layers) * used * found_of(planned, pool).missing for pool in planned.pools]
     uses = used * sum(len(pool.layers) for pool in planned.pools)
     read_bytes = sum(
         count * sum(pool.shape) for count, pool in zip(misses, planned.pools, strict=True)
     )
     return read_bytes, 1 - sum(misses) / uses
-
-
-def pool_miss_rate(pool: PoolPlan, num_experts_per_tok: int) -> float:
-    """Return what share of the uses of a pool's experts are misses."""
-    share = pool.num_slots / (pool.num_experts * len(pool.layers))
-    return miss_rate(share, pool.num_slots / (num_experts_per_tok * len(pool.layers)))
-
-
-def miss_rate(share: float, held: float, law: Sequence[float] = MISS_LAW) -> float:
-    """Return the misses of uses of experts that were used before; see above."""
-    return max(0.0, 1 - share) * math.exp(-law[0] * held ** law[1])

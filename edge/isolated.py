@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Unpack
 
 from haversack.devices import errors
 from haversack.devices.errors import AbortedError, BudgetError, ClosedError, HaversackError
@@ -33,6 +34,7 @@ from haversack.edge.pipe import Pipe
 from haversack.edge.prompt import Prompt
 from haversack.edge.sampling import Sampling
 from haversack.edge.stats import Stats
+from haversack.edge.vram import DeviceSettings
 
 _CLOSE_S = 30.0  # until a child that does not end is killed
 
@@ -44,13 +46,14 @@ def load_isolated(
     threads: int | None = None,
     seed: int | None = None,
     options: LoadOptions | None = None,
+    **devices: Unpack[DeviceSettings],
 ) -> "IsolatedModel":
     """Load a model as `edge.load` does, in a process of its own whose memory `ram` bounds.
 
     If native code crashes there, each call that runs raises AbortedError, and so do later ones;
     load it again then. Raises what `edge.load` raises.
     """
-    options = options or LoadOptions()
+    options = replace(options or LoadOptions(), **devices)
     child = _Child(options.progress)
     try:
         planned = child.ask(
@@ -116,9 +119,9 @@ class IsolatedModel:
         found: Stats = self._child.ask("call", "stats", ())
         return found
 
-    def budget(self) -> list[Entry]:
+    def budget(self, device: str = "ram") -> list[Entry]:
         """See `Model.budget`."""
-        entries: list[Entry] = self._child.ask("call", "budget", ())
+        entries: list[Entry] = self._child.ask("call", "budget", (device,))
         return entries
 
     def resize(self, ram: str | int) -> None:

@@ -5,14 +5,17 @@ import logging
 import os
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
+from typing_extensions import Unpack
+
 from haversack.cache.cross_vocab import PairStore
 from haversack.devices.errors import (
     DamagedTrunkError,
+    DeviceError,
     ModelFileError,
     PromptError,
     StorageError,
@@ -32,14 +35,16 @@ from haversack.edge.drafter_plan import DrafterPlan
 from haversack.edge.fidelity import Fidelity
 from haversack.edge.forecasting import known_facts, record_of
 from haversack.edge.kv_disk import KvDisk
-from haversack.edge.lease import lease_for, pools_left
+from haversack.edge.lease import lease_devices, lease_for, pools_left
 from haversack.edge.loop import EngineLoop
 from haversack.edge.model import Model
 from haversack.edge.model_plan import EXACT, STREAMED, Plan
+from haversack.edge.placement import FREE, checked_placement
 from haversack.edge.planner import plan, with_drafts
-from haversack.edge.ram_budget import Budget
 from haversack.edge.run_records import keep_record, record_key
+from haversack.edge.shared_budget import Budget
 from haversack.edge.speculate import AUTO, Asked, Helper, Speculation, asked_for, speculation_of
+from haversack.edge.vram import DeviceSettings, Vram, asked_vram
 from haversack.offload.engine import Engine, LoadHooks, open_resident, open_streamed
 from haversack.offload.expert_files import NUM_READERS, OpenFile
 from haversack.offload.ngram_file import read_table, save_table
@@ -69,7 +74,8 @@ class LoadOptions:
     What drafts come from, and the speed that later forecasts are made of, are kept from run to run
     in the same way.
     `fidelity` is a mode's name or a `Fidelity`. `kv_type` is the block type of the context's keys
-    and values, see `plan`. With `kv_disk`, a size ("10GiB"), those of a text whose place another
+    and values, `vram` memory of devices for experts and `placement` whether experts move there, see
+    `plan`. With `kv_disk`, a size ("10GiB"), those of a text whose place another
     one takes, and of all texts when the model is closed, wait in a folder of the cache of at most
     that size for a prompt that begins as they do.
     """
@@ -84,6 +90,8 @@ class LoadOptions:
     fidelity: str | Fidelity = EXACT
     kv_type: str = EXACT_KV_TYPE
     kv_disk: str | int | None = None
+    vram: Vram = None
+    placement: str = FREE
 
     def __post_init__(self) -> None:
         if not isinstance(self.cache_dir, str | os.PathLike | None):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -96,6 +104,8 @@ class LoadOptions:
         self.asked_fidelity()
         if self.kv_disk is not None:
             size_bytes(self.kv_disk)
+        asked_vram(self.vram)
+        checked_placement(self.placement)
 
     def shape(self) -> ShapeSettings:
         """Return what it says of the context."""
@@ -122,30 +132,34 @@ def load(
     threads: int | None = None,
     seed: int | None = None,
     options: LoadOptions | None = None,
+    **devices: Unpack[DeviceSettings],
 ) -> "Model":
     """Return a model ready to generate, inside `ram` bytes of anonymous memory of this process.
 
     `model` is the path of a GGUF (any part of a split one) or a plan, which says `ram`, `ctx`,
-    `threads`, `batch`, `sequences`, `kv_type` and maybe the fidelity itself. `ram` is a size
-    ("6GiB"), bytes, or a `Budget` that several models share, see `plan`: the process never takes
-    more than what its open models were given together. A model that is dropped without `close`
+    `threads`, `vram`, `placement`, `batch`, `sequences`, `kv_type` and maybe the fidelity itself.
+    `ram` is a size ("6GiB"), bytes, or a `Budget` that several models share, see `plan`: the
+    process never takes more than what its open models were given together. `vram` and `placement`
+    may be given here in place of the options'. A model that is dropped without `close`
     keeps its memory and its part of the budget. One model is loaded at a time; loads of other
     threads wait. `seed` makes all sampling repeatable. The first load of a model writes its trunk
     file into the cache; one that turns out to be damaged is written anew, which is logged as a
     warning.
 
-    Raises BudgetError, ModelFileError, StorageError, UnitError, KeyboardInterrupt; nothing is
-    left behind then.
+    Raises BudgetError, DeviceError, ModelFileError, StorageError, UnitError, KeyboardInterrupt;
+    nothing is left behind then.
     """
     options = options or LoadOptions()
     if not isinstance(options, LoadOptions):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise PromptError(f"options is {options!r}: give LoadOptions")
+    options = replace(options, **devices)
     if isinstance(model, Plan):
-        if (ram, ctx, threads) != (None, None, None):
-            raise PromptError("a plan says ram, ctx and threads already: give either")
+        if (ram, ctx, threads, options.vram) != (None, None, None, None):
+            raise PromptError("a plan says ram, vram, ctx and threads already: give either")
         planned = model
     else:
-        planned = plan(model, ram, ctx, threads, **options.shape())
+        placed: DeviceSettings = {"vram": options.vram, "placement": options.placement}
+        planned = plan(model, ram, ctx, threads, **placed, **options.shape())
     planned = _with_drafts(planned, options.asked_drafts(), isinstance(model, Plan))
     if planned.precision is None:
         folder = Path(options.cache_dir or default_cache_dir())
@@ -184,7 +198,9 @@ def _with_drafts(planned: Plan, asked: Asked, is_given: bool) -> Plan:
 
 def _loaded(planned: Plan, options: LoadOptions, stop: StopFlag, seed: int | None) -> "Model":
     lease = lease_for(planned)
+    devices = dict[str, Lease]()
     try:
+        devices = lease_devices(planned)
         with ledger.measured(lease):
             peak = PeakMeter()
             engine = _open(planned, options, stop, lease)
@@ -192,10 +208,11 @@ def _loaded(planned: Plan, options: LoadOptions, stop: StopFlag, seed: int | Non
         loop = EngineLoop(engine, planned, speculation, lease, peak)
         _keep_texts(loop, options)
         _forecast(planned, options, loop)
-        return Model(planned, loop, lease, seed)
+        return Model(planned, loop, lease, seed, devices)
     except BaseException:
         host.give_back_freed_memory()
-        lease.close()
+        for each in (lease, *devices.values()):
+            each.close()
         raise
 
 
@@ -216,7 +233,8 @@ def _forecast(planned: Plan, options: LoadOptions, loop: EngineLoop) -> None:
     figures.facts = facts = known_facts(planned, folder, measure=False)
 
     def keep() -> None:
-        record = record_of(planned, figures.decoding.steady, facts)
+        decoding = figures.decoding
+        record = record_of(planned, decoding.steady, facts, decoding.prompts)
         if record is not None and figures.plan.slot_bytes == planned.slot_bytes:
             with contextlib.suppress(OSError):  # a full disk costs a better forecast, no more
                 keep_record(folder, record_key(planned, folder), record)
@@ -275,6 +293,8 @@ def _open(planned: Plan, options: LoadOptions, stop: StopFlag, lease: Lease) -> 
     if read_geometry(planned.path) != planned.geometry:
         raise ModelFileError(f"{planned.path} has changed since it was planned: plan again")
     _warn_of_gaps(planned)
+    if any(device.num_slots for device in planned.devices):
+        raise DeviceError("experts on devices are planned, and not computed yet: leave --vram out")
     if planned.mode != STREAMED:
         return open_resident(planned.path, planned.shape, report("loading"))
     return _open_streamed(planned, options, lease, report)

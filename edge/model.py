@@ -47,10 +47,17 @@ class Model:
     stays usable.
     """
 
-    def __init__(self, planned: Plan, loop: EngineLoop, lease: Lease, seed: int | None) -> None:
+    def __init__(
+        self,
+        planned: Plan,
+        loop: EngineLoop,
+        lease: Lease,
+        seed: int | None,
+        devices: Mapping[str, Lease],
+    ) -> None:
         self.plan = planned
         self._engine: Engine | None = loop.engine
-        self._loop, self._lease = loop, lease
+        self._loop, self._lease, self._devices = loop, lease, devices
         self._tables = SamplerTables(loop.engine.model.vocabulary.num_tokens)
         self._state = threading.Lock()  # held while figures are read, and freed
         self._last_stats: Stats | None = None
@@ -129,13 +136,18 @@ class Model:
             lambda engine: token_ids(prompt, engine.model.vocabulary, self.plan, add_special)
         )
 
-    def budget(self) -> list[Entry]:
+    def budget(self, device: str = "ram") -> list[Entry]:
         """What each part of this model's budget is for, and how much of it is held now. With the
-        entry "free" they add up to `plan.ram_bytes`. Takes about 5 ms for each GiB of slots.
-        Raises ClosedError."""
-        entries = self._loop.beside(self._entries_of)
-        free_bytes = self.plan.ram_bytes - sum(entry.reserved_bytes for entry in entries)
-        return [*entries, Entry("free", free_bytes, 0)]
+        entry "free" they add up to `plan.ram_bytes`, and those of a `device`, by its name in
+        `plan.devices`, to its `budget_bytes`. RAM takes about 5 ms for each GiB of slots. Raises
+        PromptError for a device without a budget, ClosedError."""
+        if device == "ram":
+            return _whole(self._loop.beside(self._entries_of), self.plan.ram_bytes)
+        planned = next((each for each in self.plan.devices if each.name == device), None)
+        if planned is None:
+            names = ", ".join(["ram", *(each.name for each in self.plan.devices)])
+            raise PromptError(f"the model has no budget of {device!r}: give one of {names}")
+        return _whole(self._devices[device].entries(planned.slot_bytes), planned.budget_bytes)
 
     def _entries_of(self, engine: Engine) -> list[Entry]:
         pools = engine.experts.pools if engine.experts is not None else ()
@@ -419,13 +431,20 @@ class Model:
             sequence.drop_snapshot()
         engine.close()
         host.give_back_freed_memory()
-        self._lease.close()
+        for lease in (self._lease, *self._devices.values()):
+            lease.close()
 
     def __enter__(self) -> "Model":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _whole(entries: list[Entry], limit_bytes: int) -> list[Entry]:
+    """Return the entries, and what they leave free of the limit."""
+    free_bytes = limit_bytes - sum(entry.reserved_bytes for entry in entries)
+    return [*entries, Entry("free", free_bytes, 0)]
 
 
 def _check_count(name: str, value: object) -> None:

@@ -9,7 +9,8 @@ from haversack.devices.budget import MemoryBudget
 from haversack.devices.llama import ContextShape
 from haversack.devices.units import format_bytes, format_need
 from haversack.edge.drafter_plan import DrafterPlan
-from haversack.edge.ram_budget import Budget
+from haversack.edge.placement import FREE, DevicePlan
+from haversack.edge.shared_budget import Budget
 from haversack.offload.pool import PoolPlan, plan_pools, slot_bytes
 from haversack.offload.precision import Precision
 from haversack.quant.gguf import ModelGeometry
@@ -61,7 +62,9 @@ class Plan:
     with which no expert is streamed. With a `shared` budget, `ram_bytes` are what its open models
     leave. With `adapts`, the budget follows the memory that other programs leave (`edge.pressure`).
     `fidelity` names how near to exact the model is computed; with `precision`, slots hold copies of
-    two precisions. With `leaning`, the choice of experts leans to those in slots.
+    two precisions. With `leaning`, the choice of experts leans to those in slots. `devices` hold
+    experts too, in bytes of their own; `placement` says whether experts move there while the model
+    is open ("free") or not ("fixed").
     """
 
     path: Path
@@ -89,6 +92,8 @@ class Plan:
     fidelity: str = EXACT
     precision: Precision | None = None
     leaning: Leaning | None = None
+    devices: tuple[DevicePlan, ...] = ()
+    placement: str = FREE
     shared: Budget | None = field(default=None, compare=False, repr=False)
     adapts: bool = field(default=False, compare=False)
 
@@ -179,6 +184,8 @@ class Plan:
             "sequences": self.shape.sequences,
             "kv_type": self.shape.kv_type,
             "drafter": None if self.drafter is None else self.drafter.to_dict(),
+            "placement": self.placement,
+            "devices": [device.to_dict() for device in self.devices],
             **figures,
             "planned_bytes": self.planned_bytes,
             "headroom_bytes": self.headroom_bytes,

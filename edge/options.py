@@ -25,6 +25,7 @@ from haversack.edge.given_text import (
 from haversack.edge.hub import HubName, cached, local_path, name_of
 from haversack.edge.loading import LoadOptions, builtin_model
 from haversack.edge.model_plan import Plan
+from haversack.edge.placement import FREE
 from haversack.edge.planner import plan
 from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.schema import MAX_SCHEMA_CHARS
@@ -62,6 +63,24 @@ class ModelOptions(BuildOptions):
             " this too, and less while other programs need it.",
         ),
     ] = None
+    vram: Annotated[
+        list[str] | None,
+        _memory(
+            metavar="SIZE",
+            help="The most memory to take of the GPU, as in 6GiB; of a device, as in CUDA0=6GiB or"
+            " RPC[host:port]=6GiB, repeatable; auto: what is free on each GPU less 1 GiB. Experts"
+            " lie there. `haversack doctor` lists devices.",
+        ),
+    ] = None
+    placement: Annotated[
+        str,
+        _memory(
+            metavar="HOW",
+            help="Which experts lie on devices: free (those that are used most, they move as the"
+            " text changes) or fixed (always the same ones, so that runs repeat to the bit where"
+            " a device rounds otherwise than the CPU).",
+        ),
+    ] = FREE
     ctx: Annotated[
         int | None,
         _memory("--ctx", "-c", metavar="N", help="Tokens of context; at most 4096 unless given."),
@@ -102,6 +121,8 @@ class ModelOptions(BuildOptions):
             self.ram,
             self.ctx,
             self.threads,
+            vram=self.vram,
+            placement=self.placement,
             batch=self.batch,
             sequences=sequences,
             kv_type=self.kv_type,

@@ -1,6 +1,6 @@
 """What `haversack plan` shows: where the bytes go, how fast it will be, and what changes that."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from haversack.devices.units import format_bytes
 from haversack.edge.console import write_table, write_text
 from haversack.edge.forecasting import LIKELY, MEASURED, ROUGH, Facts, Forecast, forecast_of, shown
 from haversack.edge.model_plan import STREAMED, Plan
+from haversack.edge.placement_view import reasons
 from haversack.edge.planner import with_ram
 
 _GROWTH = (1.25, 1.5, 2.0)  # larger budgets that are tried
@@ -88,6 +89,7 @@ class PlanView:
         """Return the plan with all that is shown of it, as plain values."""
         return {
             **self.planned.to_dict(),
+            "reasons": reasons(self.planned),
             "forecast": None if self.forecast is None else self.forecast.to_dict(),
             "contexts": [each.to_dict() for each in self.contexts()],
             "advice": self.advice(),
@@ -103,12 +105,12 @@ class PlanView:
             write_table("What a longer context costs", (">ctx", ">KV", ">experts", ">tok/s"), rows)
 
     def _show_bytes(self) -> None:
-        rows = [
-            (name, format_bytes(num), f"{num:,}", f"{num / self.planned.ram_bytes:.1%}")
-            for name, num in self.planned.rows()
-        ]
         head, *_, conclusion = str(self.planned).splitlines()
-        write_table(head, ("memory", ">size", ">bytes", ">share"), rows)
+        _show_memory(head, self.planned.rows())
+        for device in self.planned.devices:
+            _show_memory(f"{device.name}: {device.description}", device.rows())
+        for line in reasons(self.planned):
+            write_text(line + "\n")
         write_text(conclusion.strip() + "\n")
 
     def _show_speed(self) -> None:
@@ -125,6 +127,15 @@ class PlanView:
             )
         for line in self.advice():
             write_text(f"faster: {line}\n")
+
+
+def _show_memory(title: str, parts: Sequence[tuple[str, int]]) -> None:
+    """Write a table of the parts of one memory; the last is its budget."""
+    _, budget_bytes = parts[-1]
+    rows = [
+        (name, format_bytes(num), f"{num:,}", f"{num / budget_bytes:.1%}") for name, num in parts
+    ]
+    write_table(title, ("memory", ">size", ">bytes", ">share"), rows)
 
 
 def _row(each: PlannedContext) -> tuple[str, str, str, str]:

@@ -31,9 +31,17 @@ from haversack.edge.context_shape import ShapeSettings, context_shape, refuse_bo
 from haversack.edge.drafter_plan import SHORT_WINDOW_TOKENS, DrafterPlan, plan_drafter
 from haversack.edge.hub import local_path
 from haversack.edge.model_plan import DENSE, RESIDENT, STREAMED, Costs, Plan
-from haversack.edge.ram_budget import Budget
+from haversack.edge.placement import (
+    FREE,
+    DevicePlan,
+    checked_placement,
+    place_experts,
+    tier_scratch_bytes,
+)
+from haversack.edge.shared_budget import Budget
+from haversack.edge.vram import DeviceBudget, Vram, VramAsk, asked_vram, device_budgets
 from haversack.offload.expert_engine import scratch_bytes
-from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes
+from haversack.offload.pool import PoolPlan, all_slots, plan_pools, pools_bytes
 from haversack.quant.gguf import ModelGeometry, read_geometry
 
 AUTO_RAM = "auto"  # a budget that follows the memory other programs leave
@@ -50,6 +58,9 @@ def plan(
     ram: str | int | Budget | None = None,
     ctx: int | None = None,
     threads: int | None = None,
+    *,
+    vram: Vram = None,
+    placement: str = FREE,
     **rarer: Unpack[ShapeSettings],
 ) -> Plan:
     """Plan how the model at `path` would run in `ram`; reads its header and allocates nothing.
@@ -65,9 +76,16 @@ def plan(
     `haversack doctor`), `batch` is the prompt tokens computed at once, `sequences` how many texts
     are held at the same time, each with a context of `ctx` tokens, and `kv_type` the block type of
     the context's keys and values: "f16", or "q8_0" or "q4_0", which take less and are not exact.
-    Raises BudgetError with the floor, ModelFileError, PromptError, UnitError.
+
+    `vram` is memory of devices for experts, beside `ram`: a size of the only GPU, "auto" (what is
+    free on all of them, less 1 GiB), "NAME=SIZE", several of these, or sizes by name. A `Budget`
+    says it itself. `placement` is "free", where experts move to the devices as they are used, or
+    "fixed", where they stay.
+    Raises BudgetError with the floor, ModelFileError, PromptError, UnitError, and StorageError for
+    a device whose server does not answer.
     """
-    geometry, ram_bytes = _geometry_of(path), _ram_bytes(ram)
+    placement = checked_placement(placement)
+    geometry, ram_bytes, budgets = _geometry_of(path), _ram_bytes(ram), _device_budgets(ram, vram)
     process_bytes = ledger.process_bytes()  # measured before the dry run allocates
     model = LlamaModel(geometry.path, dry=True)
     try:
@@ -80,10 +98,23 @@ def plan(
         model.close()
         host.give_back_freed_memory()
     costs = _costs(geometry, shape, needs, process_bytes, sampling_bytes, draft_bytes)
-    planned = _spend(geometry, shape, costs, ram_bytes)
+    whole = all_slots(geometry.layers, geometry.num_experts_per_tok)
+    devices = place_experts(whole, budgets, tier_scratch_bytes(geometry, shape))
+    planned = replace(_spend(geometry, shape, costs, ram_bytes, devices), placement=placement)
     if isinstance(ram, Budget):
         return replace(planned, shared=ram)
     return replace(planned, adapts=ram == AUTO_RAM)
+
+
+def _device_budgets(ram: str | int | Budget | None, vram: Vram) -> tuple[DeviceBudget, ...]:
+    """Return what may be taken of devices. Raises PromptError, BudgetError, UnitError."""
+    asks = asked_vram(vram)
+    if not isinstance(ram, Budget):
+        return device_budgets(asks)
+    if asks:
+        raise PromptError("the budget says vram already: give either")
+    left = [VramAsk(name, memory.left_bytes) for name, memory in ram.devices.items()]
+    return device_budgets(left)
 
 
 def _geometry_of(model: str | Path | ModelGeometry) -> ModelGeometry:
@@ -121,7 +152,7 @@ def _with_drafter(planned: Plan, drafter: DrafterPlan | None, draft_bytes: int) 
     if costs == planned.costs:
         return planned
     try:
-        spent = _spend(planned.geometry, planned.shape, costs, planned.ram_bytes)
+        spent = _spend(planned.geometry, planned.shape, costs, planned.ram_bytes, planned.devices)
     except BudgetError as error:
         if drafter is None or planned.ram_bytes < planned.floor_bytes:
             raise
@@ -131,7 +162,7 @@ def _with_drafter(planned: Plan, drafter: DrafterPlan | None, draft_bytes: int) 
             need_bytes=error.need_bytes,
             have_bytes=error.have_bytes,
         ) from error
-    kept = {name: getattr(planned, name) for name in ("leaning", "shared", "adapts")}
+    kept = {name: getattr(planned, name) for name in ("leaning", "shared", "adapts", "placement")}
     return replace(spent, drafter=drafter, **kept)
 
 
@@ -142,8 +173,8 @@ def with_ram(planned: Plan, ram_bytes: int) -> Plan:
         slot_total = pools_bytes(pools)
         if planned.fixed_bytes + slot_total <= ram_bytes:
             return replace(planned, ram_bytes=ram_bytes, pools=pools, slot_bytes=slot_total)
-    spent = _spend(planned.geometry, planned.shape, planned.costs, ram_bytes)
-    return replace(spent, drafter=planned.drafter)
+    spent = _spend(planned.geometry, planned.shape, planned.costs, ram_bytes, planned.devices)
+    return replace(spent, drafter=planned.drafter, placement=planned.placement)
 
 
 def streamed(planned: Plan, share: float = 1.0) -> Plan:
@@ -158,13 +189,6 @@ def streamed(planned: Plan, share: float = 1.0) -> Plan:
 
 def _ram_bytes(ram: str | int | Budget | None) -> int:
     if isinstance(ram, Budget):
-        if ram.vram.limit_bytes:
-            raise BudgetError(
-                f"the budget has {format_bytes(ram.vram.limit_bytes)} of vram, but models use"
-                " no GPU yet: leave vram out",
-                need_bytes=0,
-                have_bytes=ram.vram.limit_bytes,
-            )
         return ram.room_bytes
     if ram not in (None, AUTO_RAM):
         return size_bytes(ram)
@@ -225,7 +249,13 @@ def product_scratch(num_matrices: int, num_pairs: int) -> int:
     return num_matrices * (_MATRIX_SCRATCH_BYTES + _ROW_ID_BYTES * num_pairs)
 
 
-def _spend(geometry: ModelGeometry, shape: ContextShape, costs: Costs, ram_bytes: int) -> Plan:
+def _spend(
+    geometry: ModelGeometry,
+    shape: ContextShape,
+    costs: Costs,
+    ram_bytes: int,
+    devices: tuple[DevicePlan, ...] = (),
+) -> Plan:
     full_bytes = costs.fixed_bytes(RESIDENT) + geometry.expert_bytes
     floor_slots = pools_bytes(plan_pools(geometry.layers, geometry.num_experts_per_tok, 0))
     floor_bytes = min(full_bytes, costs.fixed_bytes(STREAMED) + floor_slots)
@@ -233,7 +263,7 @@ def _spend(geometry: ModelGeometry, shape: ContextShape, costs: Costs, ram_bytes
     if not geometry.layers:
         mode, slot_total = DENSE, 0
         floor_bytes = full_bytes
-    elif ram_bytes >= full_bytes:
+    elif ram_bytes >= full_bytes and not any(device.num_slots for device in devices):
         mode, slot_total = RESIDENT, geometry.expert_bytes
     else:
         mode = STREAMED
@@ -265,6 +295,7 @@ def _spend(geometry: ModelGeometry, shape: ContextShape, costs: Costs, ram_bytes
         pools=pools,
         geometry=geometry,
         costs=costs,
+        devices=devices,
     )
 
 

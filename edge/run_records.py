@@ -25,7 +25,9 @@ class RunRecord:
     """What decoding took in the last run of a model. `compute_s` is the time of a token without
     waits for reads, `weights_bytes_s` the rate at which weights were computed with `threads`. The
     bytes read, and the time waited for them, were `read_ratio` and `wait_ratio` of what the laws
-    say; both are 1 for a run that streamed nothing."""
+    say; both are 1 for a run that streamed nothing. `prompt_bytes_s` is the rate at which weights
+    were computed with for each token of its prompts, 0 if they were too short to tell. `on_devices`
+    says that devices computed a part."""
 
     compute_s: float
     weights_bytes_s: float
@@ -33,10 +35,12 @@ class RunRecord:
     was_streamed: bool
     read_ratio: float = 1.0
     wait_ratio: float = 1.0
+    prompt_bytes_s: float = 0.0
+    on_devices: bool = False
 
     def __post_init__(self) -> None:
         positive = (self.compute_s, self.weights_bytes_s, self.threads)
-        ratios = (self.read_ratio, self.wait_ratio)
+        ratios = (self.read_ratio, self.wait_ratio, self.prompt_bytes_s)
         if not all(0 < num < math.inf for num in positive) or not all(
             0 <= num < math.inf for num in ratios
         ):
@@ -48,7 +52,8 @@ def record_key(planned: Plan, cache_dir: Path) -> str:
     if the file cannot be read."""
     with suppress(StorageError):
         stem = trunk_path(planned.geometry, cache_dir).stem
-        return f"{stem} {planned.fidelity} {planned.shape.threads}"
+        slots = [f" {each.name}={each.num_slots}" for each in planned.devices if each.num_slots]
+        return f"{stem} {planned.fidelity} {planned.shape.threads}{''.join(slots)}"
     return ""
 
 

@@ -186,6 +186,12 @@ def plan_pools(
     )
 
 
+def all_slots(layers: Sequence[ExpertLayer], num_experts_per_tok: int) -> tuple[PoolPlan, ...]:
+    """Return a pool for each shape among `layers` with a slot for every expert."""
+    floors = _floor_pools(layers, num_experts_per_tok, None)
+    return tuple(replace(pool, num_slots=pool.num_experts * len(pool.layers)) for pool in floors)
+
+
 def _floor_pools(
     layers: Sequence[ExpertLayer], num_experts_per_tok: int, low: LowCopies | None
 ) -> list[PoolPlan]:

@@ -15,12 +15,12 @@ from haversack.edge.forecasting import (
     Facts,
     forecast_of,
     known_facts,
-    miss_rate,
     read_bytes_per_token,
     record_of,
     used_bytes,
     weights_bytes,
 )
+from haversack.edge.hits import miss_rate
 from haversack.edge.model_plan import Plan
 from haversack.edge.planner import streamed, with_ram
 from haversack.edge.run_records import read_records

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from haversack.cache.policies import ExpectedUse
-from haversack.edge.forecasting import miss_rate
+from haversack.edge.hits import miss_rate
 from haversack.edge.replay import Trace
 from haversack.offload.pool import spare_slots
 from haversack.tools.command_line import print_table, tool

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from haversack.edge.forecasting import MISS_LAW
+from haversack.edge.hits import MISS_LAW
 from haversack.edge.replay import Trace
 from haversack.tools.routing.hit_law import Point, errors_left_out, fitted, main, points_of
 from haversack.tools.routing.measures import TRACES, recorded_traces

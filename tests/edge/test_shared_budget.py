@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from haversack import edge
+from haversack.devices.backends import Device
 from haversack.devices.ledger import ledger
 from haversack.devices.system.cgroup import run_limited, why_not
+from haversack.edge.lease import lease_devices
 from haversack.edge.planner import streamed
 from haversack.tools.models.architectures import TinyShape
 
@@ -319,13 +321,36 @@ def test_the_entries_of_a_model_add_up_to_its_budget(
         model.budget()
 
 
-def test_memory_of_gpus_is_refused_until_something_uses_it(tiny_model: TinyModel) -> None:
-    budget = edge.Budget("1GiB", vram="4GiB")
-    assert budget.vram.limit_bytes == 4 * 2**30
-    with pytest.raises(edge.BudgetError, match=r"4.0 GiB of vram.* leave vram out"):
-        edge.load(tiny_model("qwen3moe"), ram=budget)
-    with pytest.raises(edge.UnitError):
-        edge.Budget("1GiB", vram="4")
+# ------------------------------------------------------------------ memory of devices
+def test_a_budget_holds_memory_of_devices(tiny_model: TinyModel, rpc_device: Device) -> None:
+    path = tiny_model("qwen3moe", shape=SHAPE)
+    budget = edge.Budget("1GiB", vram=f"{rpc_device.name}=32MiB")
+    assert budget.devices[rpc_device.name].limit_bytes == 32 * MIB
+    assert rpc_device.name in str(budget)
+    (placed,) = edge.plan(path, ram=budget, ctx=256).devices
+    assert placed.budget_bytes == 32 * MIB and placed.num_slots == 64
+    with pytest.raises(edge.PromptError, match="says vram already"):
+        edge.plan(path, ram=budget, vram="1GiB")
+
+
+def test_two_models_never_take_more_of_a_device_than_its_budget(
+    tiny_model: TinyModel, rpc_device: Device
+) -> None:
+    path = tiny_model("qwen3moe", shape=SHAPE)
+    whole = edge.plan(path, ram="1GiB", ctx=256, vram=f"{rpc_device.name}=32MiB").devices[0]
+    vram = {rpc_device.name: whole.planned_bytes + whole.planned_bytes // 2}
+    budget = edge.Budget("1GiB", vram=vram)
+    first, second = (edge.plan(path, ram=budget, ctx=256) for _ in range(2))
+    leases = lease_devices(first)
+    memory = budget.devices[rpc_device.name]
+    assert memory.left_bytes == whole.planned_bytes // 2
+    with pytest.raises(edge.BudgetError, match=r"is left, .* too few: raise --vram") as caught:
+        lease_devices(second)
+    assert caught.value.have_bytes == memory.limit_bytes
+    assert edge.plan(path, ram=budget, ctx=256).devices[0].num_slots < whole.num_slots
+    for lease in leases.values():
+        lease.close()
+    assert memory.left_bytes == memory.limit_bytes
 
 
 # ----------------------------------------------------------------- rows of logits

@@ -1,0 +1,172 @@
+"""Placement: what of a model lies in the memory of which device. Decided before anything is
+loaded, in bytes that add up to each device's budget."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from haversack.devices.budget import MemoryBudget
+from haversack.devices.errors import BudgetError, PromptError
+from haversack.devices.llama import MOST_ROWS, ContextShape
+from haversack.devices.units import format_bytes, format_need
+from haversack.edge.shared_budget import device_memory
+from haversack.edge.vram import DeviceBudget, rounds_otherwise
+from haversack.offload.pool import PoolPlan
+from haversack.quant.gguf import ModelGeometry
+
+FREE, FIXED = "free", "fixed"  # whether experts may move between memories while a model is open
+PLACEMENTS = (FREE, FIXED)
+
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """How `budget_bytes` of a device's memory are spent on one model; they add up.
+
+    `slots` are the slots for experts there, a number for each of the plan's pools, and
+    `slot_bytes` their memory. `scratch_bytes` are for computing there. `rounds_otherwise` says that
+    the device is known to compute with other bits than the CPU. `why` explains the choice.
+    """
+
+    name: str
+    description: str
+    rounds_otherwise: bool
+    budget_bytes: int
+    scratch_bytes: int
+    slots: tuple[int, ...]
+    slot_bytes: int
+    why: str
+
+    @property
+    def num_slots(self) -> int:
+        return sum(self.slots)
+
+    @property
+    def planned_bytes(self) -> int:
+        return self.scratch_bytes + self.slot_bytes
+
+    @property
+    def headroom_bytes(self) -> int:
+        return self.budget_bytes - self.planned_bytes
+
+    def parts(self) -> dict[str, int]:
+        """Return what the model will take there outside slots, by name."""
+        return {"scratch": self.scratch_bytes}
+
+    def budget(self) -> MemoryBudget:
+        """Return the plan as named reservations. Raises BudgetError if they exceed the budget."""
+        memory = device_memory(self.name, self.budget_bytes)
+        for name, num_bytes in self.parts().items():
+            memory.reserve(name, num_bytes)
+        memory.reserve("slots", self.slot_bytes)
+        return memory
+
+    def rows(self) -> list[tuple[str, int]]:
+        """Return what people read of it, by name; the last is the budget."""
+        parts = [*self.parts().items(), ("experts", self.slot_bytes)]
+        return [*parts, ("free", self.headroom_bytes), ("budget", self.budget_bytes)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every figure as values that JSON can hold."""
+        sums = {"planned_bytes": self.planned_bytes, "headroom_bytes": self.headroom_bytes}
+        return asdict(self) | {"slots": list(self.slots)} | sums
+
+
+def checked_placement(placement: str) -> str:
+    """Return it. Raises PromptError for one that does not exist."""
+    if placement not in PLACEMENTS:
+        raise PromptError(f"--placement is {placement!r}: give {', '.join(PLACEMENTS)}")
+    return placement
+
+
+def place_experts(
+    pools: Sequence[PoolPlan], budgets: Sequence[DeviceBudget], scratch_bytes: int
+) -> tuple[DevicePlan, ...]:
+    """Return how each device's budget is spent on experts, in the order of `budgets`: a device gets
+    what those before it do not hold. `pools` have a slot for every expert of the model, and
+    `scratch_bytes` is what computing takes on a device. Raises BudgetError for a budget that does
+    not hold one expert of each pool."""
+    left, plans = [pool.num_slots for pool in pools], list[DevicePlan]()
+    for budget in budgets:
+        plans.append(_placed_on(budget, pools, left, scratch_bytes))
+        left = [count - placed for count, placed in zip(left, plans[-1].slots, strict=True)]
+    return tuple(plans)
+
+
+def _placed_on(
+    budget: DeviceBudget, pools: Sequence[PoolPlan], left: Sequence[int], scratch_bytes: int
+) -> DevicePlan:
+    device = budget.device
+    nothing = DevicePlan(
+        device.name,
+        device.description,
+        rounds_otherwise(device),
+        budget.limit_bytes,
+        0,
+        (0,) * len(pools),
+        0,
+        "",
+    )
+    if not pools:
+        return replace(nothing, why="the model has no routed experts, and nothing else is placed")
+    if not any(left):
+        return replace(nothing, why="all experts lie on the devices before it")
+    _refuse_too_small(budget, pools, scratch_bytes)
+    slots = slots_in(pools, left, budget.limit_bytes - scratch_bytes)
+    slot_bytes = sum(count * expert_bytes(pool) for count, pool in zip(slots, pools, strict=True))
+    share = sum(slots) / sum(pool.num_slots for pool in pools)
+    reason = "all that are left" if list(slots) == list(left) else "as many as its budget holds"
+    return replace(
+        nothing,
+        scratch_bytes=scratch_bytes,
+        slots=slots,
+        slot_bytes=slot_bytes,
+        why=f"{sum(slots)} experts ({share:.0%}), {reason}",
+    )
+
+
+def tier_scratch_bytes(geometry: ModelGeometry, shape: ContextShape) -> int:
+    """Return the most that computing with experts takes on a device beside their slots: the rows of
+    a batch, and what each expert makes of them."""
+    widths = [
+        sum(matrix.num_rows for matrix in layer.matrices)
+        + 2 * max(matrix.row_elements for matrix in layer.matrices)
+        for layer in geometry.layers
+    ]
+    pairs = max(shape.batch_tokens, MOST_ROWS) * geometry.num_experts_per_tok
+    return _FLOAT_BYTES * pairs * max(widths, default=0)
+
+
+def _refuse_too_small(budget: DeviceBudget, pools: Sequence[PoolPlan], scratch_bytes: int) -> None:
+    need_bytes = scratch_bytes + sum(expert_bytes(pool) for pool in pools)
+    if budget.limit_bytes < need_bytes:
+        name = budget.device.name
+        raise BudgetError(
+            f"{name} needs at least {format_need(need_bytes)} (scratch"
+            f" {format_bytes(scratch_bytes)}, one expert of each shape"
+            f" {format_bytes(need_bytes - scratch_bytes)}), its budget is"
+            f" {format_bytes(budget.limit_bytes)}: raise --vram {name}=SIZE, or leave it out",
+            need_bytes=need_bytes,
+            have_bytes=budget.limit_bytes,
+        )
+
+
+def expert_bytes(pool: PoolPlan) -> int:
+    """Return the bytes of one expert of a pool on a device, where matrices need no padding."""
+    return sum(pool.shape)
+
+
+def slots_in(pools: Sequence[PoolPlan], most: Sequence[int], room_bytes: int) -> tuple[int, ...]:
+    """Return the slots of each pool, at most `most`, that `room_bytes` hold: the same share of the
+    experts of every pool, then one more of each where there is room."""
+    sizes = [expert_bytes(pool) for pool in pools]
+    wanted_bytes = sum(count * size for count, size in zip(most, sizes, strict=True))
+    share = min(1.0, room_bytes / max(1, wanted_bytes))
+    slots = [int(count * share) for count in most]
+    left_bytes = room_bytes - sum(n * size for n, size in zip(slots, sizes, strict=True))
+    for number, size in enumerate(sizes):
+        if slots[number] < most[number] and size <= left_bytes:
+            slots[number] += 1
+            left_bytes -= size
+    return tuple(slots)
