@@ -114,9 +114,7 @@ def _gpus(modules_dir: Path) -> list[Device]:
 
 def _not_the_cpu(device: Device) -> Device:
     if device.kind == CPU:
-        raise PromptError(
-            f"--vram names {device.name}, whose memory is that of --ram: leave it out"
-        )
+        raise PromptError(f"--vram names {device.name}, whose memory --ram bounds: leave it out")
     return device
 
 

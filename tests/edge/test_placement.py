@@ -52,8 +52,8 @@ def test_a_budget_is_never_exceeded_and_hardly_wasted(limit_bytes: int) -> None:
 
 def test_pools_get_the_same_share() -> None:
     assert slots_in(POOLS, [24, 4], ALL_BYTES // 2) == (12, 2)
-    assert slots_in(POOLS, [24, 4], ALL_BYTES // 2 + 4000) == (12, 2)  # 12.8 and 2.1
-    assert slots_in(POOLS, [24, 4], ALL_BYTES // 2 + 6000) == (13, 2)
+    assert slots_in(POOLS, [24, 4], ALL_BYTES // 2 + 3999) == (12, 2)
+    assert slots_in(POOLS, [24, 4], ALL_BYTES // 2 + 4000) == (13, 2)
 
 
 def test_a_second_device_holds_what_the_first_does_not() -> None:

@@ -65,6 +65,7 @@ def test_the_cpu_is_no_device_for_experts() -> None:
         device_budgets(asked_vram("CPU=1GiB"))
 
 
+@pytest.mark.usefixtures("rpc_device")  # the backend is there
 def test_a_server_that_does_not_answer_is_one_line() -> None:
     with pytest.raises(DeviceError, match=r"127\.0\.0\.1:1\b") as caught:
         device_budgets(asked_vram("RPC[127.0.0.1:1]=1GiB"))
