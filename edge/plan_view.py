@@ -125,6 +125,10 @@ class PlanView:
                 f" {format_bytes(int(found.bytes_read_per_token))} at"
                 f" {format_bytes(int(found.drive_bytes_s))}/s ({found.hit_rate:.0%} hits)\n"
             )
+        for device, share in zip(self.planned.devices, found.on_devices, strict=False):
+            write_text(f"{device.name} computes {share:.0%} of the uses of experts\n")
+        if found.prefill_tok_s:
+            write_text(f"prompts are computed at {shown(found.prefill_tok_s)} tok/s\n")
         for line in self.advice():
             write_text(f"faster: {line}\n")
 

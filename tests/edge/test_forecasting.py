@@ -12,18 +12,21 @@ from haversack.edge.forecasting import (
     LIKELY,
     MEASURED,
     ROUGH,
+    DeviceCosts,
     Facts,
     forecast_of,
     known_facts,
+    prefill_tok_s,
     read_bytes_per_token,
     record_of,
     used_bytes,
     weights_bytes,
 )
-from haversack.edge.hits import miss_rate
+from haversack.edge.hits import found_of, miss_rate
 from haversack.edge.model_plan import Plan
+from haversack.edge.placement import DevicePlan
 from haversack.edge.planner import streamed, with_ram
-from haversack.edge.run_records import read_records
+from haversack.edge.run_records import read_records, record_key
 from haversack.tools.models.architectures import TinyShape
 
 TinyModel = Callable[..., Path]
@@ -114,6 +117,66 @@ def test_a_run_that_asks_for_no_traces_leaves_none(planned: Plan, tmp_path: Path
     with edge.load(planned, options=options) as model:
         assert model.generate([1, 2, 3], 60, temperature=0).text
     assert read_records(tmp_path) == {}
+
+
+# ------------------------------------------------------------------------ devices
+def with_device(planned: Plan, share: float, placement: str = "free") -> Plan:
+    """Return the plan with slots for a share of the experts on a device."""
+    slots = tuple(int(share * pool.num_experts * len(pool.layers)) for pool in planned.pools)
+    device = DevicePlan("CUDA0", "a GPU", True, 2**30, 0, slots, 0, "")
+    return replace(planned, devices=(device,), placement=placement)
+
+
+def test_a_device_hides_behind_the_cpu_or_the_cpu_behind_it(planned: Plan) -> None:
+    fast = replace(FACTS, devices={"CUDA0": DeviceCosts(1e12, 1e-9)})
+    slow = replace(FACTS, devices={"CUDA0": DeviceCosts(1e12, 1.0)})
+    alone_s = forecast_of(planned, FACTS).compute_s_per_token  # type: ignore[union-attr]
+    times = [
+        forecast_of(with_device(planned, 0.5), facts).compute_s_per_token  # type: ignore[union-attr]
+        for facts in (fast, slow)
+    ]
+    trunk_s = planned.trunk_bytes / 1e9
+    assert trunk_s < times[0] < 0.6 * (alone_s - trunk_s) + trunk_s
+    assert 3 < times[1] < 4.1  # a call in nearly each of four layers
+
+
+def test_what_lies_on_a_device_is_not_read(planned: Plan) -> None:
+    shares = [0, 0.25, 0.5]
+    found = [read_bytes_per_token(with_device(planned, share))[0] for share in shares]
+    assert found == sorted(found, reverse=True) and found[-1] == 0  # the other half is in RAM
+
+
+def test_a_fixed_placement_is_used_as_much_as_it_is_large(planned: Plan) -> None:
+    free, fixed = (with_device(planned, 0.25, how) for how in ("free", "fixed"))
+    (hot,), (even,) = (found_of(each, planned.pools[0]).on_devices for each in (free, fixed))
+    assert even == 0.25 < hot
+    told = forecast_of(fixed, FACTS)
+    assert told is not None and told.on_devices == (0.25,)
+
+
+def test_a_run_on_devices_does_not_teach_what_the_cpu_computes(planned: Plan) -> None:
+    run = Decoding(100, 2.0, 0.5, 1500, 100, 50 * used_bytes(planned))
+    record = record_of(with_device(planned, 0.25), run, FACTS)
+    assert record is not None and record.on_devices
+    assert record_key(with_device(planned, 0.25), Path()) != record_key(planned, Path())
+
+
+# ------------------------------------------------------------------------ prompts
+def test_prompts_are_forecast_after_a_run(planned: Plan) -> None:
+    assert forecast_of(planned, FACTS).prefill_tok_s == 0  # type: ignore[union-attr]
+    run, prompts = Decoding(100, 2.0, 0.5), Decoding(1000, 3.0, 1.0)
+    record = record_of(planned, run, FACTS, prompts)
+    assert record is not None and record.prompt_bytes_s == 500 * weights_bytes(planned)
+    known = replace(FACTS, record=record)
+    resident = with_ram(planned, planned.full_bytes)
+    assert forecast_of(resident, known).prefill_tok_s == pytest.approx(500)  # type: ignore[union-attr]
+    speeds = [prefill_tok_s(streamed(planned, share), known) for share in (0.25, 0.5, 1)]
+    assert speeds == sorted(speeds) and speeds[0] < speeds[-1] == pytest.approx(500)
+
+
+def test_short_prompts_say_nothing_of_longer_ones(planned: Plan) -> None:
+    record = record_of(planned, Decoding(100, 2.0, 0.5), FACTS, Decoding(20, 1.0))
+    assert record is not None and record.prompt_bytes_s == 0
 
 
 def test_a_forecast_measures_what_is_not_known(tmp_path: Path) -> None:
