@@ -32,6 +32,8 @@ class KvKeeper:
         """What decides the bits of keys and values, by name. Raises StorageError if the model's
         file cannot be read."""
         shape = self._plan.shape
+        slots = [f"{each.name}={each.num_slots}" for each in self._plan.devices if each.num_slots]
+        devices = {"--vram": f"{', '.join(slots)} ({self._plan.placement})"} if slots else {}
         return {
             "model": f"{self._plan.path.name} ({content_name(self._plan.geometry)})",
             "--kv-type": shape.kv_type,
@@ -39,6 +41,7 @@ class KvKeeper:
             "--threads": str(shape.threads),
             "--batch": str(shape.batch_tokens),
             "llama.cpp": f"{build_name()} on {system_info().strip()}",
+            **devices,
         }
 
     def num_bytes(self, sequence: TokenSequence) -> int:

@@ -42,8 +42,8 @@ class KvAbout:
 
     def difference(self, bits: Mapping[str, str]) -> str:
         """Return in words what decided its bits and is another now; nothing if all is the same."""
-        for name, now in bits.items():
-            then = self.bits.get(name)
+        for name in {**self.bits, **bits}:
+            then, now = (which.get(name, "not given") for which in (self.bits, bits))
             if then != now:
                 return f"its {name} is {then}, and {now} now"
         return ""

@@ -73,4 +73,6 @@ def test_a_write_that_fails_leaves_the_older_file(path: Path) -> None:
 def test_what_decided_the_bits_is_compared() -> None:
     assert not ABOUT.difference({"model": "a", "--threads": "2"})
     assert ABOUT.difference({"model": "a", "--threads": "4"}) == "its --threads is 2, and 4 now"
-    assert ABOUT.difference({"--fidelity": "exact"}) == "its --fidelity is None, and exact now"
+    more, less = dict(ABOUT.bits) | {"--vram": "CUDA0=8 (free)"}, {"model": "a"}
+    assert ABOUT.difference(more) == "its --vram is not given, and CUDA0=8 (free) now"
+    assert ABOUT.difference(less) == "its --threads is 2, and not given now"
