@@ -48,6 +48,11 @@ class Vocabulary:
             found.insert(0, start)
         return found
 
+    def cut(self, data: bytes) -> list[int]:
+        """Return the token ids of UTF-8 that may begin or end inside a character, without a start
+        token; raises as `Tokenizer.tokens`."""
+        return self.tokenizer.tokens(data, LEAST_STACK_BYTES)
+
     def least_tokens(self, text: str) -> int:
         """Return the least number of tokens of `text`, by its length and that of the longest token.
 
@@ -86,10 +91,14 @@ class Vocabulary:
         """Return whether `token` ends a generation."""
         return bool(llama.llama_vocab_is_eog(self._vocab, token))
 
-    @cached_property
+    @property
     def adds_space(self) -> bool:
         """Return whether the vocabulary puts a space before every text, as SentencePiece ones
         do."""
+        return self._adds_space
+
+    @cached_property
+    def _adds_space(self) -> bool:
         pieces = map(self.piece, self.tokenize("a", add_special=False))
         return b"".join(pieces).startswith(b" ")
 

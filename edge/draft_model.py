@@ -1,4 +1,4 @@
-"""A model that drafts: any GGUF through llama.cpp, with a context of its own, beside the target."""
+"""A model that drafts, with a context of its own, beside the target."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,8 +10,9 @@ import numpy as np
 
 from haversack.cache.confidence import Confidence, DrawnRates
 from haversack.cache.ngram import NONE, Draft, NgramDrafter
-from haversack.devices.llama import LlamaContext, LlamaModel, Row
+from haversack.devices.llama import Row
 from haversack.edge.call import Call
+from haversack.edge.draft_source import DraftingContext, open_drafter
 from haversack.edge.draft_text import DraftText, Vocabularies
 from haversack.edge.drafter_plan import DrafterPlan
 from haversack.edge.sequence import Logits
@@ -41,14 +42,9 @@ class DraftModel:
 
     def __init__(self, planned: DrafterPlan) -> None:
         """Its first passes are computed here, so that their memory is taken and their time known.
-        Raises ModelFileError, KeyboardInterrupt."""
-        self._context: LlamaContext | None = None
-        self.model = LlamaModel(planned.path)
-        try:
-            self._context = LlamaContext(self.model, planned.shape)
-        except BaseException:
-            self.close()
-            raise
+        Raises ModelFileError, KeyboardInterrupt, HaversackError."""
+        self._context: DraftingContext | None
+        self.model, self._context = open_drafter(planned)
         self.path, self.window_tokens = planned.path, planned.shape.ctx_tokens
         self.confidence, self.drawn_rates = Confidence(), DrawnRates()
         self._num_drafted = self._num_read = 0

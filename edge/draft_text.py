@@ -10,8 +10,8 @@ import numpy.typing as npt
 from haversack.cache.cross_vocab import Pair, PairStore, aligned, same_texts, translated
 from haversack.cache.ngram import Draft
 from haversack.devices.errors import ModelFileError
-from haversack.devices.tokenizing import LEAST_STACK_BYTES
 from haversack.devices.vocabulary import Vocabulary
+from haversack.edge.draft_source import DraftVocabulary
 
 _BLANKS = (b" ", b"\n", b"\t")
 _CUT_BACK = 24  # draft tokens: a text is cut anew from a blank among them, if there is one
@@ -48,7 +48,7 @@ class Vocabularies:
 
     same: npt.NDArray[np.int32]
 
-    def __init__(self, target: Vocabulary, draft: Vocabulary, pairs: PairStore) -> None:
+    def __init__(self, target: Vocabulary, draft: DraftVocabulary, pairs: PairStore) -> None:
         """Raises ModelFileError where one of them has no texts, unless both are equally large."""
         self.target, self.draft, self.pairs = target, draft, pairs
         if not (draft.has_text and target.has_text):
@@ -80,7 +80,7 @@ def _hash_of(pieces: Sequence[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _pieces(vocabulary: Vocabulary) -> list[bytes]:
+def _pieces(vocabulary: DraftVocabulary) -> list[bytes]:
     return [vocabulary.piece(token) for token in range(vocabulary.num_tokens)]
 
 
@@ -123,7 +123,7 @@ class OtherText:
     def _append(self, data: bytes) -> None:
         draft = self._both.draft
         given = data.removeprefix(b" ") if draft.adds_space else data
-        tokens = draft.tokenizer.tokens(given, LEAST_STACK_BYTES)
+        tokens = draft.cut(given)
         pieces = [draft.piece(each) or draft.piece(each, special=True) for each in tokens]
         if given == data and draft.adds_space and pieces:
             pieces[0] = pieces[0].removeprefix(b" ")  # it is none of the text

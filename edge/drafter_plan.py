@@ -11,9 +11,18 @@ from haversack.devices.llama import ContextShape, LlamaModel
 from haversack.devices.needs import LOGIT_BYTES, VOCABULARY_FACTOR, memory_needs
 from haversack.devices.system import host
 from haversack.devices.units import format_bytes
+from haversack.edge.onnx_ports import read_ports
+from haversack.edge.onnx_vocabulary import setting, tokenizer_path
 from haversack.quant.gguf import read_geometry
 
 _BATCH_TOKENS = 32  # of a text that a drafter reads at once: it never reads much
+ONNX = ".onnx"
+# Measured: onnxruntime, tokenizers and a session take 25 MiB, and the pages of their libraries,
+# which a meter of peaks cannot tell from memory, 27 MiB.
+_RUNTIME_BYTES = 56 << 20
+_TOKENIZER_FACTOR = 16  # measured: a tokenizer takes 14 to 16 times the bytes of its file
+_MOST_LOGITS = 1 << 18  # of a vocabulary, where the file does not say it
+_MOST_ONNX_TOKENS = 4096  # of a text, where nothing beside the file says it
 SHORT_WINDOW_TOKENS = 512  # of a text, where the drafter's bytes would be experts' else
 
 
@@ -56,6 +65,8 @@ class DrafterPlan:
 def plan_drafter(path: Path, target: ContextShape, most_tokens: int | None = None) -> DrafterPlan:
     """Plan a drafter for texts of `target`'s shape, of which its context holds the last
     `most_tokens`, or all; reads its header and allocates nothing. Raises ModelFileError."""
+    if path.suffix == ONNX:
+        return _plan_onnx(path, target, most_tokens)
     geometry = read_geometry(path)
     model = LlamaModel(path, dry=True)
     try:
@@ -79,4 +90,25 @@ def plan_drafter(path: Path, target: ContextShape, most_tokens: int | None = Non
         kv_bytes=needs.kv_bytes,
         compute_bytes=needs.compute_bytes + 2 * LOGIT_BYTES * num_tokens,
         table_bytes=map_bytes(num_tokens) + STORE_BYTES,
+    )
+
+
+def _plan_onnx(path: Path, target: ContextShape, most_tokens: int | None) -> DrafterPlan:
+    """As `plan_drafter`. While onnxruntime loads a model it holds one weight twice, and while it
+    computes it holds one text's keys and values twice, and rows of logits."""
+    ports, tokenizer = read_ports(path), tokenizer_path(path)
+    trained = setting(tokenizer, "max_position_embeddings")
+    longest = trained if isinstance(trained, int) else _MOST_ONNX_TOKENS
+    window = min(target.ctx_tokens, longest, most_tokens or target.ctx_tokens)
+    batch, num_logits = min(_BATCH_TOKENS, window), ports.num_logits or _MOST_LOGITS
+    text_bytes = window * ports.token_bytes
+    pass_bytes = text_bytes + 3 * batch * LOGIT_BYTES * num_logits
+    own_bytes = _RUNTIME_BYTES + _TOKENIZER_FACTOR * tokenizer.stat().st_size
+    return DrafterPlan(
+        path,
+        ContextShape(window, batch, target.threads, target.sequences),
+        weights_bytes=ports.weights_bytes,
+        kv_bytes=target.sequences * text_bytes,
+        compute_bytes=own_bytes + max(ports.largest_bytes, pass_bytes),
+        table_bytes=map_bytes(num_logits) + STORE_BYTES,
     )

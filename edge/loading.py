@@ -64,10 +64,10 @@ class LoadOptions:
     `batch` is the number of prompt tokens computed at once, `sequences` how many texts are held and
     continued at the same time, each with a context of its own. `speculate` says whether tokens are
     drafted and computed beside the next one: "auto" where that was measured to be faster, "off",
-    or, for measuring, "ngram" always, up to 6 tokens, and "ngram:3" up to 3. The path of a GGUF
-    means that this model drafts too, where that is faster; its vocabulary may be another one.
-    `cache_dir` is where
-    trunk files lie (the user's cache folder by default). `progress` is called with the step and the
+    or, for measuring, "ngram" always, up to 6 tokens, and "ngram:3" up to 3. The path of a
+    model, in GGUF or ONNX, means that it drafts too, where that is faster; its vocabulary may be
+    another one. `cache_dir` is where trunk files lie (the user's cache folder by default).
+    `progress` is called with the step and the
     share done. `open_file` opens a file to read experts from; benchmarks give one of a known speed.
     With `warm_start`, a streamed model reads back the experts that its last run saved, while no
     other read is wanted, and saves its own when closed. Without it, nothing is read back or saved.

@@ -159,8 +159,8 @@ class DraftOptions:
         _memory(
             metavar="WHEN",
             help="Draft tokens and compute them together: auto (where that is faster), off, ngram"
-            " (always, up to 6), ngram:N (up to N), or a GGUF of any vocabulary that drafts where"
-            " that is faster. The text is the same.",
+            " (always, up to 6), ngram:N (up to N), or a model of any vocabulary, in GGUF or ONNX,"
+            " that drafts where that is faster. The text is the same.",
         ),
     ] = SPECULATE_AUTO
 

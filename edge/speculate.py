@@ -25,7 +25,7 @@ AUTO, OFF, NGRAM = "auto", "off", "ngram"
 MOST_DRAFTED = MOST_ROWS - 1
 
 
-_MODELS = (".gguf",)
+_MODELS = (".gguf", ".onnx")
 
 
 class Asked(NamedTuple):
@@ -58,7 +58,7 @@ def asked_for(speculate: object) -> Asked:
         return Asked(None, Path(text))
     raise PromptError(
         f"speculate is {text!r}: give auto, off, ngram, ngram:N with N from 1 to {MOST_DRAFTED}, or"
-        " the path of a GGUF that drafts"
+        " the path of a model that drafts, in GGUF or ONNX"
     )
 
 

@@ -309,7 +309,7 @@ def test_how_tokens_are_drafted_can_be_changed(tiny_model: TinyModel, trunk_dir:
             model.speculate("on")
 
 
-@pytest.mark.parametrize("value", ["draft.onnx", "draft.gguf:7", "ngram:0", "ngram:7", "yes", 3])
+@pytest.mark.parametrize("value", ["draft.bin", "draft.gguf:7", "ngram:0", "ngram:7", "yes", 3])
 def test_what_is_not_known_is_refused(value: Any) -> None:
     with pytest.raises(edge.PromptError, match="give auto, off, ngram, ngram:N"):
         edge.LoadOptions(speculate=value)
