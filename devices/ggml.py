@@ -252,6 +252,12 @@ class GraphNode:
         flat = native.array_at(self._tensor.data, (span_bytes,), np.uint8)
         return np.ndarray((n2, n1, n0), dtype, flat.data, 0, (b2, b1, b0))
 
+    def write(self, rows: npt.NDArray[Any]) -> None:
+        """Set the node's values to `rows` (n1, n0), of its own type, wherever it lies."""
+        for number, row in enumerate(np.ascontiguousarray(rows)):
+            offset = number * int(self._tensor.nb[1])
+            native.ggml_backend_tensor_set(self.address, native.address_of(row), offset, row.nbytes)
+
 
 ROUTER_CHOICE = "ffn_moe_topk-"  # how llama.cpp names a layer's node of the experts chosen
 # Few other nodes have a "t" at that place of their name.

@@ -8,14 +8,19 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from haversack.devices._native import array_at, llama
+from haversack.devices._native import addressof, array_at, chosen, llama
+from haversack.devices._native.streams import buffer_overrides, device_list, host_buffer_type
 from haversack.edge.replay import Replay
+
+_ALL_LAYERS = 999
+_EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"  # as --cpu-moe and --n-cpu-moe name them
 
 
 def drop_pages(paths: Sequence[Path]) -> None:
@@ -35,9 +40,25 @@ class PlainTime(NamedTuple):
     forcing_s: float
 
 
+@dataclass(frozen=True)
+class PlainPlacement:
+    """A model on the device at an address, but for the experts of its first `num_cpu_layers`
+    layers, as llama.cpp's --n-cpu-moe has it. `cache_bytes` of the device's memory hold copies of
+    those experts, where the build has such a cache (`has_expert_cache`)."""
+
+    device: int
+    num_cpu_layers: int
+    cache_bytes: int = 0
+
+
+def has_expert_cache() -> bool:
+    """Return whether the build of llama.cpp in use can cache experts on a device."""
+    return chosen.build.has_moe_cache_size
+
+
 class PlainLlama:
     """A model and a context of plain llama.cpp; a context manager. With `replay`, its routing is
-    forced upon the model."""
+    forced upon the model. Without `placement` all of it is on the CPU."""
 
     def __init__(
         self,
@@ -46,16 +67,20 @@ class PlainLlama:
         threads: int,
         batch_tokens: int = 512,
         replay: Replay | None = None,
+        placement: PlainPlacement | None = None,
     ) -> None:
         llama.llama_backend_init()
         params = llama.llama_model_default_params()
         params.use_extra_bufts, params.n_gpu_layers = False, 0
+        self._place(params, placement)
         self._model: Any = llama.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
             raise ValueError(f"llama.cpp cannot load {path}")
         shape = llama.llama_context_default_params()
         shape.n_ctx, shape.n_batch, shape.n_ubatch = ctx_tokens, batch_tokens, batch_tokens
         shape.n_threads = shape.n_threads_batch = threads
+        if placement is not None and placement.cache_bytes:
+            shape.moe_cache_size = placement.cache_bytes
         if replay is not None:
             self._on_node = llama.ggml_backend_sched_eval_callback(replay.on_node)
             shape.cb_eval = self._on_node
@@ -63,6 +88,17 @@ class PlainLlama:
         self._context: Any = llama.llama_init_from_model(self._model, shape)
         vocabulary = llama.llama_model_get_vocab(self._model)
         self._num_tokens = int(llama.llama_vocab_n_tokens(vocabulary))
+
+    def _place(self, params: Any, placement: PlainPlacement | None) -> None:
+        """Write into the model's parameters what lies where."""
+        if placement is None:
+            return
+        layers = [rf"blk\.{layer}{_EXPERTS}" for layer in range(placement.num_cpu_layers)]
+        self._devices = device_list([placement.device])
+        self._overrides = buffer_overrides({each: host_buffer_type() for each in layers})
+        params.devices = addressof(self._devices)
+        params.tensor_buft_overrides = addressof(self._overrides)
+        params.n_gpu_layers = _ALL_LAYERS
 
     def decode(self, tokens: Sequence[int], every_row: bool = False) -> None:
         """Append `tokens` to the sequence and compute the logits after the last, or after each."""

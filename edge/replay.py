@@ -170,7 +170,9 @@ class Replay:
         wanted = is_choice(address)
         if wanted and not ask:
             node = GraphNode(address)
-            self(int(node.name.rpartition("-")[2]), node.array(np.int32)[0])
+            ids = np.empty(node.shape[1::-1], np.int32)
+            self(int(node.name.rpartition("-")[2]), ids)
+            node.write(ids)
         self.callback_s += time.perf_counter() - began_s
         return wanted
 

@@ -2,8 +2,10 @@
 events, with C's names."""
 
 import ctypes as c
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from haversack.devices._native import Address, chosen
+from haversack.devices._native import Address, BufferOverride, chosen
 from haversack.devices._native.libraries import prototype
 
 _base, _registry = chosen.libraries.base, chosen.libraries.registry
@@ -20,6 +22,8 @@ ggml_backend_graph_compute_async = prototype(
     _base, "ggml_backend_graph_compute_async", c.c_int, _A, _A
 )
 
+# ggml_backend_buffer_type_t ggml_backend_dev_buffer_type(ggml_backend_dev_t device)
+_ggml_backend_dev_buffer_type = prototype(_base, "ggml_backend_dev_buffer_type", _A, _A)
 # ggml_backend_buffer_t ggml_backend_alloc_ctx_tensors(struct ggml_context * ctx, backend)
 ggml_backend_alloc_ctx_tensors = prototype(_base, "ggml_backend_alloc_ctx_tensors", _A, _A, _A)
 # bool ggml_backend_buffer_is_host(ggml_backend_buffer_t buffer)
@@ -48,3 +52,21 @@ ggml_backend_event_record = prototype(_base, "ggml_backend_event_record", None, 
 ggml_backend_event_wait = prototype(_base, "ggml_backend_event_wait", None, _A, _A)
 # void ggml_backend_event_synchronize(ggml_backend_event_t event)
 ggml_backend_event_synchronize = prototype(_base, "ggml_backend_event_synchronize", None, _A)
+
+
+# -------------------------------------------------------------------- helpers
+def device_list(devices: Sequence[int]) -> Any:
+    """Return devices as `llama_model_params.devices` has them; keep it while a model uses it."""
+    return (Address * (len(devices) + 1))(*devices)
+
+
+def buffer_overrides(types: Mapping[str, int]) -> Any:
+    """Return buffer types by patterns of tensor names as `tensor_buft_overrides` has them; keep it
+    while a model is loaded."""
+    rows = [BufferOverride(pattern.encode(), kind) for pattern, kind in types.items()]
+    return (BufferOverride * (len(rows) + 1))(*rows)
+
+
+def host_buffer_type() -> int:
+    """Return the buffer type of the CPU."""
+    return int(_ggml_backend_dev_buffer_type(ggml_backend_dev_by_name(b"CPU")))

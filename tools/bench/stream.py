@@ -49,7 +49,7 @@ from haversack.tools.models.synth_large import LargeOptions, write_large
 from haversack.tools.routing.simulate import missed
 
 # Not timed, because slots fill and their memory is touched for the first time.
-_WARM_TOKENS = 64
+WARM_TOKENS = 64
 
 SHARES = [0.125, 0.25, 0.5, 1.0]
 
@@ -123,20 +123,20 @@ def replayed(
     they took."""
     replay.rewind()
     model.watch_routing(replay, predict)
-    return decode(model, single_tokens(model.vocab_size, _WARM_TOKENS - 1, tokens))
+    return decode(model, single_tokens(model.vocab_size, WARM_TOKENS - 1, tokens))
 
 
 def missed_bytes(planned: Plan, trace: Trace, tokens: int) -> npt.NDArray[np.float64]:
     """Return the bytes that each token after the warm-up misses in the plan's slots, without
     prefetching."""
     layers = len(planned.geometry.layers)
-    steps = np.arange(_WARM_TOKENS + tokens) % trace.num_steps
+    steps = np.arange(WARM_TOKENS + tokens) % trace.num_steps
     cut = Trace(trace.name, trace.num_experts, [choice[steps] for choice in trace.layers[:layers]])
     (pool,) = planned.pools
     policy = ExpectedUse(layers, trace.num_experts)
     misses = missed(cut, pool.num_slots, policy, spare_slots(pool.num_slots))
     expert_bytes = planned.geometry.layers[0].expert_bytes
-    return (misses[_WARM_TOKENS:] * expert_bytes).astype(np.float64)
+    return (misses[WARM_TOKENS:] * expert_bytes).astype(np.float64)
 
 
 class StreamBench:

@@ -1,0 +1,256 @@
+"""How near to its bound does a token come where a GPU holds part of the experts? And is it ever
+slower than without one? On a simulated GPU, with recorded routing.
+
+    python -m haversack.tools.bench.tiers MODEL --trace TRACE.npz [--make 24]
+
+MODEL needs experts like those of the trace: `--make 24` writes a model with 24 layers of
+Qwen3-30B-A3B's shape. The GPU's memory is as fast as `--memory` says. It computes nothing: a clock
+says when its results, zeros, are there. So a GPU faster than this computer can be simulated, and
+the routing has to be forced, which the trace does.
+
+The bound of a token is the largest of four times: the host's (all but the experts, and the experts
+that are not on the GPU), the GPU's (all but the experts, and those that are on it), the link's and
+the drive's. The eviction rule says how many are on the GPU, or on neither: it is replayed on the
+trace with as many slots. The link's time is that of the bytes that were copied.
+
+Exit code 1 says that a case does not hold: of 25 % of the experts on the GPU behind 12 GB/s a token
+that takes more than 1.25 of its bound, or of 50 % behind a link ten times slower one that takes 2 %
+longer than the CPU alone. All times are those of the median token.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from haversack import edge
+from haversack.cache.policies import ExpectedUse
+from haversack.devices.units import parse_bytes
+from haversack.edge.model_plan import Plan
+from haversack.edge.placement import tier_scratch_bytes
+from haversack.edge.planner import streamed
+from haversack.edge.replay import Replay, Trace
+from haversack.offload.pool import spare_slots
+from haversack.offload.simulated import Link, Processor, SimulatedDevice
+from haversack.tools.bench.steady_drive import SteadyDrive, warm
+from haversack.tools.bench.stream import WARM_TOKENS, replayed, suited, write_model
+from haversack.tools.command_line import positive, tool, write_rows
+from haversack.tools.routing.simulate import missed
+
+_DRIVE_BYTES_S = 3e9
+_NO_TIME = 1e15  # bytes a second of what takes no time
+
+
+@dataclass(frozen=True)
+class Case:
+    """Shares of the experts on the GPU and on the host, and the link between them. A token may take
+    `most_of_bound` times its bound and `most_of_alone` times what the CPU alone takes."""
+
+    vram_share: float
+    ram_share: float
+    link: Link
+    most_of_bound: float | None = None
+    most_of_alone: float | None = None
+
+
+CASES = (
+    Case(0.25, 1.0, Link(12e9), most_of_bound=1.25),
+    Case(0.25, 0.5, Link(12e9), most_of_bound=1.25),
+    Case(0.5, 1.0, Link(1.2e9), most_of_alone=1.02),
+)
+_ALL_ON_GPU = Case(1.0, 1.0, Link(_NO_TIME, latency_s=0))
+_AT_ONCE = Processor(_NO_TIME, launch_s=0, computes=False)
+
+
+@dataclass(frozen=True)
+class TierResult:
+    """What a case measured, in seconds a token. `alone_s` is the CPU's alone with all experts in
+    memory, `trunk_s` that of all but the experts; the bound is the largest of the last four.
+    `on_gpu` is the share of uses there, by the rule. `late_s` is how much longer waits took than on
+    the GPU that is simulated."""
+
+    trace: str
+    vram_share: float
+    ram_share: float
+    link_bytes_s: float
+    s_per_token: float
+    alone_s: float
+    trunk_s: float
+    host_s: float
+    gpu_s: float
+    link_s: float
+    drive_s: float
+    on_gpu: float
+    moved_bytes: float
+    late_s: float
+
+    @property
+    def bound_s(self) -> float:
+        return max(self.host_s, self.gpu_s, self.link_s, self.drive_s)
+
+    def holds(self, case: Case) -> bool:
+        """Return whether a token takes no longer than the case allows."""
+        of_bound = case.most_of_bound is None or self.ratio <= case.most_of_bound
+        of_alone = case.most_of_alone is None or self.beside_alone <= case.most_of_alone
+        return of_bound and of_alone
+
+    @property
+    def ratio(self) -> float:
+        return self.s_per_token / self.bound_s
+
+    @property
+    def beside_alone(self) -> float:
+        return self.s_per_token / self.alone_s
+
+    def __str__(self) -> str:
+        parts = ("host", "gpu", "link", "drive")
+        times = ", ".join(f"{part} {1e3 * getattr(self, part + '_s'):.1f}" for part in parts)
+        return (
+            f"{self.trace}: {100 * self.vram_share:g} % on the GPU behind"
+            f" {self.link_bytes_s / 1e9:g} GB/s, {100 * self.ram_share:g} % on the host:"
+            f" {1e3 * self.s_per_token:.1f} ms a token, {self.ratio:.2f} of the bound ({times});"
+            f" {self.beside_alone:.3f} of the CPU alone ({1e3 * self.alone_s:.1f}); of uses"
+            f" {100 * self.on_gpu:.0f} % on the GPU by the rule, copied there"
+            f" {self.moved_bytes / 1e6:.1f} MB, simulation late by {1e3 * self.late_s:.2f} ms"
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """Seconds of the median token, and for each what was copied to the GPU, and how much longer
+    waits took than on the GPU that is simulated."""
+
+    s_per_token: float
+    moved_bytes: float = 0.0
+    late_s: float = 0.0
+
+
+class TierBench:
+    """Measures cases on one model."""
+
+    def __init__(self, model: Path, trace: Trace, tokens: int, memory_bytes_s: float) -> None:
+        self._planned = edge.plan(model, ram="1TiB", ctx=512)
+        self._trace, self._tokens = suited(trace, self._planned), tokens
+        self._processor = Processor(memory_bytes_s, computes=False)
+
+    def measure(self, cases: Sequence[Case]) -> Iterator[tuple[Case, TierResult]]:
+        """Yield each case with its result. The CPU alone is timed before and after, because the
+        speed of machines changes within minutes."""
+        before = self._run(streamed(self._planned))
+        for case in cases:
+            trunk = self._run_beside(_ALL_ON_GPU, _AT_ONCE)
+            found = self._run_beside(case, self._processor)
+            after = self._run(streamed(self._planned))
+            alone_s = (before.s_per_token + after.s_per_token) / 2
+            yield case, self._result(case, found, alone_s, trunk.s_per_token)
+            before = after
+
+    def _run_beside(self, case: Case, processor: Processor) -> Run:
+        geometry, drive = self._planned.geometry, None
+        scratch_bytes = tier_scratch_bytes(geometry, self._planned.shape)
+        vram_bytes = scratch_bytes + int(case.vram_share * geometry.expert_bytes)
+        with SimulatedDevice(2 * vram_bytes, case.link, processor) as device:
+            vram = {device.name: vram_bytes}
+            planned = edge.plan(self._planned.path, ram="1TiB", ctx=512, vram=vram)
+            if case.vram_share + case.ram_share < 1:
+                warm(planned.path)
+                drive = SteadyDrive(_DRIVE_BYTES_S)
+            return self._run(streamed(planned, case.ram_share), drive, device)
+
+    def _run(
+        self, planned: Plan, drive: SteadyDrive | None = None, device: SimulatedDevice | None = None
+    ) -> Run:
+        """Decode the trace once, so that slots are full, and then once timed."""
+        options = edge.LoadOptions(warm_start=False)
+        if drive is not None:
+            options = replace(options, open_file=drive.open)
+        replay = Replay(self._trace, planned.geometry)
+        with edge.load(planned, options=options) as model:
+            replayed(model, replay, self._tokens)
+            before = None if device is None else device.counts()
+            decoded = replayed(model, replay, self._tokens)
+            after = None if device is None else device.counts()
+        median_s = float(np.median(decoded.tokens_s))
+        if before is None or after is None:
+            return Run(median_s)
+        num_tokens = WARM_TOKENS + self._tokens
+        moved_bytes = (after.to_device_bytes - before.to_device_bytes) / num_tokens
+        return Run(median_s, moved_bytes, (after.late_s - before.late_s) / num_tokens)
+
+    def _missed(self, share: float) -> float:
+        """Return the share of uses whose expert is not in slots for `share` of all experts, once
+        the trace was seen, by the rule."""
+        layers = len(self._planned.geometry.layers)
+        num_slots = int(share * layers * self._trace.num_experts)
+        if share >= 1:
+            return 0.0
+        steps = np.arange(WARM_TOKENS + self._tokens) % self._trace.num_steps
+        twice = [choice[np.tile(steps, 2)] for choice in self._trace.layers[:layers]]
+        cut = Trace(self._trace.name, self._trace.num_experts, twice)
+        policy = ExpectedUse(layers, self._trace.num_experts)
+        misses = missed(cut, num_slots, policy, spare_slots(num_slots))[-self._tokens :]
+        return float(misses.mean()) / (layers * self._trace.num_experts_per_tok)
+
+    def _result(self, case: Case, found: Run, alone_s: float, trunk_s: float) -> TierResult:
+        geometry = self._planned.geometry
+        expert_bytes = geometry.expert_bytes / len(geometry.layers) / self._trace.num_experts
+        used_bytes = expert_bytes * len(geometry.layers) * self._trace.num_experts_per_tok
+        on_gpu = 1 - self._missed(case.vram_share)
+        experts_s = max(0.0, alone_s - trunk_s)
+        memory_bytes_s = self._processor.memory_bytes_s or _NO_TIME
+        held_share = case.vram_share + case.ram_share
+        return TierResult(
+            trace=self._trace.name,
+            vram_share=case.vram_share,
+            ram_share=case.ram_share,
+            link_bytes_s=case.link.bytes_s,
+            s_per_token=found.s_per_token,
+            alone_s=alone_s,
+            trunk_s=trunk_s,
+            host_s=trunk_s + (1 - on_gpu) * experts_s,
+            gpu_s=trunk_s + on_gpu * used_bytes / memory_bytes_s,
+            link_s=found.moved_bytes / case.link.bytes_s,
+            drive_s=self._missed(held_share) * used_bytes / _DRIVE_BYTES_S,
+            on_gpu=on_gpu,
+            moved_bytes=found.moved_bytes,
+            late_s=found.late_s,
+        )
+
+
+@tool
+def main(arguments: Sequence[str] | None) -> int:
+    """Measure the cases on the model of the command line; the exit status."""
+    given = _parser().parse_args(arguments)
+    trace = Trace.load(given.trace)
+    if given.make:
+        write_model(given.model, trace, given.make)
+    bench = TierBench(given.model, trace, given.tokens, float(parse_bytes(given.memory)))
+    rows, holds = [], True
+    for case, result in bench.measure(CASES):
+        verdict = "holds" if result.holds(case) else "FAILS"
+        print(f"{result}: {verdict}", flush=True)
+        rows.append(asdict(result) | {"bound_s": result.bound_s, "ratio": result.ratio})
+        holds = holds and result.holds(case)
+    if given.csv:
+        write_rows(given.csv, rows)
+    return 0 if holds else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--trace", type=Path, required=True, help="recorded routing (.npz)")
+    parser.add_argument("--memory", default="300GB", help="bytes a second of the GPU's memory")
+    parser.add_argument("--tokens", type=positive, default=64)
+    parser.add_argument("--make", type=positive, help="write MODEL first, with so many layers")
+    parser.add_argument("--csv", type=Path, help="write the results there as well")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
