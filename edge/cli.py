@@ -26,6 +26,7 @@ from haversack.edge.chat_talk import talk_here
 from haversack.edge.computer_options import DoctorOptions
 from haversack.edge.console import (
     end_text,
+    figure_text,
     load_progress,
     log_to_stderr,
     notice,
@@ -271,40 +272,14 @@ def bench_model(
     log: LogOptions,
 ) -> None:
     """Measure a model on random tokens: a prompt at once, then one token after the other."""
-    from haversack.edge.bench import Work, device_bytes_s, measure, random_tokens, replay_of
+    from haversack.edge.bench_command import run_bench
 
     log_to_stderr(log.verbose)
     sized = replace(model, ctx=asked.num_tokens if model.ctx is None else model.ctx)
-    planned = fidelity.plan(sized)
-    if asked.sweep is not None:
-        from haversack.edge.sweep import show_sweep
-
-        return show_sweep(planned, asked, fidelity.folder, output.json)
-    replay_of(asked.trace, planned)  # raises for a wrong trace before anything is loaded
-    drive_bytes_s = device_bytes_s(planned, fidelity.folder)
-    with opened(planned, fidelity, log, warm_start=False) as loaded:
-        tokens = random_tokens(loaded.vocab_size, asked.num_tokens, asked.seed)
-        work = Work(tokens, asked.prompt_tokens, asked.warm_tokens, asked.trace)
-        result = measure(loaded, work, drive_bytes_s)
-    figures = result.to_dict()
-    if asked.compare is not None:
-        from haversack.edge.comparison import measure_plain
-
-        figures |= measure_plain(planned, work).beside(result)
-    if output.json:
-        write_json({"model": str(planned.path), **figures})
-        return
-    rows = [(name, _shown(name, value)) for name, value in figures.items()]
-    write_table(f"{planned.path.name} in {format_bytes(planned.ram_bytes)}", ("", ">"), rows)
-
-
-def _shown(name: str, value: Any) -> str:
-    """Return a figure of a benchmark as people read it, by the unit that its name ends with."""
-    if name.endswith(("_bytes", "_bytes_read", "_bytes_read_per_token", "bytes_read_per_token")):
-        return format_bytes(int(value))
-    if name.endswith("_bytes_s"):
-        return f"{format_bytes(int(value))}/s"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    with asked.simulated() as vram:
+        planned = fidelity.plan(replace(sized, vram=[*(model.vram or []), *vram] or None))
+        load_planned = partial(opened, planned, fidelity, log, warm_start=False)
+        run_bench(planned, asked, fidelity.folder, output.json, load_planned)
 
 
 @app.command("eval")
@@ -455,7 +430,7 @@ def show_model(model: ModelOptions, output: OutputOptions) -> None:
     if output.json:
         write_json(facts)
         return
-    rows = [(_title(key), _shown(key, value)) for key, value in facts.items()]
+    rows = [(_title(key), figure_text(key, value)) for key, value in facts.items()]
     write_table(str(name or geometry.path.name), ("", ""), rows)
 
 

@@ -214,3 +214,12 @@ def drafting(stats: Stats) -> str:
         f" passes of {stats.draft_rows} rows, {stats.draft_extra_reads:+.0f} experts read,"
         f" {stats.draft_saved_s:+.2f} s saved; {now}"
     )
+
+
+def figure_text(name: str, value: Any) -> str:
+    """Return a figure of a benchmark as people read it, by the unit that its name ends with."""
+    if name.endswith(("_bytes", "_bytes_read", "_bytes_read_per_token", "bytes_read_per_token")):
+        return format_bytes(int(value))
+    if name.endswith("_bytes_s"):
+        return f"{format_bytes(int(value))}/s"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

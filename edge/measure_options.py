@@ -1,5 +1,7 @@
 """The options of the commands that measure: bench and eval."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +9,8 @@ from typing import Annotated
 import typer
 
 from haversack.devices.errors import PromptError
+from haversack.edge.console import notice
+from haversack.edge.simulated_gpu import simulated_gpu
 
 LLAMA_CPP = "llama.cpp"  # the engine that a benchmark can compare with
 LEAST_EVAL_TOKENS = 256  # of a text; fewer say little of a fidelity
@@ -59,6 +63,14 @@ class BenchOptions:
         ),
     ] = None
 
+    simulate_gpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GPU",
+            help="Measure beside a simulated GPU, as in vram=2GiB,link=12GB/s; docs/gpu.md has the"
+            " rest.",
+        ),
+    ] = None
     sweep: Annotated[
         int | None,
         typer.Option(
@@ -72,7 +84,12 @@ class BenchOptions:
     )
 
     def __post_init__(self) -> None:
-        for flag, given in (("--trace", self.trace), ("--compare", self.compare)):
+        others = (
+            ("--trace", self.trace),
+            ("--compare", self.compare),
+            ("--simulate-gpu", self.simulate_gpu),
+        )
+        for flag, given in others:
             if self.sweep is not None and given is not None:
                 raise PromptError(f"--sweep and {flag} are given: give one of them")
         least = (
@@ -86,6 +103,20 @@ class BenchOptions:
                 raise PromptError(f"{flag} is {value}: give {least_value} or more")
         if self.compare not in (None, LLAMA_CPP):
             raise PromptError(f"--compare is {self.compare!r}: give {LLAMA_CPP}")
+        if self.simulate_gpu is not None:
+            simulated_gpu(self.simulate_gpu)
+
+    @contextmanager
+    def simulated(self) -> Iterator[list[str]]:
+        """Have a device for the GPU to simulate, if one is asked for, and yield what --vram says of
+        it."""
+        if self.simulate_gpu is None:
+            yield []
+            return
+        gpu = simulated_gpu(self.simulate_gpu)
+        with gpu.open() as device:
+            notice(f"haversack: {device.name} is simulated, {gpu}: {gpu.note}")
+            yield [f"{device.name}={gpu.memory_bytes}B"]
 
     @property
     def num_tokens(self) -> int:

@@ -86,6 +86,9 @@ class PlainLlama:
             shape.cb_eval = self._on_node
         self._replay = replay
         self._context: Any = llama.llama_init_from_model(self._model, shape)
+        if not self._context:
+            llama.llama_model_free(self._model)
+            raise ValueError(f"llama.cpp makes no context of {ctx_tokens} tokens for {path}")
         vocabulary = llama.llama_model_get_vocab(self._model)
         self._num_tokens = int(llama.llama_vocab_n_tokens(vocabulary))
 

@@ -32,6 +32,13 @@ class SimulatedGpu:
         own = "" if speed is None else f", its own at {speed / 1e9:g} GB/s"
         return f"{format_bytes(self.memory_bytes)} behind {self.link.bytes_s / 1e9:g} GB/s{own}"
 
+    @property
+    def note(self) -> str:
+        """Return what is to be known of figures measured beside it."""
+        if self.processor.computes:
+            return f"{self.processor.threads} of this computer's threads compute for it"
+        return "it computes nothing, so times are those of such a GPU, and logits are not"
+
 
 def simulated_gpu(text: str) -> SimulatedGpu:
     """Return the GPU that a text as "vram=2GiB,link=12GB/s" describes.

@@ -274,6 +274,11 @@ def assert_refused(result: Result, exit_code: int, *words: str) -> None:
         (["bench", "--warm-tokens", "-1"], ["--warm-tokens is -1", "0 or more"]),
         (["bench", "--compare", "vllm"], ["--compare is 'vllm'", "give llama.cpp"]),
         (["bench", "--sweep", "3", "--compare", "llama.cpp"], ["--sweep and --compare are given"]),
+        (["bench", "--sweep", "3", "--simulate-gpu", "x"], ["--sweep and --simulate-gpu are"]),
+        (
+            ["bench", "--simulate-gpu", "vram=1GiB"],
+            ["needs vram and link", "vram=2GiB,link=12GB/s"],
+        ),
         (["serve", "--keep-alive", "nan"], ["--keep-alive is nan", "-1 for never"]),
         (["serve", "--keep-alive", "-0.5"], ["--keep-alive is -0.5"]),
         (["serve", "--origin", "garbage"], ["--origin is 'garbage'", "https://example.org"]),

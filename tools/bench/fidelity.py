@@ -89,7 +89,7 @@ def measured(given: argparse.Namespace) -> Iterator[bool]:
         write_model(given.low_from, recorded, given.make, LOW_TYPE)
     planned = streamed(edge.plan(given.model, ram="1TiB", ctx=512), given.share)
     planned = replace(planned, ram_bytes=planned.planned_bytes)  # the same budget for all
-    trace = suited(recorded, planned)
+    trace = suited(recorded, planned.geometry)
     replay = WeightedReplay(trace, planned.geometry)
     asked = {mode: Fidelity(mode, given.low_from) for mode in BOUNDS}
     plans = {EXACT: planned, **{m: _fitted(asked[m], planned, trace) for m in BOUNDS}}

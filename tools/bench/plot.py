@@ -2,10 +2,12 @@
 
     python -m haversack.tools.bench.plot stream tools/results/*_stream.csv stream.png
     python -m haversack.tools.bench.plot policies tools/results/policies.csv policies.png
+    python -m haversack.tools.bench.plot gpu gpu.csv gpu.png
 
 `stream`: tokens a second against the share of the experts in slots, by the speed of the drive,
 beside the bound. `policies`: hit rates against that share by eviction rule, beside the oracle. Both
-have a panel for each recorded model. Needs the extra `train` (matplotlib).
+have a panel for each recorded model. `gpu`: tokens a second against the memory of a GPU, by engine.
+Needs the extra `train` (matplotlib).
 """
 
 import argparse
@@ -21,6 +23,7 @@ from haversack.tools.command_line import tool
 Row = dict[str, str]
 
 _ORACLE = "belady"
+_GIB = 1024**3
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -76,6 +79,21 @@ def draw_policies(rows: Sequence[Row], path: Path) -> None:
     _finish(figure, panels[:1], path)
 
 
+def draw_gpu(rows: Sequence[Row], path: Path) -> None:
+    """Draw the speed of decoding against the bytes of a GPU's memory, a line for each engine."""
+    figure, (axes,) = _figure(1)
+    for engine in dict.fromkeys(row["engine"] for row in rows):
+        chosen = [row for row in rows if row["engine"] == engine and int(row["vram_bytes"])]
+        sizes = [int(row["vram_bytes"]) / _GIB for row in chosen]
+        axes.plot(sizes, [float(row["decode_tok_s"]) for row in chosen], "o-", label=engine)
+    least = next(row for row in rows if not int(row["vram_bytes"]))
+    label = f"{least['engine']}, all experts on the CPU"
+    axes.axhline(float(least["decode_tok_s"]), color="k", linestyle=":", label=label)
+    axes.set(xlabel="memory of the GPU, GiB", ylabel="tokens a second")
+    axes.set_ylim(bottom=0)
+    _finish(figure, [axes], path)
+
+
 def _figure(num_panels: int) -> tuple[Any, list[Any]]:
     import_module("matplotlib").use("agg")
     subplots = import_module("matplotlib.pyplot").subplots
@@ -90,7 +108,7 @@ def _finish(figure: Any, with_legend: Sequence[Any], path: Path) -> None:
     figure.savefig(path, dpi=100, bbox_inches="tight")
 
 
-DRAWN = {"stream": draw_stream, "policies": draw_policies}
+DRAWN = {"stream": draw_stream, "policies": draw_policies, "gpu": draw_gpu}
 
 
 @tool

@@ -42,6 +42,7 @@ from haversack.edge.planner import streamed
 from haversack.edge.replay import Replay, Trace
 from haversack.offload.expert_engine import Predict
 from haversack.offload.pool import spare_slots
+from haversack.quant.gguf import ModelGeometry
 from haversack.tools.bench.limited import LimitedResult, measure_limited
 from haversack.tools.bench.steady_drive import SteadyDrive, drive_bytes_s, is_faster, warm
 from haversack.tools.command_line import USAGE_EXIT_CODE, positive, tool, write_rows
@@ -110,9 +111,9 @@ def write_model(path: Path, trace: Trace, layers: int, block_type: str = "Q4_K")
     write_large(path, layers=layers, block_type=block_type, options=options)
 
 
-def suited(trace: Trace, planned: Plan) -> Trace:
-    """Return `trace` with at least as many layers as the planned model."""
-    num_layers = 1 + max((layer.layer for layer in planned.geometry.layers), default=0)
+def suited(trace: Trace, geometry: ModelGeometry) -> Trace:
+    """Return `trace` with at least as many layers as the model of that geometry."""
+    num_layers = 1 + max((layer.layer for layer in geometry.layers), default=0)
     return trace if num_layers <= len(trace.layers) else trace.deepened(num_layers)
 
 
@@ -145,7 +146,7 @@ class StreamBench:
 
     def __init__(self, model: Path, trace: Trace, tokens: int) -> None:
         self._planned = edge.plan(model, ram="1TiB", ctx=512)
-        self._trace, self._tokens = suited(trace, self._planned), tokens
+        self._trace, self._tokens = suited(trace, self._planned.geometry), tokens
 
     def measure(self, cells: Sequence[Cell], recalls: Sequence[float]) -> Iterator[StreamResult]:
         """Yield a result for each cell and recall."""

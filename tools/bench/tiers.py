@@ -133,7 +133,7 @@ class TierBench:
 
     def __init__(self, model: Path, trace: Trace, tokens: int, memory_bytes_s: float) -> None:
         self._planned = edge.plan(model, ram="1TiB", ctx=512)
-        self._trace, self._tokens = suited(trace, self._planned), tokens
+        self._trace, self._tokens = suited(trace, self._planned.geometry), tokens
         self._processor = Processor(memory_bytes_s, computes=False)
 
     def measure(self, cases: Sequence[Case]) -> Iterator[tuple[Case, TierResult]]:

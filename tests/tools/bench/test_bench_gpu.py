@@ -1,0 +1,72 @@
+"""The benchmark of GPUs runs whole on a simulated one; what needs CUDA is found or told."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from haversack.quant.gguf import read_geometry
+from haversack.tools.bench import gpu as bench_gpu
+from haversack.tools.bench.gpu import GpuResult, gains
+from haversack.tools.bench.gpu_plain import PlainJob, run_plain
+from haversack.tools.models.architectures import TinyShape
+
+MIB = 1024**2
+SHAPE = TinyShape(num_experts=16, num_experts_per_tok=4)
+
+
+@pytest.fixture(scope="module")
+def path(tiny_model: Any) -> Path:
+    found: Path = tiny_model("qwen3moe", shape=SHAPE)
+    return found
+
+
+@pytest.fixture(scope="module")
+def trace(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A routing of fewer layers than the model has, which is repeated."""
+    rng = np.random.default_rng(5)
+    events = [[step, layer, *rng.permutation(16)[:4]] for step in range(40) for layer in range(2)]
+    made = tmp_path_factory.mktemp("traces") / "made.npz"
+    np.savez(made, events=np.array(events, np.int32), n_expert=16, top_k=4)
+    assert len(read_geometry(path).layers) > 2
+    return made
+
+
+def test_plain_llama_takes_more_of_the_gpu_with_more_layers_there(path: Path) -> None:
+    least = PlainJob(
+        model=str(path), gpu="vram=100MiB,link=100GB/s", is_simulated=True, ctx_tokens=64,
+        threads=1, prompt_tokens=8, warm_tokens=1, tokens=4, num_cpu_layers=99,
+    )  # fmt: skip
+    used = [run_plain(replace(least, num_cpu_layers=count)).used_bytes for count in (99, 1, 0)]
+    layer_bytes = read_geometry(path).layers[0].expert_bytes
+    assert used[2] - used[1] >= layer_bytes
+    assert used[1] - used[0] >= layer_bytes
+    with pytest.raises(RuntimeError, match="cannot load"):
+        run_plain(replace(least, gpu="vram=1MiB,link=100GB/s", num_cpu_layers=0))
+
+
+def test_gains_are_beside_the_static_placement_that_holds_not_all() -> None:
+    def result(engine: str, vram_bytes: int, speed: float, num_cpu_layers: int = -1) -> GpuResult:
+        return GpuResult(engine, vram_bytes, 0, num_cpu_layers, 1.0, speed)
+
+    found = [
+        result("llama.cpp, static", 0, 5.0, 3),
+        result("llama.cpp, static", 10, 8.0, 1),
+        result("haversack, exact", 10, 12.0),
+        result("haversack, balanced", 10, 20.0),
+        result("llama.cpp, static", 20, 30.0, 0),
+        result("haversack, exact", 20, 29.0),
+    ]
+    assert gains(found) == {10: 1.5}
+
+
+def test_a_gpu_that_is_not_there_is_one_line(
+    path: Path, trace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(path), "--trace", str(trace), "--device"]
+    assert bench_gpu.main([*command, "Fast0"]) == 2
+    assert "there is no device Fast0" in capsys.readouterr().err
+    assert bench_gpu.main([*command, "CUDA0", "--simulate-gpu", "vram=1GiB"]) == 2
+    assert "needs vram and link" in capsys.readouterr().err
