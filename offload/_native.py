@@ -75,6 +75,16 @@ class EngineState(c.Structure):
         *((name, c.c_int64) for name in ("hits", "misses", "num_calls")),
         *((name, c.c_int64) for name in ("low", "skipped", "saved_bytes", "leaned")),
         ("own_s", c.c_double),
+        ("failed_tier", c.c_int32),
+    )
+
+
+class TierState(c.Structure):
+    """struct TierState (native/device_tier.hpp)"""
+
+    _fields_ = (
+        *((name, c.c_int64) for name in ("hits", "promoted", "moved_bytes")),
+        ("is_lost", c.c_int32),
     )
 
 
@@ -136,6 +146,11 @@ if own.library is not None:
     engine_balance = _prototype("engine_balance", _B, _A)
     engine_num_slots = _prototype("engine_num_slots", _L, _A, _L, _L)
     engine_add_layer = _prototype("engine_add_layer", None, _A, c.POINTER(Layer))
+    engine_add_tier = _prototype("engine_add_tier", _B, _A, _A, _A, c.c_int64)
+    engine_fill_tiers = _prototype("engine_fill_tiers", _L, _A)
+    engine_tier_state = _prototype("engine_tier_state", c.POINTER(TierState), _A, _L)
+    engine_tier_slots = _prototype("engine_tier_slots", _A, _A, _L, _L)
+    engine_tiers_fault = _prototype("engine_tiers_fault", _S, _A)
     engine_finish = _prototype("engine_finish", None, _A)
     engine_state = _prototype("engine_state", c.POINTER(EngineState), _A)
     _engine_counts = _prototype("engine_counts", None, _A, c.POINTER(PrefetchCounts))

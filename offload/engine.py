@@ -13,12 +13,13 @@ from haversack.devices.storage import DirectFile
 from haversack.offload.activations import ActivationWatch, ActivationWatcher, WeightWatcher
 from haversack.offload.device import ContextDevice
 from haversack.offload.expert_buffer import ExpertBuffer
-from haversack.offload.expert_engine import ExpertEngine, Predict
+from haversack.offload.expert_engine import EngineOptions, ExpertEngine, Predict
 from haversack.offload.expert_files import NUM_READERS, ExpertFiles, OpenFile
 from haversack.offload.pool import ExpertPool, PoolPlan
 from haversack.offload.precision import Precision
 from haversack.offload.resident_file import read_residents, save_residents
 from haversack.offload.routing import RoutingWatch, Watcher
+from haversack.offload.tier import DeviceTier
 from haversack.offload.trunk_check import TrunkCheck
 from haversack.quant.gguf import EXPERT_PATTERN, ModelGeometry
 from haversack.quant.trunk import hole_names
@@ -35,7 +36,8 @@ class LoadHooks:
     `progress` is called with the share done, `open_file` opens the files of its experts,
     `num_readers` is how many reads their drive needs at once. With `warm_start` the model starts
     with the experts that its last run saved. With `precision` some experts are used as low copies;
-    without it all are exact. With `leaning` the choice of experts leans to those in slots.
+    without it all are exact. With `leaning` the choice of experts leans to those in slots. `tiers`
+    are devices with slots, the fastest first.
     """
 
     progress: Progress | None = None
@@ -44,6 +46,7 @@ class LoadHooks:
     warm_start: bool = True
     precision: Precision | None = None
     leaning: Leaning | None = None
+    tiers: tuple[DeviceTier, ...] = ()
 
 
 class Engine:
@@ -193,9 +196,12 @@ def _open_experts(
     low_paths = hooks.precision.low.paths if hooks.precision is not None else ()
     paths = (*geometry.paths, *low_paths)
     files = engine.files = ExpertFiles(paths, hooks.num_readers, hooks.open_file)
-    experts = ExpertEngine(
-        geometry, pools, files.readers, engine.stop, batch_tokens, hooks.precision
-    )
+    options = EngineOptions(hooks.precision, hooks.tiers)
+    try:
+        experts = ExpertEngine(geometry, pools, files.readers, engine.stop, batch_tokens, options)
+    except BaseException:
+        files.close()
+        raise
     for pool in pools:
         pool.touch_ahead(files.readers)
     engine.on_close(experts.close)

@@ -2,7 +2,7 @@
 offload/native/. Python starts it, watches it and ends it, and takes no part in a pass."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
@@ -15,12 +15,14 @@ from haversack.devices import _native as devices
 from haversack.devices._native import own
 from haversack.devices.errors import (
     BindingError,
+    BudgetError,
     CancelledError,
     HaversackError,
 )
 from haversack.devices.ggml import GraphNode, row_type
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.readers import Failure, Readers
+from haversack.devices.units import format_bytes
 from haversack.offload import _native as native
 from haversack.offload.engine_levels import (
     EngineLevels,
@@ -32,6 +34,7 @@ from haversack.offload.engine_levels import (
 from haversack.offload.pool import ExpertPool, PoolPlan, spare_slots
 from haversack.offload.precision import LevelCounts, Precision
 from haversack.offload.resident_file import Memory, Residents
+from haversack.offload.tier import DeviceTier, TierCounts, tier_slot_bytes, workspace_bytes
 from haversack.quant.blocks import block_type
 from haversack.quant.gguf import ExpertLayer, ExpertMatrix, ModelGeometry
 from haversack.quant.lowbit import LowCopies
@@ -50,7 +53,7 @@ _COUNTS = ("uses", "last_pass", "last_use")  # what the eviction rule has learnt
 class _Failed(IntEnum):
     """enum Failure (native/engine.hpp)"""
 
-    NOT, CALLER, READ, STOPPED, OTHER_CHOICE, PRODUCT, BOOKS, MISSING = range(8)
+    NOT, CALLER, READ, STOPPED, OTHER_CHOICE, PRODUCT, BOOKS, MISSING, DEVICE = range(9)
 
 
 class _Predictions(IntEnum):
@@ -93,9 +96,21 @@ def _row_bytes(matrix: ExpertMatrix) -> int:
     return block_type(row_type(matrix.type_id)).row_bytes(matrix.row_elements)
 
 
+@dataclass(frozen=True)
+class EngineOptions:
+    """What an engine has besides the host's slots: low copies with their `precision`, and `tiers`
+    on devices, the fastest first."""
+
+    precision: Precision | None = None
+    tiers: tuple[DeviceTier, ...] = ()
+
+
+_PLAIN = EngineOptions()
+
+
 class ExpertEngine:
     """See the module. `pools` and `readers` must outlive it; the readers may be closed before. With
-    `precision` the pools have slots of two levels, and the readers the files of the low copies
+    a precision the pools have slots of two levels, and the readers the files of the low copies
     after those of the model."""
 
     def __init__(
@@ -105,9 +120,11 @@ class ExpertEngine:
         readers: Readers,
         stop: StopFlag,
         batch_tokens: int,
-        precision: Precision | None = None,
+        how: EngineOptions = _PLAIN,
     ) -> None:
+        precision = how.precision
         self._geometry, self.pools, self._readers = geometry, pools, readers
+        self._tiers = how.tiers
         self._levels = None if precision is None else EngineLevels(geometry, precision)
         self._place = {layer.layer: place for place, layer in enumerate(geometry.layers)}
         self._predict: Predict | None = None
@@ -125,12 +142,24 @@ class ExpertEngine:
             self._add_pool(pool.plan)
         for layer in geometry.layers:
             native.engine_add_layer(self.address, self._layer(layer))
+        for tier in self._tiers:
+            self._add_tier(tier, batch_tokens)
         native.engine_finish(self.address)
         if self._levels is not None:
             assert self.address is not None, "the engine was just made"
             self._levels.start(self.address)
         self._state = native.engine_state(self.address).contents
         self._state.predictions = _Predictions.BY_ROUTERS
+        self._fill_tiers()
+
+    def _fill_tiers(self) -> None:
+        if any(tier.fixed for tier in self._tiers):
+            failure = native.engine_fill_tiers(self.address)
+            if failure:
+                told = self.after_pass(failure)
+                self.close()
+                assert told is not None, "a failure has an error"
+                raise told
 
     def _add_pool(self, plan: PoolPlan) -> None:
         rows, spare = len(plan.layers), spare_slots(plan.num_slots)
@@ -140,6 +169,20 @@ class ExpertEngine:
         shared = plan.level_bytes
         levels = native.PoolBytes(shared.total, shared.slot, shared.least_slots)
         native.engine_add_pool_of_two(self.address, rows, plan.num_experts, levels, spare)
+
+    def _add_tier(self, tier: DeviceTier, batch_tokens: int) -> None:
+        num_slots = np.array(tier.num_slots, np.int32)
+        assert len(num_slots) == len(self.pools), "a tier has a number of slots for each pool"
+        work_bytes = workspace_bytes(self._geometry.layers, batch_tokens)
+        address = devices.address_of(num_slots)
+        if not native.engine_add_tier(self.address, tier.device, address, work_bytes):
+            self.close()
+            need_bytes = work_bytes + tier_slot_bytes(tier, [pool.plan for pool in self.pools])
+            raise BudgetError(
+                f"{tier.name} does not give {format_bytes(need_bytes)} for experts: lower --vram",
+                need_bytes=need_bytes,
+                have_bytes=0,
+            )
 
     def _layer(self, layer: ExpertLayer) -> native.Layer:
         number = next(n for n, pool in enumerate(self.pools) if layer.layer in pool.plan.layers)
@@ -192,12 +235,24 @@ class ExpertEngine:
         """Return how often experts were used by level."""
         return level_counts(self._state, int(self.prefetch_counts().upgraded))
 
+    def tier_counts(self) -> tuple[TierCounts, ...]:
+        """Return what each device tier did, in their order."""
+        states = [
+            native.engine_tier_state(self.address, n).contents for n in range(len(self._tiers))
+        ]
+        return tuple(
+            TierCounts(tier.name, int(s.hits), int(s.promoted), int(s.moved_bytes), bool(s.is_lost))
+            for tier, s in zip(self._tiers, states, strict=True)
+        )
+
     def check_integrity(self) -> None:
         """Raise AssertionError unless the bookkeeping of every pool is consistent."""
         for number in range(len(self.pools)):
             for level in (HIGH, LOW):
                 fault = native.slots_fault(native.engine_slots(self.address, number, level))
                 assert fault is None, fault.decode()
+        fault = native.engine_tiers_fault(self.address)
+        assert fault is None, fault.decode()
 
     def lean(self, leaning: Leaning) -> None:
         """Have routers' choices lean to experts in slots. To be called before a context exists."""
@@ -285,6 +340,12 @@ class ExpertEngine:
                 return HaversackError(
                     "llama.cpp could not compute the experts: if memory is short, lower --batch or"
                     " --threads"
+                )
+            case _Failed.DEVICE:
+                name = self._tiers[self._state.failed_tier].name
+                return HaversackError(
+                    f"{name} failed while it computed experts; from now on it is not used: try the"
+                    " call again, or load the model anew"
                 )
             case _:
                 return AssertionError("the books of the slots were wrong")

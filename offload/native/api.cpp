@@ -86,6 +86,20 @@ API int32_t haversack_engine_num_slots(Engine *engine, int32_t pool, int32_t lev
     return engine->pool(pool).level(level).num_slots();
 }
 API void haversack_engine_add_layer(Engine *engine, const Layer *layer) { engine->add_layer(*layer); }
+// Returns false if the device has not the memory: `num_slots` by pool, and `workspace_bytes`.
+API bool haversack_engine_add_tier(Engine *engine, Device *device, const int32_t *num_slots,
+                                   int64_t workspace_bytes) {
+    return engine->add_tier(device, num_slots, workspace_bytes);
+}
+API int32_t haversack_engine_fill_tiers(Engine *engine) { return engine->fill_tiers(); }
+API const TierState *haversack_engine_tier_state(Engine *engine, int32_t tier) {
+    return &engine->tier(tier).state;
+}
+// Null if the tier has no slots for the pool.
+API Slots *haversack_engine_tier_slots(Engine *engine, int32_t tier, int32_t pool) {
+    return engine->tier(tier).slots(pool);
+}
+API const char *haversack_engine_tiers_fault(Engine *engine) { return engine->tiers_fault(); }
 API void haversack_engine_finish(Engine *engine) { engine->finish(); }
 API EngineState *haversack_engine_state(Engine *engine) { return &engine->state; }
 API void haversack_engine_counts(Engine *engine, PrefetchCounts *counts) {

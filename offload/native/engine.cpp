@@ -97,8 +97,17 @@ Status Engine::compute(int32_t number, const std::vector<Tensor *> &nodes,
     if (ids->ne[1] == 0) return SUCCESS;
     const Layer &layer = layers_[number];
     choice_.read(ids, pools_[layer.pool].high.num_experts);
-    const Status status =
-        compute_layer({number, layer, ids, choice_, cpu, nodes, products, weights});
+    Status status = SUCCESS;
+    if (tiers_.empty() || products[0].at == 0) {
+        status = compute_layer({number, layer, ids, choice_, cpu, nodes, products, weights});
+    } else {  // devices begin with the first product, which may need what stands before it
+        status = compute_nodes(nodes.data(), products[0].at, cpu);
+        nodes_.assign(nodes.begin() + products[0].at, nodes.end());
+        products_of_ = products;
+        for (Product &product : products_of_) product.at -= products[0].at;
+        if (status == SUCCESS)
+            status = compute_layer({number, layer, ids, choice_, cpu, nodes_, products_of_, weights});
+    }
     state.own_s += now_s() - began_s - (cpu.computed_s + owner_waited_s - elsewhere_s);
     return status;
 }
@@ -114,10 +123,12 @@ Status Engine::compute_layer(const Call &call) {
     learn(call);
     products_.begin_layer();
     wish(call);
+    find_elsewhere(call);
     if (!fits(call)) return compute_in_waves(call);
     Drain drain(readers_);
-    if (!take_lease(call, lease_)) return COMPUTE_FAILED;
-    const Status status = compute_leased(call, lease_);
+    if (!take_lease(call, lease_) || !start_tiers(call)) return COMPUTE_FAILED;
+    Status status = compute_leased(call, lease_);
+    if (status == SUCCESS) status = finish_tiers(call);
     const bool lacks_slot = state.failure == NO_SLOT;
     if (status != SUCCESS && !lacks_slot) return status;
     release(call, lease_);
@@ -147,26 +158,27 @@ Status Engine::compute_leased(const Call &call, Lease &lease) {
         const auto [low, high] = std::minmax_element(lease.slots.begin(), lease.slots.end());
         const int32_t num_slots = *high - *low + 1;
         const int64_t table_bytes = 8 * num_slots * (int64_t)call.choice.of_pairs.size();
-        if (lease.num_not_high == 0 && table_bytes <= MOST_TABLE_BYTES)
+        if (!lease.has_gaps() && table_bytes <= MOST_TABLE_BYTES)
             return compute_over_slots(call, lease, *low, num_slots);
     }
     auto multiply = [&](const Product &product) {
-        if (lease.num_not_high > 0) skip(call, lease, call.nodes[product.at]);
+        if (lease.has_gaps()) skip(call, lease, call.nodes[product.at]);
         return multiply_as_they_come(call, lease, product);
     };
     const Status status = compute_nodes_between(call, std::ref(multiply));
     const size_t last = call.products.back().at;
-    for (size_t at = last + 1; lease.num_not_high > 0 && at < call.nodes.size(); at++)
+    for (size_t at = last + 1; lease.has_gaps() && at < call.nodes.size(); at++)
         if (call.nodes[at]->op == ggml().op_add_id && call.nodes[at]->src[0] == call.nodes[last])
             skip(call, lease, call.nodes[at]);  // a bias is part of the expert
     return status;
 }
 
-// A skipped expert's part of `node` is zero, whatever its weight.
+// The part in `node` of experts that are not computed here is zero: of a skipped one, whatever its
+// weight, and until its device is done.
 void Engine::skip(const Call &call, const Lease &lease, const Tensor *node) {
     const Choice &choice = call.choice;
     for (size_t i = 0; i < lease.levels.size(); i++)
-        for (int32_t at = choice.starts[i]; lease.levels[i] == SKIP && at < choice.starts[i + 1]; at++) {
+        for (int32_t at = choice.starts[i]; lease.levels[i] >= SKIP && at < choice.starts[i + 1]; at++) {
             const int32_t pair = choice.pairs[at];
             std::memset(node->row(pair % choice.num_used, pair / choice.num_used), 0,
                         node->ne[0] * sizeof(float));
@@ -213,7 +225,7 @@ Status Engine::multiply_as_they_come(const Call &call, Lease &lease, const Produ
     };
     std::vector<int32_t> left, ready;
     for (size_t i = 0; i < lease.slots.size(); i++)
-        if (lease.levels[i] != SKIP) left.push_back(i);
+        if (lease.levels[i] < SKIP) left.push_back(i);
     for (bool is_first = true; !left.empty(); is_first = false) {
         if (!is_first && !wait_for_any(left, reads)) return fail(STOPPED);
         const auto others = std::stable_partition(left.begin(), left.end(), is_ready);
@@ -341,6 +353,7 @@ Failure Engine::end_pass(bool computed) {
         failure = PRODUCTS_MISSING;
     if (failure != NO_FAILURE || !computed) {
         readers_.drain();
+        abandon_tiers();
         prefetcher_->forget();
         for (Pool &pool : pools_) pool.recover();
     } else if (rows_ > MOST_EXACT_ROWS) {

@@ -6,6 +6,7 @@
 #include <functional>
 #include <vector>
 
+#include "device_tier.hpp"
 #include "leaning.hpp"
 #include "prefetch.hpp"
 #include "products.hpp"
@@ -16,7 +17,7 @@ namespace haversack {
 // Why a pass cannot go on.
 enum Failure : int32_t {
     NO_FAILURE = 0, CALLER_FAILED, READ_FAILED, STOPPED, OTHER_CHOICE, PRODUCT_FAILED, BOOKS_WRONG,
-    PRODUCTS_MISSING,
+    PRODUCTS_MISSING, DEVICE_FAILED,
     NO_SLOT,  // for the HIGH copy of an expert whose LOW one is damaged: never seen outside
 };
 
@@ -43,14 +44,11 @@ struct EngineState {
     int64_t saved_bytes;     // that missing experts took less than HIGH copies would have
     int64_t leaned;          // experts that were chosen only because they had a copy
     double own_s;  // time of its own steps: no read was waited for, nothing multiplied
+    int32_t failed_tier;
 };
 
-// A product in the graph of a call: its place among the nodes, and which matrix of the experts it
-// multiplies with.
-struct Product {
-    size_t at;
-    int32_t index;
-};
+// In place of a level in a lease: a device computes with this expert.
+constexpr int32_t ELSEWHERE = SKIP + 1;
 
 class Waves;
 
@@ -67,7 +65,13 @@ class Engine {
         num_slots_.push_back(pool.high.num_slots());
     }
     void add_layer(const Layer &layer) { layers_.push_back(layer); }
+    // Devices follow, the fastest first, with so many slots for each pool. Returns false if a device has
+    // not the memory.
+    bool add_tier(Device *device, const int32_t *num_slots, int64_t workspace_bytes);
     void finish();
+    // Before the first pass: fill the slots on devices with experts of all layers in turn. Returns why
+    // that failed.
+    Failure fill_tiers();
     // Use low copies, before the first pass.
     void set_precision(const Precision &precision) { low_.set(precision); }
     bool wants_weights() const { return low_.exist(); }
@@ -92,6 +96,8 @@ class Engine {
     Pool &pool(int32_t number) { return pools_[number]; }
     Prefetcher &prefetcher() { return *prefetcher_; }
     LowCopies &low_copies() { return low_; }
+    DeviceTier &tier(int32_t number) { return *tiers_[number]; }
+    const char *tiers_fault();
     // Between passes: have as many bytes as `num_slots` HIGH slots take.
     void resize_pool(int32_t number, int32_t num_slots);
     // Between passes: share the bytes of pools of two levels anew. Returns whether numbers of slots
@@ -117,9 +123,12 @@ class Engine {
         std::vector<int32_t> absent, absent_at;  // experts that had no slot, and their positions
         std::list<Late> late;
         Prefetches coming;  // those that are waited for
-        int32_t num_not_high = 0;
+        int32_t num_not_high = 0, num_elsewhere = 0;
 
+        // Whether some of the rows are not computed here.
+        bool has_gaps() const { return num_not_high + num_elsewhere > 0; }
         void clear();
+        void add_elsewhere();
         void add_late(int32_t position, int32_t num_matrices, Read *coming);
     };
     struct Call {
@@ -163,6 +172,17 @@ class Engine {
     void skip(const Call &call, const Lease &lease, const Tensor *node);
     using Multiply = std::function<Status(const Product &)>;
     Status compute_nodes_between(const Call &call, const Multiply &multiply);
+    // devices (tiers.cpp)
+    void find_elsewhere(const Call &call);
+    bool is_elsewhere(size_t position) const {
+        return !tier_of_.empty() && tier_of_[position] != NOWHERE;
+    }
+    bool start_tiers(const Call &call);
+    bool start_portion(const Call &call, int32_t tier);
+    Status finish_tiers(const Call &call);
+    Status lose_tier(int32_t tier);
+    void abandon_tiers();
+    bool fill_slot(const Layer &layer, int32_t expert, DeviceTier &tier);
     // waves (waves.cpp)
     Status compute_in_waves(const Call &call);
     void hold_high(const Call &call, Lease &lease);
@@ -194,6 +214,7 @@ class Engine {
     std::vector<Layer> layers_;
     LowCopies low_{layers_};
     Leaning leaning_;
+    std::vector<std::unique_ptr<DeviceTier>> tiers_;
     std::unique_ptr<Prefetcher> prefetcher_;
     ExpertProducts products_;
     Trial trial_;
@@ -206,6 +227,11 @@ class Engine {
     std::vector<int32_t> wanted_;  // by position in the choice: at which level; empty: all HIGH
     std::vector<int32_t> slot_of_, slot_ids_;
     std::vector<Tensor *> graph_;
+    std::vector<Tensor *> nodes_;       // of a call, from its first product on
+    std::vector<Product> products_of_;  // there
+    ExpertsGraph form_;
+    std::vector<int32_t> tier_of_;  // by position in the choice; empty: all are computed here
+    std::vector<std::deque<int32_t>> left_there_;  // by tier: positions that it has not begun
     // Of the pass under way:
     int64_t products_seen_ = 0, rows_ = 0, needed_before_ = 0;
     int64_t hits_at_start_ = 0, misses_at_start_ = 0;

@@ -27,6 +27,7 @@ std::string load_functions(void *llama, void *cpu) {
     load(found.graph_overhead_custom, "ggml_graph_overhead_custom");
     load(found.graph_clear, "ggml_graph_clear");
     load(found.graph_add_node, "ggml_graph_add_node");
+    load(found.build_forward_expand, "ggml_build_forward_expand");
     load(found.graph_n_nodes, "ggml_graph_n_nodes");
     load(found.graph_node, "ggml_graph_node");
     load(found.type_size, "ggml_type_size");
@@ -45,6 +46,25 @@ std::string load_functions(void *llama, void *cpu) {
     load(found.backend_cpu_set_n_threads, "ggml_backend_cpu_set_n_threads");
     load(found.get_type_traits_cpu, "ggml_get_type_traits_cpu");
     load(found.abort, "ggml_abort");
+    load(found.backend_dev_init, "ggml_backend_dev_init");
+    load(found.backend_dev_buffer_type, "ggml_backend_dev_buffer_type");
+    load(found.backend_dev_host_buffer_type, "ggml_backend_dev_host_buffer_type");
+    load(found.backend_dev_supports_op, "ggml_backend_dev_supports_op");
+    load(found.backend_buft_alloc_buffer, "ggml_backend_buft_alloc_buffer");
+    load(found.backend_buft_get_alignment, "ggml_backend_buft_get_alignment");
+    load(found.backend_buft_get_max_size, "ggml_backend_buft_get_max_size");
+    load(found.backend_buft_get_alloc_size, "ggml_backend_buft_get_alloc_size");
+    load(found.backend_buffer_get_base, "ggml_backend_buffer_get_base");
+    load(found.backend_buffer_clear, "ggml_backend_buffer_clear");
+    load(found.backend_buffer_set_usage, "ggml_backend_buffer_set_usage");
+    load(found.backend_buffer_free, "ggml_backend_buffer_free");
+    load(found.backend_tensor_alloc, "ggml_backend_tensor_alloc");
+    load(found.backend_view_init, "ggml_backend_view_init");
+    load(found.backend_tensor_set, "ggml_backend_tensor_set");
+    load(found.backend_tensor_set_async, "ggml_backend_tensor_set_async");
+    load(found.backend_tensor_get_async, "ggml_backend_tensor_get_async");
+    load(found.backend_graph_compute_async, "ggml_backend_graph_compute_async");
+    load(found.backend_synchronize, "ggml_backend_synchronize");
     return missing;
 }
 

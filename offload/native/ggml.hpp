@@ -33,6 +33,7 @@ static_assert(sizeof(Tensor) == 336, "another layout than llama.cpp's");
 constexpr int32_t TYPE_F32 = 0, TYPE_F16 = 1, TYPE_I32 = 26, TYPE_BF16 = 30;  // enum ggml_type
 constexpr int32_t FLAG_COMPUTE = 16;  // a graph skips nodes without it
 enum Status : int32_t { ALLOC_FAILED = -2, COMPUTE_FAILED = -1, SUCCESS = 0, ABORTED = 1 };
+constexpr int32_t USAGE_WEIGHTS = 1;          // enum ggml_backend_buffer_usage
 constexpr int DEVICE_TYPE_CPU = 0, DEVICE_TYPE_GPU = 1, DEVICE_TYPE_ACCEL = 3;  // enum ggml_backend_dev_type
 
 struct Graph;  // struct ggml_cgraph
@@ -193,6 +194,7 @@ struct Ggml {
     size_t (*graph_overhead_custom)(size_t num_nodes, bool grads);
     void (*graph_clear)(Graph *);
     void (*graph_add_node)(Graph *, Tensor *);
+    void (*build_forward_expand)(Graph *, Tensor *result);
     int (*graph_n_nodes)(Graph *);
     Tensor *(*graph_node)(Graph *, int index);
     size_t (*type_size)(int32_t type);
@@ -211,6 +213,28 @@ struct Ggml {
     void (*backend_cpu_set_n_threads)(Backend *, int num_threads);
     const TypeTraits *(*get_type_traits_cpu)(int32_t type);
     void (*abort)(const char *file, int line, const char *format, ...);  // does not return
+    // Of other devices than the CPU:
+    Backend *(*backend_dev_init)(Device *, const char *params);
+    BufferType *(*backend_dev_buffer_type)(Device *);
+    BufferType *(*backend_dev_host_buffer_type)(Device *);
+    bool (*backend_dev_supports_op)(Device *, const Tensor *);
+    Buffer *(*backend_buft_alloc_buffer)(BufferType *, size_t num_bytes);
+    size_t (*backend_buft_get_alignment)(BufferType *);
+    size_t (*backend_buft_get_max_size)(BufferType *);
+    size_t (*backend_buft_get_alloc_size)(BufferType *, const Tensor *);
+    void *(*backend_buffer_get_base)(Buffer *);
+    void (*backend_buffer_clear)(Buffer *, uint8_t value);
+    void (*backend_buffer_set_usage)(Buffer *, int32_t usage);
+    void (*backend_buffer_free)(Buffer *);
+    Status (*backend_tensor_alloc)(Buffer *, Tensor *, void *address);
+    Status (*backend_view_init)(Tensor *);
+    void (*backend_tensor_set)(Tensor *, const void *from, size_t offset, size_t num_bytes);
+    void (*backend_tensor_set_async)(Backend *, Tensor *, const void *from, size_t offset,
+                                     size_t num_bytes);
+    void (*backend_tensor_get_async)(Backend *, const Tensor *, void *to, size_t offset,
+                                     size_t num_bytes);
+    Status (*backend_graph_compute_async)(Backend *, Graph *);
+    void (*backend_synchronize)(Backend *);
 
     int32_t op_none, op_mul_mat, op_mul_mat_id, op_glu, op_add_id, op_unary, op_sqr, op_scale,
         op_clamp, op_mul, op_add, op_view, op_reshape, op_permute, op_flash_attn_ext, op_custom, op_argsort;

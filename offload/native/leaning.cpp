@@ -57,7 +57,8 @@ std::vector<bool> Engine::residents_of(const Layer &layer) const {
     std::vector<bool> found(pool.high.num_experts);
     for (int32_t expert = 0; expert < pool.high.num_experts; expert++)
         found[expert] = pool.high.find(layer.row, expert) != NOWHERE ||
-                        pool.low.find(layer.row, expert) != NOWHERE;
+                        pool.low.find(layer.row, expert) != NOWHERE ||
+                        pool.is_above(layer.row, expert);
     return found;
 }
 

@@ -42,7 +42,9 @@ std::vector<int32_t> Engine::levels_of_rows(const Choice &choice, const float *w
 bool Engine::fits(const Call &call) const {
     const Pool &pool = pools_[call.layer.pool];
     int32_t num_high = call.choice.experts.size(), num_low = 0;
+    for (size_t i = 0; i < call.choice.experts.size(); i++) num_high -= is_elsewhere(i);
     for (size_t i = 0; i < wanted_.size(); i++) {
+        if (is_elsewhere(i)) continue;
         const Copy copy = pool.find(call.layer.row, call.choice.experts[i], wanted_[i]);
         const bool is_skipped = copy.slot == NOWHERE && wanted_[i] == SKIP;
         num_high -= is_skipped || copy.level == LOW;
@@ -56,7 +58,7 @@ void Engine::Lease::clear() {
     slots.clear();
     absent_at.clear();
     late.clear();
-    num_not_high = 0;
+    num_not_high = num_elsewhere = 0;
 }
 
 // Give each chosen expert a slot, pinned, and start the reads of those that are not there.
@@ -83,6 +85,11 @@ void Engine::sort_experts(const Call &call, Lease &lease) {
     Pool &pool = pools_[call.layer.pool];
     for (size_t i = 0; i < call.choice.experts.size(); i++) {
         const int32_t expert = call.choice.experts[i];
+        if (is_elsewhere(i)) {
+            lease.add_elsewhere();
+            state.hits++;
+            continue;
+        }
         Copy copy = pool.find(call.layer.row, expert, wanted(i));
         const auto prefetch = std::find_if(lease.coming.begin(), lease.coming.end(),
                                            [&](const Prefetch &one) { return one.expert == expert; });
@@ -113,6 +120,12 @@ void Engine::sort_experts(const Call &call, Lease &lease) {
     state.misses += lease.late.size();
 }
 
+void Engine::Lease::add_elsewhere() {
+    levels.push_back(ELSEWHERE);
+    slots.push_back(NOWHERE);
+    num_elsewhere++;
+}
+
 // The expert at `position` is not there; `coming` are the reads of its prefetch, if there is one.
 void Engine::Lease::add_late(int32_t position, int32_t num_matrices, Read *coming) {
     if (!coming) absent_at.push_back(position);
@@ -138,7 +151,7 @@ void Engine::choose_read_levels(const Call &call, Lease &lease) {
     }
     for (Late &late : lease.late)
         late.is_whole = lease.levels[late.position] == HIGH || !low_.has_digests();
-    for (int32_t level : lease.levels) lease.num_not_high += level != HIGH;
+    for (int32_t level : lease.levels) lease.num_not_high += level == LOW || level == SKIP;
 }
 
 // Give the absent experts that are read at `level` their slots.

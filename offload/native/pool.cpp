@@ -40,6 +40,12 @@ Copy Pool::find(int32_t row, int32_t expert, int32_t wanted) const {
     return low_is_ready || slot == NOWHERE ? Copy{LOW, low_slot} : Copy{HIGH, slot};
 }
 
+bool Pool::is_above(int32_t row, int32_t expert) const {
+    return std::any_of(above.begin(), above.end(), [&](const Slots *slots) {
+        return slots->state_of(row, expert) == READY;
+    });
+}
+
 // Nothing leaves for those read HIGH, and a HIGH copy serves later wishes that would make a LOW one
 // useless.
 std::vector<int32_t> Pool::read_levels(const std::vector<int32_t> &wanted) {

@@ -32,6 +32,9 @@ class Pool {
     Slots high, low;
     Slots &level(int32_t level) { return level == HIGH ? high : low; }
     bool has_low() const { return bytes_.total > 0; }
+    // The slots of devices for the same experts, and whether one of them has this one's READY copy.
+    std::vector<Slots *> above;
+    bool is_above(int32_t row, int32_t expert) const;
 
     // The copy that serves an expert of `row` wanted at this level; NOWHERE as its slot if none does.
     // A copy that is there serves before one that is coming.

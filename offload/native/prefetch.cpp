@@ -53,6 +53,7 @@ int32_t Prefetcher::predicted(int32_t layer, const std::vector<int32_t> &experts
     note_absent(layer);
     for (size_t rank = 0; rank < experts.size(); rank++) {
         const int32_t wanted = levels.empty() ? HIGH : levels[rank];
+        if (pool.is_above(layers_[layer].row, experts[rank])) continue;
         const Copy copy = pool.find(layers_[layer].row, experts[rank], wanted);
         if (copy.slot != NOWHERE) {
             held.push_back(copy);
@@ -82,6 +83,7 @@ void Prefetcher::predicted_for_batch(int32_t layer, const std::vector<int32_t> &
     std::vector<int32_t> held, absent;
     note_absent(layer);
     for (int32_t expert : experts) {
+        if (pool_of(layer).is_above(layers_[layer].row, expert)) continue;
         const int32_t slot = slots.find(layers_[layer].row, expert);
         if (slot == NOWHERE) absent.push_back(expert);
         else held.push_back(slot);
@@ -96,7 +98,9 @@ void Prefetcher::note_absent(int32_t layer) {
     const Pool &pool = pool_of(layer);
     absent_[layer].resize(pool.high.num_experts);
     for (int32_t expert = 0; expert < pool.high.num_experts; expert++)
-        if (pool.find(layers_[layer].row, expert, LOW).slot == NOWHERE) absent_[layer][expert] = true;
+        if (pool.find(layers_[layer].row, expert, LOW).slot == NOWHERE &&
+            !pool.is_above(layers_[layer].row, expert))
+            absent_[layer][expert] = true;
 }
 
 // Read copies of this level, at most `most`, the likeliest first.
@@ -248,7 +252,9 @@ void Prefetcher::begin_warm(size_t count) {
     for (count = std::min(count, waiting_.size()); count > 0; count--) {
         const auto [layer, expert] = waiting_.front();
         waiting_.pop_front();
-        const bool is_held = pool_of(layer).high.find(layers_[layer].row, expert) != NOWHERE;
+        const int32_t row = layers_[layer].row;
+        const bool is_held =
+            pool_of(layer).high.find(row, expert) != NOWHERE || pool_of(layer).is_above(row, expert);
         if (is_held || room[layers_[layer].pool]-- <= 0) continue;
         chosen.emplace_back(layer, expert);
         by_layer[layer].push_back(expert);
@@ -273,6 +279,7 @@ void Prefetcher::upgrade() {
         const int32_t key = pool.next_upgrade();
         if (key == NOWHERE || pool.high.slot_of(key) != NOWHERE) continue;  // it is coming already
         const int32_t row = key / pool.high.num_experts, expert = key % pool.high.num_experts;
+        if (pool.is_above(row, expert)) continue;
         const auto its_layer = std::find_if(layers_.begin(), layers_.end(), [&](const Layer &one) {
             return one.pool == layer.pool && one.row == row;
         });

@@ -82,6 +82,7 @@ class Slots {
     // then those that the rule would not give up before others that may leave.
     std::vector<int32_t> outlasting(int32_t row, const std::vector<int32_t> &experts) const;
 
+    const std::shared_ptr<ExpectedUse> &rule() const { return rule_; }
     const Uses &uses() const { return rule_->uses(); }
     void remember(const Uses &uses) { rule_->remember(uses); }
     // What is wrong with the books; null if nothing is.

@@ -49,15 +49,22 @@ Status Engine::compute_in_waves(const Call &call) {
     lease.clear();
     lease.levels.assign(call.choice.experts.size(), HIGH);
     lease.slots.assign(call.choice.experts.size(), NOWHERE);
+    for (size_t i = 0; i < lease.levels.size(); i++)
+        if (is_elsewhere(i)) lease.levels[i] = ELSEWHERE, lease.num_elsewhere++;
+    if (!start_tiers(call)) return COMPUTE_FAILED;
     hold_high(call, lease);
     if (low_.exist() && !hold_low(call, lease)) return COMPUTE_FAILED;
     const int64_t num_held = lease.slots.size() -
                              std::count(lease.slots.begin(), lease.slots.end(), NOWHERE) -
                              lease.late.size();
-    state.hits += num_held;
-    state.misses += lease.slots.size() - num_held;
-    auto multiply = [&](const Product &product) { return multiply_in_waves(call, lease, product); };
-    const Status status = compute_nodes_between(call, std::ref(multiply));
+    state.hits += num_held + lease.num_elsewhere;
+    state.misses += lease.slots.size() - num_held - lease.num_elsewhere;
+    auto multiply = [&](const Product &product) {
+        if (lease.num_elsewhere > 0) skip(call, lease, call.nodes[product.at]);
+        return multiply_in_waves(call, lease, product);
+    };
+    Status status = compute_nodes_between(call, std::ref(multiply));
+    if (status == SUCCESS) status = finish_tiers(call);
     if (status == SUCCESS) release(call, lease);
     return status;
 }
@@ -68,7 +75,7 @@ void Engine::hold_high(const Call &call, Lease &lease) {
     int32_t room = std::max(0, slots.num_unpinned() - std::max(1, num_used_));
     for (size_t i = 0; i < lease.slots.size(); i++) {
         const int32_t slot = slots.find(call.layer.row, call.choice.experts[i]);
-        if (slot == NOWHERE || room-- <= 0) continue;
+        if (lease.levels[i] != HIGH || slot == NOWHERE || room-- <= 0) continue;
         slots.pin(slot);
         lease.slots[i] = slot;
     }
@@ -80,7 +87,7 @@ bool Engine::hold_low(const Call &call, Lease &lease) {
     std::vector<int32_t> absent;
     for (size_t i = 0; i < lease.slots.size(); i++) {
         const int32_t expert = call.choice.experts[i];
-        if (lease.slots[i] != NOWHERE || wanted(i) != LOW || !low_.has(call.number, expert)) continue;
+        if (lease.levels[i] != HIGH || lease.slots[i] != NOWHERE || wanted(i) != LOW || !low_.has(call.number, expert)) continue;
         const int32_t slot = slots.find(call.layer.row, expert);
         if (slot == NOWHERE) absent.push_back(i);
         if (slot == NOWHERE || !slots.is_ready(slot)) continue;

@@ -10,15 +10,15 @@ import numpy.typing as npt
 import pytest
 
 from haversack.cache.precision import HIGH, LOW
-from haversack.cache.routing import Leaning
 from haversack.devices.llama import ContextShape, Row
 from haversack.devices.memory import PAGE_BYTES
 from haversack.devices.storage import Buffer, DirectFile
 from haversack.offload import _native as native
 from haversack.offload.engine import Engine, LoadHooks, open_streamed
 from haversack.offload.expert_engine import ExpertEngine
-from haversack.offload.pool import plan_pools, pools_bytes
+from haversack.offload.pool import PoolPlan, plan_pools, pools_bytes
 from haversack.offload.precision import Precision
+from haversack.offload.tier import DeviceTier
 from haversack.quant.gguf import ModelGeometry, read_geometry
 from haversack.quant.trunk import ensure_trunk
 
@@ -51,20 +51,27 @@ class DrivenFile(DirectFile):
         super().read_into(buffer, offset, need_bytes)
 
 
+def device_tier(plans: Sequence[PoolPlan], device: Any, share: float, **how: bool) -> DeviceTier:
+    """A tier on a device with slots for `share` of a model's experts, in each pool."""
+    num_slots = tuple(int(share * len(p.layers) * p.num_experts) for p in plans)
+    return DeviceTier(device.address, device.name, num_slots, **how)
+
+
 class Opened:
-    """A model with `share` of its experts in slots, at least as many as a token needs twice."""
+    """A model with `share` of its experts in slots, at least as many as a token needs twice; with
+    `tiers` more on devices, as `device_tier` is told. `how` are `LoadHooks`."""
 
     def __init__(
         self,
         path: Path,
         share: float,
         trunk_dir: Path,
-        warm_start: bool = False,
-        precision: Precision | None = None,
-        leaning: Leaning | None = None,
+        tiers: Sequence[dict[str, Any]] = (),
+        **how: Any,
     ) -> None:
         self.geometry: ModelGeometry = read_geometry(path)
         self.drive = Drive()
+        precision: Precision | None = how.get("precision")
         low = precision.low if precision is not None else None
         used, layers = self.geometry.num_experts_per_tok, self.geometry.layers
         all_bytes = pools_bytes(plan_pools(layers, used, 2 * self.geometry.expert_bytes))
@@ -77,9 +84,8 @@ class Opened:
             LoadHooks(
                 open_file=self._open,
                 num_readers=8,
-                warm_start=warm_start,
-                precision=precision,
-                leaning=leaning,
+                tiers=tuple(device_tier(self.plans, **tier) for tier in tiers),
+                **{"warm_start": False, **how},
             ),
         )
 

@@ -1,0 +1,161 @@
+// Experts that lie on devices: their pairs are computed there while the host computes its own, and the
+// rows meet in the last node of the layer's experts.
+#include "engine.hpp"
+
+#include <algorithm>
+
+#include "rows.hpp"
+
+namespace haversack {
+
+bool Engine::add_tier(Device *device, const int32_t *num_slots, int64_t workspace_bytes) {
+    try {
+        auto tier = std::make_unique<DeviceTier>(device, workspace_bytes);
+        for (size_t number = 0; number < pools_.size(); number++) {
+            std::vector<const Layer *> layers;
+            for (const Layer &layer : layers_)
+                if (layer.pool == (int32_t)number) layers.push_back(&layer);
+            Pool &pool = pools_[number];
+            if (!tier->add_pool(pool.high.rule(), layers, num_slots[number])) return false;
+            if (Slots *slots = tier->slots(number)) pool.above.push_back(slots);
+        }
+        tiers_.push_back(std::move(tier));
+        left_there_.emplace_back();
+        return true;
+    } catch (const DeviceError &) {
+        return false;
+    }
+}
+
+// -------------------------------------------------------------------- a layer
+// Find the chosen experts that lie on devices.
+void Engine::find_elsewhere(const Call &call) {
+    tier_of_.clear();
+    for (auto &left : left_there_) left.clear();
+    if (tiers_.empty() || !form_.read(call.nodes, call.products, call.choice)) return;
+    for (size_t i = 0; i < call.choice.experts.size(); i++)
+        for (size_t tier = 0; tier < tiers_.size() && !is_elsewhere(i); tier++) {
+            if (tiers_[tier]->find(call.layer, call.choice.experts[i]) == NOWHERE) continue;
+            if (call.choice.count(i) > tiers_[tier]->most_pairs(form_)) continue;
+            tier_of_.resize(call.choice.experts.size(), NOWHERE);
+            tier_of_[i] = tier;
+            left_there_[tier].push_back(i);
+            tiers_[tier]->state.hits++;
+        }
+}
+
+bool Engine::start_tiers(const Call &call) {
+    if (tier_of_.empty()) return true;
+    for (size_t tier = 0; tier < tiers_.size(); tier++)
+        if (!start_portion(call, tier)) return false;
+    return true;
+}
+
+// Have a device begin with as many of the experts that are left to it as one graph can take. All rows
+// of an expert are computed together, as the host does it.
+bool Engine::start_portion(const Call &call, int32_t number) {
+    DeviceTier &tier = *tiers_[number];
+    std::deque<int32_t> &left = left_there_[number];
+    const size_t most_pairs = tier.most_pairs(form_);
+    std::vector<int32_t> pairs, slots;
+    while (!left.empty() && pairs.size() + call.choice.count(left.front()) <= most_pairs) {
+        const int32_t position = left.front(), *first = &call.choice.pairs[call.choice.starts[position]];
+        left.pop_front();
+        pairs.insert(pairs.end(), first, first + call.choice.count(position));
+        slots.resize(pairs.size(), tier.find(call.layer, call.choice.experts[position]));
+    }
+    if (pairs.empty()) return true;
+    try {
+        if (tier.start(call.layer, form_, call.choice, std::move(pairs), slots)) return true;
+    } catch (const DeviceError &) {
+    }
+    return lose_tier(number) == SUCCESS;
+}
+
+// Wait for the devices, and have them compute what they have not begun.
+Status Engine::finish_tiers(const Call &call) {
+    if (tier_of_.empty()) return SUCCESS;
+    for (size_t tier = 0; tier < tiers_.size(); tier++)
+        while (tiers_[tier]->is_running()) {
+            try {
+                tiers_[tier]->finish(form_.result, call.choice);
+            } catch (const DeviceError &) {
+                return lose_tier(tier);
+            }
+            if (!start_portion(call, tier)) return COMPUTE_FAILED;
+        }
+    return SUCCESS;
+}
+
+// A device failed: the pass fails, and later ones do without it.
+Status Engine::lose_tier(int32_t tier) {
+    tiers_[tier]->lose();
+    state.failed_tier = tier;
+    return fail(DEVICE_FAILED);
+}
+
+// A pass has failed: nothing is computed for it any more.
+void Engine::abandon_tiers() {
+    for (auto &tier : tiers_) {
+        try {
+            tier->abandon();
+        } catch (const DeviceError &) {
+            tier->lose();
+        }
+    }
+}
+
+// ------------------------------------------------------------------------ load
+Failure Engine::fill_tiers() {
+    for (auto &tier : tiers_)
+        for (int32_t expert = 0, found = 1; found; expert++) {
+            found = 0;
+            for (const Layer &layer : layers_) {
+                Slots *slots = tier->slots(layer.pool);
+                if (expert >= pools_[layer.pool].high.num_experts || !slots) continue;
+                if (slots->num_empty() == 0) continue;
+                found = 1;
+                if (pools_[layer.pool].is_above(layer.row, expert)) continue;
+                if (!fill_slot(layer, expert, *tier)) return (Failure)state.failure;
+            }
+        }
+    return NO_FAILURE;
+}
+
+// Read an expert into a slot of the host that no other has, and copy it from there.
+bool Engine::fill_slot(const Layer &layer, int32_t expert, DeviceTier &tier) {
+    Slots &slots = *tier.slots(layer.pool), &host = pools_[layer.pool].high;
+    const int32_t borrowed = host.borrow(1)[0];
+    const int32_t slot = slots.claim(layer.row, {expert})[0];
+    Read reads[MAX_MATRICES];
+    std::vector<Read *> started;
+    for (int32_t m = 0; m < layer.num_matrices; m++) {
+        layer.matrices[HIGH][m].place(reads[m], expert, borrowed, false);
+        started.push_back(&reads[m]);
+    }
+    readers_.submit(started.data(), started.size());
+    const bool ended = wait(started, true);
+    readers_.drain();
+    for (int32_t m = 0; m < layer.num_matrices && !state.failure; m++) {
+        const Matrix &matrix = layer.matrices[HIGH][m];
+        if (!ended) fail(STOPPED);
+        else if (!reads[m].came()) fail_read(&reads[m]);
+        else if (!tier.write(layer, m, slot, matrix.in_slot(borrowed), 0, matrix.num_bytes))
+            fail(DEVICE_FAILED);
+    }
+    host.unpin(borrowed);
+    if (state.failure) slots.drop(slot);
+    else slots.fill(slot);
+    slots.unpin(slot);
+    return !state.failure;
+}
+
+const char *Engine::tiers_fault() {
+    for (auto &tier : tiers_)
+        for (size_t pool = 0; pool < pools_.size(); pool++)
+            if (Slots *slots = tier->slots(pool))
+                if (const char *fault = slots->fault()) return fault;
+    return nullptr;
+}
+
+}  // namespace haversack

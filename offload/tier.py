@@ -1,0 +1,64 @@
+"""Tiers: memories besides the host's that hold slots for experts. A device tier is one on a ggml
+device, which computes with the experts that lie there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from haversack.offload.pool import PoolPlan, Shape
+from haversack.quant.gguf import ExpertLayer
+
+_LEAST_PAIRS = 256  # of rows with their experts in one graph
+_FLOAT_BYTES = 4
+# A row's inputs, and of each product its result, what a bias and an activation make of it, and the
+# bias: more than any architecture needs.
+_RESULTS_PER_PRODUCT = 4
+
+
+@dataclass(frozen=True)
+class DeviceTier:
+    """Slots on a ggml device.
+
+    `device` is the address of ggml's handle, `num_slots` are the slots of each pool, in the order
+    of the pools' plans. With `exclusive` an expert that moves up leaves its slot on the host. With
+    `fixed` the slots are filled at load, with the same experts each time, and keep them.
+    """
+
+    device: int
+    name: str
+    num_slots: tuple[int, ...]
+    exclusive: bool = False
+    fixed: bool = False
+
+
+@dataclass(frozen=True)
+class TierCounts:
+    """What a tier did: `hits` are uses of experts that lay there, `promoted` experts moved up with
+    `moved_bytes`. A tier that `is_lost` failed and is not used any more."""
+
+    name: str
+    hits: int
+    promoted: int
+    moved_bytes: int
+    is_lost: bool
+
+
+def device_slot_bytes(shape: Shape) -> int:
+    """Return the memory of one slot on a device of a pool for `shape`."""
+    return sum(shape)
+
+
+def tier_slot_bytes(tier: DeviceTier, plans: Sequence[PoolPlan]) -> int:
+    """Return the memory of all slots of a tier, whose pools have these plans on the host."""
+    return sum(
+        num_slots * device_slot_bytes(plan.shape)
+        for num_slots, plan in zip(tier.num_slots, plans, strict=True)
+    )
+
+
+def workspace_bytes(layers: Sequence[ExpertLayer], batch_tokens: int) -> int:
+    """Return the memory that a device tier takes besides slots, for inputs and results."""
+    row_elements = max(
+        sum(m.row_elements + _RESULTS_PER_PRODUCT * m.num_rows for m in layer.matrices)
+        for layer in layers
+    )
+    return max(_LEAST_PAIRS, batch_tokens) * row_elements * _FLOAT_BYTES
