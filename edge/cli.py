@@ -121,7 +121,9 @@ def run_model(
         _stream(generation, silent=output.json)
         if output.json:
             budget = [asdict(entry) for entry in loaded.budget()]
-            write_json({**_answer(generation, planned, sampling.seed), "budget": budget})
+            devices = [use.to_dict() for use in loaded.devices()]
+            answer = _answer(generation, planned, sampling.seed)
+            write_json({**answer, "budget": budget, "devices": devices})
         elif generation.stats is not None and wants_detail(log.verbose):
             notice(summary(generation.stats, len(generation.tokens)))
 

@@ -75,6 +75,7 @@ class Figures:
         speculation, forecast, decoded = self._speculation, self.forecast, self.decoding.total
         counts = experts.prefetch_counts() if experts else None
         levels = experts.level_counts() if experts else LevelCounts()
+        tiers = experts.tier_counts() if experts else ()
         return Stats(
             prompt_tokens=self._prompt_tokens,
             tokens=self._decoded_tokens,
@@ -88,6 +89,9 @@ class Figures:
             uses_leaned=levels.leaned,
             upgraded=levels.upgraded,
             saved_bytes=levels.saved_bytes,
+            device_hits=sum(tier.hits for tier in tiers),
+            device_promoted=sum(tier.promoted for tier in tiers),
+            device_moved_bytes=sum(tier.moved_bytes for tier in tiers),
             bytes_read=files.bytes_read if files else 0,
             read_s=files.busy_s if files else 0.0,
             wait_s=files.wait_s if files else 0.0,

@@ -27,6 +27,7 @@ from haversack.edge.child_program import child_command
 from haversack.edge.loading import LoadOptions, LoadProgress
 from haversack.edge.logprobs import TokenLogprobs
 from haversack.edge.model import Message
+from haversack.edge.model_devices import DeviceUse
 from haversack.edge.model_plan import Plan
 from haversack.edge.model_process import ERROR, PROGRESS
 from haversack.edge.pieces import NextPiece, Pieces
@@ -123,6 +124,11 @@ class IsolatedModel:
         """See `Model.budget`."""
         entries: list[Entry] = self._child.ask("call", "budget", (device,))
         return entries
+
+    def devices(self) -> list[DeviceUse]:
+        """See `Model.devices`."""
+        uses: list[DeviceUse] = self._child.ask("call", "devices", ())
+        return uses
 
     def resize(self, ram: str | int) -> None:
         """See `Model.resize`."""

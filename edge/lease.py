@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from haversack.devices.budget import MemoryBudget
 from haversack.devices.errors import BudgetError
-from haversack.devices.ledger import Lease, device_leases, ledger
+from haversack.devices.ledger import Lease, ledger
 from haversack.devices.units import format_bytes
 from haversack.edge.model_plan import STREAMED, Plan
-from haversack.edge.shared_budget import Budget, device_memory
+from haversack.edge.shared_budget import Budget
 from haversack.offload.pool import PoolPlan, pools_bytes
 
 
@@ -27,23 +27,6 @@ def lease_for(planned: Plan) -> Lease:
             need_bytes = fixed_bytes + slots_bytes
             raise _overtaken(need_bytes, process_bytes, budget, budget.left_bytes)
     return ledger.lease(budget, "model", parts, slots_bytes)
-
-
-def lease_devices(planned: Plan) -> dict[str, Lease]:
-    """Lease the model's part of the memory of each of its devices, by name. Raises BudgetError if
-    other models took so much since it was planned that it is not there; nothing is leased then."""
-    leases = dict[str, Lease]()
-    try:
-        for device in planned.devices:
-            own = planned.shared and planned.shared.devices[device.name]
-            memory = own or device_memory(device.name, device.budget_bytes)
-            parts = device.parts()
-            leases[device.name] = device_leases.lease(memory, "model", parts, device.slot_bytes)
-    except BudgetError:
-        for lease in leases.values():
-            lease.close()
-        raise
-    return leases
 
 
 def _overtaken(

@@ -15,7 +15,6 @@ from typing_extensions import Unpack
 from haversack.cache.cross_vocab import PairStore
 from haversack.devices.errors import (
     DamagedTrunkError,
-    DeviceError,
     ModelFileError,
     PromptError,
     StorageError,
@@ -35,11 +34,12 @@ from haversack.edge.drafter_plan import DrafterPlan
 from haversack.edge.fidelity import Fidelity
 from haversack.edge.forecasting import known_facts, record_of
 from haversack.edge.kv_disk import KvDisk
-from haversack.edge.lease import lease_devices, lease_for, pools_left
+from haversack.edge.lease import lease_for, pools_left
 from haversack.edge.loop import EngineLoop
 from haversack.edge.model import Model
+from haversack.edge.model_devices import ModelDevices
 from haversack.edge.model_plan import EXACT, STREAMED, Plan
-from haversack.edge.placement import FREE, checked_placement
+from haversack.edge.placement import FIXED, checked_placement
 from haversack.edge.planner import plan, with_drafts
 from haversack.edge.run_records import keep_record, record_key
 from haversack.edge.shared_budget import Budget
@@ -49,6 +49,7 @@ from haversack.offload.engine import Engine, LoadHooks, open_resident, open_stre
 from haversack.offload.expert_files import NUM_READERS, OpenFile
 from haversack.offload.ngram_file import read_table, save_table
 from haversack.offload.pairs_file import read_pairs, save_pairs
+from haversack.offload.tier import DeviceTier
 from haversack.quant.gguf import hole_in, read_geometry
 from haversack.quant.trunk import ensure_trunk, rewrite_trunk, trunk_path
 
@@ -91,7 +92,7 @@ class LoadOptions:
     kv_type: str = EXACT_KV_TYPE
     kv_disk: str | int | None = None
     vram: Vram = None
-    placement: str = FREE
+    placement: str = FIXED
 
     def __post_init__(self) -> None:
         if not isinstance(self.cache_dir, str | os.PathLike | None):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -198,12 +199,13 @@ def _with_drafts(planned: Plan, asked: Asked, is_given: bool) -> Plan:
 
 def _loaded(planned: Plan, options: LoadOptions, stop: StopFlag, seed: int | None) -> "Model":
     lease = lease_for(planned)
-    devices = dict[str, Lease]()
+    devices: ModelDevices | None = None
     try:
-        devices = lease_devices(planned)
         with ledger.measured(lease):
             peak = PeakMeter()
-            engine = _open(planned, options, stop, lease)
+            devices = ModelDevices(planned)
+            engine = _open(planned, options, stop, lease, devices.tiers())
+            devices.loaded()
             speculation = _speculation(planned, options, engine)
         loop = EngineLoop(engine, planned, speculation, lease, peak)
         _keep_texts(loop, options)
@@ -211,8 +213,9 @@ def _loaded(planned: Plan, options: LoadOptions, stop: StopFlag, seed: int | Non
         return Model(planned, loop, lease, seed, devices)
     except BaseException:
         host.give_back_freed_memory()
-        for each in (lease, *devices.values()):
-            each.close()
+        lease.close()
+        if devices is not None:
+            devices.close()
         raise
 
 
@@ -280,7 +283,13 @@ def _helper(drafter: DrafterPlan, engine: Engine) -> Helper:
     return Helper(model, both)
 
 
-def _open(planned: Plan, options: LoadOptions, stop: StopFlag, lease: Lease) -> Engine:
+def _open(
+    planned: Plan,
+    options: LoadOptions,
+    stop: StopFlag,
+    lease: Lease,
+    tiers: tuple[DeviceTier, ...],
+) -> Engine:
     def report(what: str) -> Callable[[float], None]:
         def tell(share: float) -> None:
             if stop.requested:
@@ -293,11 +302,9 @@ def _open(planned: Plan, options: LoadOptions, stop: StopFlag, lease: Lease) -> 
     if read_geometry(planned.path) != planned.geometry:
         raise ModelFileError(f"{planned.path} has changed since it was planned: plan again")
     _warn_of_gaps(planned)
-    if any(device.num_slots for device in planned.devices):
-        raise DeviceError("experts on devices are planned, and not computed yet: leave --vram out")
     if planned.mode != STREAMED:
         return open_resident(planned.path, planned.shape, report("loading"))
-    return _open_streamed(planned, options, lease, report)
+    return _open_streamed(planned, options, lease, report, tiers)
 
 
 def _warn_of_gaps(planned: Plan) -> None:
@@ -318,6 +325,7 @@ def _open_streamed(
     options: LoadOptions,
     lease: Lease,
     report: Callable[[str], Callable[[float], None]],
+    tiers: tuple[DeviceTier, ...],
 ) -> Engine:
     """Open a model with its trunk, which is written where it is lacking and once more where it is
     damaged. Raises StorageError if it is damaged then, too."""
@@ -331,6 +339,7 @@ def _open_streamed(
         options.warm_start,
         planned.precision,
         planned.leaning,
+        tiers,
     )
     pools = partial(pools_left, planned, lease)
 

@@ -22,6 +22,7 @@ from haversack.devices.units import size_bytes
 from haversack.edge.call import LogitsCall, MeanCall, RowsCall
 from haversack.edge.generation import Generation, GenerationCall
 from haversack.edge.loop import EngineLoop
+from haversack.edge.model_devices import DeviceUse, ModelDevices
 from haversack.edge.model_plan import Plan
 from haversack.edge.prompt import Prompt, prompt_tokens, token_ids
 from haversack.edge.resizing import resize, resized
@@ -53,7 +54,7 @@ class Model:
         loop: EngineLoop,
         lease: Lease,
         seed: int | None,
-        devices: Mapping[str, Lease],
+        devices: ModelDevices,
     ) -> None:
         self.plan = planned
         self._engine: Engine | None = loop.engine
@@ -143,11 +144,16 @@ class Model:
         PromptError for a device without a budget, ClosedError."""
         if device == "ram":
             return _whole(self._loop.beside(self._entries_of), self.plan.ram_bytes)
-        planned = next((each for each in self.plan.devices if each.name == device), None)
-        if planned is None:
-            names = ", ".join(["ram", *(each.name for each in self.plan.devices)])
-            raise PromptError(f"the model has no budget of {device!r}: give one of {names}")
-        return _whole(self._devices[device].entries(planned.slot_bytes), planned.budget_bytes)
+        return _whole(*self._devices.entries(device))
+
+    def devices(self) -> list[DeviceUse]:
+        """What the model has of each of its devices, and what they did since it was loaded. Raises
+        ClosedError."""
+
+        def look(engine: Engine) -> list[DeviceUse]:
+            return self._devices.uses(engine.experts.tier_counts() if engine.experts else ())
+
+        return self._loop.beside(look)
 
     def _entries_of(self, engine: Engine) -> list[Entry]:
         pools = engine.experts.pools if engine.experts is not None else ()
@@ -431,8 +437,8 @@ class Model:
             sequence.drop_snapshot()
         engine.close()
         host.give_back_freed_memory()
-        for lease in (self._lease, *self._devices.values()):
-            lease.close()
+        self._lease.close()
+        self._devices.close()
 
     def __enter__(self) -> "Model":
         return self

@@ -9,7 +9,7 @@ from haversack.devices.budget import MemoryBudget
 from haversack.devices.llama import ContextShape
 from haversack.devices.units import format_bytes, format_need
 from haversack.edge.drafter_plan import DrafterPlan
-from haversack.edge.placement import FREE, DevicePlan
+from haversack.edge.placement import FIXED, DevicePlan
 from haversack.edge.shared_budget import Budget
 from haversack.offload.pool import PoolPlan, plan_pools, slot_bytes
 from haversack.offload.precision import Precision
@@ -93,9 +93,14 @@ class Plan:
     precision: Precision | None = None
     leaning: Leaning | None = None
     devices: tuple[DevicePlan, ...] = ()
-    placement: str = FREE
+    placement: str = FIXED
     shared: Budget | None = field(default=None, compare=False, repr=False)
     adapts: bool = field(default=False, compare=False)
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether an expert on a device has no slot in RAM: there is no room for all of them."""
+        return any(pool.num_slots < pool.num_experts * len(pool.layers) for pool in self.pools)
 
     @property
     def low(self) -> LowCopies | None:

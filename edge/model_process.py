@@ -24,7 +24,9 @@ from haversack.edge.pipe import Pipe
 
 RESULT, ERROR, PROGRESS = "result", "error", "progress"
 
-_METHODS = ("tokenize", "embed", "stats", "budget", "resize", "check_integrity", "speculate")
+_METHODS = frozenset(
+    ["tokenize", "embed", "stats", "budget", "devices", "resize", "check_integrity", "speculate"]
+)
 
 
 class ModelProcess:

@@ -7,17 +7,14 @@ from typing import Any
 
 from haversack.devices.budget import MemoryBudget
 from haversack.devices.errors import BudgetError, PromptError
-from haversack.devices.llama import MOST_ROWS, ContextShape
 from haversack.devices.units import format_bytes, format_need
 from haversack.edge.shared_budget import device_memory
 from haversack.edge.vram import DeviceBudget, rounds_otherwise
 from haversack.offload.pool import PoolPlan
-from haversack.quant.gguf import ModelGeometry
+from haversack.offload.tier import device_slot_bytes
 
 FREE, FIXED = "free", "fixed"  # whether experts may move between memories while a model is open
 PLACEMENTS = (FREE, FIXED)
-
-_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,9 @@ def _placed_on(
         return replace(nothing, why="all experts lie on the devices before it")
     _refuse_too_small(budget, pools, scratch_bytes)
     slots = slots_in(pools, left, budget.limit_bytes - scratch_bytes)
-    slot_bytes = sum(count * expert_bytes(pool) for count, pool in zip(slots, pools, strict=True))
+    slot_bytes = sum(
+        count * device_slot_bytes(pool.shape) for count, pool in zip(slots, pools, strict=True)
+    )
     share = sum(slots) / sum(pool.num_slots for pool in pools)
     reason = "all that are left" if list(slots) == list(left) else "as many as its budget holds"
     return replace(
@@ -126,20 +125,8 @@ def _placed_on(
     )
 
 
-def tier_scratch_bytes(geometry: ModelGeometry, shape: ContextShape) -> int:
-    """Return the most that computing with experts takes on a device beside their slots: the rows of
-    a batch, and what each expert makes of them."""
-    widths = [
-        sum(matrix.num_rows for matrix in layer.matrices)
-        + 2 * max(matrix.row_elements for matrix in layer.matrices)
-        for layer in geometry.layers
-    ]
-    pairs = max(shape.batch_tokens, MOST_ROWS) * geometry.num_experts_per_tok
-    return _FLOAT_BYTES * pairs * max(widths, default=0)
-
-
 def _refuse_too_small(budget: DeviceBudget, pools: Sequence[PoolPlan], scratch_bytes: int) -> None:
-    need_bytes = scratch_bytes + sum(expert_bytes(pool) for pool in pools)
+    need_bytes = scratch_bytes + sum(device_slot_bytes(pool.shape) for pool in pools)
     if budget.limit_bytes < need_bytes:
         name = budget.device.name
         raise BudgetError(
@@ -152,15 +139,10 @@ def _refuse_too_small(budget: DeviceBudget, pools: Sequence[PoolPlan], scratch_b
         )
 
 
-def expert_bytes(pool: PoolPlan) -> int:
-    """Return the bytes of one expert of a pool on a device, where matrices need no padding."""
-    return sum(pool.shape)
-
-
 def slots_in(pools: Sequence[PoolPlan], most: Sequence[int], room_bytes: int) -> tuple[int, ...]:
     """Return the slots of each pool, at most `most`, that `room_bytes` hold: the same share of the
     experts of every pool, then one more of each where there is room."""
-    sizes = [expert_bytes(pool) for pool in pools]
+    sizes = [device_slot_bytes(pool.shape) for pool in pools]
     wanted_bytes = sum(count * size for count, size in zip(most, sizes, strict=True))
     share = min(1.0, room_bytes / max(1, wanted_bytes))
     slots = [int(count * share) for count in most]

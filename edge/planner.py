@@ -32,16 +32,16 @@ from haversack.edge.drafter_plan import SHORT_WINDOW_TOKENS, DrafterPlan, plan_d
 from haversack.edge.hub import local_path
 from haversack.edge.model_plan import DENSE, RESIDENT, STREAMED, Costs, Plan
 from haversack.edge.placement import (
-    FREE,
+    FIXED,
     DevicePlan,
     checked_placement,
     place_experts,
-    tier_scratch_bytes,
 )
 from haversack.edge.shared_budget import Budget
 from haversack.edge.vram import DeviceBudget, Vram, VramAsk, asked_vram, device_budgets
 from haversack.offload.expert_engine import scratch_bytes
 from haversack.offload.pool import PoolPlan, all_slots, plan_pools, pools_bytes
+from haversack.offload.tier import workspace_bytes
 from haversack.quant.gguf import ModelGeometry, read_geometry
 
 AUTO_RAM = "auto"  # a budget that follows the memory other programs leave
@@ -60,7 +60,7 @@ def plan(
     threads: int | None = None,
     *,
     vram: Vram = None,
-    placement: str = FREE,
+    placement: str = FIXED,
     **rarer: Unpack[ShapeSettings],
 ) -> Plan:
     """Plan how the model at `path` would run in `ram`; reads its header and allocates nothing.
@@ -79,8 +79,8 @@ def plan(
 
     `vram` is memory of devices for experts, beside `ram`: a size of the only GPU, "auto" (what is
     free on all of them, less 1 GiB), "NAME=SIZE", several of these, or sizes by name. A `Budget`
-    says it itself. `placement` is "free", where experts move to the devices as they are used, or
-    "fixed", where they stay.
+    says it itself. `placement` is "fixed", where the same experts lie on the devices each time, or
+    "free", where they move as they are used.
     Raises BudgetError with the floor, ModelFileError, PromptError, UnitError, and StorageError for
     a device whose server does not answer.
     """
@@ -99,7 +99,8 @@ def plan(
         host.give_back_freed_memory()
     costs = _costs(geometry, shape, needs, process_bytes, sampling_bytes, draft_bytes)
     whole = all_slots(geometry.layers, geometry.num_experts_per_tok)
-    devices = place_experts(whole, budgets, tier_scratch_bytes(geometry, shape))
+    scratch = workspace_bytes(geometry.layers, shape.batch_tokens) if geometry.layers else 0
+    devices = place_experts(whole, budgets, scratch)
     planned = replace(_spend(geometry, shape, costs, ram_bytes, devices), placement=placement)
     if isinstance(ram, Budget):
         return replace(planned, shared=ram)

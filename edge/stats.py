@@ -20,6 +20,10 @@ class Stats:
     because these were in memory. `upgraded` counts low copies that the idle drive made whole,
     `saved_bytes` the bytes that were not read because of low copies and skipped experts.
 
+    `device_hits` are the hits that found the expert on a device, where it was computed;
+    `device_promoted` experts moved to devices with `device_moved_bytes`. `Model.devices` has them
+    for each device.
+
     `prefetched` counts experts read before their layer chose, `prefetched_right` those of them that
     the layer then chose. `prefetchable` counts what prefetches could have brought: in layers whose
     choice was predicted, the chosen experts that were neither in memory nor being read when the
@@ -53,6 +57,9 @@ class Stats:
     uses_leaned: int
     upgraded: int
     saved_bytes: int
+    device_hits: int
+    device_promoted: int
+    device_moved_bytes: int
     bytes_read: int
     read_s: float
     wait_s: float

@@ -17,6 +17,8 @@ _COUNTED = {
     "decode_s": "Seconds in decoding",
     "hits": "Uses of experts that were in memory",
     "misses": "Uses of experts that were not",
+    "device_hits": "Uses of experts that were on a device",
+    "device_moved_bytes": "Bytes of experts moved to devices",
     "bytes_read": "Bytes of experts read from the drive",
     "drafted": "Drafted tokens",
     "draft_accepted": "Drafted tokens that were chosen",
@@ -43,6 +45,7 @@ def model_figures(model: Model, with_experts: bool) -> dict[str, Any]:
         "mode": model.plan.mode,
         "ctx": model.plan.shape.ctx_tokens,
         "sequences": model.plan.shape.sequences,
+        "devices": [use.to_dict() for use in model.devices()],
         "budget": {"ram_bytes": model.plan.ram_bytes, "entries": entries},
         "stats": {**model.stats().to_dict(), "hit_rate": model.stats().hit_rate},
     }
@@ -74,6 +77,12 @@ class _Figures(Collector):
         yield GaugeMetricFamily(extra, "Experts that drafts read more", stats.draft_extra_reads)
         yield GaugeMetricFamily("haversack_ram_budget_bytes", "The budget", plan.ram_bytes)
         yield GaugeMetricFamily("haversack_ram_peak_bytes", "The most taken", stats.ram_peak_bytes)
+        budgets = GaugeMetricFamily(
+            "haversack_device_budget_bytes", "The budget of a device", labels=["device"]
+        )
+        for device in plan.devices:
+            budgets.add_metric([device.name], device.budget_bytes)
+        yield budgets
 
 
 def metrics_of(queue: JobQueue) -> bytes:

@@ -13,7 +13,7 @@ from haversack import edge
 from haversack.devices.backends import Device
 from haversack.devices.ledger import ledger
 from haversack.devices.system.cgroup import run_limited, why_not
-from haversack.edge.lease import lease_devices
+from haversack.edge.model_devices import ModelDevices
 from haversack.edge.planner import streamed
 from haversack.tools.models.architectures import TinyShape
 
@@ -341,15 +341,14 @@ def test_two_models_never_take_more_of_a_device_than_its_budget(
     vram = {rpc_device.name: whole.planned_bytes + whole.planned_bytes // 2}
     budget = edge.Budget("1GiB", vram=vram)
     first, second = (edge.plan(path, ram=budget, ctx=256) for _ in range(2))
-    leases = lease_devices(first)
+    opened = ModelDevices(first)
     memory = budget.devices[rpc_device.name]
     assert memory.left_bytes == whole.planned_bytes // 2
     with pytest.raises(edge.BudgetError, match=r"is left, .* too few: raise --vram") as caught:
-        lease_devices(second)
+        ModelDevices(second)
     assert caught.value.have_bytes == memory.limit_bytes
     assert edge.plan(path, ram=budget, ctx=256).devices[0].num_slots < whole.num_slots
-    for lease in leases.values():
-        lease.close()
+    opened.close()
     assert memory.left_bytes == memory.limit_bytes
 
 
