@@ -345,8 +345,9 @@ class Model:
             return self._last_stats or self._loop.figures.stats()
 
     def held_experts(self) -> dict[int, list[int]]:
-        """By layer, for each routed expert: 2 if its whole copy is in memory, 1 if a low copy is, 3
-        if neither is and one is being read, else 0. Raises ClosedError."""
+        """By layer, for each routed expert: 4 if it lies on a device, else 2 if its whole copy is
+        in memory, 1 if a low copy is, 3 if neither is and one is being read, else 0. Raises
+        ClosedError."""
 
         def look(engine: Engine) -> dict[int, list[int]]:
             if engine.experts is not None:

@@ -46,7 +46,7 @@ _LEAST_ROWS = 1024  # of several rows' experts in one graph: enough to keep the 
 _MOST_TABLE_BYTES = 8 * 1024 * 1024  # of llama.cpp's table of matrices and rows, see engine.cpp
 _MAPPING_BYTES = 8  # of a row there
 _LOADING, _READY = 1, 2  # of enum SlotState in slots.hpp
-HELD_LOW, HELD_WHOLE, BEING_READ = 1, 2, 3  # what `held_copies` says of an expert
+HELD_LOW, HELD_WHOLE, BEING_READ, ON_DEVICE = 1, 2, 3, 4  # what `held_copies` says of an expert
 _COUNTS = ("uses", "last_pass", "last_use")  # what the eviction rule has learnt, in this order
 
 
@@ -435,9 +435,9 @@ class ExpertEngine:
         return {**dict(zip(_COUNTS, counts, strict=True)), "clock": clock}
 
     def held_copies(self) -> dict[int, list[int]]:
-        """By layer, for each expert: 2 if its whole copy has a slot, 1 if a low copy has, 3 if it
-        has neither and one is being read, else 0. It may be called while a pass is computed, and is
-        out of date at once."""
+        """By layer, for each expert: 4 if it lies on a device, else 2 if its whole copy has a slot,
+        1 if a low copy has, 3 if it has neither and one is being read, else 0. It may be called
+        while a pass is computed, and is out of date at once."""
         levels = (HIGH,) if self._levels is None else (LOW, HIGH)
         held = dict[int, list[int]]()
         for number, pool in enumerate(self.pools):
@@ -451,7 +451,17 @@ class ExpertEngine:
                             copies[expert] = HELD_WHOLE if level == HIGH else HELD_LOW
                         elif state == _LOADING and not copies[expert]:
                             copies[expert] = BEING_READ
+        self._mark_on_devices(held)
         return dict(sorted(held.items()))
+
+    def _mark_on_devices(self, held: dict[int, list[int]]) -> None:
+        for number, pool in enumerate(self.pools):
+            for tier in range(len(self._tiers)):
+                slots = native.engine_tier_slots(self.address, tier, number)
+                for row, layer in enumerate(pool.plan.layers if slots else ()):
+                    for expert in range(pool.plan.num_experts):
+                        if native.slots_state(slots, row, expert) == _READY:
+                            held[layer][expert] = ON_DEVICE
 
     def _not_warm(self) -> list[tuple[int, int]]:
         count = native.engine_not_warm(self.address, None, 0)

@@ -11,6 +11,8 @@ from haversack.devices.backends import Device
 from haversack.devices.errors import AbortedError, BudgetError, DeviceError
 from haversack.devices.ledger import ledger
 from haversack.edge.cache_dir import modules_folder
+from haversack.edge.server.status import model_figures
+from haversack.offload.expert_engine import ON_DEVICE
 from haversack.offload.simulated import Link, SimulatedDevice
 from haversack.tools.models.architectures import TinyShape
 
@@ -78,6 +80,8 @@ def test_the_text_is_the_same_wherever_experts_lie(
         model.check_integrity()
         (use,) = model.devices()
         assert use.hits > 0 and not use.is_lost
+        held = [state for layer in model.held_experts().values() for state in layer]
+        assert held.count(ON_DEVICE) == use.slots
         assert sum(entry.reserved_bytes for entry in model.budget(use.name)) == use.budget_bytes
 
 
@@ -116,6 +120,19 @@ def test_a_placement_that_is_not_there_yet_is_refused(
     vram = vram_for(path, rpc_device.name, 0.25)
     with pytest.raises(DeviceError, match="give --placement fixed"):
         edge.load(path, "1GiB", 256, 1, options=options, vram=vram, placement="free")
+
+
+def test_a_server_tells_of_devices(
+    path: Path, rpc_device: Device, options: edge.LoadOptions
+) -> None:
+    vram = vram_for(path, rpc_device.name, 0.25)
+    with edge.load(path, "1GiB", 256, 1, options=options, vram=vram) as model:
+        written(model)
+        figures = model_figures(model, with_experts=True)
+        (device,) = figures["devices"]
+        assert device["name"] == rpc_device.name and device["hits"] > 0
+        assert figures["stats"]["device_hits"] == device["hits"]
+        assert sum(layer.count(ON_DEVICE) for layer in figures["experts"]) == device["slots"]
 
 
 # -------------------------------------------------------------------------- budgets
