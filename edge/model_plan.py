@@ -9,9 +9,9 @@ from haversack.devices.budget import MemoryBudget
 from haversack.devices.llama import ContextShape
 from haversack.devices.units import format_bytes, format_need
 from haversack.edge.drafter_plan import DrafterPlan
-from haversack.edge.placement import FIXED, DevicePlan
+from haversack.edge.placement import IN_RAM, DevicePlan, Placement
 from haversack.edge.shared_budget import Budget
-from haversack.offload.pool import PoolPlan, plan_pools, slot_bytes
+from haversack.offload.pool import PoolPlan, slot_bytes
 from haversack.offload.precision import Precision
 from haversack.quant.gguf import ModelGeometry
 from haversack.quant.lowbit import LowCopies
@@ -62,9 +62,8 @@ class Plan:
     with which no expert is streamed. With a `shared` budget, `ram_bytes` are what its open models
     leave. With `adapts`, the budget follows the memory that other programs leave (`edge.pressure`).
     `fidelity` names how near to exact the model is computed; with `precision`, slots hold copies of
-    two precisions. With `leaning`, the choice of experts leans to those in slots. `devices` hold
-    experts too, in bytes of their own; `placement` says whether experts move there while the model
-    is open ("free") or not ("fixed").
+    two precisions. With `leaning`, the choice of experts leans to those in slots. `placed` says
+    which experts lie on devices, in bytes of their own.
     """
 
     path: Path
@@ -92,10 +91,19 @@ class Plan:
     fidelity: str = EXACT
     precision: Precision | None = None
     leaning: Leaning | None = None
-    devices: tuple[DevicePlan, ...] = ()
-    placement: str = FIXED
+    placed: Placement = IN_RAM
     shared: Budget | None = field(default=None, compare=False, repr=False)
     adapts: bool = field(default=False, compare=False)
+
+    @property
+    def devices(self) -> tuple[DevicePlan, ...]:
+        """The plans of devices that hold experts too."""
+        return self.placed.devices
+
+    @property
+    def placement(self) -> str:
+        """Whether experts move to devices while the model is open ("free") or not ("fixed")."""
+        return self.placed.how
 
     @property
     def is_exclusive(self) -> bool:
@@ -110,8 +118,7 @@ class Plan:
     def pools_in(self, room_bytes: int) -> tuple[PoolPlan, ...]:
         """Return pools of slots of this plan's levels in at most `room_bytes`, but never less than
         the floor."""
-        geometry = self.geometry
-        return plan_pools(geometry.layers, geometry.num_experts_per_tok, room_bytes, self.low)
+        return self.placed.pools_in(self.geometry, room_bytes, self.low)
 
     def without_functions(self) -> "Plan":
         """Return a plan that another process understands: without what only runs in this one."""

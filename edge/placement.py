@@ -10,8 +10,10 @@ from haversack.devices.errors import BudgetError, PromptError
 from haversack.devices.units import format_bytes, format_need
 from haversack.edge.shared_budget import device_memory
 from haversack.edge.vram import DeviceBudget, rounds_otherwise
-from haversack.offload.pool import PoolPlan
+from haversack.offload.pool import PoolPlan, all_slots, plan_pools
 from haversack.offload.tier import device_slot_bytes
+from haversack.quant.gguf import ModelGeometry
+from haversack.quant.lowbit import LowCopies
 
 FREE, FIXED = "free", "fixed"  # whether experts may move between memories while a model is open
 PLACEMENTS = (FREE, FIXED)
@@ -68,6 +70,44 @@ class DevicePlan:
         """Return every figure as values that JSON can hold."""
         sums = {"planned_bytes": self.planned_bytes, "headroom_bytes": self.headroom_bytes}
         return asdict(self) | {"slots": list(self.slots)} | sums
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What lies on devices, and `how`: "fixed" or "free"."""
+
+    devices: tuple[DevicePlan, ...] = ()
+    how: str = FIXED
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether some expert lies on a device."""
+        return any(device.num_slots for device in self.devices)
+
+    def pools_in(
+        self, geometry: ModelGeometry, room_bytes: int, low: LowCopies | None = None
+    ) -> tuple[PoolPlan, ...]:
+        """Return pools of slots in RAM in at most `room_bytes`, but never less than the floor. An
+        expert that stays on a device needs none."""
+        used = geometry.num_experts_per_tok
+        pools = plan_pools(geometry.layers, used, room_bytes, low)
+        if self.how != FIXED or not self.has_experts:
+            return pools
+        floors, whole = plan_pools(geometry.layers, used, 0, low), all_slots(geometry.layers, used)
+        counts = [
+            max(
+                floors[number].num_slots,
+                whole[number].num_slots - sum(device.slots[number] for device in self.devices),
+            )
+            for number in range(len(pools))
+        ]
+        return tuple(
+            replace(pool, num_slots=min(pool.num_slots, count))
+            for pool, count in zip(pools, counts, strict=True)
+        )
+
+
+IN_RAM = Placement()  # no device has anything
 
 
 def checked_placement(placement: str) -> str:

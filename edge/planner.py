@@ -33,7 +33,7 @@ from haversack.edge.hub import local_path
 from haversack.edge.model_plan import DENSE, RESIDENT, STREAMED, Costs, Plan
 from haversack.edge.placement import (
     FIXED,
-    DevicePlan,
+    Placement,
     checked_placement,
     place_experts,
 )
@@ -101,7 +101,7 @@ def plan(
     whole = all_slots(geometry.layers, geometry.num_experts_per_tok)
     scratch = workspace_bytes(geometry.layers, shape.batch_tokens) if geometry.layers else 0
     devices = place_experts(whole, budgets, scratch)
-    planned = replace(_spend(geometry, shape, costs, ram_bytes, devices), placement=placement)
+    planned = _spend(geometry, shape, costs, ram_bytes, Placement(devices, placement))
     if isinstance(ram, Budget):
         return replace(planned, shared=ram)
     return replace(planned, adapts=ram == AUTO_RAM)
@@ -153,7 +153,7 @@ def _with_drafter(planned: Plan, drafter: DrafterPlan | None, draft_bytes: int) 
     if costs == planned.costs:
         return planned
     try:
-        spent = _spend(planned.geometry, planned.shape, costs, planned.ram_bytes, planned.devices)
+        spent = _spend(planned.geometry, planned.shape, costs, planned.ram_bytes, planned.placed)
     except BudgetError as error:
         if drafter is None or planned.ram_bytes < planned.floor_bytes:
             raise
@@ -163,7 +163,7 @@ def _with_drafter(planned: Plan, drafter: DrafterPlan | None, draft_bytes: int) 
             need_bytes=error.need_bytes,
             have_bytes=error.have_bytes,
         ) from error
-    kept = {name: getattr(planned, name) for name in ("leaning", "shared", "adapts", "placement")}
+    kept = {name: getattr(planned, name) for name in ("leaning", "shared", "adapts")}
     return replace(spent, drafter=drafter, **kept)
 
 
@@ -174,8 +174,8 @@ def with_ram(planned: Plan, ram_bytes: int) -> Plan:
         slot_total = pools_bytes(pools)
         if planned.fixed_bytes + slot_total <= ram_bytes:
             return replace(planned, ram_bytes=ram_bytes, pools=pools, slot_bytes=slot_total)
-    spent = _spend(planned.geometry, planned.shape, planned.costs, ram_bytes, planned.devices)
-    return replace(spent, drafter=planned.drafter, placement=planned.placement)
+    spent = _spend(planned.geometry, planned.shape, planned.costs, ram_bytes, planned.placed)
+    return replace(spent, drafter=planned.drafter)
 
 
 def streamed(planned: Plan, share: float = 1.0) -> Plan:
@@ -255,22 +255,23 @@ def _spend(
     shape: ContextShape,
     costs: Costs,
     ram_bytes: int,
-    devices: tuple[DevicePlan, ...] = (),
+    placed: Placement,
 ) -> Plan:
     full_bytes = costs.fixed_bytes(RESIDENT) + geometry.expert_bytes
     floor_slots = pools_bytes(plan_pools(geometry.layers, geometry.num_experts_per_tok, 0))
-    floor_bytes = min(full_bytes, costs.fixed_bytes(STREAMED) + floor_slots)
+    floor_bytes = costs.fixed_bytes(STREAMED) + floor_slots
+    if not placed.has_experts:
+        floor_bytes = min(full_bytes, floor_bytes)
     pools: tuple[PoolPlan, ...] = ()
     if not geometry.layers:
         mode, slot_total = DENSE, 0
         floor_bytes = full_bytes
-    elif ram_bytes >= full_bytes and not any(device.num_slots for device in devices):
+    elif ram_bytes >= full_bytes and not placed.has_experts:
         mode, slot_total = RESIDENT, geometry.expert_bytes
     else:
         mode = STREAMED
-        pools = plan_pools(
-            geometry.layers, geometry.num_experts_per_tok, ram_bytes - costs.fixed_bytes(STREAMED)
-        )
+        room_bytes = ram_bytes - costs.fixed_bytes(STREAMED)
+        pools = placed.pools_in(geometry, room_bytes)
         slot_total = pools_bytes(pools)
     if ram_bytes < floor_bytes:
         raise _below_floor(geometry, costs, floor_bytes, ram_bytes)
@@ -296,7 +297,7 @@ def _spend(
         pools=pools,
         geometry=geometry,
         costs=costs,
-        devices=devices,
+        placed=placed,
     )
 
 

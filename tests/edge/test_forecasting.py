@@ -24,7 +24,7 @@ from haversack.edge.forecasting import (
 )
 from haversack.edge.hits import found_of, miss_rate
 from haversack.edge.model_plan import Plan
-from haversack.edge.placement import DevicePlan
+from haversack.edge.placement import DevicePlan, Placement
 from haversack.edge.planner import streamed, with_ram
 from haversack.edge.run_records import read_records, record_key
 from haversack.tools.models.architectures import TinyShape
@@ -124,7 +124,7 @@ def with_device(planned: Plan, share: float, placement: str = "free") -> Plan:
     """Return the plan with slots for a share of the experts on a device."""
     slots = tuple(int(share * pool.num_experts * len(pool.layers)) for pool in planned.pools)
     device = DevicePlan("CUDA0", "a GPU", True, 2**30, 0, slots, 0, "")
-    return replace(planned, devices=(device,), placement=placement)
+    return replace(planned, placed=Placement((device,), placement))
 
 
 def test_a_device_hides_behind_the_cpu_or_the_cpu_behind_it(planned: Plan) -> None:

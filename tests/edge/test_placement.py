@@ -110,9 +110,19 @@ def test_a_plan_with_a_device_says_where_each_expert_can_lie(
 
 
 def test_all_experts_in_ram_still_use_the_device(model: Path, rpc_device: Device) -> None:
-    planned = edge.plan(model, ram="1GiB", ctx=256, vram=f"{rpc_device.name}=64MiB")
-    assert planned.mode == "streamed" and planned.devices[0].slots == (64,)
-    assert "slots for all experts" in "\n".join(reasons(planned))
+    vram = f"{rpc_device.name}=64MiB"
+    free = edge.plan(model, ram="1GiB", ctx=256, vram=vram, placement="free")
+    assert free.mode == "streamed" and free.devices[0].slots == (64,)
+    assert free.pools[0].num_slots == 64 and not free.is_exclusive
+    assert "slots for all experts" in "\n".join(reasons(free))
+
+
+def test_what_stays_on_a_device_has_no_slot_in_ram(model: Path, rpc_device: Device) -> None:
+    whole = edge.plan(model, ram="1GiB", ctx=256, vram=f"{rpc_device.name}=64MiB").devices[0]
+    vram = {rpc_device.name: whole.scratch_bytes + whole.slot_bytes // 2}
+    planned = edge.plan(model, ram="1GiB", ctx=256, vram=vram, placement="fixed")
+    assert planned.devices[0].num_slots + planned.pools[0].num_slots == 64
+    assert planned.is_exclusive and not any("drive" in line for line in reasons(planned))
 
 
 def test_without_a_device_nothing_is_said_of_one(model: Path) -> None:
