@@ -1,5 +1,6 @@
 """What `--vram` asks for: bytes of memory of devices, by their names."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from haversack.devices.errors import BudgetError, DeviceError, PromptError
 from haversack.devices.modules import list_modules, load_module
 from haversack.devices.units import format_bytes, size_bytes
 from haversack.edge.cache_dir import modules_folder
+
+_log = logging.getLogger("haversack.memory")
 
 AUTO_VRAM = "auto"  # what is free on a device, less a reserve
 RESERVE_VRAM_BYTES = 1024 * 1024 * 1024  # left to the screen and to other programs by `auto`
@@ -96,6 +99,8 @@ def _budgets_of(ask: VramAsk) -> list[DeviceBudget]:
     else:
         devices = [_not_the_cpu(find_device(ask.device, modules_dir))]
     if ask.num_bytes is None:
+        if not devices:
+            _log.warning("--vram auto: no backend finds a GPU, so only RAM is used")
         return [DeviceBudget(each, auto_bytes(each.memory().free_bytes)) for each in devices]
     if len(devices) != 1:
         raise _unclear(ask.num_bytes, devices)

@@ -1,5 +1,8 @@
 """Models with experts on devices: the same text, budgets that hold, and devices that go away."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -177,6 +180,29 @@ def test_memory_that_was_taken_since_the_plan_is_missed(
     assert ledger.others_bytes() - before < 4 * MIB
     with edge.load(planned, options=options) as model:
         assert written(model)
+
+
+# ----------------------------------------------------------------- the command line
+def test_a_run_and_its_plan_tell_of_the_device(
+    path: Path, start_rpc_server: StartServer, modules_here: None, trunk_dir: Path
+) -> None:
+    server = start_rpc_server()
+    flags = ["--ram", "1GiB", "-c", "256", "-t", "1", "--vram", f"{server.name}=8MiB", "--json"]
+    flags += ["--cache-dir", str(trunk_dir)]
+    (planned,) = told("plan", path, *flags)["devices"]
+    answer = told("run", path, *flags, "-p", "3 4 5", "-n", "4", "--temp", "0")
+    (device,) = answer["devices"]
+    assert device["name"] == planned["name"] == server.name
+    assert device["slots"] == sum(planned["slots"])
+    assert device["hits"] == answer["device_hits"] > 0
+
+
+def told(*arguments: object) -> dict[str, Any]:
+    """Return what a command prints as JSON."""
+    command = [sys.executable, "-m", "haversack.edge", *map(str, arguments)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found: dict[str, Any] = json.loads(printed)
+    return found
 
 
 # --------------------------------------------------------------------------- faults

@@ -6,6 +6,7 @@ import pytest
 
 from haversack.devices.backends import Device
 from haversack.devices.errors import BudgetError, DeviceError, PromptError, UnitError
+from haversack.edge import vram
 from haversack.edge.vram import (
     VramAsk,
     asked_vram,
@@ -53,6 +54,23 @@ def test_what_is_no_size_is_refused(given: Any, error: type[Exception], message:
 
 def test_auto_leaves_a_gib_or_half() -> None:
     assert [auto_bytes(n * GIB) for n in (0, 1, 2, 8)] == [0, GIB // 2, GIB, 7 * GIB]
+
+
+def test_auto_without_a_gpu_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(vram, "list_devices", list)
+    assert device_budgets(asked_vram("auto")) == ()
+    assert "only RAM is used" in caplog.text
+    with pytest.raises(PromptError, match="no backend finds one"):
+        device_budgets(asked_vram("1GiB"))
+
+
+def test_several_gpus_are_named_in_an_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [Device(name, "", "GPU", 0) for name in ("CUDA0", "CUDA1")]
+    monkeypatch.setattr(vram, "list_devices", lambda: gpus)
+    with pytest.raises(PromptError, match=r"one of CUDA0, CUDA1: name it, .* CUDA0=1.0GiB"):
+        device_budgets(asked_vram("1GiB"))
 
 
 def test_a_device_that_is_not_there_names_those_that_are() -> None:
