@@ -242,8 +242,9 @@ class Plan:
         more_bytes = 1024 * self.kv_bytes / self.shape.ctx_tokens
         copies = "" if self.low is None else f", {self.fidelity}: low copies are {self.low.source}"
         copies += f" of {self.low_share:.1%} of the experts" if self.low_share < 1 else ""
+        beside = "".join(f", {each.name} for {each.share:.0%}" for each in self.devices)
         return (
-            f"slots for {min(share, 1):.0%} of the experts{copies}; least --ram"
+            f"slots for {min(share, 1):.0%} of the experts{beside}{copies}; least --ram"
             f" {format_need(self.floor_bytes)}, all in memory from {format_need(self.full_bytes)};"
             f" 1024 more tokens of context cost {more_bytes / self.expert_bytes:.2%} of the experts"
         )

@@ -24,8 +24,9 @@ class DevicePlan:
     """How `budget_bytes` of a device's memory are spent on one model; they add up.
 
     `slots` are the slots for experts there, a number for each of the plan's pools, and
-    `slot_bytes` their memory. `scratch_bytes` are for computing there. `rounds_otherwise` says that
-    the device is known to compute with other bits than the CPU. `why` explains the choice.
+    `slot_bytes` their memory; `share` of all experts have one. `scratch_bytes` are for computing
+    there. `rounds_otherwise` says that the device is known to compute with other bits than the CPU.
+    `why` explains the choice.
     """
 
     name: str
@@ -35,6 +36,7 @@ class DevicePlan:
     scratch_bytes: int
     slots: tuple[int, ...]
     slot_bytes: int
+    share: float
     why: str
 
     @property
@@ -143,6 +145,7 @@ def _placed_on(
         0,
         (0,) * len(pools),
         0,
+        0.0,
         "",
     )
     if not pools:
@@ -161,6 +164,7 @@ def _placed_on(
         scratch_bytes=scratch_bytes,
         slots=slots,
         slot_bytes=slot_bytes,
+        share=share,
         why=f"{sum(slots)} experts ({share:.0%}), {reason}",
     )
 

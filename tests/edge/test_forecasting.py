@@ -123,7 +123,7 @@ def test_a_run_that_asks_for_no_traces_leaves_none(planned: Plan, tmp_path: Path
 def with_device(planned: Plan, share: float, placement: str = "free") -> Plan:
     """Return the plan with slots for a share of the experts on a device."""
     slots = tuple(int(share * pool.num_experts * len(pool.layers)) for pool in planned.pools)
-    device = DevicePlan("CUDA0", "a GPU", True, 2**30, 0, slots, 0, "")
+    device = DevicePlan("CUDA0", "a GPU", True, 2**30, 0, slots, 0, share, "")
     return replace(planned, placed=Placement((device,), placement))
 
 
