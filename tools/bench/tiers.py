@@ -30,11 +30,11 @@ from haversack import edge
 from haversack.cache.policies import ExpectedUse
 from haversack.devices.units import parse_bytes
 from haversack.edge.model_plan import Plan
-from haversack.edge.placement import tier_scratch_bytes
 from haversack.edge.planner import streamed
 from haversack.edge.replay import Replay, Trace
 from haversack.offload.pool import spare_slots
 from haversack.offload.simulated import Link, Processor, SimulatedDevice
+from haversack.offload.tier import workspace_bytes
 from haversack.tools.bench.steady_drive import SteadyDrive, warm
 from haversack.tools.bench.stream import WARM_TOKENS, replayed, suited, write_model
 from haversack.tools.command_line import positive, tool, write_rows
@@ -150,7 +150,7 @@ class TierBench:
 
     def _run_beside(self, case: Case, processor: Processor) -> Run:
         geometry, drive = self._planned.geometry, None
-        scratch_bytes = tier_scratch_bytes(geometry, self._planned.shape)
+        scratch_bytes = workspace_bytes(geometry.layers, self._planned.shape.batch_tokens)
         vram_bytes = scratch_bytes + int(case.vram_share * geometry.expert_bytes)
         with SimulatedDevice(2 * vram_bytes, case.link, processor) as device:
             vram = {device.name: vram_bytes}
