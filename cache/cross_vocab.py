@@ -8,7 +8,8 @@ arXiv 2507.02659, for runs on both sides). All of it is plain integers.
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from math import prod
 from typing import NamedTuple
 
@@ -19,9 +20,10 @@ from haversack.cache.ngram import Draft
 
 MOST_RUN = 8  # tokens of a run
 STORE_BYTES = 4 << 20
-_ENTRY_BYTES = 320  # of a pair in memory, at most: the bytes of two runs, and a place
+_ENTRY_BYTES = 288  # of a pair in memory, at most: the bytes of two runs, and a place
 _TOKEN_BYTES = 4
-_BUILD_BYTES = 160  # of a token, while the same texts are looked for
+_BUILD_BYTES = 48  # of a draft token, while the same texts are looked for
+_PIECES_AT_ONCE = 4096  # of the target
 _IN_RUN_RATE = 0.98  # how often a target token is right where its run began right
 
 Tokens = tuple[int, ...]
@@ -34,18 +36,36 @@ class Pair(NamedTuple):
     target: Tokens
 
 
-def map_bytes(num_draft_tokens: int) -> int:
-    """Return the most memory that the map of tokens with the same text takes."""
-    return _BUILD_BYTES * num_draft_tokens
+def tables_bytes(num_draft_tokens: int, store_bytes: int) -> int:
+    """Return the most memory that the map of tokens with the same text and a store of pairs take.
+    The store fills after the map was made."""
+    kept_bytes = _TOKEN_BYTES * num_draft_tokens
+    return max(_BUILD_BYTES * num_draft_tokens, kept_bytes + store_bytes)
 
 
 def same_texts(
-    draft_pieces: Sequence[bytes], target_pieces: Sequence[bytes]
+    draft_pieces: Iterable[bytes], target_pieces: Iterable[bytes]
 ) -> npt.NDArray[np.int32]:
-    """Return for each draft token the target token with its text, -1 if there is none."""
-    places = {piece: token for token, piece in enumerate(target_pieces) if piece}
-    found = (places.get(piece, -1) for piece in draft_pieces)
-    return np.fromiter(found, np.int32, len(draft_pieces))
+    """Return for each draft token the last target token with its text, -1 if there is none.
+
+    Pieces are compared by hashes of 64 bits, so that they need not be held: a wrong pair would
+    cost a wrong draft, no more.
+    """
+    hashes = np.fromiter(map(hash, draft_pieces), np.int64)
+    order = np.argsort(hashes, kind="stable")
+    hashes = hashes[order]
+    found = np.full(len(hashes) + 1, -1, np.int32)  # the last: of pieces that are not there
+    token, left = 0, iter(target_pieces)
+    while pieces := list(islice(left, _PIECES_AT_ONCE)):
+        wanted = np.fromiter(map(hash, pieces), np.int64, len(pieces))
+        places = np.searchsorted(hashes, wanted)
+        is_there = hashes[np.minimum(places, len(hashes) - 1)] == wanted
+        places[~is_there] = len(hashes)
+        found[places] = np.arange(token, token + len(pieces), dtype=np.int32)
+        token += len(pieces)
+    found = found[np.searchsorted(hashes, hashes)]  # tokens with equal pieces
+    found[hashes == hash(b"")] = -1
+    return found[np.argsort(order)]
 
 
 def aligned(draft: Sequence[bytes], target: Sequence[bytes]) -> Iterator[tuple[slice, slice]]:

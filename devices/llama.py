@@ -66,14 +66,15 @@ OnNode = Callable[[int, bool, object], bool]
 
 @dataclass(frozen=True)
 class ContextShape:
-    """What decides a context's memory and its speed: each of its `sequences` has room for
-    `ctx_tokens`, whose keys and values are of `kv_type`, one of KV_TYPES. Raises PromptError."""
+    """What decides a context's memory and speed: each of its `sequences` has room for `ctx_tokens`,
+    of `kv_type` (KV_TYPES); a pass has at most `logit_rows` with logits. Raises PromptError."""
 
     ctx_tokens: int
     batch_tokens: int
     threads: int
     sequences: int = 1
     kv_type: str = EXACT_KV_TYPE
+    logit_rows: int = MOST_ROWS
 
     def __post_init__(self) -> None:
         if self.kv_type not in KV_TYPES:
@@ -82,7 +83,7 @@ class ContextShape:
     @property
     def most_rows(self) -> int:
         """How many rows of a pass may want logits."""
-        return min(MOST_ROWS, self.batch_tokens)
+        return min(self.logit_rows, self.batch_tokens)
 
 
 class Row(NamedTuple):
@@ -225,15 +226,14 @@ def _progress_callback(
 def context_params(shape: ContextShape) -> Any:
     """struct llama_context_params of a context of that shape.
 
-    Each sequence has cells of its own, as many as it would have alone, so that its attention is
-    computed as if there were no other.
+    Each sequence has cells of its own, as many as alone: its attention is as if no other were.
     """
     params = llama.llama_context_default_params()
     cells = -(-shape.ctx_tokens // _CELLS_UNIT) * _CELLS_UNIT
     params.n_ctx, params.n_seq_max = cells * shape.sequences, shape.sequences
     params.n_batch = params.n_ubatch = shape.batch_tokens  # equal: a pass is never split
     params.n_threads = params.n_threads_batch = shape.threads
-    params.n_outputs_max = max(MOST_ROWS, shape.sequences)
+    params.n_outputs_max = max(shape.logit_rows, shape.sequences)
     params.offload_kqv = params.op_offload = params.kv_unified = False
     params.type_k = params.type_v = KV_TYPES[shape.kv_type]
     # Else llama.cpp tries whether its own device computes it, and turns it off where ours does.

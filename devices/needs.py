@@ -11,12 +11,21 @@ from haversack.devices.errors import ModelFileError
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.llama import EXACT_KV_TYPE, ContextShape, LlamaModel, context_params
 from haversack.devices.logs import captured_logs
+from haversack.devices.vocabulary import Vocabulary
 
-# Tiled products take 512 KiB for each thread, in llama.cpp's own scratch and in that of the
-# expert products; flash attention takes the rest.
-THREAD_SCRATCH_BYTES = 1280 * 1024
+# Products with blocks of 256 weights (K and IQ types) take 512 KiB for each thread, in llama.cpp's
+# own scratch and in that of the expert products; flash attention takes the rest, most of it for
+# tiles of 64 tokens.
+_TILE_BYTES = 512 * 1024
+_ATTENTION_TILE_TOKENS = 64
+THREAD_SCRATCH_BYTES = 2 * _TILE_BYTES + 256 * 1024
+_SMALL_THREAD_BYTES = 32 * 1024  # measured: 16 KiB, the stack and attention of few tokens
 LOGIT_BYTES = 4
+_ROW_ID_BYTES = 8  # of a (row, expert) pair in llama.cpp's scratch for MUL_MAT_ID
+_MATRIX_SCRATCH_BYTES = 72  # of each expert there
 VOCABULARY_FACTOR = 10  # measured: a vocabulary takes 9 to 10 times its bytes in the header
+# Measured: one with scores takes 198 bytes a token; a model's own structures take the rest.
+_SCORED_TOKEN_BYTES, _MODEL_BYTES = 205, 1 << 20
 # llama.cpp's tables hold 48 bytes for each cell, and two nodes of 48 bytes for each one in use.
 _CELL_BYTES = 152
 _INDEX_KEYS = (b".attention.indexer.", b".attention.compress_ratios")
@@ -26,10 +35,12 @@ _ROTATION_SIDES = (64, 128, 256, 512)
 
 @dataclass(frozen=True)
 class MemoryNeeds:
-    """The bytes that a context allocates beside the weights."""
+    """The bytes that a context allocates beside the weights. `compute_bytes` include
+    `thread_bytes`, the most that its threads may take."""
 
     kv_bytes: int
     compute_bytes: int
+    thread_bytes: int
 
 
 def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
@@ -59,10 +70,11 @@ def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
     row_bytes = LOGIT_BYTES * (model.vocabulary.num_tokens + model.hidden_size)  # hidden for embed
     logits_bytes = row_bytes * num_rows
     graph_bytes = _graph_bytes(max_nodes)
-    thread_bytes = shape.threads * THREAD_SCRATCH_BYTES
+    threads_bytes = shape.threads * THREAD_SCRATCH_BYTES
     return MemoryNeeds(
         sizes.context_bytes + tables_bytes,
-        sizes.compute_bytes + logits_bytes + graph_bytes + thread_bytes,
+        sizes.compute_bytes + logits_bytes + graph_bytes + threads_bytes,
+        threads_bytes,
     )
 
 
@@ -74,6 +86,27 @@ def _context_sizes(context: Any) -> own.ContextSizes:
         native.pointer_to(sizes),
     )
     return sizes
+
+
+def thread_bytes(shape: ContextShape, has_tiles: bool) -> int:
+    """Return the scratch of all threads of a context without expert products of ours. `has_tiles`:
+    whether weights lie in blocks of 256."""
+    if shape.batch_tokens >= _ATTENTION_TILE_TOKENS:
+        return shape.threads * THREAD_SCRATCH_BYTES
+    return shape.threads * (_SMALL_THREAD_BYTES + _TILE_BYTES * has_tiles)
+
+
+def vocabulary_bytes(vocabulary: Vocabulary, header_bytes: int) -> int:
+    """Return the most memory that a vocabulary takes whose file has a header of `header_bytes`."""
+    most_bytes = VOCABULARY_FACTOR * header_bytes
+    if not vocabulary.is_sentencepiece:
+        return most_bytes
+    return min(most_bytes, _MODEL_BYTES + _SCORED_TOKEN_BYTES * vocabulary.num_tokens)
+
+
+def product_scratch(num_matrices: int, num_pairs: int) -> int:
+    """Return llama.cpp's scratch for a MUL_MAT_ID over `num_matrices` and (row, expert) pairs."""
+    return num_matrices * (_MATRIX_SCRATCH_BYTES + _ROW_ID_BYTES * num_pairs)
 
 
 def cell_bytes(ctx_tokens: int) -> int:

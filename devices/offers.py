@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+_MOST_OFFERED = 1024  # tokens
+
 Ids = npt.NDArray[np.int32]
 Shares = npt.NDArray[np.float64]
 
@@ -25,10 +27,21 @@ class Offer(NamedTuple):
         p, q = _share_of(self.token, ids, shares), _share_of(self.token, self.ids, self.shares)
         if random.random() * q < p:
             return self.token
-        offered = np.zeros(max(ids.max(), self.ids.max()) + 1)
-        offered[self.ids] = self.shares
-        more = np.maximum(shares - offered[ids], 0)
+        more = shares.copy()
+        places = np.flatnonzero(np.isin(ids, self.ids))  # few: an offer has few ids
+        order = np.argsort(self.ids)
+        offered = order[np.searchsorted(self.ids, ids[places], sorter=order)]
+        more[places] = np.maximum(shares[places] - self.shares[offered], 0)
         return drawn(ids, more if more.any() else shares, random)
+
+
+def likeliest(ids: Ids, shares: Shares) -> tuple[Ids, Shares]:
+    """Return at most 1024 of `ids`, those with the largest `shares`, and their shares of these
+    alone. Offers may be drawn from any tokens, so that they need not hold a vocabulary."""
+    if len(ids) > _MOST_OFFERED:
+        places = np.argpartition(shares, -_MOST_OFFERED)[-_MOST_OFFERED:]
+        ids, shares = ids[places], shares[places] / shares[places].sum()
+    return ids, shares
 
 
 def drawn(ids: Ids, weights: Shares, random: Random) -> int:

@@ -12,7 +12,7 @@ from haversack.devices import guard
 from haversack.devices._native import llama, pointer_to
 from haversack.devices.errors import NotFiniteError, PromptError
 from haversack.devices.grammar import Grammar, GrammarMatcher
-from haversack.devices.offers import Ids, Offer, Shares, drawn
+from haversack.devices.offers import Ids, Offer, Shares, drawn, likeliest
 from haversack.devices.vocabulary import Vocabulary
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -139,7 +139,7 @@ class SamplerChain:
         _refuse_not_finite(logits)
         candidates = self._among(self._tables.ids, logits)
         guard.sampler_apply(self._chain, pointer_to(candidates))
-        ids, shares = _left(candidates)
+        ids, shares = likeliest(*_left(candidates))
         return Offer(drawn(ids, shares, self._random), ids, shares)
 
     def sample(self, logits: npt.NDArray[np.float32], offer: Offer | None = None) -> int:

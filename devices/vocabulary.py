@@ -28,6 +28,11 @@ class Vocabulary:
         self.has_text = self._kind != _NO_VOCABULARY
 
     @property
+    def is_sentencepiece(self) -> bool:
+        """Return whether texts are cut by scores of tokens, not by merges."""
+        return bool(self._kind == _SENTENCEPIECE)
+
+    @property
     def address(self) -> Any:
         return self._vocab
 

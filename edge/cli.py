@@ -112,7 +112,7 @@ def run_model(
     log_to_stderr(log.verbose)
     first_tokens = WINDOW_FIRST_TOKENS if request.window else 0
     sampling = replace(choice.sampling(), seed=choice.chosen_seed(), keep_first=first_tokens)
-    planned = fidelity.plan(model, speculate=request.speculate)
+    planned = fidelity.plan(model, drafts=request.asked_drafts())
     # read last, because it may wait for a pipe: what else is wrong is told before
     prompt = request.text(planned.shape.ctx_tokens)
     with opened(planned, fidelity, log, speculate=request.speculate) as loaded:
@@ -176,7 +176,7 @@ def chat_with_model(
     talk = talk_here()
 
     def planned(path: Path | None) -> Plan:
-        return fidelity.plan(replace(model, model=path), speculate=chat.speculate)
+        return fidelity.plan(replace(model, model=path), drafts=chat.asked_drafts())
 
     def load_planned(each: Plan) -> Model:
         return opened(each, fidelity, log, seed, speculate=chat.speculate)
@@ -215,7 +215,7 @@ def serve_models(
     models = {name: replace(model, model=path) for name, path in asked.paths(model.model).items()}
 
     def planned(each: ModelOptions) -> Plan:
-        return fidelity.plan(each, sequences=asked.parallel, speculate=asked.speculate)
+        return fidelity.plan(each, sequences=asked.parallel, drafts=asked.asked_drafts())
 
     for each in models.values():
         planned(each)  # raises before anything is served
@@ -241,7 +241,7 @@ def show_plan(
     with geometry_before_download(model) as geometry:
 
         def replan(ctx: int | None) -> Plan:
-            return fidelity.plan(replace(model, ctx=ctx), geometry, speculate=drafts.speculate)
+            return fidelity.plan(replace(model, ctx=ctx), geometry, drafts=drafts.asked_drafts())
 
         planned = replan(model.ctx)
         view = PlanView(planned, known_facts(planned, fidelity.folder, measure=True), replan)

@@ -1,7 +1,7 @@
 """A text in the tokens of the model that drafts, and drafts in the tokens of the target."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -55,10 +55,12 @@ class Vocabularies:
             self._refuse_unlike()
             self.are_same, self.name = True, ""
             return
-        pieces, other = _pieces(draft), _pieces(target)
-        self.are_same = pieces == other
-        self.name = _hash_of(pieces) + _hash_of(other)
-        self.same = same_texts(pieces, other)
+        digests = hashlib.sha256(), hashlib.sha256()
+        self.same = same_texts(
+            _pieces(draft, digests[0].update), _pieces(target, digests[1].update)
+        )
+        own, other = (digest.hexdigest() for digest in digests)
+        self.are_same, self.name = own == other, own + other
 
     def _refuse_unlike(self) -> None:
         numbers = self.target.num_tokens, self.draft.num_tokens
@@ -73,15 +75,12 @@ class Vocabularies:
         return SameText(first) if self.are_same else OtherText(self, first)
 
 
-def _hash_of(pieces: Sequence[bytes]) -> str:
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(len(piece).to_bytes(4, "little") + piece)
-    return digest.hexdigest()
-
-
-def _pieces(vocabulary: DraftVocabulary) -> list[bytes]:
-    return [vocabulary.piece(token) for token in range(vocabulary.num_tokens)]
+def _pieces(vocabulary: DraftVocabulary, add: Callable[[bytes], None]) -> Iterator[bytes]:
+    """Yield the text of each token, and `add` it to a digest."""
+    for token in range(vocabulary.num_tokens):
+        piece = vocabulary.piece(token)
+        add(len(piece).to_bytes(4, "little") + piece)
+        yield piece
 
 
 class OtherText:

@@ -11,10 +11,11 @@ from haversack.edge.fidelity import MODES, Fidelity
 from haversack.edge.model_plan import EXACT, Plan
 from haversack.edge.options import CacheOptions, ModelOptions
 from haversack.edge.planner import with_drafts
-from haversack.edge.speculate import AUTO, asked_for
+from haversack.edge.speculate import AUTO, Asked, asked_for
 from haversack.quant.gguf import ModelGeometry
 
 _memory = partial(typer.Option, rich_help_panel="Memory and speed")
+_AUTO = asked_for(AUTO)
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ class FidelityOptions(CacheOptions):
         model: ModelOptions,
         geometry: ModelGeometry | None = None,
         sequences: int = 1,
-        speculate: str = AUTO,
+        drafts: Asked = _AUTO,
     ) -> Plan:
         """Plan how the model would run. Raises what `edge.plan`, `with_drafts` and
         `Fidelity.applied` raise."""
-        asked, drafts = self.asked(), asked_for(speculate)  # before anything is read
+        asked = self.asked()  # before anything is read
         planned = model.plan(geometry, sequences)
-        planned = with_drafts(planned, drafts.draft_from, drafts.is_off)
+        planned = with_drafts(planned, drafts.draft_from, drafts.is_off, drafts.most_bytes)
         return asked.applied(planned, self.folder)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing_extensions import Unpack
 
 from haversack.cache.cross_vocab import PairStore
+from haversack.cache.ngram import TABLE_BYTES
 from haversack.devices.errors import (
     DamagedTrunkError,
     ModelFileError,
@@ -67,8 +68,9 @@ class LoadOptions:
     drafted and computed beside the next one: "auto" where that was measured to be faster, "off",
     or, for measuring, "ngram" always, up to 6 tokens, and "ngram:3" up to 3. The path of a
     model, in GGUF or ONNX, means that it drafts too, where that is faster; its vocabulary may be
-    another one. `cache_dir` is where trunk files lie (the user's cache folder by default).
-    `progress` is called with the step and the
+    another one. All that drafts take at most `speculate_memory`, a size ("64MiB"): what does not
+    fit is made smaller; a plan that is given says that itself. `cache_dir` is where trunk files lie
+    (the user's cache folder by default). `progress` is called with the step and the
     share done. `open_file` opens a file to read experts from; benchmarks give one of a known speed.
     With `warm_start`, a streamed model reads back the experts that its last run saved, while no
     other read is wanted, and saves its own when closed. Without it, nothing is read back or saved.
@@ -84,6 +86,7 @@ class LoadOptions:
     batch: int = DEFAULT_BATCH_TOKENS
     sequences: int = 1
     speculate: str = AUTO
+    speculate_memory: str | int | None = None
     cache_dir: str | Path | None = None
     progress: LoadProgress | None = None
     open_file: OpenFile = DirectFile
@@ -113,8 +116,8 @@ class LoadOptions:
         return {"batch": self.batch, "sequences": self.sequences, "kv_type": self.kv_type}
 
     def asked_drafts(self) -> Asked:
-        """Return how to draft. Raises PromptError."""
-        return asked_for(self.speculate)
+        """Return how to draft. Raises PromptError, UnitError."""
+        return asked_for(self.speculate, self.speculate_memory)
 
     def asked_fidelity(self) -> Fidelity:
         """Return `fidelity` whole. Raises PromptError."""
@@ -194,7 +197,7 @@ def _with_drafts(planned: Plan, asked: Asked, is_given: bool) -> Plan:
         has = None if planned.drafter is None else planned.drafter.path
         if asked.draft_from in (None, has):
             return planned
-    return with_drafts(planned, asked.draft_from, asked.is_off)
+    return with_drafts(planned, asked.draft_from, asked.is_off, asked.most_bytes)
 
 
 def _loaded(planned: Plan, options: LoadOptions, stop: StopFlag, seed: int | None) -> "Model":
@@ -251,17 +254,19 @@ def _speculation(planned: Plan, options: LoadOptions, engine: Engine) -> Specula
     context, helper = engine.context, None
     if planned.drafter is not None and context.drops_parts:
         helper = _helper(planned.drafter, engine)
-    asked = options.asked_drafts()
-    made = speculation_of(asked, context.drops_parts, context.ctx_tokens, helper)
+    asked, sizes = options.asked_drafts(), planned.draft_sizes
+    text_tokens = sizes.tokens_of(planned.shape)
+    made = speculation_of(asked, context.drops_parts, text_tokens, helper, sizes.table_bytes)
     if made.is_off or not options.warm_start:
         return made
     folder, table = Path(options.cache_dir or default_cache_dir()), made.memory.table
     with contextlib.suppress(StorageError):  # the model's file is gone: nothing is kept of it
         trunk = trunk_path(planned.geometry, folder)
-        saved = read_table(trunk, table.nbytes)
-        if saved is not None:
-            table[:] = saved
-        engine.on_close(lambda: save_table(trunk, table))
+        if table.nbytes == TABLE_BYTES:  # a smaller one is not kept: it would replace the whole one
+            saved = read_table(trunk, table.nbytes)
+            if saved is not None:
+                table[:] = saved
+            engine.on_close(lambda: save_table(trunk, table))
         if helper is not None and not helper.vocabularies.are_same:
             _keep_pairs(trunk, helper.vocabularies, engine)
     return made
@@ -278,7 +283,7 @@ def _helper(drafter: DrafterPlan, engine: Engine) -> Helper:
     """Load the model that drafts."""
     model = DraftModel(drafter)
     engine.on_close(model.close)
-    pairs = PairStore()
+    pairs = PairStore(drafter.pair_bytes)
     both = Vocabularies(engine.model.vocabulary, model.model.vocabulary, pairs)
     return Helper(model, both)
 

@@ -1,6 +1,6 @@
 """The plan of a model: how a budget is spent on it, in bytes that add up."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ from haversack.cache.routing import Leaning
 from haversack.devices.budget import MemoryBudget
 from haversack.devices.llama import ContextShape
 from haversack.devices.units import format_bytes, format_need
+from haversack.edge.draft_sizes import WHOLE, DraftSizes
 from haversack.edge.drafter_plan import DrafterPlan
 from haversack.edge.placement import IN_RAM, DevicePlan, Placement
 from haversack.edge.shared_budget import Budget
@@ -55,7 +56,8 @@ class Plan:
     `trunk_bytes` are the weights without the routed experts, `kv_bytes` the context's cache.
     `compute_bytes` are scratch; they include `sampling_bytes` for samplers and grammars,
     `draft_bytes` for what drafts come from without a model, and `scratch_bytes` for products with
-    experts. `drafter_bytes` are a model that drafts, whole.
+    experts. `drafter_bytes` are a model that drafts, whole; `draft_sizes` bound what can be made
+    smaller of both.
     `reserve_bytes` are all else; they include `process_bytes` of the process itself without its
     open models. `slot_bytes` are room for experts (for all of them in mode "resident"),
     `headroom_bytes` stay free. `floor_bytes` is the least budget that works, `full_bytes` the least
@@ -88,6 +90,7 @@ class Plan:
     geometry: ModelGeometry
     costs: Costs = field(compare=False, repr=False)
     drafter: DrafterPlan | None = None
+    draft_sizes: DraftSizes = WHOLE
     fidelity: str = EXACT
     precision: Precision | None = None
     leaning: Leaning | None = None
@@ -196,6 +199,7 @@ class Plan:
             "sequences": self.shape.sequences,
             "kv_type": self.shape.kv_type,
             "drafter": None if self.drafter is None else self.drafter.to_dict(),
+            "draft_sizes": asdict(self.draft_sizes),
             "placement": self.placement,
             "devices": [device.to_dict() for device in self.devices],
             **figures,

@@ -30,7 +30,7 @@ from haversack.edge.planner import plan
 from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.schema import MAX_SCHEMA_CHARS
 from haversack.edge.speculate import AUTO as SPECULATE_AUTO
-from haversack.edge.speculate import asked_for
+from haversack.edge.speculate import Asked, asked_for
 from haversack.edge.text import without_mark
 from haversack.quant.gguf import ModelGeometry
 from haversack.quant.requantize import AUTO
@@ -162,9 +162,21 @@ class DraftOptions:
             " that drafts where that is faster. The text is the same.",
         ),
     ] = SPECULATE_AUTO
+    speculate_memory: Annotated[
+        str | None,
+        _memory(
+            metavar="SIZE",
+            help="The most memory that all that drafts may take, a GGUF included; what does not fit"
+            " is made smaller. It comes out of --ram.",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
-        asked_for(self.speculate)
+        self.asked_drafts()
+
+    def asked_drafts(self) -> Asked:
+        """Return how to draft. Raises PromptError, UnitError."""
+        return asked_for(self.speculate, self.speculate_memory)
 
 
 @dataclass(frozen=True)

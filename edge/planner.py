@@ -7,7 +7,6 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
-from haversack.cache.ngram import TABLE_BYTES, text_bytes
 from haversack.devices.errors import BudgetError, ModelFileError, PromptError
 from haversack.devices.grammar import trie_bytes
 from haversack.devices.ledger import ledger
@@ -22,13 +21,15 @@ from haversack.devices.needs import (
     VOCABULARY_FACTOR,
     MemoryNeeds,
     memory_needs,
+    product_scratch,
 )
 from haversack.devices.sampler import chain_bytes
 from haversack.devices.system import host
 from haversack.devices.units import format_bytes, format_need, size_bytes
 from haversack.devices.vocabulary import Vocabulary
 from haversack.edge.context_shape import ShapeSettings, context_shape, refuse_boundless
-from haversack.edge.drafter_plan import SHORT_WINDOW_TOKENS, DrafterPlan, plan_drafter
+from haversack.edge.draft_sizes import WHOLE
+from haversack.edge.drafter_plan import SHORT_WINDOW_TOKENS, Drafting, plan_drafting
 from haversack.edge.hub import local_path
 from haversack.edge.model_plan import DENSE, RESIDENT, STREAMED, Costs, Plan
 from haversack.edge.placement import (
@@ -49,8 +50,6 @@ AUTO_RAM = "auto"  # a budget that follows the memory other programs leave
 _MIB = 1024 * 1024
 _USUAL_PROCESS_BYTES = 96 * _MIB  # more than the interpreter and the libraries take
 RESERVE_RAM_BYTES = 2048 * _MIB  # left to the rest of the system where no budget is given
-_ROW_ID_BYTES = 8  # of a (row, expert) pair in llama.cpp's scratch for MUL_MAT_ID
-_MATRIX_SCRATCH_BYTES = 72  # of each expert there
 
 
 def plan(
@@ -93,7 +92,7 @@ def plan(
         refuse_boundless(shape, ram_bytes)
         needs = memory_needs(model, shape)
         sampling_bytes = _sampling_bytes(model.vocabulary, shape.sequences)
-        draft_bytes = _draft_bytes(shape) if model.drops_parts else 0
+        draft_bytes = WHOLE.ngram_bytes(shape) if model.drops_parts else 0
     finally:
         model.close()
         host.give_back_freed_memory()
@@ -126,30 +125,40 @@ def _geometry_of(model: str | Path | ModelGeometry) -> ModelGeometry:
     return read_geometry(local_path(model))
 
 
-def with_drafts(planned: Plan, draft_from: Path | None, is_off: bool = False) -> Plan:
+def with_drafts(
+    planned: Plan, draft_from: Path | None, is_off: bool = False, most_bytes: int | None = None
+) -> Plan:
     """Return the plan with the bytes of what drafts: the model `draft_from`, if given, and what
     needs no model, or nothing at all if it `is_off`. What it does not take goes to experts, so a
-    drafter's context holds whole texts only where all experts are in memory with it.
+    drafter's context holds whole texts only where all experts are in memory with it. With
+    `most_bytes` all of it is made smaller until it takes no more.
 
-    Raises BudgetError with what the drafter needs where it leaves less than the floor,
-    ModelFileError for a model that cannot draft, and PromptError for a plan with low copies.
+    Raises BudgetError with what the drafter needs where it leaves less than the floor, and where
+    `most_bytes` do not suffice, ModelFileError for a model that cannot draft, and PromptError for a
+    plan with low copies.
     """
     if planned.precision is not None:
         raise PromptError("the plan has slots of two precisions already: plan what drafts before")
-    draft_bytes = 0 if is_off else planned.costs.draft_bytes
+    if is_off or not planned.costs.draft_bytes:
+        most_bytes = None
+    shape, short = planned.shape, replace(WHOLE, window_tokens=SHORT_WINDOW_TOKENS)
     if draft_from is None:
-        return _with_drafter(planned, None, draft_bytes)
+        return _with_drafting(planned, plan_drafting(None, shape, WHOLE, most_bytes), is_off)
     with suppress(BudgetError):
-        whole = _with_drafter(planned, plan_drafter(draft_from, planned.shape), draft_bytes)
+        drafting = plan_drafting(draft_from, shape, WHOLE, most_bytes)
+        whole = _with_drafting(planned, drafting, is_off)
         if whole.mode != STREAMED:
             return whole
-    short = plan_drafter(draft_from, planned.shape, SHORT_WINDOW_TOKENS)
-    return _with_drafter(planned, short, draft_bytes)
+    return _with_drafting(planned, plan_drafting(draft_from, shape, short, most_bytes), is_off)
 
 
-def _with_drafter(planned: Plan, drafter: DrafterPlan | None, draft_bytes: int) -> Plan:
-    drafter_bytes = 0 if drafter is None else drafter.num_bytes
-    costs = replace(planned.costs, drafter_bytes=drafter_bytes, draft_bytes=draft_bytes)
+def _with_drafting(planned: Plan, drafting: Drafting, is_off: bool) -> Plan:
+    drafter, has_ngrams = drafting.drafter, planned.costs.draft_bytes and not is_off
+    costs = replace(
+        planned.costs,
+        drafter_bytes=0 if drafter is None else drafter.num_bytes,
+        draft_bytes=drafting.sizes.ngram_bytes(planned.shape) if has_ngrams else 0,
+    )
     if costs == planned.costs:
         return planned
     try:
@@ -158,13 +167,13 @@ def _with_drafter(planned: Plan, drafter: DrafterPlan | None, draft_bytes: int) 
         if drafter is None or planned.ram_bytes < planned.floor_bytes:
             raise
         raise BudgetError(
-            f"{drafter} leaves {planned.path.name} less than it needs: {error}; or draft without a"
-            " model (--speculate auto)",
+            f"{drafter} and leaves {planned.path.name} less than it needs: {error}; or draft"
+            " without a model (--speculate auto)",
             need_bytes=error.need_bytes,
             have_bytes=error.have_bytes,
         ) from error
     kept = {name: getattr(planned, name) for name in ("leaning", "shared", "adapts")}
-    return replace(spent, drafter=drafter, **kept)
+    return replace(spent, drafter=drafter, draft_sizes=drafting.sizes, **kept)
 
 
 def with_ram(planned: Plan, ram_bytes: int) -> Plan:
@@ -175,7 +184,7 @@ def with_ram(planned: Plan, ram_bytes: int) -> Plan:
         if planned.fixed_bytes + slot_total <= ram_bytes:
             return replace(planned, ram_bytes=ram_bytes, pools=pools, slot_bytes=slot_total)
     spent = _spend(planned.geometry, planned.shape, planned.costs, ram_bytes, planned.placed)
-    return replace(spent, drafter=planned.drafter)
+    return replace(spent, drafter=planned.drafter, draft_sizes=planned.draft_sizes)
 
 
 def streamed(planned: Plan, share: float = 1.0) -> Plan:
@@ -209,12 +218,6 @@ def _sampling_bytes(vocabulary: Vocabulary, sequences: int) -> int:
     return chain_bytes(num_tokens) + rows_bytes + trie
 
 
-def _draft_bytes(shape: ContextShape) -> int:
-    """Return the bytes for drafting without a model: a table, and what finds where each text
-    repeats itself."""
-    return TABLE_BYTES + shape.sequences * text_bytes(shape.ctx_tokens)
-
-
 def _costs(
     geometry: ModelGeometry,
     shape: ContextShape,
@@ -243,11 +246,6 @@ def _costs(
         resident_scratch_bytes=resident,
         streamed_scratch_bytes=streamed,
     )
-
-
-def product_scratch(num_matrices: int, num_pairs: int) -> int:
-    """Return llama.cpp's scratch for a MUL_MAT_ID over `num_matrices` and (row, expert) pairs."""
-    return num_matrices * (_MATRIX_SCRATCH_BYTES + _ROW_ID_BYTES * num_pairs)
 
 
 def _spend(

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from haversack.devices.errors import BudgetError
+from haversack.devices.needs import product_scratch
 from haversack.devices.units import format_bytes, format_need
 from haversack.edge.model_plan import EXACT, Plan
-from haversack.edge.planner import product_scratch
 from haversack.offload.expert_engine import low_scratch_bytes
 from haversack.offload.pool import pools_bytes
 from haversack.offload.precision import Precision

@@ -16,6 +16,7 @@ from haversack.cache.ngram import Drafter, NgramDrafter, NgramMemory
 from haversack.devices.errors import HaversackError, PromptError
 from haversack.devices.llama import MOST_ROWS
 from haversack.devices.steps import MOST_STEPS
+from haversack.devices.units import size_bytes
 from haversack.edge.call import Call
 from haversack.edge.draft_model import DraftModel, DrawnDrafter, MixedDrafter, ModelDrafter
 from haversack.edge.draft_text import Vocabularies
@@ -30,10 +31,11 @@ _MODELS = (".gguf", ".onnx")
 
 class Asked(NamedTuple):
     """How to draft: with the model `draft_from`, if one is given, and `fixed` tokens at any price;
-    None where measurements decide."""
+    None where measurements decide. What drafts takes `most_bytes` at most, None: what it likes."""
 
     fixed: int | None
     draft_from: Path | None = None
+    most_bytes: int | None = None
 
     @property
     def is_off(self) -> bool:
@@ -41,10 +43,16 @@ class Asked(NamedTuple):
         return self.fixed == 0
 
 
-def asked_for(speculate: object) -> Asked:
+def asked_for(speculate: object, memory: str | int | None = None) -> Asked:
     """Return what is asked for by "auto", "off", "ngram", which drafts 6 tokens at any price, or
-    the path of a model; ":N" behind the last two means N tokens at any price. Raises PromptError.
+    the path of a model; ":N" behind the last two means N tokens at any price. `memory` is the size
+    that what drafts may take. Raises PromptError, UnitError.
     """
+    most_bytes = None if memory is None else size_bytes(memory)
+    return _asked_for(speculate)._replace(most_bytes=most_bytes)
+
+
+def _asked_for(speculate: object) -> Asked:
     text = str(speculate)
     if text in (AUTO, OFF, NGRAM):
         return Asked({AUTO: None, OFF: 0, NGRAM: MOST_DRAFTED}[text])
@@ -76,7 +84,7 @@ class Speculation:
         self,
         asked: Asked,
         memory: NgramMemory,
-        ctx_tokens: int,
+        text_tokens: int,
         why_never: str = "",
         helper: Helper | None = None,
     ) -> None:
@@ -88,7 +96,7 @@ class Speculation:
         self._gates = {"auto": Gate(), "fixed": Gate(), "model": Gate()}
         if helper is not None:
             self._gates["model"].draft_times.note(*helper.model.spent)
-        self._ctx_tokens, self.why_never = ctx_tokens, why_never
+        self._text_tokens, self.why_never = text_tokens, why_never
         self._base = 1  # texts of the pass that drafts are looked for
         self._set(asked)
 
@@ -161,7 +169,7 @@ class Speculation:
                 self.gate.note_drafter(int(drafted), drafted_s, int(read), read_s)
 
     def _drafter_of(self, call: Call) -> Drafter:
-        ngrams = NgramDrafter(self.memory, self._ctx_tokens, call.num_batched, MOST_DRAFTED)
+        ngrams = NgramDrafter(self.memory, self._text_tokens, call.num_batched, MOST_DRAFTED)
         if not self._uses_model or self._helper is None:
             return ngrams
         helper = self._helper
@@ -172,7 +180,7 @@ class Speculation:
 
     def most_read(self) -> int:
         """As `Advice.most_read`."""
-        return self.gate.most_read if self._fixed is None else self._ctx_tokens
+        return self.gate.most_read if self._fixed is None else self._text_tokens
 
     def pays(self, survivals: Sequence[float]) -> bool:
         """As `Advice.pays`."""
@@ -209,13 +217,18 @@ class Speculation:
 
 
 def speculation_of(
-    asked: Asked, drops_parts: bool, ctx_tokens: int, helper: Helper | None = None
+    asked: Asked,
+    drops_parts: bool,
+    text_tokens: int,
+    helper: Helper | None = None,
+    table_bytes: int = ngram.TABLE_BYTES,
 ) -> Speculation:
     """Return the speculation that is asked for. `drops_parts`: whether a sequence can lose its last
-    tokens alone."""
+    tokens alone. The last `text_tokens` of a text are searched for what it repeats, and the table
+    of all texts takes `table_bytes`."""
     why_never = ""
     if not ngram.available:
         why_never = "our library is not built on this system"
     elif not drops_parts:
         why_never = "this model has recurrent layers, which cannot drop a wrong token"
-    return Speculation(asked, NgramMemory(), ctx_tokens, why_never, helper)
+    return Speculation(asked, NgramMemory(table_bytes), text_tokens, why_never, helper)

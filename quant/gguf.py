@@ -14,6 +14,7 @@ from pathlib import Path
 from haversack.devices.errors import ModelFileError
 from haversack.devices.ggml import GgufHeader, TensorInfo
 from haversack.devices.units import format_bytes
+from haversack.quant.blocks import block_type
 from haversack.quant.holes import Hole, largest_hole, refuse_holes
 from haversack.quant.kinds import refuse_other_kinds
 
@@ -25,6 +26,7 @@ _LAYER_NAME = re.compile(r"^blk\.(\d+)\.")
 _KIND_ORDER = ("gate", "up", "gate_up", "down")  # the order in which a layer computes them
 _PART_NAME = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$")
 _TENSOR_ALIGNMENT_BYTES = 32
+_LARGE_BLOCK = 256  # weights
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,13 @@ def hole_in(geometry: ModelGeometry) -> Hole | None:
     """Return the largest hole in the model's files, None if they have none: see `quant.holes`."""
     with opened_headers(geometry.paths) as headers:
         return largest_hole(headers)
+
+
+def has_large_blocks(geometry: ModelGeometry) -> bool:
+    """Return whether weights lie in blocks of 256, as those of K and IQ types do."""
+    with opened_headers(geometry.paths) as headers:
+        types = {tensor.type_id for header in headers for tensor in header.tensors}
+    return any(block_type(each).block_elements >= _LARGE_BLOCK for each in types)
 
 
 @contextmanager

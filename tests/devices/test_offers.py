@@ -6,7 +6,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from haversack.devices.offers import Offer, Shares, drawn
+from haversack.devices.offers import Offer, Shares, drawn, likeliest
 
 IDS = np.arange(6, dtype=np.int32)
 NUM_DRAWS = 20_000
@@ -57,3 +57,22 @@ def test_equal_shares_that_were_rounded_are_drawn_from() -> None:
 
 def test_what_has_no_weight_is_never_drawn() -> None:
     assert {drawn(IDS, P, Random(seed)) for seed in range(3000)} == {0, 1, 2, 3, 4}
+
+
+def test_an_offer_holds_the_likeliest_tokens_of_a_large_vocabulary_alone() -> None:
+    shares = np.arange(1.0, 5001.0)
+    ids = np.arange(5000, dtype=np.int32)[::-1].copy()
+    few, their_shares = likeliest(ids, shares / shares.sum())
+    assert sorted(few) == list(range(1024)) and their_shares.sum() == pytest.approx(1)
+    assert likeliest(IDS, P) == (IDS, P)
+
+
+def test_an_offer_of_few_tokens_may_be_taken_among_many() -> None:
+    """In whatever order both have them."""
+    random, found = Random(2), Counter[int]()
+    few, q = np.array([4, 1], np.int32), np.array([0.7, 0.3])
+    for _ in range(NUM_DRAWS):
+        offer = Offer(drawn(few, q, random), few, q)
+        found[offer.decided(IDS[::-1].copy(), P[::-1].copy(), random)] += 1
+    expected = P * NUM_DRAWS
+    assert sum((found[i] - expected[i]) ** 2 / expected[i] for i in range(5)) < 18.5
