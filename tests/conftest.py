@@ -143,9 +143,11 @@ def rpc_device(start_rpc_server: Callable[..., RpcServer], modules_dir: Path) ->
 
 
 def pytest_configure() -> None:
-    """Programs that tests start take Ctrl-C, also where a shell started the tests in the background
-    and so had them ignore it. A program inherits that it is ignored, but no handler."""
+    """Programs that tests start take Ctrl-C and the end of a terminal, also where a shell or
+    `nohup` had the tests ignore them. That a signal is ignored is inherited, a handler is not."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.platform != "win32":
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

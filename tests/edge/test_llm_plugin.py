@@ -38,5 +38,6 @@ def test_a_chat_goes_on(model: llm.Model) -> None:
 
 def test_a_schema_is_followed(model: llm.Model) -> None:
     schema = {"type": "object", "properties": {"legs": {"enum": [2, 4]}}, "required": ["legs"]}
-    response = model.prompt("A fox", schema=schema, ram="2GiB", max_tokens=20)
+    asked: Any = {"ram": "2GiB", "max_tokens": 60, "temperature": 0}
+    response = model.prompt("A fox", schema=schema, **asked)
     assert json.loads(response.text())["legs"] in (2, 4)
