@@ -42,6 +42,7 @@ from haversack.devices.modules import backend_of
 from haversack.devices.units import format_bytes, parse_bytes
 from haversack.edge.cache_dir import modules_folder
 from haversack.edge.child_program import child_command
+from haversack.edge.placement import FREE, PLACEMENTS
 from haversack.edge.plain_llama import has_expert_cache
 from haversack.edge.replay import Trace
 from haversack.edge.simulated_gpu import simulated_gpu
@@ -72,7 +73,7 @@ class GpuResult:
 
     def __str__(self) -> str:
         room = format_bytes(self.vram_bytes) if self.vram_bytes else "the least"
-        layers = f", experts of {self.num_cpu_layers} layers on the CPU"
+        layers = f", layers with experts on the CPU: {self.num_cpu_layers}"
         return (
             f"{self.engine} in {room}: {self.decode_tok_s:.2f} tok/s, prompt"
             f" {self.prefill_tok_s:.1f} tok/s, took {format_bytes(self.used_bytes)}"
@@ -84,10 +85,18 @@ class GpuBench:
     """Measures engines on one model and GPU. `job` is the work of plain llama.cpp with all experts
     on the CPU."""
 
-    def __init__(self, job: PlainJob, trace: Path, ram: str | None) -> None:
-        self._job, self._trace, self._ram = job, trace, ram
+    def __init__(self, job: PlainJob, trace: Path, options: Sequence[str]) -> None:
+        """`options` are more words for `haversack bench`."""
+        self._job, self._trace, self._options = job, trace, options
         self._geometry: ModelGeometry = read_geometry(Path(job.model))
-        self._layer_bytes = max(layer.expert_bytes for layer in self._geometry.layers)
+        layers = self._geometry.layers
+        self._layer_bytes = max(layer.expert_bytes * layer.num_experts for layer in layers)
+
+    @property
+    def _trunk_bytes(self) -> int:
+        """The bytes of all but the experts."""
+        files = (path.stat().st_size for path in self._geometry.paths)
+        return sum(files) - self._geometry.expert_bytes
 
     @property
     def _num_layers(self) -> int:
@@ -97,10 +106,11 @@ class GpuBench:
         """Yield a result for each engine and each number of bytes of the GPU's memory."""
         least = self._plain(_STATIC, 0, self._job, self._num_layers)
         yield least
+        least_bytes = max(least.used_bytes, self._trunk_bytes)  # some GPUs do not tell
         for vram_bytes in vrams:
-            yield self._best_static(vram_bytes, least.used_bytes)
-            if has_expert_cache() and vram_bytes > least.used_bytes:
-                cache_bytes = vram_bytes - least.used_bytes
+            yield self._best_static(vram_bytes, least_bytes)
+            if has_expert_cache() and vram_bytes > least_bytes:
+                cache_bytes = vram_bytes - least_bytes
                 job = replace(self._job, cache_bytes=cache_bytes, trace=str(self._trace))
                 try:
                     yield self._plain(_CACHE, vram_bytes, job, self._num_layers)
@@ -144,7 +154,7 @@ class GpuBench:
                 f"--prompt-tokens={job.prompt_tokens}",
             ),
             *(f"--warm-tokens={job.warm_tokens}", f"--tokens={job.tokens}", "--json"),
-            *(() if self._ram is None else (f"--ram={self._ram}",)),
+            *self._options,
         )
         speeds = found["prefill_tok_s"], found["decode_tok_s"]
         return GpuResult(f"{_OURS}, {fidelity}", vram_bytes, vram_bytes, -1, *speeds)
@@ -219,7 +229,8 @@ def main(arguments: Sequence[str] | None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "forced.npz"
         suited(Trace.load(given.trace), read_geometry(given.model)).save(trace)
-        for result in GpuBench(_job(given), trace, given.ram).measure(vrams, fidelities):
+        bench = GpuBench(_job(given), trace, _options(given))
+        for result in bench.measure(vrams, fidelities):
             print(result, flush=True)
             results.append(result)
     if given.csv:
@@ -230,6 +241,12 @@ def main(arguments: Sequence[str] | None) -> int:
         verdict = "holds" if gain >= LEAST_GAIN else "FAILS"
         print(f"{format_bytes(vram_bytes)}: {gain:.2f} times the static placement: {verdict}")
     return 0 if all(gain >= LEAST_GAIN for gain in gains(results).values()) else 1
+
+
+def _options(given: argparse.Namespace) -> list[str]:
+    """Return what `haversack bench` is told of memory."""
+    ram = [] if given.ram is None else [f"--ram={given.ram}"]
+    return [*ram, f"--placement={given.placement}"]
 
 
 def _job(given: argparse.Namespace) -> PlainJob:
@@ -257,6 +274,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--simulate-gpu", help="in its place, as vram=16GiB,link=12GB/s")
     parser.add_argument("--vram", action="append", help="2GiB, 4GiB and 8GiB unless given")
     parser.add_argument("--ram", help="of haversack; what is free less 2 GiB unless given")
+    parser.add_argument("--placement", default=FREE, choices=PLACEMENTS)
     parser.add_argument("--fidelity", action="append", choices=FIDELITIES)
     parser.add_argument("--threads", type=positive, help="all cores unless given")
     parser.add_argument("--prompt-tokens", type=positive, default=512)

@@ -11,7 +11,8 @@ the routing has to be forced, which the trace does.
 The bound of a token is the largest of four times: the host's (all but the experts, and the experts
 that are not on the GPU), the GPU's (all but the experts, and those that are on it), the link's and
 the drive's. The eviction rule says how many are on the GPU, or on neither: it is replayed on the
-trace with as many slots. The link's time is that of the bytes that were copied.
+trace with as many slots; what the GPU computed counts if it was more. The link's time is that of
+the bytes that were copied. With `--placement fixed` no expert moves, and what was measured counts.
 
 Exit code 1 says that a case does not hold: of 25 % of the experts on the GPU behind 12 GB/s a token
 that takes more than 1.25 of its bound, or of 50 % behind a link ten times slower one that takes 2 %
@@ -30,6 +31,7 @@ from haversack import edge
 from haversack.cache.policies import ExpectedUse
 from haversack.devices.units import parse_bytes
 from haversack.edge.model_plan import Plan
+from haversack.edge.placement import FIXED, FREE, PLACEMENTS
 from haversack.edge.planner import streamed
 from haversack.edge.replay import Replay, Trace
 from haversack.offload.pool import spare_slots
@@ -69,8 +71,8 @@ _AT_ONCE = Processor(_NO_TIME, launch_s=0, computes=False)
 class TierResult:
     """What a case measured, in seconds a token. `alone_s` is the CPU's alone with all experts in
     memory, `trunk_s` that of all but the experts; the bound is the largest of the last four.
-    `on_gpu` is the share of uses there, by the rule. `late_s` is how much longer waits took than on
-    the GPU that is simulated."""
+    `on_gpu` is the share of uses there, by the rule, or as measured if that is more. `late_s` is
+    how much longer waits took than on the GPU that is simulated."""
 
     trace: str
     vram_share: float
@@ -84,6 +86,7 @@ class TierResult:
     link_s: float
     drive_s: float
     on_gpu: float
+    measured_on_gpu: float
     moved_bytes: float
     late_s: float
 
@@ -113,17 +116,19 @@ class TierResult:
             f" {self.link_bytes_s / 1e9:g} GB/s, {100 * self.ram_share:g} % on the host:"
             f" {1e3 * self.s_per_token:.1f} ms a token, {self.ratio:.2f} of the bound ({times});"
             f" {self.beside_alone:.3f} of the CPU alone ({1e3 * self.alone_s:.1f}); of uses"
-            f" {100 * self.on_gpu:.0f} % on the GPU by the rule, copied there"
-            f" {self.moved_bytes / 1e6:.1f} MB, simulation late by {1e3 * self.late_s:.2f} ms"
+            f" {100 * self.measured_on_gpu:.0f} % on the GPU (bound: {100 * self.on_gpu:.0f} %),"
+            f" copied there {self.moved_bytes / 1e6:.1f} MB,"
+            f" simulation late by {1e3 * self.late_s:.2f} ms"
         )
 
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds of the median token, and for each what was copied to the GPU, and how much longer
-    waits took than on the GPU that is simulated."""
+    """Seconds of the median token, the share of uses that the GPU computed, and of a token what
+    was copied there, and how much longer waits took than on the GPU that is simulated."""
 
     s_per_token: float
+    on_gpu: float = 0.0
     moved_bytes: float = 0.0
     late_s: float = 0.0
 
@@ -131,10 +136,12 @@ class Run:
 class TierBench:
     """Measures cases on one model."""
 
-    def __init__(self, model: Path, trace: Trace, tokens: int, memory_bytes_s: float) -> None:
+    def __init__(
+        self, model: Path, trace: Trace, tokens: int, memory_bytes_s: float, placement: str
+    ) -> None:
         self._planned = edge.plan(model, ram="1TiB", ctx=512)
         self._trace, self._tokens = suited(trace, self._planned.geometry), tokens
-        self._processor = Processor(memory_bytes_s, computes=False)
+        self._processor, self._placement = Processor(memory_bytes_s, computes=False), placement
 
     def measure(self, cases: Sequence[Case]) -> Iterator[tuple[Case, TierResult]]:
         """Yield each case with its result. The CPU alone is timed before and after, because the
@@ -154,7 +161,9 @@ class TierBench:
         vram_bytes = scratch_bytes + int(case.vram_share * geometry.expert_bytes)
         with SimulatedDevice(2 * vram_bytes, case.link, processor) as device:
             vram = {device.name: vram_bytes}
-            planned = edge.plan(self._planned.path, ram="1TiB", ctx=512, vram=vram)
+            planned = edge.plan(
+                self._planned.path, ram="1TiB", ctx=512, vram=vram, placement=self._placement
+            )
             if case.vram_share + case.ram_share < 1:
                 warm(planned.path)
                 drive = SteadyDrive(_DRIVE_BYTES_S)
@@ -178,7 +187,9 @@ class TierBench:
             return Run(median_s)
         num_tokens = WARM_TOKENS + self._tokens
         moved_bytes = (after.to_device_bytes - before.to_device_bytes) / num_tokens
-        return Run(median_s, moved_bytes, (after.late_s - before.late_s) / num_tokens)
+        spent = decoded.timed
+        on_gpu = spent.device_hits / max(1, spent.hits + spent.misses)
+        return Run(median_s, on_gpu, moved_bytes, (after.late_s - before.late_s) / num_tokens)
 
     def _missed(self, share: float) -> float:
         """Return the share of uses whose expert is not in slots for `share` of all experts, once
@@ -198,7 +209,9 @@ class TierBench:
         geometry = self._planned.geometry
         expert_bytes = geometry.expert_bytes / len(geometry.layers) / self._trace.num_experts
         used_bytes = expert_bytes * len(geometry.layers) * self._trace.num_experts_per_tok
-        on_gpu = 1 - self._missed(case.vram_share)
+        on_gpu = found.on_gpu
+        if self._placement != FIXED:
+            on_gpu = max(on_gpu, 1 - self._missed(case.vram_share))
         experts_s = max(0.0, alone_s - trunk_s)
         memory_bytes_s = self._processor.memory_bytes_s or _NO_TIME
         held_share = case.vram_share + case.ram_share
@@ -215,6 +228,7 @@ class TierBench:
             link_s=found.moved_bytes / case.link.bytes_s,
             drive_s=self._missed(held_share) * used_bytes / _DRIVE_BYTES_S,
             on_gpu=on_gpu,
+            measured_on_gpu=found.on_gpu,
             moved_bytes=found.moved_bytes,
             late_s=found.late_s,
         )
@@ -227,7 +241,8 @@ def main(arguments: Sequence[str] | None) -> int:
     trace = Trace.load(given.trace)
     if given.make:
         write_model(given.model, trace, given.make)
-    bench = TierBench(given.model, trace, given.tokens, float(parse_bytes(given.memory)))
+    memory_bytes_s = float(parse_bytes(given.memory))
+    bench = TierBench(given.model, trace, given.tokens, memory_bytes_s, given.placement)
     rows, holds = [], True
     for case, result in bench.measure(CASES):
         verdict = "holds" if result.holds(case) else "FAILS"
@@ -246,6 +261,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", type=Path)
     parser.add_argument("--trace", type=Path, required=True, help="recorded routing (.npz)")
     parser.add_argument("--memory", default="300GB", help="bytes a second of the GPU's memory")
+    parser.add_argument("--placement", default=FREE, choices=PLACEMENTS)
     parser.add_argument("--tokens", type=positive, default=64)
     parser.add_argument("--make", type=positive, help="write MODEL first, with so many layers")
     parser.add_argument("--csv", type=Path, help="write the results there as well")
