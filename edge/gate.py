@@ -5,6 +5,7 @@ from itertools import accumulate
 
 from haversack.devices.llama import MOST_ROWS
 
+_FEW_PASSES = 2  # that a mean is known little by
 _WEIGHT = 16  # passes that a running mean goes back
 _STALE_PASSES = 256  # after which a mean counts as one pass
 _OUTLIER = 4.0  # times the mean: what takes longer is counted as this long
@@ -12,11 +13,12 @@ _FIRST_ROW_COST = 0.7  # of one more row in single tokens, until passes of sever
 _FIRST_PASSES = 8  # timed without drafts before any is computed
 _LEAST_GAIN = 1.02  # of the tokens a second that are expected: what a draft must promise
 _MARGIN = 0.005  # of the time of passes without drafts: what trials may lose in all, and no more
-_FIRST_CREDIT, _MOST_CREDIT = 2.0, 8.0  # in single tokens
+_FIRST_CREDIT, _MOST_CREDIT = 3.0, 8.0  # in single tokens
 _REFRESH_PASSES = 128  # of passes with drafts: then two without, so that both stay comparable
 _LONGEST_SKIP = 8  # passes until the next look for a draft, where the latest looks found none
 _LOOKS_A_SKIP = 8  # that found none, for each pass that is skipped
-_TRIAL_ROWS = (1, 3, 6, 2, 5, 4)  # drafted, by turns, to see what they cost
+_TRIAL_ROWS = (1, 3, 6, 2, 5, 4)  # drafted to see what they cost, in this order at first
+_FIRST_TRIALS = 3  # of them follow each other soon
 _FIRST_QUIET, _LONGEST_QUIET = 32, 2048  # passes without drafts until a trial
 _LEAST_ROW_COST = 0.2  # of a drafted token in single tokens: the reason why none pays
 _CHEAPER = 0.7  # of the expected time of a pass: the machine may have changed
@@ -46,6 +48,10 @@ class PassTimes:
         share = min(1.0, num_passes / min(timed + num_passes, _WEIGHT))
         self._mean_s[num_rows] = mean_s + (pass_s - mean_s) * share
         return pass_s
+
+    def known(self, num_rows: int) -> tuple[int, int]:
+        """Return how well the time of a pass is known: what is smaller is known less."""
+        return min(self.num_timed[num_rows], _FEW_PASSES), self._noted_at[num_rows]
 
     @property
     def most_timed(self) -> int:
@@ -155,9 +161,10 @@ class Gate:
             if self._since_trial < self._steady:
                 return number
             self._steady = min(2 * self._steady, _LONGEST_STEADY)
-            return self._trial(base, survivals) or number
+            return self._trial(base, survivals, number) or number
         if self._is_trial_due and (number := self._trial(base, survivals)):
-            self._quiet = min(2 * self._quiet, _LONGEST_QUIET)
+            if self._num_trials >= _FIRST_TRIALS:
+                self._quiet = min(2 * self._quiet, _LONGEST_QUIET)
             return number
         self._num_vain += 1
         why = "no token is likely enough"
@@ -176,13 +183,28 @@ class Gate:
             return f"a drafted token takes {draft_s * base / self.times.of(base):.2f} single tokens"
         return f"a pass of {base + 1} rows takes {cost:.2f} times as long as one of {base}"
 
-    def _trial(self, base: int, survivals: Sequence[float]) -> int:
-        """Return how many rows to compute to see what that takes; 0: the credit allows none."""
-        number = min(_TRIAL_ROWS[self._num_trials % len(_TRIAL_ROWS)], len(survivals))
-        if not number or self.times.of(base + number) - self.times.of(base) > self._credit_s:
+    def _trial(self, base: int, survivals: Sequence[float], but: int = 0) -> int:
+        """Return how many rows, `but` not so many, to compute to see what that takes: so many as
+        are known least. 0: the credit allows none."""
+        lengths = [each for each in _TRIAL_ROWS if each <= len(survivals) and each != but]
+        number = min(lengths, key=lambda each: self.times.known(base + each), default=0)
+        if not number or self._trial_loss_s(base, survivals[:number]) > self._credit_s:
             return 0
         self._num_trials, self._since_trial = self._num_trials + 1, 0
         return number
+
+    def _trial_loss_s(self, base: int, survivals: Sequence[float]) -> float:
+        """Return what computing these rows is expected to lose, less what their tokens bring.
+
+        A row more than was ever timed is hoped to cost no more than rows do on most machines: where
+        the second row is dear because other code computes it, the seventh may cost little.
+        """
+        times, rows = self.times, base + len(survivals)
+        most = min(rows, times.most_timed)
+        more_s = times.of(rows) - times.of(most)
+        hoped_s = (rows - most) * _FIRST_ROW_COST * times.of(base) / base
+        cost_s = times.of(most) + min(more_s, hoped_s) - times.of(base)
+        return cost_s - sum(survivals) * times.of(base) / base
 
     def _close(self, why: str, skip: int) -> bool:
         self.why_closed, self._skip = why, max(0, skip)

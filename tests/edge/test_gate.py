@@ -68,7 +68,7 @@ def test_little_is_lost_where_drafts_cannot_pay(cost: Cost, rate: float) -> None
 
 
 def test_why_rows_are_too_dear() -> None:
-    machine = Machine(DEAR, 1.0).run(500)
+    machine = Machine(lambda rows: 1.5 * rows - 0.5, 1.0).run(500)
     assert "times as long as one of 1" in machine.gate.why_closed
 
 
@@ -103,6 +103,21 @@ def test_trials_find_that_many_rows_pay_where_two_do_not() -> None:
     machine = Machine(STEP, 0.95).run(4000)
     late = machine.rounds[-200:]
     assert sum(late) / len(late) > 4
+
+
+def test_a_second_row_that_takes_three_tokens_does_not_hide_that_seven_take_four() -> None:
+    """A trial costs little where its tokens are likely to be right."""
+    machine = Machine(lambda rows: 1.0 if rows == 1 else 2.9 + 0.1 * rows, 0.98).run(600)
+    late = machine.rounds[-40:]
+    assert sum(late) / len(late) > 5
+
+
+def test_a_trial_is_not_made_of_what_is_computed_anyway() -> None:
+    """The first pass of three rows is held up: it is timed again, though two rows pay."""
+    held_up = {3: 4.0}
+    machine = Machine(lambda rows: held_up.pop(rows, 1 + 0.3 * (rows - 1)), 0.95).run(1500)
+    assert machine.gate.times.num_timed[3] > 2
+    assert machine.speedup > 0.95 * (sum(0.95**n for n in range(7)) / (1 + 0.3 * 6))
 
 
 def test_a_machine_that_changes_is_noticed() -> None:

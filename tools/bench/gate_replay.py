@@ -4,6 +4,7 @@ real.
 
     python -m haversack.tools.bench.gate_replay [MODEL] [--prompts PATH ...] [--sets NAME ...]
         [--tokens 256] [--per-set 8] [--rounds 4] [--noise 0.1] [--share 0.25] [--csv FILE]
+        [--times 1,1.6,2,2.5,3,3.4,3.8 [--read 0.1]]
 
 MODEL (by default the built-in one) continues the prompts greedily, once, with `--share` of its
 experts in slots. Then the texts are walked through with the program's own drafts and gate, as often
@@ -11,8 +12,9 @@ as there are machines and settings: `auto`, and 0, 1, 2, 3, 5 and 6 drafted toke
 n rows takes what the machine's curve says, with some noise, and the reads of its experts: what its
 tokens read when they were computed one by one, and for a wrong row what one read on average. A set
 is walked through `--rounds` times, as `haversack.tools.bench.speculation` does; the first round,
-which shows the gate the machine, does not count. Bounds, on each machine and set: `auto` reaches
-0.97 of `off` and 0.95 of the best length.
+which shows the gate the machine, does not count. --times are those of one more machine, as
+`haversack.tools.bench.speculation` prints them, and --read the time of an expert's read. Bounds, on
+each machine and set: `auto` reaches 0.97 of `off` and 0.95 of the best length.
 """
 
 import argparse
@@ -57,6 +59,19 @@ class Machine:
         return self.curve[num_rows - 1] + num_reads * self.read_s
 
 
+def times_of(text: str) -> list[float]:
+    """Return the times of passes of 1 to 7 rows in a list with commas. Raises argparse's error."""
+    try:
+        found = [float(each) for each in text.split(",")]
+    except ValueError:
+        found = []
+    if len(found) != MOST_ROWS or min(found) <= 0:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} are no times: give {MOST_ROWS}, as in 1,1.6,2,..."
+        )
+    return [each / found[0] for each in found]
+
+
 def straight(row_cost: float) -> list[float]:
     """Return the times of passes of which each row more costs the same."""
     return [1 + row_cost * number for number in range(MOST_ROWS)]
@@ -71,6 +86,7 @@ MACHINES = (
     Machine("laptop, llama.cpp, Qwen3.6-35B", straight(0.55)),
     Machine("8 cores, colibri, Qwen3.8-Flash", straight(0.65)),
     Machine("phone, Qwen3.6-35B, 73% of experts found", straight(0.79)),
+    Machine("rows that share reads, 25% in slots", (1, 1.6, 2.0, 2.5, 3.0, 3.4, 3.8), 0.1),
     Machine("M3 Ultra, GLM-5.2", straight(1.33)),
     Machine("CUDA, GLM-4.5-Air: the second row is dear", (1, 3.05, 3.1, 3.2, 3.3, 3.4, 3.5)),
 )
@@ -234,16 +250,19 @@ def main(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--rounds", type=positive, default=4)
     parser.add_argument("--noise", type=float, default=0.1)
     parser.add_argument("--share", type=float, default=0.25)
+    parser.add_argument("--times", type=times_of, default=None)
+    parser.add_argument("--read", type=float, default=0.0)
     parser.add_argument("--csv", type=Path)
     given = parser.parse_args(arguments)
     sets = read_sets(given.prompts, given.per_set, given.sets)
     rows, held = list[dict[str, str]](), list[bool]()
+    own = [Machine("the one that is given", given.times, given.read)] if given.times else []
     with opened(given.model, given.share, NGRAM) as model:
         for name, prompts in sets.items():
             texts, wrong_reads = recorded(model, prompts, given.tokens)
             reads = mean(each for text in texts for each in text.reads)
             print(f"{name}: a token reads {reads:.1f} experts, a wrong row {wrong_reads:.1f}")
-            for machine in MACHINES:
+            for machine in [*MACHINES, *own]:
                 tok_s = replayed(machine, texts, wrong_reads, given)
                 rows.append(row_of(machine, name, tok_s))
                 held += holds(f"simulated, {machine.name}: {name}", tok_s)

@@ -7,12 +7,14 @@ import pytest
 
 from haversack.tools.bench.gate_replay import (
     CHANGED_S,
+    MACHINES,
     Machine,
     Replay,
     Text,
     main,
     replayed,
     straight,
+    times_of,
 )
 
 REPEATED = [*range(10, 30)] * 12
@@ -56,7 +58,15 @@ def test_a_short_run_prints_a_row_for_each_machine(
     prompts = tmp_path / "tales.jsonl"
     prompts.write_text('{"prompt": "The fox and the hen"}\n')
     arguments = ["--prompts", str(prompts), "--tokens", "12", "--rounds", "1"]
+    arguments += ["--times", "2,3,4,5,6,7,8", "--read", "0.1"]
     assert main(arguments) in (0, 1)
     shown = capsys.readouterr().out
     assert "tales: a token reads" in shown
-    assert shown.count("| tales |") == 10 == shown.count("auto / best")
+    assert shown.count("| tales |") == len(MACHINES) + 1 == shown.count("auto / best")
+
+
+def test_times_are_told_in_passes_of_one_row() -> None:
+    assert times_of("2,3,4,5,6,7,8") == [1, 1.5, 2, 2.5, 3, 3.5, 4]
+    for text in ("1,2", "1,2,3,4,5,6,x", "1,2,3,4,5,6,0"):
+        with pytest.raises(argparse.ArgumentTypeError, match="give 7"):
+            times_of(text)
