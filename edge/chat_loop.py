@@ -7,11 +7,11 @@ from pathlib import Path
 from haversack.devices.errors import ContextError, HaversackError, PromptError
 from haversack.edge.chat_file import Turn
 from haversack.edge.chat_models import ChatModels
+from haversack.edge.chat_reply import Reply, begin_reply
 from haversack.edge.chat_session import load_chat, save_chat
 from haversack.edge.chat_settings import ChatSettings
 from haversack.edge.chat_talk import Talk
 from haversack.edge.console import drafting, notice, summary, tell
-from haversack.edge.generation import Generation
 from haversack.edge.model import Model
 
 _PROMPT_SHARE = 0.75  # of the context; where a window leaves turns out, the rest is for the reply
@@ -102,11 +102,11 @@ class ChatLoop:
         """Answer `message` after `turns`. If that succeeds, the turns with the reply are the
         conversation."""
         self._last, self._last_failed = message, True
-        generation, turns = self._reply_to(message, turns)
-        self._talk.show(self._model, generation, self._settings)
-        reply = generation.text
-        if reply or generation.finish_reason != "cancelled":
-            self._turns = [*turns, (message, reply)]
+        reply, turns = self._reply_to(message, turns)
+        self._talk.show(self._model, reply, self._settings)
+        generation = reply.generation
+        if reply.answer or generation.finish_reason != "cancelled":
+            self._turns = [*turns, (message, reply.answer)]
             self._last_failed = False
         reason = _WHY.get(generation.finish_reason or "")
         if reason:
@@ -114,14 +114,15 @@ class ChatLoop:
         if self._show_stats and generation.stats is not None:
             notice(f"({summary(generation.stats, len(generation.tokens))})")
 
-    def _reply_to(self, message: str, turns: list[Turn]) -> tuple[Generation, list[Turn]]:
-        """Return a generation of the reply, and the turns that its prompt contains. Raises
-        ContextError."""
+    def _reply_to(self, message: str, turns: list[Turn]) -> tuple[Reply, list[Turn]]:
+        """Return the reply, which begins when it is read, and the turns that its prompt contains.
+        Raises ContextError."""
         ctx_tokens, num_turns = self._model.plan.shape.ctx_tokens, len(turns)
         while True:
-            generation = self._model.chat(
-                self._messages(turns, message), self._settings.max_tokens, self._settings.sampled
-            )
+            messages = self._messages(turns, message)
+            settings = self._settings
+            reply = begin_reply(self._model, messages, settings.max_tokens, settings.sampled)
+            generation = reply.generation
             fits = generation.prompt_tokens <= ctx_tokens * _PROMPT_SHARE
             if fits or not turns or not self._settings.window:
                 break
@@ -131,7 +132,7 @@ class ChatLoop:
             notice(f"(the context is full: the {oldest} left out)")
         if generation.prompt_tokens > ctx_tokens:
             raise _too_long(generation.prompt_tokens, ctx_tokens, alone=not turns)
-        return generation, turns
+        return reply, turns
 
     def _messages(self, turns: list[Turn], message: str) -> list[dict[str, str]]:
         system = self._settings.system

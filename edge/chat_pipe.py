@@ -4,9 +4,9 @@ import sys
 from contextlib import closing, suppress
 
 from haversack.devices.errors import PromptError, StorageError
+from haversack.edge.chat_reply import Reply
 from haversack.edge.chat_settings import ChatSettings
 from haversack.edge.console import notice, write_text
-from haversack.edge.generation import Generation
 from haversack.edge.given_text import longest_text_bytes
 from haversack.edge.model import Model
 from haversack.edge.text import without_mark
@@ -16,14 +16,18 @@ _PIECE_BYTES = 1 << 16  # of a line that is skipped
 _END_BYTES = 64  # of a line that is skipped; kept, because quotes may stand there
 
 
-def write_reply(generation: Generation) -> None:
-    """Write a reply as it comes, and end it with a line break."""
-    shown = False
-    with closing(generation):
+def write_reply(reply: Reply, *, with_reasoning: bool) -> None:
+    """Write a reply as it comes, and end it with a line break. Reasoning, if it is written, stands
+    before a blank line."""
+    shown = was_reasoning = False
+    with closing(reply.generation):
         try:
-            for piece in generation:
-                write_text(piece)
-                shown = True
+            for piece in reply:
+                if piece.is_reasoning and not with_reasoning:
+                    continue
+                write_text("\n\n" if was_reasoning and not piece.is_reasoning else "")
+                write_text(piece.text)
+                shown, was_reasoning = True, piece.is_reasoning
         finally:
             if shown:
                 write_text("\n")
@@ -42,10 +46,10 @@ class PipedTalk:
         self._begun = self._overlong = False
         self._most_bytes = 0
 
-    def show(self, model: Model, generation: Generation, settings: ChatSettings) -> None:
-        """Write the reply as it comes."""
+    def show(self, model: Model, reply: Reply, settings: ChatSettings) -> None:
+        """Write the answer as it comes, without reasoning."""
         del model, settings  # nothing is shown beside it, and nothing drawn
-        write_reply(generation)
+        write_reply(reply, with_reasoning=False)
 
     def read(self, ctx_tokens: int, draft: str = "") -> str | None:
         """Return the next message; None when there are no more. Raises StorageError if stdin cannot

@@ -5,8 +5,8 @@ from typing import Protocol
 
 from haversack.devices.errors import PromptError
 from haversack.edge.chat_pipe import PipedTalk
+from haversack.edge.chat_reply import Reply
 from haversack.edge.chat_settings import ChatSettings
-from haversack.edge.generation import Generation
 from haversack.edge.model import Model
 
 
@@ -23,7 +23,7 @@ class Talk(Protocol):
         there are no more. Raises StorageError."""
         ...
 
-    def show(self, model: Model, generation: Generation, settings: ChatSettings) -> None:
+    def show(self, model: Model, reply: Reply, settings: ChatSettings) -> None:
         """Show the reply as it comes, to its end, and close it."""
         ...
 

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from haversack.devices.memory import anonymous_bytes
 from haversack.edge.chat_pipe import QUOTES, write_reply
+from haversack.edge.chat_reply import Reply
 from haversack.edge.chat_settings import COMMANDS, NAMES, ChatSettings
 from haversack.edge.chat_view import ReplyView
 from haversack.edge.console import counted, notice, status_line
@@ -65,25 +66,23 @@ class TerminalTalk:
                 notice("Ctrl-C again or Ctrl-D leaves the chat")
 
     # --------------------------------------------------------------- replies
-    def show(self, model: Model, generation: Generation, settings: ChatSettings) -> None:
-        """Show the reply as it comes. Ctrl-C stops it."""
-        figures = _Figures(model, generation)
-        with _cancelled_by_ctrl_c(generation):
+    def show(self, model: Model, reply: Reply, settings: ChatSettings) -> None:
+        """Show the reply as it comes, its reasoning dim. Ctrl-C stops it."""
+        figures = _Figures(model, reply.generation)
+        with _cancelled_by_ctrl_c(reply.generation):
             if self._console.is_dumb_terminal:
-                write_reply(generation)
+                write_reply(reply, with_reasoning=True)
             else:
-                self._draw(generation, settings, figures.line)
+                self._draw(reply, settings, figures.line)
         self._status = figures.line()
 
-    def _draw(
-        self, generation: Generation, settings: ChatSettings, figures: Callable[[], str]
-    ) -> None:
+    def _draw(self, reply: Reply, settings: ChatSettings, figures: Callable[[], str]) -> None:
         with (
-            closing(generation),
+            closing(reply.generation),
             ReplyView(self._console, settings.markdown, figures) as view,
         ):
-            for piece in generation:
-                view.push(piece)
+            for piece in reply:
+                view.push(piece.text, is_reasoning=piece.is_reasoning)
 
 
 class _Figures:

@@ -70,11 +70,12 @@ class _Bottom:
 class ReplyView:
     """Shows a reply in a `with` block. Blocks of it that are finished stay above; the last one is
     drawn again as it grows, with the line that `figures` returns below, without the word that is
-    not finished."""
+    not finished. Reasoning is dim, as it was written, and a blank line stands behind it."""
 
     def __init__(self, console: Console, as_markdown: bool, figures: Callable[[], str]) -> None:
         self._console, self._as_markdown, self._figures = console, as_markdown, figures
         self._rest = ""  # of the text: what is drawn again
+        self._is_reasoning = False
         self._num_printed = 0  # blocks
         self._next_s = 0.0  # when it is drawn again
         self._live = Live(
@@ -86,8 +87,10 @@ class ReplyView:
             vertical_overflow="visible",
         )
 
-    def push(self, text: str) -> None:
+    def push(self, text: str, *, is_reasoning: bool = False) -> None:
         """Show more of the reply."""
+        if is_reasoning != self._is_reasoning:
+            self._begin_part(is_reasoning)
         self._rest += safe_on_terminal(text)
         began_s = time.monotonic()
         if began_s < self._next_s:
@@ -97,6 +100,13 @@ class ReplyView:
         ended_s = time.monotonic()
         self._next_s = ended_s + max(_DRAW_S, (ended_s - began_s) / _DRAW_SHARE)
 
+    def _begin_part(self, is_reasoning: bool) -> None:
+        """Have what came so far stay, with a blank line behind it."""
+        if self._rest or self._num_printed:
+            self._print(self._rest)
+            self._console.print()
+        self._rest, self._is_reasoning, self._num_printed = "", is_reasoning, 0
+
     def _current(self) -> RenderableType:
         words = self._rest[: _end_of_last_word(self._rest)]
         figures = Text(self._figures(), style="dim", no_wrap=True, overflow="ellipsis")
@@ -104,7 +114,7 @@ class ReplyView:
 
     def _print_finished(self) -> None:
         """Have blocks stay that are finished."""
-        end = finished_blocks(self._rest) if self._as_markdown else self._rest.rfind("\n") + 1
+        end = self._rest.rfind("\n") + 1 if self._is_plain else finished_blocks(self._rest)
         if end:
             self._print(self._rest[:end])
             self._rest = self._rest[end:]
@@ -114,11 +124,15 @@ class ReplyView:
             self._console.print(shown)
         self._num_printed += 1
 
+    @property
+    def _is_plain(self) -> bool:
+        return self._is_reasoning or not self._as_markdown
+
     def _shown(self, text: str) -> Iterator[RenderableType]:
         """Yield what shows a part of the reply, with a blank line between blocks."""
-        if not self._as_markdown:
+        if self._is_plain:
             if text:
-                yield Text(text.removesuffix("\n"))
+                yield Text(text.removesuffix("\n"), "dim" if self._is_reasoning else "")
         elif text.strip():
             if self._num_printed:
                 yield ""

@@ -7,9 +7,11 @@ from typing import Any, cast
 import llm
 from pydantic import Field
 
+from haversack.edge.chat_reply import begin_reply
 from haversack.edge.hub import local_path
 from haversack.edge.loading import builtin_model, load
 from haversack.edge.model import Model
+from haversack.edge.sampling import Sampling
 
 
 @lru_cache(maxsize=1)
@@ -49,12 +51,15 @@ class Haversack(llm.Model):
         if prompt.schema is not None:
             settings["json_schema"] = prompt.schema
         model = _loaded(options.path, options.ram, options.ctx)
-        reply = model.chat(_messages(prompt, conversation), options.max_tokens, **settings)
+        messages = _messages(prompt, conversation)
+        reply = begin_reply(model, messages, options.max_tokens, Sampling(**settings))
+        answer = (piece.text for piece in reply if not piece.is_reasoning)
         if stream:
-            yield from reply
+            yield from answer
         else:
-            yield reply.text
-        response.set_usage(input=reply.prompt_tokens, output=len(reply.tokens))
+            yield "".join(answer)
+        generation = reply.generation
+        response.set_usage(input=generation.prompt_tokens, output=len(generation.tokens))
 
 
 def _messages(prompt: llm.Prompt, conversation: llm.Conversation | None) -> list[dict[str, str]]:

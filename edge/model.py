@@ -62,6 +62,7 @@ class Model:
         self._tables = SamplerTables(loop.engine.model.vocabulary.num_tokens)
         self._state = threading.Lock()  # held while figures are read, and freed
         self._last_stats: Stats | None = None
+        self._template: ChatTemplate | None = None  # compiled once: that takes up to 0.1 s
         self._random, self._is_repeatable = random.Random(seed), seed is not None
 
     # ------------------------------------------------------------- generation
@@ -123,7 +124,9 @@ class Model:
         source, vocabulary = engine.model.chat_template, engine.model.vocabulary
         if source is None:
             raise PromptError(f"{self.plan.path.name} has no chat template: use run or generate()")
-        return ChatTemplate(source, bos=vocabulary.bos, eos=vocabulary.eos)
+        if self._template is None:
+            self._template = ChatTemplate(source, bos=vocabulary.bos, eos=vocabulary.eos)
+        return self._template
 
     def piece(self, token: int) -> bytes:
         """The text of a token, which may be a part of a character; of a special one its name.

@@ -5,7 +5,7 @@ earlier replies of a chat with the same marks.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from haversack.edge.tool_calls import Parameters, ToolCall, read_tool_calls
 
@@ -42,6 +42,10 @@ class ReplyFormat:
         """All of them, some of which are special tokens."""
         around = [mark for span in self.spans for mark in (span.begin, span.end)]
         return tuple(dict.fromkeys(filter(None, [*around, *self.inner, *self.hidden])))
+
+    def without_calls(self) -> "ReplyFormat":
+        """Return it for replies that call no tools: what looks like a call is text."""
+        return replace(self, spans=tuple(span for span in self.spans if span.is_reasoning))
 
 
 def _reasoning(begin: str, end: str, *hidden: str) -> ReplyFormat:

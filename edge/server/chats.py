@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from haversack.devices.errors import PromptError
@@ -61,9 +61,7 @@ class ChatPrompt:
     def format(self, template: ChatTemplate) -> ReplyFormat:
         """Return how the reply is taken apart."""
         format = reply_format(template.source)
-        if self.tools:
-            return format
-        return replace(format, spans=tuple(span for span in format.spans if span.is_reasoning))
+        return format if self.tools else format.without_calls()
 
     @property
     def parameters(self) -> dict[str, Object]:

@@ -81,3 +81,17 @@ def test_without_markdown_the_marks_stay() -> None:
         view.push("Some **bold**\n\nwords \x1b[31m")
     shown = shown_lines(out.getvalue())
     assert "Some **bold**" in shown and shown[-1] == "words \N{REPLACEMENT CHARACTER}[31m"
+
+
+@pytest.mark.parametrize("as_markdown", [True, False])
+def test_reasoning_is_dim_and_stands_before_a_blank_line(as_markdown: bool) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=WIDTH, color_system="standard")
+    with ReplyView(console, as_markdown, lambda: "") as view:
+        for word in ("Maybe ", "**so**.\n", "Or not, which takes another line."):
+            view.push(word, is_reasoning=True)
+        view.push("Yes.")
+    dim = re.findall(r"\x1b\[2m(.*?)\x1b\[0m", out.getvalue(), re.DOTALL)
+    assert "Maybe **so**." in dim and "Yes." not in "".join(dim)
+    lines = [line.strip() for line in shown_lines(out.getvalue())]
+    assert "another line." in lines and lines[-2:] == ["", "Yes."]
