@@ -7,7 +7,8 @@ computing does not hide. Laws say what no run has measured yet:
 - Computing hides reads for `_HIDDEN` of the shorter of both. Beside the times of
   `tools/results/*_stream.csv` a token's time is 10 % wrong in the mean.
 - A token computes with the trunk and its own experts, at the rate in bytes at which this computer
-  computed other models; before the first run, at the rate at which it reads memory.
+  computed other models; before the first run, at the rate at which it reads memory. To that each
+  layer adds what it takes with next to no weights, `_LAYER_S`: most of a tiny model's time.
 - In a layer, devices multiply with the experts that they hold while the CPU multiplies with the
   others, so a layer takes as long as the slowest. What a device takes was measured by itself.
 - A batch of a prompt computes at the rate of the last run, and reads each expert that it uses and
@@ -32,6 +33,8 @@ from haversack.edge.model_plan import STREAMED, Plan
 from haversack.edge.run_records import LEAST_TOKENS, RunRecord, read_records, record_key
 
 _HIDDEN = 0.46
+_LAYER_S = 3e-5  # as `python -m haversack.tools.bench.layer_cost` measures it
+_LEAST_SHARE = 0.5  # of a run's time that counts as that of its weights
 
 MEASURED, LIKELY, ROUGH = "measured", "likely", "rough"
 _ERRORS = {MEASURED: 0.15, LIKELY: 0.35, ROUGH: 1.5}  # of a token's time, either way
@@ -176,7 +179,8 @@ def record_of(
     if found.tokens < LEAST_TOKENS or found.pass_s <= found.wait_s:
         return None
     compute_s, wait_s = (found.pass_s - found.wait_s) / found.tokens, found.wait_s / found.tokens
-    rate_bytes_s, threads = weights_bytes(planned) / compute_s, planned.shape.threads
+    weights_s = max(compute_s - fixed_s(planned), _LEAST_SHARE * compute_s)
+    rate_bytes_s, threads = weights_bytes(planned) / weights_s, planned.shape.threads
     law_bytes, _ = read_bytes_per_token(planned)
     made = RunRecord(
         compute_s,
@@ -207,10 +211,18 @@ def _compute_s(planned: Plan, facts: Facts) -> tuple[float, str]:
     if facts.record is not None:
         return facts.record.compute_s, MEASURED
     if facts.weights_bytes_s:
-        return _layers_s(planned, facts.weights_bytes_s, facts.devices), LIKELY
+        weights_s = _layers_s(planned, facts.weights_bytes_s, facts.devices)
+        return fixed_s(planned) + weights_s, LIKELY
     if facts.memory_bytes_s:
-        return _layers_s(planned, facts.memory_bytes_s, facts.devices), ROUGH
+        weights_s = _layers_s(planned, facts.memory_bytes_s, facts.devices)
+        return fixed_s(planned) + weights_s, ROUGH
     return 0.0, ROUGH
+
+
+def fixed_s(planned: Plan) -> float:
+    """Return the seconds that a token takes beside its weights: in each layer operations begin, and
+    threads wait for each other."""
+    return _LAYER_S * len(planned.geometry.layers)
 
 
 def _layers_s(planned: Plan, weights_bytes_s: float, devices: Mapping[str, DeviceCosts]) -> float:

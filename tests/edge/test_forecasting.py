@@ -14,6 +14,7 @@ from haversack.edge.forecasting import (
     ROUGH,
     DeviceCosts,
     Facts,
+    fixed_s,
     forecast_of,
     known_facts,
     prefill_tok_s,
@@ -61,11 +62,24 @@ def test_more_memory_is_never_slower(planned: Plan) -> None:
 def test_reads_hide_behind_computing_in_part(planned: Plan) -> None:
     found = forecast_of(planned, FACTS)
     assert found is not None and found.confidence == LIKELY
-    assert found.compute_s_per_token == weights_bytes(planned) / 1e9
+    assert found.compute_s_per_token == weights_bytes(planned) / 1e9 + fixed_s(planned)
     read_s = found.bytes_read_per_token / 1e9
     assert 0.5 * read_s < found.wait_s_per_token < read_s
     assert found.low_tok_s < found.tok_s < found.high_tok_s
     assert found.tok_s == pytest.approx(1 / (found.compute_s_per_token + found.wait_s_per_token))
+
+
+def test_layers_take_time_beside_their_weights(planned: Plan) -> None:
+    """So a tiny model is not forecast to be as fast as its few weights are read, and what it
+    measures does not slow down the forecasts of large ones."""
+    instant = replace(FACTS, weights_bytes_s=1e15)
+    found = forecast_of(with_ram(planned, planned.full_bytes), instant)
+    assert found is not None and found.tok_s == pytest.approx(1 / fixed_s(planned), rel=1e-3)
+    compute_s = fixed_s(planned) + weights_bytes(planned) / 1e10
+    record = record_of(planned, Decoding(100, 100 * compute_s), FACTS)
+    assert record is not None and record.weights_bytes_s == pytest.approx(1e10, rel=0.5)
+    again = forecast_of(planned, replace(FACTS, record=record))
+    assert again is not None and again.compute_s_per_token == pytest.approx(compute_s)
 
 
 def test_without_facts_nothing_is_said(planned: Plan) -> None:
