@@ -35,7 +35,8 @@ class KvStates:
         several = self._takes_all and num_sequences > 1
         self.why_not = (
             f"{model.path.name} has layers that see a window, of which llama.cpp keeps a sequence"
-            f" whole only if it is the only one, not one of {num_sequences}"
+            f" whole only if it is the only one, not one of {num_sequences}: give one sequence"
+            " (--parallel 1)"
             if several
             else ""
         )

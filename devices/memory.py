@@ -66,6 +66,20 @@ def _virtual_memory() -> tuple[int, int, str]:
     return memory.total, memory.available, "available memory of the system"
 
 
+def beyond_ram(wanted_bytes: int) -> str:
+    """Return in a line that so many bytes are more than this computer, or a control group, lets the
+    process have; empty if they are not."""
+    found = probe_ram()
+    most_bytes = min(found.total_bytes, found.limit_bytes or found.total_bytes)
+    if wanted_bytes <= most_bytes:
+        return ""
+    return (
+        f"{format_bytes(wanted_bytes)} are more than the {format_bytes(most_bytes)} that this"
+        " process can have here: before they are full, the system swaps or ends the process; lower"
+        " --ram"
+    )
+
+
 def anonymous_bytes() -> int:
     """Return the anonymous memory of this process, which a RAM budget bounds. Takes 15 us on Linux.
 

@@ -1,6 +1,7 @@
 """Reading a file past the page cache, writing one whole, and measuring the speed of its drive."""
 
 import contextlib
+import glob
 import io
 import json
 import math
@@ -37,6 +38,7 @@ _CELL_S = 1.5 / _NUM_CELLS
 _CELL_BYTES = 512 * 1024 * 1024 // _NUM_CELLS
 # Reads land in more memory than a processor's caches hold, as in slots. On a drive made by
 # software, reads into 4 MiB that stay in the caches are a fifth faster (3.15 against 2.65 GB/s).
+_PART, _PART_S = ".part", 60  # what a file's name ends with until it is whole; see `remove_parts`
 _ROOM_BYTES = 64 * 1024 * 1024
 _READS_PER_FILE = 16  # fewer places than this in a file measure the drive's own cache
 
@@ -162,10 +164,12 @@ def whole_file(path: Path, *, synced: bool) -> Iterator[BinaryIO]:
     """Give a file to write, which `path` names at the end of the block. Whenever the process ends,
     it names that or what it named before; with `synced` also if the computer goes out. Raises
     OSError."""
+    remove_parts(path.parent, glob.escape(path.name))
     # A file of this call alone comes first, because others may write the same path.
-    descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    descriptor, name = tempfile.mkstemp(_PART, f"{path.name}.", path.parent)
     try:
         with open(descriptor, "w+b") as file:
+            host.lock(file.fileno(), wait=False)  # see `remove_parts`
             yield file
             if synced:
                 file.flush()
@@ -175,6 +179,17 @@ def whole_file(path: Path, *, synced: bool) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+
+
+def remove_parts(folder: Path, name: str) -> None:
+    """Remove what killed processes left in `folder` of files that `whole_file` was writing, whose
+    names match the pattern `name`. What a process writes now stays: it is locked."""
+    for path in folder.glob(f"{name}.????????{_PART}"):
+        with contextlib.suppress(OSError):  # removed or renamed a moment ago
+            with path.open("r+b") as file:
+                is_left = host.lock(file.fileno(), wait=False)
+            if is_left and time.time() - path.stat().st_mtime > _PART_S:
+                path.unlink()
 
 
 @dataclass(frozen=True)

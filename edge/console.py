@@ -17,6 +17,7 @@ from rich.text import Text
 
 from haversack.devices.errors import HaversackError
 from haversack.devices.units import format_bytes
+from haversack.edge.kept_terminal import kept_terminal
 from haversack.edge.loading import LoadProgress
 from haversack.edge.stats import Stats
 
@@ -162,7 +163,7 @@ def load_progress(verbose: bool) -> Generator[LoadProgress | None]:
             tasks[what] = progress.add_task(what, total=1.0)
         progress.update(tasks[what], completed=share)
 
-    with progress:
+    with kept_terminal(), progress:  # the bars hide the cursor
         yield report
 
 

@@ -27,7 +27,7 @@ from haversack.edge.given_text import longest_text_bytes, read_at_most
 from haversack.edge.loading import LoadOptions, load
 from haversack.edge.measure_options import LEAST_EVAL_TOKENS
 from haversack.edge.model import Model
-from haversack.edge.model_plan import Plan
+from haversack.edge.model_plan import EXACT, Plan
 from haversack.edge.options import ModelOptions
 from haversack.edge.stats import Stats
 from haversack.quant.fidelity import FidelityMeter, FidelityReport, Logits
@@ -47,12 +47,13 @@ def plans_to_measure(model: ModelOptions, fidelity: FidelityOptions, every: bool
     without and with the bias; what stays exact is left out. A KV type that the model cannot have is
     logged and left out of all. Raises what `edge.plan` raises, and PromptError for shares with
     `every`."""
-    asked = [fidelity.asked()]
-    if every:
-        if asked[0].has_own_shares:
-            raise PromptError("--all measures the modes' own shares: leave the others out")
+    if not every:
+        asked = [fidelity.asked()]
+    elif fidelity.low_share is not None or fidelity.skip_share is not None:
+        raise PromptError("--all measures the modes' own shares: leave the others out")
+    else:
         asked = [
-            Fidelity(mode, fidelity.low_from, route_bias=bias)
+            Fidelity(mode, None if mode == EXACT else fidelity.low_from, route_bias=bias)
             for bias in dict.fromkeys((0.0, fidelity.route_bias))
             for mode in MODES
         ]

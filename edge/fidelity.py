@@ -75,6 +75,11 @@ class Fidelity:
                 raise PromptError(
                     f"{name} is {share}, but exact has no low copies: give --fidelity"
                 )
+        if self.low_from is not None and self.mode == EXACT:
+            raise PromptError(
+                f"--low-from is {self.low_from}, but exact reads no low copies: give --fidelity"
+                f" {BALANCED} or {FAST}"
+            )
         if not 0 <= self.route_bias <= 1:
             raise PromptError(f"--route-bias is {self.route_bias}: give a number from 0 to 1")
         if self.mode != EXACT and self.shares.low + self.shares.skip > 1:

@@ -134,6 +134,16 @@ class IsolatedModel:
         """See `Model.resize`."""
         self.plan = self._child.ask("call", "resize", (ram,))
 
+    def save_kv(self, path: str | Path) -> int:
+        """See `Model.save_kv`."""
+        num_tokens: int = self._child.ask("call", "save_kv", (Path(path).absolute(),))
+        return num_tokens
+
+    def load_kv(self, path: str | Path) -> int:
+        """See `Model.load_kv`."""
+        num_tokens: int = self._child.ask("call", "load_kv", (Path(path).absolute(),))
+        return num_tokens
+
     def speculate(self, how: str) -> None:
         """See `Model.speculate`."""
         self._child.ask("call", "speculate", (how,))

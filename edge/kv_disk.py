@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from haversack.devices.errors import HaversackError, PromptError, StorageError
+from haversack.devices.storage import remove_parts
 from haversack.devices.units import format_bytes
 from haversack.edge.call import Call
 from haversack.edge.kv_keeping import KvKeeper
@@ -26,7 +27,7 @@ from haversack.offload.kv_file import KvAbout, read_about
 _log = logging.getLogger("haversack.kv")
 
 _HEAD_TOKENS = 32  # of the beginning that a file's name tells; shorter texts are not kept
-_NAME = re.compile(r"[0-9a-f]{12}-[0-9a-f]{12}-[0-9a-f]{16}\.kv(\.\w{8})?")
+_NAME = re.compile(r"[0-9a-f]{12}-[0-9a-f]{12}-[0-9a-f]{16}\.kv(\.\w{8}(\.part)?)?")
 
 
 class KvDisk:
@@ -39,6 +40,7 @@ class KvDisk:
             raise PromptError(f"--kv-disk keeps nothing of this model: {keeper.why_not}")
         self._folder, self._limit_bytes, self._keeper = folder, limit_bytes, keeper
         self._kind = _hash(repr(sorted(keeper.bits.items())).encode())[:12]
+        remove_parts(folder, "*")
         self.num_kept = self.num_brought = 0  # texts, since the model was loaded
 
     def before(self, call: Call, num_shared: int) -> None:

@@ -4,11 +4,14 @@ import contextlib
 import logging
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
+from numbers import Integral
 from pathlib import Path
+from types import NoneType
+from typing import Any, cast
 
 from typing_extensions import Unpack
 
@@ -22,8 +25,8 @@ from haversack.devices.errors import (
 )
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.ledger import Lease, ledger
-from haversack.devices.llama import EXACT_KV_TYPE
-from haversack.devices.memory import PeakMeter
+from haversack.devices.llama import EXACT_KV_TYPE, KV_TYPES
+from haversack.devices.memory import PeakMeter, beyond_ram
 from haversack.devices.storage import DirectFile, known_speed
 from haversack.devices.system import host
 from haversack.devices.units import size_bytes
@@ -43,6 +46,7 @@ from haversack.edge.model_plan import EXACT, STREAMED, Plan
 from haversack.edge.placement import FIXED, checked_placement
 from haversack.edge.planner import plan, with_drafts
 from haversack.edge.run_records import keep_record, record_key
+from haversack.edge.sampling import check_seed
 from haversack.edge.shared_budget import Budget
 from haversack.edge.speculate import AUTO, Asked, Helper, Speculation, asked_for, speculation_of
 from haversack.edge.vram import DeviceSettings, Vram, asked_vram
@@ -57,6 +61,22 @@ from haversack.quant.trunk import ensure_trunk, rewrite_trunk, trunk_path
 _log = logging.getLogger("haversack.model")
 
 LoadProgress = Callable[[str, float], None]  # (what is being done, share done 0 to 1)
+
+
+_A_NUMBER = Integral, "a whole number"
+_PATH, _FUNCTION = (str, os.PathLike), cast(type, Callable)
+_KINDS: Mapping[str, tuple[Any, str]] = {  # of the values of `LoadOptions`, and what to give
+    "batch": _A_NUMBER,
+    "sequences": _A_NUMBER,
+    "speculate": (_PATH, "auto, off, ngram, or the path of a model that drafts"),
+    "cache_dir": ((*_PATH, NoneType), "the path of a folder"),
+    "progress": ((_FUNCTION, NoneType), "a function"),
+    "open_file": (_FUNCTION, "a function"),
+    "warm_start": (bool, "True or False"),
+    "fidelity": (str | Fidelity, "the name of a mode, or a Fidelity"),
+    "kv_type": (str, f"one of {', '.join(KV_TYPES)}"),
+    "kv_disk": (str | Integral | None, "a size such as '10GiB'"),
+}
 
 
 @dataclass(frozen=True)
@@ -98,13 +118,11 @@ class LoadOptions:
     placement: str = FIXED
 
     def __post_init__(self) -> None:
-        if not isinstance(self.cache_dir, str | os.PathLike | None):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise PromptError(f"cache_dir is {self.cache_dir!r}: give the path of a folder")
-        self.asked_drafts()
-        for name in ("progress", "open_file"):
+        for name, (kinds, wanted) in _KINDS.items():
             value = getattr(self, name)
-            if not (callable(value) or (value is None and name == "progress")):
-                raise PromptError(f"{name} is {value!r}: give a function")
+            if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+                raise PromptError(f"{name} is {value!r}: give {wanted}")
+        self.asked_drafts()
         self.asked_fidelity()
         if self.kv_disk is not None:
             size_bytes(self.kv_disk)
@@ -156,6 +174,7 @@ def load(
     options = options or LoadOptions()
     if not isinstance(options, LoadOptions):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise PromptError(f"options is {options!r}: give LoadOptions")
+    check_seed(seed)
     options = replace(options, **devices)
     if isinstance(model, Plan):
         if (ram, ctx, threads, options.vram) != (None, None, None, None):
@@ -168,6 +187,8 @@ def load(
     if planned.precision is None:
         folder = Path(options.cache_dir or default_cache_dir())
         planned = options.asked_fidelity().applied(planned, folder)
+    if too_much := beyond_ram(planned.planned_bytes):
+        _log.warning("%s", too_much)
     stop, loaded = StopFlag(), list[Model]()
     try:
         # KeyboardInterrupt is raised between two steps, so that nothing is left behind

@@ -25,7 +25,10 @@ from haversack.edge.pipe import Pipe
 RESULT, ERROR, PROGRESS = "result", "error", "progress"
 
 _METHODS = frozenset(
-    ["tokenize", "embed", "stats", "budget", "devices", "resize", "check_integrity", "speculate"]
+    [
+        *("tokenize", "embed", "stats", "budget", "devices", "resize", "check_integrity"),
+        *("speculate", "save_kv", "load_kv"),
+    ]
 )
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from haversack.devices.errors import BudgetError
+from haversack.devices.memory import beyond_ram
 from haversack.devices.units import format_bytes
-from haversack.edge.console import write_table, write_text
+from haversack.edge.console import notice, write_table, write_text
 from haversack.edge.forecasting import LIKELY, MEASURED, ROUGH, Facts, Forecast, forecast_of, shown
 from haversack.edge.model_plan import STREAMED, Plan
 from haversack.edge.placement_view import reasons
@@ -89,6 +90,7 @@ class PlanView:
         """Return the plan with all that is shown of it, as plain values."""
         return {
             **self.planned.to_dict(),
+            "warning": beyond_ram(self.planned.ram_bytes) or None,
             "reasons": reasons(self.planned),
             "forecast": None if self.forecast is None else self.forecast.to_dict(),
             "contexts": [each.to_dict() for each in self.contexts()],
@@ -97,6 +99,8 @@ class PlanView:
 
     def show(self) -> None:
         """Write it to stdout, for people."""
+        if too_much := beyond_ram(self.planned.ram_bytes):
+            notice(f"haversack: {too_much}")
         self._show_bytes()
         self._show_speed()
         contexts = self.contexts()

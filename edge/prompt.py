@@ -40,6 +40,11 @@ def token_ids(
             add_special=add_special,
             most_stack_bytes=max(LEAST_STACK_BYTES, planned.headroom_bytes),
         )
+    if isinstance(prompt, bytes | bytearray | memoryview):
+        raise PromptError(
+            f"the prompt is {type(prompt).__name__}, which could be text or token ids: give text,"
+            " prompt.decode() for example, or list(prompt)"
+        )
     try:
         ids = map(int, prompt.split()) if isinstance(prompt, str) else map(index, prompt)
         tokens = list(ids)

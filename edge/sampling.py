@@ -1,6 +1,7 @@
 """How the next token is chosen: the settings, checked, with the names of llama.cpp."""
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, cast
 
 from haversack.devices.errors import PromptError
@@ -98,6 +99,12 @@ class Sampling:
             raise PromptError(f"{name} is {value!r}: give {kind_name}")
         if not low <= value <= high:
             raise PromptError(f"{name} is {value!r}: give {kind_name} from {low} to {high}")
+
+
+def check_seed(seed: object) -> None:
+    """Raise PromptError unless `seed` is a whole number, or None, which means any."""
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral)):
+        raise PromptError(f"seed is {seed!r}: give a whole number, or None for any")
 
 
 def _check_text(name: str, text: object) -> None:

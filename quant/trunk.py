@@ -36,7 +36,7 @@ _FORMAT = "trunk 2, ggml 0.25.3"
 # The folder may also hold the user's models: touch no file but those with such names.
 _OUR_NAME = re.compile(
     r"[0-9a-f]{12}-[0-9a-f]{20}\."
-    r"(gguf|gguf\.unfinished|json|(resident|ngrams|pairs)(\.\w{8})?|low|importance(\.draft)?)"
+    r"(gguf|gguf\.unfinished|json|(resident|ngrams|pairs)(\.\w{8}(\.part)?)?|low|importance(\.draft)?)"
 )
 _CHUNK_BYTES = 8 * 1024 * 1024
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -98,7 +98,7 @@ def hole_names(geometry: ModelGeometry) -> Set[str]:
 
 def resident_path(trunk: Path) -> Path:
     """Return the path of the file that says which experts of the model of `trunk` lay in slots.
-    Until that file is whole, its name has a dot and eight characters more."""
+    Until that file is whole, its name ends with eight characters and `.part`."""
     return trunk.with_suffix(".resident")
 
 

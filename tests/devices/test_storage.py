@@ -352,6 +352,21 @@ def test_a_file_is_written_whole_or_not_at_all(
     assert kept.read_bytes() == b"newest" and list(tmp_path.iterdir()) == [kept]
 
 
+def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path: Path) -> None:
+    """But not what another one writes now, nor files of other names."""
+    kept = tmp_path / "kept"
+    names = ("kept.abcd1234.part", "kept.abcd1235.part", "kept.new_8901.part", "kept.original")
+    left, written, new, other = (tmp_path / name for name in names)
+    for path in (left, written, new, other):
+        path.write_bytes(b"x")
+    for path in (left, written, other):
+        os.utime(path, (1, 1))
+    with written.open("r+b") as file:
+        assert storage.host.lock(file.fileno(), wait=False)
+        write_whole(kept, b"newest", synced=False)
+    assert sorted(tmp_path.iterdir()) == sorted([kept, written, new, other])
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_CELL_S", 0.01)

@@ -87,7 +87,9 @@ def test_a_gguf_of_another_model_is_refused(model: Path, tiny_model: TinyModel) 
 # -------------------------------------------------------------------------- plans
 def test_exact_changes_nothing(model: Path, low_from: Path, tmp_path: Path) -> None:
     planned = tight(model)
-    assert Fidelity(low_from=low_from).applied(planned, tmp_path) is planned
+    assert Fidelity().applied(planned, tmp_path) is planned
+    with pytest.raises(PromptError, match=r"--low-from is .* exact reads no low copies: give"):
+        Fidelity(low_from=low_from)
     assert planned.fidelity == "exact" and planned.precision is None
 
 

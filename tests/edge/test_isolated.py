@@ -45,6 +45,18 @@ def test_its_memory_is_its_own(model: edge.IsolatedModel) -> None:
     model.check_integrity()
 
 
+def test_its_texts_are_kept_and_brought_back(model: edge.IsolatedModel, tmp_path: Path) -> None:
+    text = model.generate("The old king had three daughters", 8, temperature=0).text
+    num_tokens = model.save_kv(tmp_path / "king.kv")
+    assert model.generate("A fox", 2, temperature=0).text
+    assert model.load_kv(tmp_path / "king.kv") == num_tokens
+    again = model.generate("The old king had three daughters" + text, 1, temperature=0)
+    assert again.text is not None and again.stats is not None
+    assert again.stats.prompt_tokens < again.prompt_tokens / 2
+    with pytest.raises(edge.StorageError, match="cannot read"):
+        model.load_kv(tmp_path / "none.kv")
+
+
 def test_errors_are_those_of_a_model_here(model: edge.IsolatedModel) -> None:
     with pytest.raises(PromptError, match="max_tokens is -1"):
         model.generate("x", -1)

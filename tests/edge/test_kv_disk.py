@@ -138,3 +138,18 @@ def test_texts_are_removed(known_answer_model: Path, tmp_path: Path) -> None:
     (folder / "mine.txt").write_text("mine")
     assert remove_texts(folder) == text.disk_bytes + 10
     assert os.listdir(folder) == ["mine.txt"]
+
+
+def test_what_a_killed_process_left_goes_at_the_next_start(
+    known_answer_model: Path, tmp_path: Path
+) -> None:
+    folder = kv_folder(tmp_path)
+    with opened(known_answer_model, tmp_path) as model:
+        told(model, FOX)
+    (text,) = list_texts(folder)
+    left = folder / f"{text.path.name}.abcd1234.part"
+    left.write_bytes(b"x" * 10)
+    os.utime(left, (1, 1))
+    assert len(list_texts(folder)) == 2
+    with opened(known_answer_model, tmp_path):
+        assert not left.exists() and text.path.exists()

@@ -67,3 +67,14 @@ def test_people_and_programs_get_the_same(
     unknown.show()
     assert "no forecast" in capsys.readouterr().out
     assert unknown.to_dict()["forecast"] is None and unknown.advice() == []
+
+
+def test_a_budget_beyond_the_computers_memory_is_told(
+    view: PlanView, tiny_model: TinyModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert view.to_dict()["warning"] is None
+    planned = edge.plan(tiny_model(), ram=2**50, ctx=256, threads=1)
+    beyond = PlanView(planned, Facts(), lambda _: planned)
+    beyond.show()
+    assert " are more than the " in capsys.readouterr().err
+    assert "lower --ram" in str(beyond.to_dict()["warning"])

@@ -210,7 +210,7 @@ def _judged(what: str, spent_s: float, beside_s: float, beside: str) -> bool:
 
 
 def _median(found: Sequence[Turn], what: str) -> float:
-    return statistics.median(getattr(each, what) for each in found)
+    return float(statistics.median(getattr(each, what) for each in found))
 
 
 @tool
