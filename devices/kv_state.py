@@ -13,7 +13,8 @@ import numpy.typing as npt
 from haversack.devices import _native as native
 from haversack.devices._native import llama
 from haversack.devices.errors import HaversackError, StorageError
-from haversack.devices.llama import LlamaContext, LlamaModel, Row
+from haversack.devices.llama import LlamaContext, Row
+from haversack.devices.llama_model import LlamaModel
 from haversack.devices.logs import captured_logs
 
 _EVERY_SEQUENCE = -1

@@ -1,18 +1,16 @@
-"""libllama as Python objects: a model and a context."""
+"""libllama as Python objects: a context; its model is in `llama_model`."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from haversack.devices import _native as native
 from haversack.devices import guard
-from haversack.devices._native import llama, own
+from haversack.devices._native import llama
 from haversack.devices.batch import Batch
 from haversack.devices.errors import (
     AbortedError,
@@ -24,14 +22,13 @@ from haversack.devices.errors import (
     PromptError,
 )
 from haversack.devices.forks import Birthplace
-from haversack.devices.ggml import GraphNode
 from haversack.devices.interrupts import StopFlag
+from haversack.devices.llama_model import LlamaModel
 from haversack.devices.logs import LogCapture, captured_logs
 from haversack.devices.steps import Ahead, Steps
 from haversack.devices.team import ContextOwner, Team, refuse_dead_threads
-from haversack.devices.vocabulary import Vocabulary
+from haversack.devices.trunk_placement import TrunkPlacement
 
-_LOAD_NONE = 0  # enum llama_load_mode: read into memory, never map
 _STATUS_NO_ROOM, _STATUS_ABORTED = 1, 2  # of llama_decode
 _PARTIAL = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: what attention's cells do not hold
 _CELLS_UNIT = 256  # llama.cpp rounds the length of a sequence up to a multiple of it
@@ -41,23 +38,6 @@ MOST_ROWS = (
 MOST_SEQUENCES = 64
 EXACT_KV_TYPE = "f16"
 KV_TYPES = {EXACT_KV_TYPE: 1, "q8_0": 8, "q4_0": 2}  # enum ggml_type of a cache's keys and values
-
-Progress = Callable[[float], None]
-
-
-class ExpertWeights(Protocol):
-    """Where the routed experts' weights are placed instead of in memory of llama.cpp's."""
-
-    @property
-    def overrides_address(self) -> int: ...
-
-    @property
-    def error(self) -> BaseException | None: ...
-
-    def finish_loading(self) -> None:
-        """The model is loaded."""
-        ...
-
 
 # Is shown every node of a graph: (node, ask, None). `ask`: whether llama.cpp shall stop after it.
 # Else it is computed: go on?
@@ -107,124 +87,9 @@ def build_name() -> str:
     return f"{native.chosen.build.package} {native.chosen.build.version}"
 
 
-# ---------------------------------------------------------------------- model
-class LlamaModel:
-    """A model loaded into plain memory: nothing mapped, nothing repacked, no GPU.
-
-    With `experts`, the routed experts' weights stay out (see ExpertWeights). With `dry`, only the
-    header is read and nothing is allocated. `progress` is told the share done, 0 to 1. Raises
-    ModelFileError, KeyboardInterrupt, and whatever `progress` raises.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        *,
-        experts: ExpertWeights | None = None,
-        dry: bool = False,
-        progress: Progress | None = None,
-    ) -> None:
-        llama.llama_backend_init()
-        self.path = path
-        self._experts = experts
-        stop, failures = StopFlag(), list[BaseException]()
-        params = llama.llama_model_default_params()
-        params.load_mode, params.n_gpu_layers = _LOAD_NONE, 0
-        params.use_extra_bufts, params.no_alloc = False, dry
-        params.progress_callback = _progress_callback(progress, stop, failures)
-        if experts is not None:
-            params.tensor_buft_overrides = experts.overrides_address
-        self._model: Any = None
-        self._vocabulary: Vocabulary | None = None
-        try:
-            with captured_logs() as log, stop.listening():
-                self._model = guard.load_model(os.fsencode(path), params)
-        except KeyboardInterrupt:  # it may have been loaded by then
-            self.close()
-            raise
-        if failures:
-            self.close()
-            raise failures[0]
-        if experts is not None and experts.error is not None:
-            self.close()
-            raise experts.error
-        if not self._model:
-            raise ModelFileError(f"llama.cpp cannot load {path}: {log.reason()}")
-        if experts is not None:
-            experts.finish_loading()
-        self._vocabulary = Vocabulary(self._model)
-
-    @property
-    def vocabulary(self) -> "Vocabulary":
-        """The model's tokenizer."""
-        assert self._vocabulary is not None, "the model was not loaded"
-        return self._vocabulary
-
-    @property
-    def address(self) -> Any:
-        return self._model
-
-    @property
-    def trained_ctx_tokens(self) -> int:
-        """The context length the model was trained for."""
-        return int(llama.llama_model_n_ctx_train(self._model))
-
-    @property
-    def hidden_size(self) -> int:
-        """How many numbers the last layer gives for each token."""
-        return int(llama.llama_model_n_embd(self._model))
-
-    @property
-    def drops_parts(self) -> bool:
-        """Whether a sequence can lose its last tokens alone: recurrent layers keep one state."""
-        return not (
-            llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model)
-        )
-
-    @property
-    def chat_template(self) -> str | None:
-        """The Jinja source the model file brings, if any."""
-        source = llama.llama_model_chat_template(self._model, None)
-        return source.decode(errors="replace") if source else None
-
-    def tensors(self) -> list[GraphNode] | None:
-        """All weights, where they lie in memory; None on Windows, where llama.cpp does not tell. A
-        tensor of the file may be here twice."""
-        found = llama.tensor_map()
-        if found is None:
-            return None
-        function, string_bytes = found
-        count = own.model_tensors(function, self._model, string_bytes, None, 0)
-        addresses = (native.Address * count)()
-        own.model_tensors(function, self._model, string_bytes, addresses, count)
-        return [GraphNode(address) for address in addresses]
-
-    def close(self) -> None:
-        """Free the model; its contexts must be closed first. May be called twice."""
-        if self._model:
-            if self._vocabulary is not None:
-                self._vocabulary.close()
-            llama.llama_model_free(self._model)
-            self._model = None
-
-
-def _progress_callback(
-    progress: Progress | None, stop: StopFlag, failures: list[BaseException]
-) -> Any:
-    def receive(share: float, _: object) -> bool:
-        try:
-            if progress is not None:
-                progress(share)
-        except BaseException as error:  # an exception must not cross the C frame
-            failures.append(error)
-        return not (failures or stop.requested)
-
-    return llama.llama_progress_callback(receive)
-
-
 # -------------------------------------------------------------------- context
-def context_params(shape: ContextShape) -> Any:
-    """struct llama_context_params of a context of that shape.
+def context_params(shape: ContextShape, placement: TrunkPlacement) -> Any:
+    """struct llama_context_params of a context of that shape over a model placed so.
 
     Each sequence has cells of its own, as many as alone: its attention is as if no other were.
     """
@@ -234,7 +99,8 @@ def context_params(shape: ContextShape) -> Any:
     params.n_batch = params.n_ubatch = shape.batch_tokens  # equal: a pass is never split
     params.n_threads = params.n_threads_batch = shape.threads
     params.n_outputs_max = max(shape.logit_rows, shape.sequences)
-    params.offload_kqv = params.op_offload = params.kv_unified = False
+    params.offload_kqv = placement.num_layers > 0 and not placement.kv_on_host
+    params.op_offload = params.kv_unified = False
     params.type_k = params.type_v = KV_TYPES[shape.kv_type]
     # Else llama.cpp tries whether its own device computes it, and turns it off where ours does.
     params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
@@ -264,7 +130,7 @@ class LlamaContext:
         self._log = captured_logs()
         self._snapshots: dict[int, tuple[int, npt.NDArray[np.uint8]]] = {}  # by sequence
         self.copied_to: int | None = None  # the latest target of `copy` since the last pass
-        params = context_params(shape)
+        params = context_params(shape, model.placement)
         if on_node is not None:
             self._on_node = params.cb_eval = llama.ggml_backend_sched_eval_callback(on_node)
         self._on_abort = llama.ggml_abort_callback(lambda _: self.stop.requested)

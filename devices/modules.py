@@ -83,6 +83,13 @@ def load_module(backend: str, modules_dir: Path) -> int:
     return loaded
 
 
+def load_gpus(modules_dir: Path) -> None:
+    """Load all modules there are that may bring a GPU of this computer. Raises DeviceError."""
+    for module in list_modules(modules_dir):
+        if module.backend != RPC:
+            load_module(module.backend, modules_dir)
+
+
 def nothing_found(backend: str) -> str:
     """Return what to do where a backend that was loaded has no device."""
     return _NOTHING_FOUND[backend]

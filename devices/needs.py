@@ -9,7 +9,8 @@ from haversack.devices._native import llama, own
 from haversack.devices.causality import refuse_wrong_kind
 from haversack.devices.errors import ModelFileError
 from haversack.devices.interrupts import StopFlag
-from haversack.devices.llama import EXACT_KV_TYPE, ContextShape, LlamaModel, context_params
+from haversack.devices.llama import EXACT_KV_TYPE, ContextShape, context_params
+from haversack.devices.llama_model import LlamaModel
 from haversack.devices.logs import captured_logs
 from haversack.devices.vocabulary import Vocabulary
 
@@ -50,8 +51,9 @@ def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
     so these are added here. Raises ModelFileError where llama.cpp makes no such context, and where
     the model is no causal text model.
     """
+    params = context_params(shape, model.placement)
     with captured_logs() as log, StopFlag().listening():
-        context = guard.init_context(model.address, context_params(shape))
+        context = guard.init_context(model.address, params)
     if not context:
         knob = "" if shape.kv_type == EXACT_KV_TYPE else "; give --kv-type f16"
         raise ModelFileError(
@@ -66,7 +68,7 @@ def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
         llama.llama_free(context)
     table_bytes = cell_bytes(shape.ctx_tokens * shape.sequences) + _rotation_bytes(shape)
     tables_bytes = _num_cell_tables(model) * table_bytes
-    num_rows = context_params(shape).n_outputs_max
+    num_rows = params.n_outputs_max
     row_bytes = LOGIT_BYTES * (model.vocabulary.num_tokens + model.hidden_size)  # hidden for embed
     logits_bytes = row_bytes * num_rows
     graph_bytes = _graph_bytes(max_nodes)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from haversack.devices.errors import BudgetError
-from haversack.devices.llama import LlamaContext, LlamaModel, Row
+from haversack.devices.llama import LlamaContext, Row
+from haversack.devices.llama_model import LlamaModel
 from haversack.devices.memory import anonymous_bytes
 from haversack.devices.units import format_bytes
 from haversack.edge.drafter_plan import ONNX, DrafterPlan

@@ -7,7 +7,8 @@ from typing import Any
 
 from haversack.cache.cross_vocab import tables_bytes
 from haversack.devices.errors import BudgetError, ModelFileError
-from haversack.devices.llama import ContextShape, LlamaModel
+from haversack.devices.llama import ContextShape
+from haversack.devices.llama_model import LlamaModel
 from haversack.devices.needs import (
     LOGIT_BYTES,
     MemoryNeeds,

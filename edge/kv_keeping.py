@@ -5,7 +5,8 @@ from pathlib import Path
 
 from haversack.devices.errors import PromptError
 from haversack.devices.kv_state import KvStates
-from haversack.devices.llama import LlamaModel, build_name, system_info
+from haversack.devices.llama import build_name, system_info
+from haversack.devices.llama_model import LlamaModel
 from haversack.edge.model_plan import Plan
 from haversack.edge.sequence import TokenSequence
 from haversack.offload.kv_file import KvAbout, opened_kv, write_kv

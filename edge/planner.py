@@ -13,8 +13,8 @@ from haversack.devices.ledger import ledger
 from haversack.devices.llama import (
     MOST_ROWS,
     ContextShape,
-    LlamaModel,
 )
+from haversack.devices.llama_model import LlamaModel
 from haversack.devices.memory import probe_ram
 from haversack.devices.needs import (
     LOGIT_BYTES,

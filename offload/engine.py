@@ -8,7 +8,8 @@ from pathlib import Path
 from haversack.cache.routing import Leaning
 from haversack.devices.errors import HaversackError, ModelFileError, StorageError
 from haversack.devices.interrupts import StopFlag
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel, OnNode, Progress
+from haversack.devices.llama import ContextShape, LlamaContext, OnNode
+from haversack.devices.llama_model import LlamaModel, Progress
 from haversack.devices.storage import DirectFile
 from haversack.offload.activations import ActivationWatch, ActivationWatcher, WeightWatcher
 from haversack.offload.device import ContextDevice

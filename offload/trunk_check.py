@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from haversack.devices.ggml import GraphNode
-from haversack.devices.llama import LlamaModel
+from haversack.devices.llama_model import LlamaModel
 from haversack.quant.seal import SealedTensor, compare_file, damaged, read_seal
 
 

@@ -1,6 +1,7 @@
 """Models for tests: tiny random ones, written once for a whole run; and a second device, which a
 server process lends."""
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from haversack.devices import module_build, modules
 from haversack.devices.backends import Device, find_device
+from haversack.edge.cache_dir import modules_folder
 from haversack.tools.models.known_answer import write_known_answer
 from haversack.tools.models.synth import write_tiny
 
@@ -109,15 +111,22 @@ def _free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def modules_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the RPC backend, which is compiled once and kept for later runs."""
+def modules_dir(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    the_users_folders_are_left_alone: None,
+) -> Path:
+    """The folder where haversack looks for modules by default, with the RPC backend, which is
+    compiled once and kept for later runs."""
     if reason := module_build.why_not(modules.RPC):
         pytest.skip(reason)
     kept = request.config.pluginmanager.hasplugin("cacheprovider")
     folder = request.config.cache.mkdir("backends") if kept else tmp_path_factory.mktemp("backends")
     if not (modules.build_dir(folder) / modules.file_name(modules.RPC)).exists():
         module_build.build_module(modules.RPC, folder)
-    return folder
+    found = modules_folder(None)
+    shutil.copytree(folder, found)
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -246,6 +246,11 @@ def llama_function(name: str) -> int:
     return code_address(function)
 
 
+def float_buffer(count: int) -> Any:
+    """Return an array of `count` floats, 0 each, which C may read."""
+    return (c.c_float * count)()
+
+
 def int32_buffer(count: int) -> Any:
     """Return an array of `count` 32-bit integers, which C may fill."""
     return (c.c_int32 * count)()

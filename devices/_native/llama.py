@@ -129,6 +129,8 @@ llama_log_set = _function("llama_log_set", None, llama_log_callback, _A)
 # const char * llama_print_system_info(void)
 llama_print_system_info = _function("llama_print_system_info", _S)
 
+# size_t llama_max_devices(void)
+llama_max_devices = _function("llama_max_devices", _Q)
 # struct llama_model_params llama_model_default_params(void)
 llama_model_default_params = _function("llama_model_default_params", llama_model_params)
 # struct llama_model * llama_model_load_from_file(const char * path, struct llama_model_params)

@@ -8,7 +8,8 @@ import pytest
 
 from haversack.devices.authoring import random_model
 from haversack.devices.errors import ModelFileError
-from haversack.devices.llama import ContextShape, LlamaModel
+from haversack.devices.llama import ContextShape
+from haversack.devices.llama_model import LlamaModel
 from haversack.devices.needs import memory_needs
 from haversack.tools.models.architectures import ARCHITECTURES, TinyShape
 from haversack.tools.models.synth import random_values

@@ -11,7 +11,8 @@ import pytest
 from haversack import edge
 from haversack.devices.batch import Batch
 from haversack.devices.errors import AbortedError, ClosedError, ModelFileError
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
+from haversack.devices.llama import ContextShape, LlamaContext
+from haversack.devices.llama_model import LlamaModel
 from haversack.devices.team import Team
 
 TinyModel = Callable[..., Path]
@@ -87,7 +88,8 @@ def test_an_assertion_in_a_call_breaks_the_context_and_nothing_else(tiny_model: 
 PROGRAM = """
 import sys
 from haversack.devices import _native as native, guard
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
+from haversack.devices.llama import ContextShape, LlamaContext
+from haversack.devices.llama_model import LlamaModel
 
 def give_up():
     context = native.ggml_init(native.GgmlInitParams(100_000, None, True))

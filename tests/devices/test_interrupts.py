@@ -137,7 +137,8 @@ def test_the_outermost_block_raises() -> None:
 PROGRAM = """
 import sys
 from pathlib import Path
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
+from haversack.devices.llama import ContextShape, LlamaContext
+from haversack.devices.llama_model import LlamaModel
 
 model = LlamaModel(Path(sys.argv[1]))
 context = LlamaContext(model, ContextShape(ctx_tokens=4096, batch_tokens=2048, threads=1))

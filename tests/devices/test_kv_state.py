@@ -8,7 +8,8 @@ import pytest
 
 from haversack.devices.errors import StorageError
 from haversack.devices.kv_state import KvStates
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
+from haversack.devices.llama import ContextShape, LlamaContext
+from haversack.devices.llama_model import LlamaModel
 
 TinyModel = Callable[..., Path]
 # gpt-oss has layers that see a window of 128 tokens, qwen3next has recurrent ones.

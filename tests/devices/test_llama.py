@@ -25,8 +25,8 @@ from haversack.devices.interrupts import StopFlag
 from haversack.devices.llama import (
     ContextShape,
     LlamaContext,
-    LlamaModel,
 )
+from haversack.devices.llama_model import LlamaModel
 from haversack.devices.memory import anonymous_bytes
 from haversack.tools.models.synth import TinyShape
 

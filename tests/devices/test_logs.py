@@ -8,7 +8,7 @@ import pytest
 
 from haversack.devices.errors import ModelFileError
 from haversack.devices.ggml import GgufHeader
-from haversack.devices.llama import LlamaModel
+from haversack.devices.llama_model import LlamaModel
 from haversack.devices.logs import LogCapture, captured_logs
 
 

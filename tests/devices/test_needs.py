@@ -14,7 +14,8 @@ import pytest
 from haversack.devices import needs
 from haversack.devices._native import llama
 from haversack.devices.errors import BindingError, ModelFileError, PromptError
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
+from haversack.devices.llama import ContextShape, LlamaContext
+from haversack.devices.llama_model import LlamaModel
 from haversack.devices.logs import LogCapture
 from haversack.devices.needs import THREAD_SCRATCH_BYTES, cell_bytes, memory_needs
 from haversack.tools.models.synth import TinyShape
@@ -26,7 +27,8 @@ ROOMY = ContextShape(ctx_tokens=4096, batch_tokens=256, threads=1)
 MEASURE = f"""
 import sys
 from pathlib import Path
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
+from haversack.devices.llama import ContextShape, LlamaContext
+from haversack.devices.llama_model import LlamaModel
 from haversack.devices.memory import anonymous_bytes
 
 model = LlamaModel(Path(sys.argv[1]))
@@ -88,7 +90,8 @@ NEEDS_IN_LOCALE = f"""
 import locale
 import sys
 from pathlib import Path
-from haversack.devices.llama import ContextShape, LlamaModel
+from haversack.devices.llama import ContextShape
+from haversack.devices.llama_model import LlamaModel
 from haversack.devices.needs import memory_needs
 
 if sys.argv[1]:

@@ -12,7 +12,8 @@ import pytest
 from haversack.devices import sampler
 from haversack.devices.errors import ModelFileError, PromptError
 from haversack.devices.grammar import Grammar, GrammarMatcher
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
+from haversack.devices.llama import ContextShape, LlamaContext
+from haversack.devices.llama_model import LlamaModel
 from haversack.devices.sampler import SamplerChain, SamplerTables, chain_bytes
 from haversack.edge.lark import gbnf_to_grammar
 

@@ -10,7 +10,8 @@ from haversack import edge
 from haversack.devices import _native as native
 from haversack.devices._native import own
 from haversack.devices.errors import HaversackError
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel, Row
+from haversack.devices.llama import ContextShape, LlamaContext, Row
+from haversack.devices.llama_model import LlamaModel
 from haversack.devices.steps import MOST_STEPS, Ahead
 from haversack.tools.models.synth import TinyShape
 

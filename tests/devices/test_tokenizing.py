@@ -10,7 +10,7 @@ import pytest
 
 from haversack import edge
 from haversack.devices.errors import PromptError
-from haversack.devices.llama import LlamaModel
+from haversack.devices.llama_model import LlamaModel
 
 ROOMY_BYTES = 1 << 30
 LONG = 60_000

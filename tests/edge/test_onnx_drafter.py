@@ -11,7 +11,8 @@ import onnx
 import pytest
 
 from haversack import edge
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel, Row
+from haversack.devices.llama import ContextShape, LlamaContext, Row
+from haversack.devices.llama_model import LlamaModel
 from haversack.edge import draft_source, onnx_context
 from haversack.edge.draft_model import DraftModel
 from haversack.edge.drafter_plan import plan_drafter

@@ -10,7 +10,7 @@ import pytest
 
 from haversack import edge
 from haversack.devices.grammar import trie_bytes
-from haversack.devices.llama import LlamaModel
+from haversack.devices.llama_model import LlamaModel
 from haversack.devices.sampler import chain_bytes
 from haversack.edge.loading import builtin_model
 from haversack.edge.planner import streamed

@@ -15,7 +15,8 @@ from haversack.devices import _native as devices
 from haversack.devices import guard
 from haversack.devices.errors import BindingError
 from haversack.devices.ggml import GraphNode
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
+from haversack.devices.llama import ContextShape, LlamaContext
+from haversack.devices.llama_model import LlamaModel
 from haversack.devices.logs import captured_logs
 from haversack.edge.plain_llama import PlainLlama
 from haversack.edge.planner import streamed

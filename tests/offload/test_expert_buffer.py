@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from haversack.devices.ggml import GgufHeader, GraphNode
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
+from haversack.devices.llama import ContextShape, LlamaContext
+from haversack.devices.llama_model import LlamaModel
 from haversack.devices.memory import anonymous_bytes
 from haversack.offload.expert_buffer import ExpertBuffer
 from haversack.tools.models.synth import TinyShape

@@ -10,7 +10,8 @@ import pytest
 
 from haversack.devices.errors import HaversackError
 from haversack.devices.ggml import GraphNode, is_choice
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel, OnNode
+from haversack.devices.llama import ContextShape, LlamaContext, OnNode
+from haversack.devices.llama_model import LlamaModel
 from haversack.edge.plain_llama import PlainLlama
 from haversack.offload.engine import open_resident
 from haversack.offload.routing import Router, chosen_probabilities, router_input

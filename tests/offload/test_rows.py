@@ -13,6 +13,7 @@ import pytest
 from haversack import edge
 from haversack.devices import llama as llama_module
 from haversack.devices.llama import ContextShape, LlamaContext, Row
+from haversack.devices.trunk_placement import TrunkPlacement
 from haversack.edge.planner import streamed
 from haversack.offload.engine import Engine, open_resident
 from haversack.tools.models.architectures import ARCHITECTURES, TinyShape
@@ -83,8 +84,8 @@ def assert_rows_equal(path: Path, first: int, count: int, kv_type: str = "f16") 
 def no_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     given = llama_module.context_params
 
-    def without(shape: ContextShape) -> Any:
-        params = given(shape)
+    def without(shape: ContextShape, placement: TrunkPlacement) -> Any:
+        params = given(shape, placement)
         params.flash_attn_type = 0
         return params
 

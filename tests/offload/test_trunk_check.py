@@ -11,7 +11,7 @@ import pytest
 from haversack.devices._native import array_at
 from haversack.devices.errors import DamagedTrunkError
 from haversack.devices.ggml import GgufHeader
-from haversack.devices.llama import LlamaModel
+from haversack.devices.llama_model import LlamaModel
 from haversack.offload.expert_buffer import ExpertBuffer
 from haversack.offload.trunk_check import TrunkCheck
 from haversack.quant.gguf import EXPERT_PATTERN, read_geometry

@@ -18,7 +18,7 @@ from gguf import GGUFReader, GGUFWriter
 
 from haversack.devices.errors import StorageError
 from haversack.devices.ggml import GgufHeader, GraphNode
-from haversack.devices.llama import LlamaModel
+from haversack.devices.llama_model import LlamaModel
 from haversack.offload.expert_buffer import ExpertBuffer
 from haversack.quant import trunk as trunk_module
 from haversack.quant.gguf import EXPERT_PATTERN, ModelGeometry, read_geometry

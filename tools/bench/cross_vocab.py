@@ -20,7 +20,7 @@ from haversack import edge
 from haversack.cache.cross_vocab import PairStore, translated
 from haversack.cache.ngram import Draft
 from haversack.devices.errors import ModelFileError
-from haversack.devices.llama import LlamaModel
+from haversack.devices.llama_model import LlamaModel
 from haversack.edge.draft_model import DraftModel
 from haversack.edge.draft_text import OtherText, Vocabularies
 from haversack.edge.drafter_plan import plan_drafter

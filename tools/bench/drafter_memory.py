@@ -24,7 +24,8 @@ from pathlib import Path
 from haversack import edge
 from haversack.cache.cross_vocab import MOST_RUN, Pair, PairStore
 from haversack.cache.ngram import NgramDrafter, NgramMemory
-from haversack.devices.llama import MOST_ROWS, ContextShape, LlamaModel
+from haversack.devices.llama import MOST_ROWS, ContextShape
+from haversack.devices.llama_model import LlamaModel
 from haversack.devices.memory import PeakMeter, anonymous_bytes
 from haversack.devices.system import host
 from haversack.devices.units import format_bytes

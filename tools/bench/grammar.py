@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from haversack import edge
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
+from haversack.devices.llama import ContextShape, LlamaContext
+from haversack.devices.llama_model import LlamaModel
 from haversack.devices.sampler import SamplerChain
 from haversack.edge.generation import sampler_chain
 from haversack.tools.command_line import positive, tool, verdict

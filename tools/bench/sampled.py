@@ -18,7 +18,8 @@ from statistics import mean
 
 from haversack import edge
 from haversack.devices.errors import ModelFileError
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
+from haversack.devices.llama import ContextShape, LlamaContext
+from haversack.devices.llama_model import LlamaModel
 from haversack.devices.sampler import SamplerChain
 from haversack.devices.vocabulary import Vocabulary
 from haversack.edge.generation import sampler_chain

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from haversack import edge
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
+from haversack.devices.llama import ContextShape, LlamaContext
+from haversack.devices.llama_model import LlamaModel
 from haversack.tools.bench.grammar import CONSTRAINTS, Cost, costs, main, share
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from haversack.devices.ggml import GgufHeader
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
+from haversack.devices.llama import ContextShape, LlamaContext
+from haversack.devices.llama_model import LlamaModel
 from haversack.tools.models import known_answer
 from haversack.tools.models.known_answer import SOURCES, write_known_answer
 

@@ -11,7 +11,8 @@ import pytest
 from haversack.devices.authoring import BLOCK_TYPES
 from haversack.devices.errors import HaversackError, ModelFileError
 from haversack.devices.ggml import GgufHeader, TensorInfo, type_geometry
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel
+from haversack.devices.llama import ContextShape, LlamaContext
+from haversack.devices.llama_model import LlamaModel
 from haversack.tools.models import gguf_stream, synth
 from haversack.tools.models.architectures import ARCHITECTURES
 from haversack.tools.models.synth import (

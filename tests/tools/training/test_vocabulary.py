@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from haversack.devices.llama import LlamaModel
+from haversack.devices.llama_model import LlamaModel
 from haversack.edge.templates import ChatTemplate
 from haversack.tools.training.decoder import Decoder, DecoderShape
 from haversack.tools.training.export import export_gguf, load_gguf
