@@ -217,6 +217,11 @@ class GraphNode:
         return int(self._tensor.data or 0)
 
     @property
+    def is_on_host(self) -> bool:
+        """Return whether its values lie in the host's memory, where there are any."""
+        return bool(native.ggml_backend_buffer_is_host(self._tensor.buffer))
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         n0, n1, n2, n3 = self._tensor.ne
         return n0, n1, n2, n3

@@ -35,6 +35,7 @@ _CELLS_UNIT = 256  # llama.cpp rounds the length of a sequence up to a multiple 
 MOST_ROWS = (
     7  # of a pass whose every row has the bits of a single token; see offload/native/rows.cpp
 )
+_LAST = -1  # of the rows that want logits
 MOST_SEQUENCES = 64
 EXACT_KV_TYPE = "f16"
 KV_TYPES = {EXACT_KV_TYPE: 1, "q8_0": 8, "q4_0": 2}  # enum ggml_type of a cache's keys and values
@@ -73,6 +74,13 @@ class Row(NamedTuple):
     position: int
     sequence: int
     wants_logits: bool
+
+
+class _Results(NamedTuple):
+    """What was computed after a row: logits (vocabulary,), and hidden (hidden,) if wanted."""
+
+    logits: npt.NDArray[np.float32]
+    hidden: npt.NDArray[np.float32] | None
 
 
 # ---------------------------------------------------------------------- build
@@ -129,6 +137,8 @@ class LlamaContext:
         self.drops_parts = model.drops_parts
         self._log = captured_logs()
         self._snapshots: dict[int, tuple[int, npt.NDArray[np.uint8]]] = {}  # by sequence
+        self._computes_rows_alone = model.placement.needs_single_rows
+        self._results: dict[int, _Results] = {}  # by row, if the rows were computed alone
         self.copied_to: int | None = None  # the latest target of `copy` since the last pass
         params = context_params(shape, model.placement)
         if on_node is not None:
@@ -187,21 +197,22 @@ class LlamaContext:
         self.compute([Row(t, first + i, sequence, i == last) for i, t in enumerate(tokens)])
 
     def compute(self, rows: Sequence[Row]) -> None:
-        """Append `rows` (at most a batch) to their sequences, in one pass of llama.cpp. The rows
-        of a sequence go on from its last token, one after the other.
+        """Append `rows` (at most a batch) to their sequences, in one pass of llama.cpp, or in a
+        pass for each of a few where the model's placement asks for it. The rows of a sequence go on
+        from its last token, one after the other.
 
         Raises CancelledError, KeyboardInterrupt, ContextError, or what the owner says; then none
         of the rows is part of its sequence (see `forget`, which is called).
         """
         assert 0 < len(rows) <= self._batch.most_rows, f"{len(rows)} tokens are no batch"
         self._give_hidden(False)
-        self._compute(rows, partial(self._team.compute, len(rows)))
+        self._compute_rows(rows)
 
     def compute_hidden(self, rows: Sequence[Row]) -> None:
         """As `compute`, for rows that all want logits: `borrow_hidden` then gives what the last
         layer computed for each too."""
         self._give_hidden(True)
-        self._compute(rows, partial(self._team.compute, len(rows)))
+        self._compute_rows(rows)
 
     def go_on(self, row: Row, ahead: Ahead) -> None:
         """Append `row` to its sequence, and then what is `ahead`, in a pass each; `steps` say what
@@ -210,6 +221,7 @@ class LlamaContext:
         Raises as `compute`. Then `steps.num_done` passes, which were computed before, stand.
         """
         self._give_hidden(False)
+        self._results.clear()
         self.steps.begin(ahead)
         self._compute([row], partial(self._team.go_on, self.steps), self.steps)
 
@@ -217,6 +229,34 @@ class LlamaContext:
         if hidden != self._gives_hidden:
             llama.llama_set_embeddings(self._context, hidden)
             self._gives_hidden = hidden
+
+    def _compute_rows(self, rows: Sequence[Row]) -> None:
+        """Compute `rows` in one pass, or a few of them alone where their bits depend on it."""
+        self._results.clear()
+        if not (self._computes_rows_alone and 1 < len(rows) <= MOST_ROWS):
+            self._compute(rows, partial(self._team.compute, len(rows)))
+            return
+        results: dict[int, _Results] = {}
+        try:
+            for place, row in enumerate(rows):
+                self._compute([row], partial(self._team.compute, 1))
+                if row.wants_logits:
+                    results[place] = results[_LAST] = self._copied_results()
+        except BaseException:
+            self._forget_rows(rows)
+            raise
+        self._results = results
+
+    def _copied_results(self) -> _Results:
+        hidden = self.borrow_hidden(_LAST).copy() if self._gives_hidden else None
+        return _Results(self.logits(), hidden)
+
+    def _forget_rows(self, rows: Sequence[Row], num_done: int = 0) -> None:
+        """Drop rows of a pass that failed, but for the first `num_done` of a sequence."""
+        if self._broken is None:
+            firsts = {row.sequence: row.position for row in reversed(rows)}
+            for sequence, position in firsts.items():
+                self.forget(position + num_done, sequence)
 
     def _compute(
         self, rows: Sequence[Row], run: Callable[[], int], steps: Steps | None = None
@@ -226,11 +266,7 @@ class LlamaContext:
         try:
             self._run(rows, run)
         except BaseException:
-            num_done = 0 if steps is None else steps.num_done
-            if self._broken is None:
-                firsts = {row.sequence: row.position for row in reversed(rows)}
-                for sequence, position in firsts.items():
-                    self.forget(position + num_done, sequence)
+            self._forget_rows(rows, 0 if steps is None else steps.num_done)
             raise
 
     def _check_usable(self) -> None:
@@ -277,6 +313,8 @@ class LlamaContext:
         """The logits after `row` of the latest pass, which wanted them, (vocabulary,) float32,
         valid until the next pass. -1 is the last row that wanted them."""
         self._check_usable()
+        if self._results:
+            return self._results[row].logits
         return native.floats_at(
             llama.llama_get_logits_ith(self._context, row), self._vocabulary.num_tokens
         )
@@ -285,6 +323,8 @@ class LlamaContext:
         """What the last layer computed for `row` of the latest pass, (hidden,) float32, valid until
         the next pass. Raises PromptError for a model that does not tell it."""
         self._check_usable()
+        if self._results and (hidden := self._results[row].hidden) is not None:
+            return hidden
         address = llama.llama_get_embeddings_ith(self._context, row)
         if not address:
             raise PromptError("llama.cpp does not tell what this model's last layer computes")

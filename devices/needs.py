@@ -1,11 +1,10 @@
 """The memory that a context of llama.cpp will take, before it is made."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from haversack.devices import _native as native
 from haversack.devices import guard
-from haversack.devices._native import llama, own
+from haversack.devices._native import backends, llama, own
 from haversack.devices.causality import refuse_wrong_kind
 from haversack.devices.errors import ModelFileError
 from haversack.devices.interrupts import StopFlag
@@ -35,13 +34,26 @@ _ROTATION_SIDES = (64, 128, 256, 512)
 
 
 @dataclass(frozen=True)
+class DeviceNeeds:
+    """The bytes that a model and a context allocate on a device: those of the weights, without
+    experts that are kept out, of the keys and values, and of what is computed with them."""
+
+    name: str
+    weight_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+
+
+@dataclass(frozen=True)
 class MemoryNeeds:
-    """The bytes that a context allocates beside the weights. `compute_bytes` include
-    `thread_bytes`, the most that its threads may take."""
+    """The bytes that a context allocates in the host's memory beside the weights, and what it and
+    its model allocate on the devices of the model's placement, in its order. `compute_bytes`
+    include `thread_bytes`, the most that its threads may take."""
 
     kv_bytes: int
     compute_bytes: int
     thread_bytes: int
+    devices: tuple[DeviceNeeds, ...] = ()
 
 
 def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
@@ -62,7 +74,7 @@ def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
         )
     try:
         refuse_wrong_kind(model.path, model.address, context)
-        sizes = _context_sizes(context)
+        sizes = own.context_sizes(native.llama_function(llama.MEMORY_BREAKDOWN), context)
         max_nodes = llama.graph_max_nodes(context, shape.batch_tokens)
     finally:
         llama.llama_free(context)
@@ -73,21 +85,27 @@ def memory_needs(model: LlamaModel, shape: ContextShape) -> MemoryNeeds:
     logits_bytes = row_bytes * num_rows
     graph_bytes = _graph_bytes(max_nodes)
     threads_bytes = shape.threads * THREAD_SCRATCH_BYTES
+    _, kv_bytes, compute_bytes = _bytes_on(None, sizes)
     return MemoryNeeds(
-        sizes.context_bytes + tables_bytes,
-        sizes.compute_bytes + logits_bytes + graph_bytes + threads_bytes,
+        kv_bytes + tables_bytes,
+        compute_bytes + logits_bytes + graph_bytes + threads_bytes,
         threads_bytes,
+        tuple(
+            DeviceNeeds(each.device.name, *_bytes_on(each.device.address, sizes))
+            for each in model.placement.layers
+        ),
     )
 
 
-def _context_sizes(context: Any) -> own.ContextSizes:
-    sizes = own.ContextSizes()
-    own.context_sizes(
-        native.llama_function(llama.MEMORY_BREAKDOWN),
-        context,
-        native.pointer_to(sizes),
+def _bytes_on(device: int | None, sizes: list[own.BufferSizes]) -> tuple[int, int, int]:
+    """Return the bytes of weights, keys and values, and computing on a device, None for the
+    host."""
+    there = [each for each in sizes if backends.device_of_buffer_type(each.type) == device]
+    return (
+        sum(each.weight_bytes for each in there),
+        sum(each.context_bytes for each in there),
+        sum(each.compute_bytes for each in there),
     )
-    return sizes
 
 
 def thread_bytes(shape: ContextShape, has_tiles: bool) -> int:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from haversack.cache.routing import Leaning
@@ -11,6 +11,7 @@ from haversack.devices.interrupts import StopFlag
 from haversack.devices.llama import ContextShape, LlamaContext, OnNode
 from haversack.devices.llama_model import LlamaModel, Progress
 from haversack.devices.storage import DirectFile
+from haversack.devices.trunk_placement import TrunkPlacement
 from haversack.offload.activations import ActivationWatch, ActivationWatcher, WeightWatcher
 from haversack.offload.device import ContextDevice
 from haversack.offload.expert_buffer import ExpertBuffer
@@ -38,7 +39,8 @@ class LoadHooks:
     `num_readers` is how many reads their drive needs at once. With `warm_start` the model starts
     with the experts that its last run saved. With `precision` some experts are used as low copies;
     without it all are exact. With `leaning` the choice of experts leans to those in slots. `tiers`
-    are devices with slots, the fastest first.
+    are devices with slots, the fastest first. `placement` says which layers lie on devices; without
+    it none does.
     """
 
     progress: Progress | None = None
@@ -48,6 +50,7 @@ class LoadHooks:
     precision: Precision | None = None
     leaning: Leaning | None = None
     tiers: tuple[DeviceTier, ...] = ()
+    placement: TrunkPlacement | None = None
 
 
 class Engine:
@@ -112,11 +115,17 @@ class Engine:
             self._closers.pop()()
 
 
-def open_resident(path: Path, shape: ContextShape, progress: Progress | None = None) -> Engine:
-    """Open a model wholly in memory: llama.cpp multiplies with experts. Raises ModelFileError."""
+def open_resident(
+    path: Path,
+    shape: ContextShape,
+    progress: Progress | None = None,
+    placement: TrunkPlacement | None = None,
+) -> Engine:
+    """Open a model wholly in memory, the host's and that of the devices of `placement`: llama.cpp
+    multiplies with experts. Raises ModelFileError."""
     engine = Engine(shape)
     try:
-        engine.model = LlamaModel(path, progress=progress)
+        engine.model = LlamaModel(path, progress=progress, placement=placement)
         engine.on_close(engine.model.close)
         engine.open_context(ContextDevice(shape.threads))
     except BaseException:
@@ -163,7 +172,7 @@ def _open_streamed(
     buffer = ExpertBuffer(EXPERT_PATTERN)
     engine.on_close(buffer.close)
     check = TrunkCheck(trunk, hole_names(geometry))
-    engine.model = _load_trunk(trunk, buffer, progress, check)
+    engine.model = _load_trunk(trunk, buffer, replace(hooks, progress=progress), check)
     engine.on_close(engine.model.close)
     engine.on_close(check.close)
     check.begin(engine.model)
@@ -212,10 +221,10 @@ def _open_experts(
 
 
 def _load_trunk(
-    trunk: Path, buffer: ExpertBuffer, progress: Progress | None, check: TrunkCheck
+    trunk: Path, buffer: ExpertBuffer, hooks: LoadHooks, check: TrunkCheck
 ) -> LlamaModel:
     try:
-        return LlamaModel(trunk, experts=buffer, progress=progress)
+        return LlamaModel(trunk, experts=buffer, progress=hooks.progress, placement=hooks.placement)
     except ModelFileError:  # llama.cpp's error may not show that the trunk is damaged
         check.compare_file()
         raise

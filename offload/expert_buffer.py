@@ -4,20 +4,27 @@ from haversack.devices import _native as native
 from haversack.devices.errors import HaversackError
 from haversack.devices.ggml import GraphNode
 from haversack.offload import _native as engine
+from haversack.quant.gguf import EXPERT_BIAS_PATTERN
 
 
 class ExpertBuffer:
     """Address space without memory in which llama.cpp places its expert weights; see
     native/device.hpp. The object must outlive the model.
 
-    `pattern` is the regular expression of the tensor names to keep out.
+    `pattern` is the regular expression of the tensor names to keep out. The experts' biases stay in
+    the host's memory, also of layers that lie on a device: else its biases would be added there,
+    between two products that are computed here.
     """
 
     def __init__(self, pattern: str) -> None:
         self._address: int | None = engine.expert_buffer_new()
         buffer_type = engine.expert_buffer_type(self._address)
-        self._overrides = (native.BufferOverride * 2)(
-            native.BufferOverride(pattern.encode(), buffer_type), native.BufferOverride(None, None)
+        self._overrides = (native.BufferOverride * 3)(
+            native.BufferOverride(pattern.encode(), buffer_type),
+            native.BufferOverride(
+                EXPERT_BIAS_PATTERN.encode(), native.ggml_backend_cpu_buffer_type()
+            ),
+            native.BufferOverride(None, None),
         )
 
     @property

@@ -15,8 +15,8 @@ class TrunkCheck:
     computes with, and reads nothing twice.
 
     A thread begins while the rest of the model is made; the thread that waits for it helps. Where
-    llama.cpp keeps a tensor in another form, or does not tell where (on Windows), the file is
-    compared instead.
+    llama.cpp keeps a tensor in another form, or on a device, or does not tell where (on Windows),
+    the file is compared instead.
     """
 
     def __init__(self, trunk: Path, holes: Collection[str]) -> None:
@@ -42,7 +42,8 @@ class TrunkCheck:
         # the largest first, so that two threads end together
         for sealed in sorted(self._sealed, key=lambda sealed: -sealed.tensor.num_bytes):
             for node in places[sealed.tensor.name]:
-                if (node.type_id, node.shape) == (sealed.tensor.type_id, sealed.tensor.shape):
+                is_same = (node.type_id, node.shape) == (sealed.tensor.type_id, sealed.tensor.shape)
+                if is_same and node.is_on_host:
                     self._left.append((sealed, node.data_address))
                 else:
                     self._in_another_form = True

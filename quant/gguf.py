@@ -21,6 +21,8 @@ from haversack.quant.kinds import refuse_other_kinds
 # llama.cpp's names of the routed experts' weights. "_exps" alone would match too much: arctic has a
 # norm called ffn_norm_exps, and biases and scales stay in the trunk.
 EXPERT_PATTERN = r"ffn_(gate|up|down|gate_up)_exps\.weight$"
+# What stands between an expert's products.
+EXPERT_BIAS_PATTERN = r"ffn_(gate|up|down|gate_up)_exps\.(bias|scale)$"
 _EXPERT_NAME = re.compile(r"^blk\.(\d+)\." + EXPERT_PATTERN)
 _LAYER_NAME = re.compile(r"^blk\.(\d+)\.")
 _KIND_ORDER = ("gate", "up", "gate_up", "down")  # the order in which a layer computes them

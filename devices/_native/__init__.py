@@ -191,6 +191,8 @@ ggml_op_name = prototype(_base, "ggml_op_name", _S, _I)
 ggml_backend_graph_compute = prototype(_base, "ggml_backend_graph_compute", _I, _A, _A)
 # void ggml_backend_free(ggml_backend_t backend)
 ggml_backend_free = prototype(_base, "ggml_backend_free", None, _A)
+# bool ggml_backend_buffer_is_host(ggml_backend_buffer_t buffer)
+ggml_backend_buffer_is_host = prototype(_base, "ggml_backend_buffer_is_host", c.c_bool, _A)
 # void ggml_backend_tensor_set(struct ggml_tensor *, const void * data, size_t offset, size_t size)
 ggml_backend_tensor_set = prototype(
     _base, "ggml_backend_tensor_set", None, _A, _A, c.c_size_t, c.c_size_t
@@ -204,6 +206,8 @@ ggml_quantize_chunk = prototype(
     _base, "ggml_quantize_chunk", c.c_size_t, _I, _A, _A, c.c_int64, c.c_int64, c.c_int64, _A
 )
 
+# ggml_backend_buffer_type_t ggml_backend_cpu_buffer_type(void)
+ggml_backend_cpu_buffer_type = prototype(_base, "ggml_backend_cpu_buffer_type", _A)
 # ggml_backend_t ggml_backend_cpu_init(void)
 ggml_backend_cpu_init = prototype(_cpu, "ggml_backend_cpu_init", _A)
 # void ggml_backend_cpu_set_n_threads(ggml_backend_t backend_cpu, int n_threads)

@@ -25,6 +25,10 @@ ggml_backend_dev_type = prototype(_base, "ggml_backend_dev_type", c.c_int, _A)
 _ggml_backend_dev_memory = prototype(
     _base, "ggml_backend_dev_memory", None, _A, c.POINTER(_Q), c.POINTER(_Q)
 )
+# bool ggml_backend_buft_is_host(ggml_backend_buffer_type_t buft)
+_ggml_backend_buft_is_host = prototype(_base, "ggml_backend_buft_is_host", c.c_bool, _A)
+# ggml_backend_dev_t ggml_backend_buft_get_device(ggml_backend_buffer_type_t buft)
+_ggml_backend_buft_get_device = prototype(_base, "ggml_backend_buft_get_device", _A, _A)
 # ggml_backend_reg_t ggml_backend_load(const char * path)
 ggml_backend_load = prototype(_registry, "ggml_backend_load", _A, _S)
 # ggml_backend_reg_t ggml_backend_reg_by_name(const char * name)
@@ -50,6 +54,14 @@ def device_memory(device: int) -> tuple[int, int]:
     free, total = _Q(), _Q()
     _ggml_backend_dev_memory(device, c.byref(free), c.byref(total))
     return free.value, total.value
+
+
+def device_of_buffer_type(buffer_type: int) -> int | None:
+    """Return the device whose memory a buffer type is; None for the host's."""
+    if _ggml_backend_buft_is_host(buffer_type):
+        return None
+    device: int | None = _ggml_backend_buft_get_device(buffer_type)
+    return device
 
 
 def rpc_add_server(registry: int, endpoint: str) -> int | None:

@@ -44,10 +44,13 @@ class ReadCounts(c.Structure):
     )
 
 
-class ContextSizes(c.Structure):
-    """struct ContextSizes (native/sizes.cpp)"""
+class BufferSizes(c.Structure):
+    """struct BufferSizes (native/sizes.cpp)"""
 
-    _fields_ = tuple((name, c.c_int64) for name in ("context_bytes", "compute_bytes"))
+    _fields_ = (
+        ("type", Address),
+        *((name, c.c_int64) for name in ("weight_bytes", "context_bytes", "compute_bytes")),
+    )
 
 
 class Checksum(c.Structure):
@@ -124,7 +127,9 @@ if library is not None:
     readers_counts = own_prototype("readers_counts", None, _A, c.POINTER(ReadCounts))
     readers_close = own_prototype("readers_close", None, _A)
     readers_delete = own_prototype("readers_delete", None, _A)
-    context_sizes = own_prototype("context_sizes", None, _A, _A, c.POINTER(ContextSizes))
+    _context_sizes = own_prototype(
+        "context_sizes", c.c_size_t, _A, _A, c.POINTER(BufferSizes), c.c_size_t
+    )
     # In native/guard.cpp. The functions of llama.cpp are given by their addresses.
     guard_install = own_prototype("guard_install", None, _A)
     guard_end_process = own_prototype("guard_end_process", None, _I)
@@ -177,6 +182,15 @@ def sizes_passed_by_value() -> list[int]:
     sizes = (c.c_int64 * NUM_PASSED)()
     guard_sizes(c.byref(sizes))
     return list(sizes)
+
+
+def context_sizes(get_breakdown: int, context: Any) -> list[BufferSizes]:
+    """Return what a context and its model take, by buffer type."""
+    most = 64  # a few for each of the devices that llama.cpp takes, 16
+    sizes = (BufferSizes * most)()
+    count = _context_sizes(get_breakdown, context, sizes, most)
+    assert count <= most, f"{count} buffer types"
+    return list(sizes[:count])
 
 
 def longest_runs_of(text: bytes) -> list[int]:

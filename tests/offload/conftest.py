@@ -76,6 +76,7 @@ class Opened:
         used, layers = self.geometry.num_experts_per_tok, self.geometry.layers
         all_bytes = pools_bytes(plan_pools(layers, used, 2 * self.geometry.expert_bytes))
         self.plans = plan_pools(layers, used, int(share * all_bytes), low)
+        hooks: dict[str, Any] = {"warm_start": False, **how}
         self.engine: Engine = open_streamed(
             self.geometry,
             ensure_trunk(self.geometry, trunk_dir),
@@ -85,7 +86,7 @@ class Opened:
                 open_file=self._open,
                 num_readers=8,
                 tiers=tuple(device_tier(self.plans, **tier) for tier in tiers),
-                **{"warm_start": False, **how},
+                **hooks,
             ),
         )
 
