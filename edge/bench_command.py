@@ -1,6 +1,7 @@
 """What `haversack bench` does with a plan."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,28 @@ from haversack.edge.console import figure_text, write_json, write_table
 from haversack.edge.measure_options import BenchOptions
 from haversack.edge.model import Model
 from haversack.edge.model_plan import Plan
+from haversack.offload.simulated import SimulatedDevice
 
 
 def run_bench(
     planned: Plan,
     asked: BenchOptions,
     cache_dir: Path,
-    as_json: bool,
     load_planned: Callable[[], Model],
+    gpu: SimulatedDevice | None,
+    *,
+    as_json: bool,
 ) -> None:
-    """Measure the model of a plan and write what was found. Raises HaversackError."""
+    """Measure the model of a plan, beside `gpu` if one is simulated, and write what was found.
+    Raises HaversackError."""
     if asked.sweep is not None:
         from haversack.edge.sweep import show_sweep
 
         return show_sweep(planned, asked, cache_dir, as_json)
     figures = {"model": str(planned.path), **_measured(planned, asked, cache_dir, load_planned)}
+    if gpu is not None:
+        did = {f"gpu_{name}": value for name, value in asdict(gpu.counts()).items()}
+        figures |= {"gpu": gpu.description, **did}
     if as_json:
         write_json(figures)
         return

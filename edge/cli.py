@@ -278,10 +278,11 @@ def bench_model(
 
     log_to_stderr(log.verbose)
     sized = replace(model, ctx=asked.num_tokens if model.ctx is None else model.ctx)
-    with asked.simulated() as vram:
+    with asked.simulated() as gpu:
+        vram = [] if gpu is None else [f"{gpu.name}={gpu.memory_bytes}B"]
         planned = fidelity.plan(replace(sized, vram=[*(model.vram or []), *vram] or None))
         load_planned = partial(opened, planned, fidelity, log, warm_start=False)
-        run_bench(planned, asked, fidelity.folder, output.json, load_planned)
+        run_bench(planned, asked, fidelity.folder, load_planned, gpu, as_json=output.json)
 
 
 @app.command("eval")

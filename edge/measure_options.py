@@ -11,6 +11,7 @@ import typer
 from haversack.devices.errors import PromptError
 from haversack.edge.console import notice
 from haversack.edge.simulated_gpu import simulated_gpu
+from haversack.offload.simulated import SimulatedDevice
 
 LLAMA_CPP = "llama.cpp"  # the engine that a benchmark can compare with
 LEAST_EVAL_TOKENS = 256  # of a text; fewer say little of a fidelity
@@ -107,16 +108,15 @@ class BenchOptions:
             simulated_gpu(self.simulate_gpu)
 
     @contextmanager
-    def simulated(self) -> Iterator[list[str]]:
-        """Have a device for the GPU to simulate, if one is asked for, and yield what --vram says of
-        it."""
+    def simulated(self) -> Iterator[SimulatedDevice | None]:
+        """Yield a device for the GPU to simulate, if one is asked for."""
         if self.simulate_gpu is None:
-            yield []
+            yield None
             return
         gpu = simulated_gpu(self.simulate_gpu)
         with gpu.open() as device:
             notice(f"haversack: {device.name} is simulated, {gpu}: {gpu.note}")
-            yield [f"{device.name}={gpu.memory_bytes}B"]
+            yield device
 
     @property
     def num_tokens(self) -> int:

@@ -76,6 +76,7 @@ class SimulatedDevice:
         if memory_bytes < 1:
             raise ValueError(f"a device needs at least one byte of memory, not {memory_bytes}")
         processor = processor or Processor()
+        self.memory_bytes = memory_bytes
         self._number = next(i for i in range(len(_in_use) + 1) if i not in _in_use)
         self.name = f"Simulated{self._number}"
         self.description = f"{format_bytes(memory_bytes)} behind {link.bytes_s / 1e9:g} GB/s"

@@ -60,7 +60,7 @@ class Case:
 
 CASES = (
     Case(0.25, 1.0, Link(12e9), most_of_bound=1.25),
-    Case(0.25, 0.5, Link(12e9), most_of_bound=1.25),
+    Case(0.25, 0.25, Link(12e9), most_of_bound=1.25),
     Case(0.5, 1.0, Link(1.2e9), most_of_alone=1.02),
 )
 _ALL_ON_GPU = Case(1.0, 1.0, Link(_NO_TIME, latency_s=0))
@@ -124,10 +124,12 @@ class TierResult:
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds of the median token, the share of uses that the GPU computed, and of a token what
-    was copied there, and how much longer waits took than on the GPU that is simulated."""
+    """Seconds of the median token; what the drive gave for a token, the share of uses that the GPU
+    computed, what was copied there for a token, and how much longer waits took than on the GPU that
+    is simulated."""
 
     s_per_token: float
+    read_bytes: float
     on_gpu: float = 0.0
     moved_bytes: float = 0.0
     late_s: float = 0.0
@@ -183,13 +185,16 @@ class TierBench:
             decoded = replayed(model, replay, self._tokens)
             after = None if device is None else device.counts()
         median_s = float(np.median(decoded.tokens_s))
+        spent = decoded.timed
+        read_bytes = spent.bytes_read / spent.tokens
         if before is None or after is None:
-            return Run(median_s)
+            return Run(median_s, read_bytes)
         num_tokens = WARM_TOKENS + self._tokens
         moved_bytes = (after.to_device_bytes - before.to_device_bytes) / num_tokens
-        spent = decoded.timed
         on_gpu = spent.device_hits / max(1, spent.hits + spent.misses)
-        return Run(median_s, on_gpu, moved_bytes, (after.late_s - before.late_s) / num_tokens)
+        return Run(
+            median_s, read_bytes, on_gpu, moved_bytes, (after.late_s - before.late_s) / num_tokens
+        )
 
     def _missed(self, share: float) -> float:
         """Return the share of uses whose expert is not in slots for `share` of all experts, once
@@ -209,12 +214,12 @@ class TierBench:
         geometry = self._planned.geometry
         expert_bytes = geometry.expert_bytes / len(geometry.layers) / self._trace.num_experts
         used_bytes = expert_bytes * len(geometry.layers) * self._trace.num_experts_per_tok
-        on_gpu = found.on_gpu
+        on_gpu, read_bytes = found.on_gpu, found.read_bytes
         if self._placement != FIXED:
             on_gpu = max(on_gpu, 1 - self._missed(case.vram_share))
+            read_bytes = self._missed(case.vram_share + case.ram_share) * used_bytes
         experts_s = max(0.0, alone_s - trunk_s)
         memory_bytes_s = self._processor.memory_bytes_s or _NO_TIME
-        held_share = case.vram_share + case.ram_share
         return TierResult(
             trace=self._trace.name,
             vram_share=case.vram_share,
@@ -226,7 +231,7 @@ class TierBench:
             host_s=trunk_s + (1 - on_gpu) * experts_s,
             gpu_s=trunk_s + on_gpu * used_bytes / memory_bytes_s,
             link_s=found.moved_bytes / case.link.bytes_s,
-            drive_s=self._missed(held_share) * used_bytes / _DRIVE_BYTES_S,
+            drive_s=read_bytes / _DRIVE_BYTES_S,
             on_gpu=on_gpu,
             measured_on_gpu=found.on_gpu,
             moved_bytes=found.moved_bytes,
