@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <system_error>
 
 #include "graph_copy.hpp"
 #include "system.hpp"
@@ -194,6 +195,12 @@ void SimulatedDevice::get_tensor(Buffer *buffer, const Tensor *tensor, void *dat
 // ------------------------------------------------------------------ streams
 Backend *SimulatedDevice::make_backend(Device *device, const char *) {
     static const uint8_t guid[16] = {'h', 'a', 'v', 'e', 'r', 's', 'a', 'c', 'k', 2};
+    std::unique_ptr<OfBackend> own;
+    try {
+        own = std::make_unique<OfBackend>(of(device));
+    } catch (const std::system_error &) {  // no thread; no exception may cross llama.cpp's frames
+        return nullptr;
+    }
     auto *backend = new Backend{};
     backend->guid = guid;
     backend->get_name = [](Backend *backend) { return of(backend).device.name_.c_str(); };
@@ -209,7 +216,7 @@ Backend *SimulatedDevice::make_backend(Device *device, const char *) {
         of(backend).stream.begin_after(moment_of(event));
     };
     backend->device = device;
-    backend->context = new OfBackend(of(device));
+    backend->context = own.release();
     std::lock_guard<std::mutex> lock(of(device).counting_);
     of(device).counts_.num_streams++;
     return backend;

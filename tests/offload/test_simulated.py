@@ -104,6 +104,13 @@ def test_a_graph_has_the_bits_of_the_cpu(device: SimulatedDevice, block_type: st
     assert (results[0] == results[1]).all()
 
 
+def test_threads_do_not_change_bits(product: Product) -> None:
+    with SimulatedDevice(MIB, FAST, Processor(threads=2)) as device:
+        other = Product(device.address)
+        assert (other.compute() == product.compute()).all()
+        other.close()
+
+
 def test_a_graph_may_be_changed_once_it_is_handed_over(product: Product) -> None:
     expected = product.compute()
     found = np.zeros((N, M), np.float32)
