@@ -260,7 +260,8 @@ class Generation(Pieces):
     @property
     def new_tokens(self) -> int:
         """How many of the prompt's tokens are to be computed, at most, if it begins where the
-        latest text ended: those that the model does not hold. A copy on disk may hold more."""
+        latest text ended: those that the model does not hold. Another sequence, or a copy on disk,
+        may hold more."""
         return self.prompt_tokens - self._call.num_begun(self._loop.latest)
 
     @property

@@ -196,7 +196,9 @@ class Schedule:
         """Return the sequence that holds most of what `call` can use, if that is more than its own
         holds by so much that a copy is worth it."""
         own = call.sequence
-        if own is None or not own.drops_parts or not call.takes_copies:
+        if own is None or len(self._sequences) == 1:
+            return None
+        if not own.drops_parts or not call.takes_copies:
             return None
         most, found = call.num_begun(own) + _LEAST_SHARED - 1, None
         for sequence in self._sequences:

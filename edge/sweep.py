@@ -69,9 +69,10 @@ class Sweep:
         plain = replace(options, warm_start=False, speculate="off", cache_dir=self._cache_dir)
         with load(with_ram(self._planned, max(ram_bytes)), options=plain) as model:
             work = self._work(model)
+        # measured once, so that forecasts differ by their budgets alone
+        facts = known_facts(with_ram(self._planned, min(ram_bytes)), self._cache_dir, measure=True)
         for num_bytes in ram_bytes:
             planned = with_ram(self._planned, num_bytes)
-            facts = known_facts(planned, self._cache_dir, measure=True)
             with load(planned, options=plain) as model:
                 yield self._measured(model, work, facts)
 
