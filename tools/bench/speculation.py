@@ -2,14 +2,17 @@
 
     python -m haversack.tools.bench.speculation [MODEL ...] [--prompts PATH ...] [--share X ...]
         [--drafter ngram|DRAFT.gguf ...] [--sets NAME ...] [--tokens 128] [--rounds 3]
-        [--per-set 4] [--csv FILE]
+        [--per-set 4] [--quick] [--csv FILE]
 
 Each round continues every prompt with each setting, by turns, greedily; drafts begin with what the
 prompt says, not with what earlier rounds said. The text must be the same each time. PATH is a file,
 or a folder of files, with a JSON object in each line (.jsonl, also .gz): the text is in "turns"
 (the first one), "prompt" or "question". A set is a file, or a "category" of it; --sets leaves out
-those whose name has none of the given words. Without PATH: a few prompts of its own. --share is the
-share of experts in slots; without it all are in memory. Without MODEL: the built-in model.
+those whose name has none of the given words. Without PATH: a few prompts of its own. A prompt that
+leaves no room for its tokens in the context is left out. --share is the share of experts in slots;
+1, and without it, all are in memory. Without MODEL: the built-in model. Each prompt of a set keeps
+its place, so that it is read once. --quick takes one set a file, two prompts of different
+categories, 32 tokens and one round: a look at all sets in minutes.
 
 Bounds, medians of the rounds, for each set: `auto` reaches 0.97 of the tokens a second of `off`,
 0.95 of the best fixed length (0, which is `off`, 1, 2, 3, 5 and 6, the most that a pass of 7 rows
@@ -24,7 +27,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product, zip_longest
 from pathlib import Path
 
 from haversack import edge
@@ -59,8 +62,9 @@ class Run:
     rate: float
 
 
-def read_prompts(path: Path, per_set: int) -> Prompts:
-    """Return the first prompts of each set in a file. Raises PromptError, OSError."""
+def read_prompts(path: Path, per_set: int, is_quick: bool = False) -> Prompts:
+    """Return the first prompts of each set in a file; of all in one, by turns, if it `is_quick`.
+    Raises PromptError, OSError."""
     found, stem = dict[str, list[str]](), path.name.split(".")[0]
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
@@ -71,16 +75,22 @@ def read_prompts(path: Path, per_set: int) -> Prompts:
                 raise PromptError(f'{path}: a line has no "turns", "prompt" or "question"')
             name = f"{stem} {record['category']}" if "category" in record else stem
             found.setdefault(name, []).append(text)
+    if is_quick:
+        turns = chain.from_iterable(zip_longest(*found.values()))
+        found = {stem: [text for text in turns if text is not None]}
     return {name: texts[:per_set] for name, texts in found.items()}
 
 
-def read_sets(paths: Sequence[Path], per_set: int, words: Sequence[str]) -> Prompts:
+def read_sets(
+    paths: Sequence[Path], per_set: int, words: Sequence[str], is_quick: bool = False
+) -> Prompts:
     """Return the sets of files and folders whose names have one of the words, if any are given.
     Raises PromptError, OSError."""
     files = list[Path]()
     for path in paths:
         files += sorted(path.glob("*.jsonl*")) if path.is_dir() else [path]
-    sets = {name: texts for path in files for name, texts in read_prompts(path, per_set).items()}
+    read = [read_prompts(path, per_set, is_quick) for path in files]
+    sets = {name: texts for each in read for name, texts in each.items()}
     found = {k: v for k, v in sets.items() if not words or any(word in k for word in words)}
     if paths and not found:
         raise PromptError(f"no set of prompts is called so: there are {', '.join(sets) or 'none'}")
@@ -178,9 +188,23 @@ def holds(name: str, runs: Mapping[str, Run]) -> Iterator[bool]:
         )
 
 
-def opened(path: Path, share: float | None, drafter: str) -> edge.Model:
-    """Return the model with `share` of its experts in slots, and the drafter beside it."""
-    planned = edge.plan(path, ram="1TiB", ctx=CTX_TOKENS)
+def fitting(model: edge.Model, prompts: Sequence[str], num_tokens: int) -> list[str]:
+    """Return the prompts that leave room for so many tokens."""
+    most = model.plan.shape.ctx_tokens - num_tokens
+    return [prompt for prompt in prompts if len(model.tokenize(prompt)) <= most]
+
+
+def summary(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return how many cells there are, and which gain by a fixed length and by the gate."""
+    gains = [row for row in rows if max(float(row[each]) for each in map(str, LENGTHS)) >= GAIN]
+    named = "".join(f"\n  {row['prompts']}: auto {row[AUTO]}" for row in gains)
+    return f"{len(rows)} cells; a fixed length reaches {GAIN} of off in {len(gains)}{named}"
+
+
+def opened(path: Path, share: float | None, drafter: str, num_texts: int = 1) -> edge.Model:
+    """Return the model with `share` of its experts in slots, and the drafter beside it. It holds so
+    many texts."""
+    planned = edge.plan(path, ram="1TiB", ctx=CTX_TOKENS, sequences=num_texts)
     planned = with_drafts(planned, None if drafter == NGRAM else Path(drafter))
     planned = planned if share is None else streamed(planned, share)
     asked = speculate_as(drafter, AUTO)
@@ -201,23 +225,29 @@ def main(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--tokens", type=positive, default=128)
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--per-set", type=positive, default=4)
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--csv", type=Path)
     given = parser.parse_args(arguments)
-    sets = read_sets(given.prompts, given.per_set, given.sets)
+    if given.quick:
+        given.tokens, given.rounds, given.per_set = 32, 1, min(2, given.per_set)
+    sets = read_sets(given.prompts, given.per_set, given.sets, given.quick)
+    shares = [None if share >= 1 else share for share in given.share] or [None]
     rows, held = list[dict[str, str]](), list[bool]()
     for path in given.models or [edge.builtin_model()]:
-        for share, drafter in product(given.share or [None], given.drafter or [NGRAM]):
-            with opened(path, share, drafter) as model:
+        for share, drafter in product(shares, given.drafter or [NGRAM]):
+            with opened(path, share, drafter, given.per_set) as model:
                 for name, prompts in sets.items():
                     where = "in memory" if share is None else f"{share:.0%} in slots"
                     title = f"{path.name} {where}, {Path(drafter).name}: {name}"
-                    runs = measured(model, drafter, prompts, given.tokens, given.rounds)
+                    short = fitting(model, prompts, given.tokens)
+                    runs = measured(model, drafter, short, given.tokens, given.rounds)
                     if not runs[OFF].tok_s:
-                        print(f"{title}: the model ends each text at once")
+                        print(f"{title}: no text is as short, or the model ends each at once")
                         continue
                     rows.append(row_of(title, runs, pass_times_s(model, drafter)))
                     held += holds(title, runs)
     give_table(rows, given.csv)
+    print(summary(rows))
     return 0 if all(held) else 1
 
 

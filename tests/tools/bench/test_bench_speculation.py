@@ -13,11 +13,14 @@ from haversack.tools.bench.speculation import (
     OWN_PROMPTS,
     SETTINGS,
     Run,
+    fitting,
     holds,
     main,
+    opened,
     read_prompts,
     read_sets,
     row_of,
+    summary,
 )
 
 TWIN = Path(__file__).parents[2] / "data" / "models" / "tales-twin.gguf"
@@ -45,6 +48,7 @@ def test_prompts_are_read_by_their_sets(tmp_path: Path) -> None:
     expected = {"set a": ["one"], "set b": ["four"], "set": ["five"]}
     assert read_prompts(plain, 1) == read_prompts(packed, 1) == expected
     assert read_sets([tmp_path], 1, ["b", "c"]) == {"set b": ["four"]}
+    assert read_prompts(plain, 3, is_quick=True) == {"set": ["one", "four", "five"]}
     assert read_sets([], 1, []) == OWN_PROMPTS
     with pytest.raises(edge.PromptError, match="there are set a, set b, set"):
         read_sets([plain], 1, ["c"])
@@ -81,4 +85,17 @@ def test_a_short_run_prints_a_row_for_each_set(
     assert main([str(each) for each in [*arguments, *drafters, "--share", "0.5"]]) in (0, 1)
     shown = capsys.readouterr().out
     assert "50% in slots, ngram: tales" in shown and "tales-twin.gguf: tales" in shown
+    assert "2 cells; a fixed length reaches 1.15 of off in" in shown
     assert len(found.read_text().splitlines()) == 3
+
+
+def test_prompts_without_room_for_tokens_are_left_out() -> None:
+    with opened(edge.builtin_model(), None, "ngram") as model:
+        texts = ["A fox", "A fox and a hen. " * 1000]
+        assert fitting(model, texts, 8) == texts[:1] and fitting(model, texts, 4096) == []
+
+
+def test_cells_that_gain_are_named() -> None:
+    cells = {"none": {}, "some": {AUTO: 1.2, "n3": 1.3}}
+    rows = [row_of(name, runs(**tok_s), {}) for name, tok_s in cells.items()]
+    assert summary(rows) == "2 cells; a fixed length reaches 1.15 of off in 1\n  some: auto 1.200"
