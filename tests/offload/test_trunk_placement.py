@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,20 @@ def test_rows_computed_alone_have_the_bits_of_single_tokens(
             for at in range(len(tokens)):
                 assert (context.logits(at) == plain(architecture)[first + at + 1]).all()
             assert (context.logits() == context.logits(len(tokens) - 1)).all()
+
+
+def test_a_sequence_whose_cells_lie_there_is_copied(
+    rpc_device: Device, tiny_model: Callable[..., Path]
+) -> None:
+    path, shape = tiny_model("qwen3moe", shape=SHAPE), replace(CONTEXT, sequences=2)
+    with closing(open_resident(path, shape, placement=placed(rpc_device))) as engine:
+        context, logits = engine.context, list[Logits]()
+        context.decode(TOKENS[:PREFILL], 0)
+        context.copy(0, 1)
+        for sequence in (1, 0):
+            context.decode(TOKENS[PREFILL:][:1], sequence)
+            logits.append(context.logits())
+        assert np.array_equal(*logits)
 
 
 def test_rows_whose_pass_fails_are_no_part_of_their_sequence(
