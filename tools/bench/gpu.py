@@ -74,9 +74,10 @@ class GpuResult:
     def __str__(self) -> str:
         room = format_bytes(self.vram_bytes) if self.vram_bytes else "the least"
         layers = f", layers with experts on the CPU: {self.num_cpu_layers}"
+        took = f", took {format_bytes(self.used_bytes)}" if self.used_bytes else ""
         return (
             f"{self.engine} in {room}: {self.decode_tok_s:.2f} tok/s, prompt"
-            f" {self.prefill_tok_s:.1f} tok/s, took {format_bytes(self.used_bytes)}"
+            f" {self.prefill_tok_s:.1f} tok/s{took}"
             f"{layers if self.num_cpu_layers >= 0 else ''}"
         )
 
@@ -93,12 +94,6 @@ class GpuBench:
         self._layer_bytes = max(layer.expert_bytes * layer.num_experts for layer in layers)
 
     @property
-    def _trunk_bytes(self) -> int:
-        """The bytes of all but the experts."""
-        files = (path.stat().st_size for path in self._geometry.paths)
-        return sum(files) - self._geometry.expert_bytes
-
-    @property
     def _num_layers(self) -> int:
         return len(self._geometry.layers)
 
@@ -106,7 +101,7 @@ class GpuBench:
         """Yield a result for each engine and each number of bytes of the GPU's memory."""
         least = self._plain(_STATIC, 0, self._job, self._num_layers)
         yield least
-        least_bytes = max(least.used_bytes, self._trunk_bytes)  # some GPUs do not tell
+        least_bytes = max(least.used_bytes, self._geometry.trunk_bytes)  # some GPUs do not tell
         for vram_bytes in vrams:
             yield self._best_static(vram_bytes, least_bytes)
             if has_expert_cache() and vram_bytes > least_bytes:
@@ -148,16 +143,13 @@ class GpuBench:
             place = f"--simulate-gpu={_with_memory(job.gpu, vram_bytes)}"
         found = _haversack(
             *("bench", job.model, place, f"--trace={self._trace}", f"--fidelity={fidelity}"),
-            *(
-                f"--threads={job.threads}",
-                f"--ctx={job.ctx_tokens}",
-                f"--prompt-tokens={job.prompt_tokens}",
-            ),
-            *(f"--warm-tokens={job.warm_tokens}", f"--tokens={job.tokens}", "--json"),
-            *self._options,
+            *(f"--threads={job.threads}", f"--ctx={job.ctx_tokens}", "--json"),
+            *(f"--prompt-tokens={job.prompt_tokens}", f"--warm-tokens={job.warm_tokens}"),
+            *(f"--tokens={job.tokens}", *self._options),
         )
+        used_bytes = found.get("gpu_peak_bytes", 0)  # told by a GPU that is simulated
         speeds = found["prefill_tok_s"], found["decode_tok_s"]
-        return GpuResult(f"{_OURS}, {fidelity}", vram_bytes, vram_bytes, -1, *speeds)
+        return GpuResult(f"{_OURS}, {fidelity}", vram_bytes, used_bytes, -1, *speeds)
 
 
 def _with_memory(gpu: str, vram_bytes: int) -> str:
