@@ -169,7 +169,8 @@ def whole_file(path: Path, *, synced: bool) -> Iterator[BinaryIO]:
     descriptor, name = tempfile.mkstemp(_PART, f"{path.name}.", path.parent)
     try:
         with open(descriptor, "w+b") as file:
-            host.lock(file.fileno(), wait=False)  # see `remove_parts`
+            with contextlib.suppress(OSError):  # some network drives have no locks
+                host.lock(file.fileno(), wait=False)  # see `remove_parts`
             yield file
             if synced:
                 file.flush()

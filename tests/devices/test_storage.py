@@ -367,6 +367,20 @@ def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path: Path)
     assert sorted(tmp_path.iterdir()) == sorted([kept, written, new, other])
 
 
+def test_a_drive_without_locks_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> bool:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(storage.host, "lock", refuse)
+    left = tmp_path / "kept.abcd1234.part"
+    left.write_bytes(b"x")
+    os.utime(left, (1, 1))
+    write_whole(tmp_path / "kept", b"new", synced=False)
+    assert left.exists()  # a process may be writing it
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_CELL_S", 0.01)
