@@ -223,6 +223,13 @@ class ExpectedUse(Policy):
         scores: Scores = chance / np.sqrt(self.distance(keys))
         return scores
 
+    def rates(self, keys: Keys) -> Scores:
+        """Return how often each expert is used in a pass, at whatever level: of all passes and of
+        the latest ones."""
+        uses, faded = self.uses[:, keys].sum(axis=0), self.faded[:, keys].sum(axis=0)
+        rates: Scores = uses / self.passes + faded / (self.HALF_LIFE * self.clock[_UNIT])
+        return rates
+
     def _chance(self, keys: Keys, level: int) -> Scores:
         """Return the chance that each expert is wanted at `level` when its layer comes next."""
         chance: Scores = self.faded[level, keys] / (self.HALF_LIFE * self.clock[_UNIT])

@@ -64,6 +64,11 @@ class SlotTable:
         ready: npt.NDArray[np.bool_] = (slots != NOWHERE) & (self._state[slots] == READY)
         return ready
 
+    def is_pinned(self, slots: Slots) -> npt.NDArray[np.bool_]:
+        """Return of each slot whether it is pinned."""
+        pinned: npt.NDArray[np.bool_] = self._pins[slots] > 0
+        return pinned
+
     def use(
         self, layer: int, experts: npt.NDArray[np.integer], wanted: Levels | int = HIGH
     ) -> None:
@@ -221,6 +226,16 @@ class SlotTable:
         keys: Keys = self._owner[slots]
         return keys
 
+    def slots_of(self, keys: Keys) -> Slots:
+        """Return the slots of the experts `keys`, NOWHERE for those that have none."""
+        slots: Slots = self._slot_of.reshape(-1)[keys]
+        return slots
+
+    def place(self, key: int) -> tuple[int, int]:
+        """Return the layer and id of an expert."""
+        row, expert = divmod(key, self._num_experts)
+        return list(self._row)[row], expert
+
     def best_for(self, level: int) -> tuple[int, int, float] | None:
         """Return the layer and id of the expert in a READY and unpinned slot whose copy of `level`
         would have the highest score, and that score; of equal ones the expert with the lowest
@@ -230,8 +245,7 @@ class SlotTable:
             return None
         scores = self._policy.scores(keys, level)
         best = int(scores.argmax())
-        row, expert = divmod(int(keys[best]), self._num_experts)
-        return list(self._row)[row], expert, float(scores[best])
+        return *self.place(int(keys[best])), float(scores[best])
 
     def outlasting(self, layer: int, experts: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
         """Return those of `experts` (distinct, without a slot) that are worth a slot: all while

@@ -79,6 +79,22 @@ class EngineState(c.Structure):
     )
 
 
+class TierPlan(c.Structure):
+    """struct TierPlan (native/engine.hpp)"""
+
+    _fields_ = (
+        *((name, Address) for name in ("device", "num_slots")),
+        ("workspace_bytes", c.c_int64),
+        *((name, c.c_bool) for name in ("is_exclusive", "is_fixed")),
+    )
+
+
+class Promotion(c.Structure):
+    """struct Promotion (native/promotions.hpp)"""
+
+    _fields_ = tuple((name, c.c_int32) for name in ("key", "host_slot", "device_slot"))
+
+
 class TierState(c.Structure):
     """struct TierState (native/device_tier.hpp)"""
 
@@ -146,7 +162,7 @@ if own.library is not None:
     engine_balance = _prototype("engine_balance", _B, _A)
     engine_num_slots = _prototype("engine_num_slots", _L, _A, _L, _L)
     engine_add_layer = _prototype("engine_add_layer", None, _A, c.POINTER(Layer))
-    engine_add_tier = _prototype("engine_add_tier", _B, _A, _A, _A, c.c_int64)
+    engine_add_tier = _prototype("engine_add_tier", _B, _A, c.POINTER(TierPlan))
     engine_fill_tiers = _prototype("engine_fill_tiers", _L, _A)
     engine_tier_state = _prototype("engine_tier_state", c.POINTER(TierState), _A, _L)
     engine_tier_slots = _prototype("engine_tier_slots", _A, _A, _L, _L)
@@ -191,6 +207,11 @@ if own.library is not None:
     pool_balance = _prototype("pool_balance", _Q, _A, _A)
     pool_next_upgrade = _prototype("pool_next_upgrade", _L, _A)
     pool_delete = _prototype("pool_delete", None, _A)
+    slots_on_device = _prototype("slots_on_device", _A, _A, _L)
+    promotions_new = _prototype("promotions_new", _A, _A, _A, _B)
+    promotions_next = _prototype("promotions_next", _B, _A, c.POINTER(Promotion))
+    promotions_finish = _prototype("promotions_finish", None, _A, c.POINTER(Promotion), _B)
+    promotions_delete = _prototype("promotions_delete", None, _A)
     precision_row_levels = _prototype(
         "precision_row_levels", None, _A, _Q, c.c_float, c.c_float, _A
     )

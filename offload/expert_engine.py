@@ -174,8 +174,10 @@ class ExpertEngine:
         num_slots = np.array(tier.num_slots, np.int32)
         assert len(num_slots) == len(self.pools), "a tier has a number of slots for each pool"
         work_bytes = workspace_bytes(self._geometry.layers, batch_tokens)
-        address = devices.address_of(num_slots)
-        if not native.engine_add_tier(self.address, tier.device, address, work_bytes):
+        plan = native.TierPlan(
+            tier.device, devices.address_of(num_slots), work_bytes, tier.exclusive, tier.fixed
+        )
+        if not native.engine_add_tier(self.address, plan):
             self.close()
             need_bytes = work_bytes + tier_slot_bytes(tier, [pool.plan for pool in self.pools])
             raise BudgetError(
@@ -408,18 +410,28 @@ class ExpertEngine:
         if self.hits + self.misses == 0:
             return None
         ranked = [
-            (rank / pool.num_slots, expert)
-            for number, pool in enumerate(self.pools)
-            for rank, expert in enumerate(self._residents_of(number))
+            (rank / num_slots, expert)
+            for number in range(len(self.pools))
+            for slots, num_slots in self._slots_of(number)
+            for rank, expert in enumerate(self._residents_of(number, slots, num_slots))
         ]
         experts = [expert for _, expert in sorted(ranked)] + self._not_warm()
         memories = [self._memory_of(number) for number in range(len(self.pools))]
         return Residents(list(dict.fromkeys(experts)), memories)
 
-    def _residents_of(self, number: int) -> list[tuple[int, int]]:
+    def _slots_of(self, number: int) -> list[tuple[int, int]]:
+        """The addresses of all slots of a pool for whole copies, the host's and those of devices,
+        and their numbers."""
+        host = native.engine_slots(self.address, number, HIGH), self.pools[number].num_slots
+        there = [
+            (native.engine_tier_slots(self.address, place, number), tier.num_slots[number])
+            for place, tier in enumerate(self._tiers)
+        ]
+        return [host, *(each for each in there if each[1])]
+
+    def _residents_of(self, number: int, slots: int, num_slots: int) -> list[tuple[int, int]]:
         plan = self.pools[number].plan
-        keys = np.empty(self.pools[number].num_slots, np.int32)
-        slots = native.engine_slots(self.address, number, HIGH)
+        keys = np.empty(num_slots, np.int32)
         count = native.slots_residents(slots, devices.address_of(keys), len(keys))
         return [
             (plan.layers[k // plan.num_experts], k % plan.num_experts)

@@ -86,10 +86,9 @@ API int32_t haversack_engine_num_slots(Engine *engine, int32_t pool, int32_t lev
     return engine->pool(pool).level(level).num_slots();
 }
 API void haversack_engine_add_layer(Engine *engine, const Layer *layer) { engine->add_layer(*layer); }
-// Returns false if the device has not the memory: `num_slots` by pool, and `workspace_bytes`.
-API bool haversack_engine_add_tier(Engine *engine, Device *device, const int32_t *num_slots,
-                                   int64_t workspace_bytes) {
-    return engine->add_tier(device, num_slots, workspace_bytes);
+// Returns false if the device has not the memory.
+API bool haversack_engine_add_tier(Engine *engine, const TierPlan *plan) {
+    return engine->add_tier(*plan);
 }
 API int32_t haversack_engine_fill_tiers(Engine *engine) { return engine->fill_tiers(); }
 API const TierState *haversack_engine_tier_state(Engine *engine, int32_t tier) {
@@ -109,7 +108,7 @@ API int32_t haversack_engine_end_pass(Engine *engine, bool computed) {
     return engine->end_pass(computed);
 }
 API bool haversack_engine_is_prefetching(Engine *engine) { return engine->is_prefetching(); }
-API void haversack_engine_withdraw(Engine *engine) { engine->prefetcher().withdraw(); }
+API void haversack_engine_withdraw(Engine *engine) { engine->withdraw(); }
 API void haversack_engine_resize_pool(Engine *engine, int32_t pool, int32_t num_slots) {
     engine->resize_pool(pool, num_slots);
 }
@@ -221,6 +220,23 @@ API size_t haversack_pool_balance(Pool *pool, Move *moves) {
 }
 API int32_t haversack_pool_next_upgrade(Pool *pool) { return pool->next_upgrade(); }
 API void haversack_pool_delete(Pool *pool) { delete pool; }
+API Promotions *haversack_promotions_new(Pool *pool, Slots *device, bool is_exclusive) {
+    pool->above.push_back(device);
+    return new Promotions(*pool, *device, is_exclusive);
+}
+// `found`: key, slot on the host and slot on the device. Returns false if no expert is worth moving.
+API bool haversack_promotions_next(Promotions *promotions, Promotion *found) {
+    const auto next = promotions->next();
+    if (next) *found = *next;
+    return next.has_value();
+}
+API void haversack_promotions_finish(Promotions *promotions, const Promotion *promotion, bool came) {
+    promotions->finish(*promotion, came);
+}
+API void haversack_promotions_delete(Promotions *promotions) { delete promotions; }
+API Slots *haversack_slots_on_device(Slots *host, int32_t num_slots) {
+    return new Slots(host->rule(), HIGH, num_slots, 0);
+}
 API void haversack_precision_row_levels(const float *weights, size_t count, float low, float skip,
                                         int32_t *levels) {
     const auto found = row_levels({weights, weights + count}, {low, skip});

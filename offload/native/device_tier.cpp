@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "clock.hpp"
+
 namespace haversack {
 
 namespace {
@@ -111,6 +113,8 @@ bool DeviceTier::start(const Layer &layer, const ExpertsGraph &form, const Choic
         Backend *backend = backend_.get();
         pairs_ = std::move(pairs);
         running_ = graph;
+        is_computing_ = true;
+        began_s_ = now_s();
         ggml().backend_tensor_set_async(backend, &graph->upload, upload, 0, graph->upload_bytes);
         if (ggml().backend_graph_compute_async(backend, graph->graph) != SUCCESS) throw DeviceError{};
         const size_t num_bytes = pairs_.size() * graph->result->nb[1];
@@ -128,21 +132,26 @@ void DeviceTier::finish(Tensor *result, const Choice &choice) {
         char *results = results_.bytes(num_bytes);
         if (!backend->get_tensor_async)
             ggml().backend_tensor_get_async(backend, running_->result, results, 0, num_bytes);
+        const double ready_s = now_s();
         ggml().backend_synchronize(backend);
+        costs.note_device(pairs_.size(), now_s() - began_s_, now_s() - ready_s);
         for (size_t i = 0; i < pairs_.size(); i++)
             std::memcpy(result->row(pairs_[i] % choice.num_used, pairs_[i] / choice.num_used),
                         results + i * row_bytes, row_bytes);
     });
     pairs_.clear();
+    is_computing_ = false;
 }
 
 void DeviceTier::abandon() {
     if (is_running()) call_device([&] { ggml().backend_synchronize(backend_.get()); });
     pairs_.clear();
+    is_computing_ = false;
 }
 
 void DeviceTier::lose() {
     pairs_.clear();
+    is_computing_ = false;
     state.is_lost = true;
     for (PoolThere &pool : pools_)
         if (pool.slots) {

@@ -2,6 +2,7 @@
 // HIGH, and the device has the same eviction rule as the host.
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "device_graph.hpp"
 #include "layer.hpp"
 #include "slots.hpp"
+#include "tier_costs.hpp"
 
 namespace haversack {
 
@@ -45,12 +47,16 @@ class DeviceTier {
     // How many pairs a graph of this form may have.
     int32_t most_pairs(const ExpertsGraph &form) const;
     bool is_running() const { return !pairs_.empty(); }
+    // The same for other threads.
+    bool is_computing() const { return is_computing_; }
     // Wait until nothing is under way, and forget its results.
     void abandon();
     // The device has failed: nothing lies there any more.
     void lose();
 
     TierState state{};
+    bool has_failed = false;  // and nobody was told yet
+    TierCosts costs;
 
   private:
     struct Matrices {
@@ -77,6 +83,8 @@ class DeviceTier {
     std::map<std::pair<int32_t, int32_t>, Graphs> graphs_;  // by layer and first matrix of a call
     Staging upload_, results_;
     DeviceGraph *running_ = nullptr;
+    double began_s_ = 0;
+    std::atomic<bool> is_computing_{false};
     std::vector<int32_t> pairs_;  // of the graph that runs
 };
 

@@ -127,7 +127,9 @@ Status Engine::compute_layer(const Call &call) {
     if (!fits(call)) return compute_in_waves(call);
     Drain drain(readers_);
     if (!take_lease(call, lease_) || !start_tiers(call)) return COMPUTE_FAILED;
+    const double computed_before_s = call.cpu.computed_s;
     Status status = compute_leased(call, lease_);
+    note_host_s(call, lease_, call.cpu.computed_s - computed_before_s);
     if (status == SUCCESS) status = finish_tiers(call);
     const bool lacks_slot = state.failure == NO_SLOT;
     if (status != SUCCESS && !lacks_slot) return status;
@@ -160,6 +162,8 @@ Status Engine::compute_leased(const Call &call, Lease &lease) {
         const int64_t table_bytes = 8 * num_slots * (int64_t)call.choice.of_pairs.size();
         if (!lease.has_gaps() && table_bytes <= MOST_TABLE_BYTES)
             return compute_over_slots(call, lease, *low, num_slots);
+        if (lease.num_elsewhere > 0 && call.choice.num_rows == 1 && lease.num_low() == 0)
+            return compute_those_here(call, lease);
     }
     auto multiply = [&](const Product &product) {
         if (lease.has_gaps()) skip(call, lease, call.nodes[product.at]);
@@ -367,7 +371,8 @@ Failure Engine::end_pass(bool computed) {
         const bool is_idle = calls_since_read_ > (int64_t)layers_.size();
         if (low_.exist() && is_idle) prefetcher_->upgrade();
     }
-    return failure;
+    if (failure == NO_FAILURE && computed) promote();
+    return failure == NO_FAILURE ? (Failure)state.failure : failure;
 }
 
 }  // namespace haversack

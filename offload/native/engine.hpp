@@ -3,13 +3,16 @@
 // soon as it is there.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <vector>
 
 #include "device_tier.hpp"
+#include "host_graph.hpp"
 #include "leaning.hpp"
 #include "prefetch.hpp"
 #include "products.hpp"
+#include "promoter.hpp"
 #include "router.hpp"
 
 namespace haversack {
@@ -50,6 +53,15 @@ struct EngineState {
 // In place of a level in a lease: a device computes with this expert.
 constexpr int32_t ELSEWHERE = SKIP + 1;
 
+// Slots on a device. Fixed ones are filled at load and keep their experts. An exclusive tier's experts
+// leave their slot on the host.
+struct TierPlan {
+    Device *device;
+    const int32_t *num_slots;  // by pool
+    int64_t workspace_bytes;
+    bool is_exclusive, is_fixed;
+};
+
 class Waves;
 
 class Engine {
@@ -65,9 +77,8 @@ class Engine {
         num_slots_.push_back(pool.high.num_slots());
     }
     void add_layer(const Layer &layer) { layers_.push_back(layer); }
-    // Devices follow, the fastest first, with so many slots for each pool. Returns false if a device has
-    // not the memory.
-    bool add_tier(Device *device, const int32_t *num_slots, int64_t workspace_bytes);
+    // Devices follow, the fastest first. Returns false if a device has not the memory.
+    bool add_tier(const TierPlan &plan);
     void finish();
     // Before the first pass: fill the slots on devices with experts of all layers in turn. Returns why
     // that failed.
@@ -98,6 +109,8 @@ class Engine {
     LowCopies &low_copies() { return low_; }
     DeviceTier &tier(int32_t number) { return *tiers_[number]; }
     const char *tiers_fault();
+    // Have no slot pinned for reads and copies that no layer waits for.
+    void withdraw();
     // Between passes: have as many bytes as `num_slots` HIGH slots take.
     void resize_pool(int32_t number, int32_t num_slots);
     // Between passes: share the bytes of pools of two levels anew. Returns whether numbers of slots
@@ -127,6 +140,7 @@ class Engine {
 
         // Whether some of the rows are not computed here.
         bool has_gaps() const { return num_not_high + num_elsewhere > 0; }
+        int64_t num_low() const { return std::count(levels.begin(), levels.end(), LOW); }
         void clear();
         void add_elsewhere();
         void add_late(int32_t position, int32_t num_matrices, Read *coming);
@@ -166,6 +180,7 @@ class Engine {
     // products
     Status compute_leased(const Call &call, Lease &lease);
     Status compute_over_slots(const Call &call, const Lease &lease, int32_t first, int32_t num_slots);
+    Status compute_those_here(const Call &call, const Lease &lease);
     Status multiply_as_they_come(const Call &call, Lease &lease, const Product &product);
     Status multiply(const Call &call, const Lease &lease, const Product &product,
                     const std::vector<int32_t> &positions);
@@ -174,6 +189,8 @@ class Engine {
     Status compute_nodes_between(const Call &call, const Multiply &multiply);
     // devices (tiers.cpp)
     void find_elsewhere(const Call &call);
+    std::vector<int32_t> chosen_there(const Call &call, int32_t tier);
+    void note_host_s(const Call &call, const Lease &lease, double taken_s);
     bool is_elsewhere(size_t position) const {
         return !tier_of_.empty() && tier_of_[position] != NOWHERE;
     }
@@ -182,6 +199,7 @@ class Engine {
     Status finish_tiers(const Call &call);
     Status lose_tier(int32_t tier);
     void abandon_tiers();
+    void promote();
     bool fill_slot(const Layer &layer, int32_t expert, DeviceTier &tier);
     // waves (waves.cpp)
     Status compute_in_waves(const Call &call);
@@ -215,6 +233,7 @@ class Engine {
     LowCopies low_{layers_};
     Leaning leaning_;
     std::vector<std::unique_ptr<DeviceTier>> tiers_;
+    std::vector<std::unique_ptr<Promoter>> promoters_;  // by tier; null: it is fixed
     std::unique_ptr<Prefetcher> prefetcher_;
     ExpertProducts products_;
     Trial trial_;
@@ -230,6 +249,7 @@ class Engine {
     std::vector<Tensor *> nodes_;       // of a call, from its first product on
     std::vector<Product> products_of_;  // there
     ExpertsGraph form_;
+    HostGraph those_here_;
     std::vector<int32_t> tier_of_;  // by position in the choice; empty: all are computed here
     std::vector<std::deque<int32_t>> left_there_;  // by tier: positions that it has not begun
     // Of the pass under way:

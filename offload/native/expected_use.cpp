@@ -67,6 +67,12 @@ double ExpectedUse::chance(int32_t key, int32_t level) const {
     return chance;
 }
 
+double ExpectedUse::rate(int32_t key) const {
+    double uses = uses_.uses[key], faded = faded_[HIGH][key];
+    if (low_cost_ > 0) uses += low_uses_.uses[key], faded += faded_[LOW][key];
+    return uses / uses_.passes + faded / (HALF_LIFE * unit_);
+}
+
 void ExpectedUse::remember(const Uses &uses) {
     uses_ = uses;
     unit_ = 1;

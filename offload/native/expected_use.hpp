@@ -25,6 +25,8 @@ class ExpectedUse {
     void use(int32_t row, const std::vector<int32_t> &experts, const std::vector<int32_t> &levels);
     // What the expert's copy of `level` is worth.
     double score(int32_t key, int32_t level) const;
+    // How often the expert is used in a pass, at whatever level: of all passes and of the latest ones.
+    double rate(int32_t key) const;
 
     // The uses that wanted HIGH.
     const Uses &uses() const { return uses_; }

@@ -7,6 +7,8 @@ namespace haversack {
 
 namespace {
 
+constexpr int32_t NO_STEP = -1;
+
 bool is_view_op(int32_t op) { return op == ggml().op_view || op == ggml().op_reshape; }
 
 bool are_rows(const Tensor *tensor) {
@@ -89,7 +91,7 @@ bool ExpertsGraph::has_one_result(const std::vector<Tensor *> &nodes) {
 
 int32_t ExpertsGraph::place_of(const Tensor *node) const {
     const auto found = std::find(nodes_.begin(), nodes_.end(), node);
-    return found == nodes_.end() ? -1 : static_cast<int32_t>(found - nodes_.begin());
+    return found == nodes_.end() ? NO_STEP : static_cast<int32_t>(found - nodes_.begin());
 }
 
 bool ExpertsGraph::add(const Tensor *node, int32_t matrix, const Choice &choice) {

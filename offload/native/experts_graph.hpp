@@ -58,6 +58,9 @@ class ExpertsGraph {
     // Bytes of the results and inputs of one pair.
     int64_t pair_bytes() const;
 
+    // Which step a node is; -1 if it is none.
+    int32_t place_of(const Tensor *node) const;
+
     std::vector<Step> steps;
     std::vector<Input> inputs;
     Tensor *result = nullptr;  // the node of the last step, which alone is used by others
@@ -66,7 +69,6 @@ class ExpertsGraph {
     bool add(const Tensor *node, int32_t matrix, const Choice &choice);
     bool add_source(Step &step, int index, const Tensor *source, const Choice &choice);
     bool has_one_result(const std::vector<Tensor *> &nodes);
-    int32_t place_of(const Tensor *node) const;
 
     const Tensor *ids_ = nullptr;
     std::vector<const Tensor *> nodes_;   // of the steps

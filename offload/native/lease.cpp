@@ -161,7 +161,7 @@ bool Engine::claim(const Call &call, Lease &lease, int32_t level) {
     for (int32_t position : lease.absent_at)
         if (lease.levels[position] == level) lease.absent.push_back(call.choice.experts[position]);
     const int32_t count = lease.absent.size();
-    if (count > slots.num_unpinned()) prefetcher_->withdraw();
+    if (count > slots.num_unpinned()) withdraw();
     if (count > slots.num_unpinned()) return fail(BOOKS_WRONG), false;
     const auto claimed = slots.claim(call.layer.row, lease.absent);
     auto next = claimed.begin();
@@ -208,7 +208,7 @@ bool Engine::read_high_instead(const Call &call, Lease &lease, Late &late) {
     pool.low.drop(slot);
     pool.low.unpin(slot);
     slot = NOWHERE;
-    if (pool.high.num_unpinned() == 0) prefetcher_->withdraw();
+    if (pool.high.num_unpinned() == 0) withdraw();
     if (pool.high.num_unpinned() == 0) return fail(NO_SLOT), false;
     slot = pool.high.claim(call.layer.row, {call.choice.experts[late.position]})[0];
     lease.levels[late.position] = HIGH;
@@ -271,7 +271,7 @@ bool Engine::balance() {
 }
 
 void Engine::resize_pool(int32_t number, int32_t num_slots) {
-    prefetcher_->withdraw();
+    withdraw();
     pools_[number].resize(num_slots);
     num_slots_[number] = num_slots;
 }

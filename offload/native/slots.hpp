@@ -36,6 +36,7 @@ class Slots {
         return slot == NOWHERE ? EMPTY : (SlotState)state_[slot];
     }
     bool is_ready(int32_t slot) const { return state_[slot] == READY; }
+    bool is_pinned(int32_t slot) const { return pins_[slot] != 0; }
 
     // All slots from this one on are empty.
     int32_t num_used() const;

@@ -8,17 +8,21 @@
 
 namespace haversack {
 
-bool Engine::add_tier(Device *device, const int32_t *num_slots, int64_t workspace_bytes) {
+bool Engine::add_tier(const TierPlan &plan) {
     try {
-        auto tier = std::make_unique<DeviceTier>(device, workspace_bytes);
+        auto tier = std::make_unique<DeviceTier>(plan.device, plan.workspace_bytes);
         for (size_t number = 0; number < pools_.size(); number++) {
             std::vector<const Layer *> layers;
             for (const Layer &layer : layers_)
                 if (layer.pool == (int32_t)number) layers.push_back(&layer);
             Pool &pool = pools_[number];
-            if (!tier->add_pool(pool.high.rule(), layers, num_slots[number])) return false;
+            if (!tier->add_pool(pool.high.rule(), layers, plan.num_slots[number])) return false;
             if (Slots *slots = tier->slots(number)) pool.above.push_back(slots);
         }
+        promoters_.emplace_back();
+        if (!plan.is_fixed)
+            promoters_.back() = std::make_unique<Promoter>(*tier, layers_, pools_, plan.is_exclusive,
+                                                           num_used_);
         tiers_.push_back(std::move(tier));
         left_there_.emplace_back();
         return true;
@@ -33,15 +37,59 @@ void Engine::find_elsewhere(const Call &call) {
     tier_of_.clear();
     for (auto &left : left_there_) left.clear();
     if (tiers_.empty() || !form_.read(call.nodes, call.products, call.choice)) return;
-    for (size_t i = 0; i < call.choice.experts.size(); i++)
-        for (size_t tier = 0; tier < tiers_.size() && !is_elsewhere(i); tier++) {
-            if (tiers_[tier]->find(call.layer, call.choice.experts[i]) == NOWHERE) continue;
-            if (call.choice.count(i) > tiers_[tier]->most_pairs(form_)) continue;
+    for (size_t tier = 0; tier < tiers_.size(); tier++)
+        for (int32_t position : chosen_there(call, tier)) {
             tier_of_.resize(call.choice.experts.size(), NOWHERE);
-            tier_of_[i] = tier;
-            left_there_[tier].push_back(i);
+            tier_of_[position] = tier;
+            left_there_[tier].push_back(position);
             tiers_[tier]->state.hits++;
         }
+}
+
+// The positions of the chosen experts that a device computes. Where the host has an expert as well, times
+// tell which of both does.
+std::vector<int32_t> Engine::chosen_there(const Call &call, int32_t number) {
+    DeviceTier &tier = *tiers_[number];
+    const Slots &host = pools_[call.layer.pool].high;
+    const int32_t most_pairs = tier.most_pairs(form_);
+    std::vector<int32_t> found, on_both;
+    for (size_t i = 0; i < call.choice.experts.size(); i++) {
+        const int32_t expert = call.choice.experts[i];
+        if (is_elsewhere(i) || call.choice.count(i) > most_pairs) continue;
+        if (tier.find(call.layer, expert) == NOWHERE) continue;
+        const bool is_here = host.state_of(call.layer.row, expert) == READY;
+        (is_here ? on_both : found).push_back(i);
+    }
+    if (!on_both.empty() && promoters_[number] && call.choice.num_rows == 1) {
+        const size_t num_must = found.size();
+        const int32_t count = tier.costs.most_worth(call.choice.experts.size(),
+                                                    num_must + on_both.size(), num_must);
+        on_both.resize(count - num_must);
+    }
+    found.insert(found.end(), on_both.begin(), on_both.end());
+    return found;
+}
+
+void Engine::note_host_s(const Call &call, const Lease &lease, double taken_s) {
+    if (tiers_.empty() || call.choice.num_rows > 1 || !lease.late.empty() || lease.num_not_high) return;
+    for (auto &tier : tiers_)
+        tier->costs.note_host(lease.levels.size() - lease.num_elsewhere, taken_s);
+}
+
+// All other experts of the only row are there.
+Status Engine::compute_those_here(const Call &call, const Lease &lease) {
+    std::vector<int32_t> pairs, slots;
+    for (size_t i = 0; i < lease.slots.size(); i++) {
+        if (lease.levels[i] != HIGH) continue;
+        pairs.push_back(call.choice.pairs[call.choice.starts[i]]);
+        slots.push_back(lease.slots[i]);
+    }
+    those_here_.make(form_, call.nodes, call.choice, pairs, slots, call.layer);
+    const auto &nodes = those_here_.nodes();
+    const Status status = compute_nodes(nodes.data(), nodes.size(), call.cpu);
+    those_here_.spread(form_, pairs);
+    skip(call, lease, form_.result);
+    return status;
 }
 
 bool Engine::start_tiers(const Call &call) {
@@ -89,13 +137,17 @@ Status Engine::finish_tiers(const Call &call) {
 
 // A device failed: the pass fails, and later ones do without it.
 Status Engine::lose_tier(int32_t tier) {
+    if (promoters_[tier]) promoters_[tier]->withdraw();
     tiers_[tier]->lose();
+    promoters_[tier].reset();
     state.failed_tier = tier;
     return fail(DEVICE_FAILED);
 }
 
 // A pass has failed: nothing is computed for it any more.
 void Engine::abandon_tiers() {
+    for (auto &promoter : promoters_)
+        if (promoter) promoter->withdraw();
     for (auto &tier : tiers_) {
         try {
             tier->abandon();
@@ -105,18 +157,31 @@ void Engine::abandon_tiers() {
     }
 }
 
+void Engine::withdraw() {
+    prefetcher_->withdraw();
+    for (auto &promoter : promoters_)
+        if (promoter) promoter->withdraw();
+}
+
+// A pass has ended: experts move up.
+void Engine::promote() {
+    for (size_t tier = 0; tier < tiers_.size(); tier++)
+        if (promoters_[tier] && (!promoters_[tier]->go_on() || tiers_[tier]->has_failed)) lose_tier(tier);
+}
+
 // ------------------------------------------------------------------------ load
 Failure Engine::fill_tiers() {
-    for (auto &tier : tiers_)
-        for (int32_t expert = 0, found = 1; found; expert++) {
+    for (size_t number = 0; number < tiers_.size(); number++)
+        for (int32_t expert = 0, found = !promoters_[number]; found; expert++) {
             found = 0;
             for (const Layer &layer : layers_) {
-                Slots *slots = tier->slots(layer.pool);
+                DeviceTier &tier = *tiers_[number];
+                Slots *slots = tier.slots(layer.pool);
                 if (expert >= pools_[layer.pool].high.num_experts || !slots) continue;
                 if (slots->num_empty() == 0) continue;
                 found = 1;
                 if (pools_[layer.pool].is_above(layer.row, expert)) continue;
-                if (!fill_slot(layer, expert, *tier)) return (Failure)state.failure;
+                if (!fill_slot(layer, expert, tier)) return (Failure)state.failure;
             }
         }
     return NO_FAILURE;

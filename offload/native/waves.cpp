@@ -45,7 +45,7 @@ const Wave *Waves::next() {
 // slots, as far as there are any.
 Status Engine::compute_in_waves(const Call &call) {
     Lease &lease = lease_;
-    prefetcher_->withdraw();
+    withdraw();
     lease.clear();
     lease.levels.assign(call.choice.experts.size(), HIGH);
     lease.slots.assign(call.choice.experts.size(), NOWHERE);

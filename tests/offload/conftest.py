@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from haversack.cache.precision import HIGH, LOW
+from haversack.devices._native import address_of
 from haversack.devices.llama import ContextShape, Row
 from haversack.devices.memory import PAGE_BYTES
 from haversack.devices.storage import Buffer, DirectFile
@@ -77,6 +78,7 @@ class Opened:
         all_bytes = pools_bytes(plan_pools(layers, used, 2 * self.geometry.expert_bytes))
         self.plans = plan_pools(layers, used, int(share * all_bytes), low)
         hooks: dict[str, Any] = {"warm_start": False, **how}
+        self.tiers = tuple(device_tier(self.plans, **tier) for tier in tiers)
         self.engine: Engine = open_streamed(
             self.geometry,
             ensure_trunk(self.geometry, trunk_dir),
@@ -85,7 +87,7 @@ class Opened:
             LoadHooks(
                 open_file=self._open,
                 num_readers=8,
-                tiers=tuple(device_tier(self.plans, **tier) for tier in tiers),
+                tiers=self.tiers,
                 **hooks,
             ),
         )
@@ -162,6 +164,18 @@ class Opened:
     def num_slots(self) -> int:
         pools = self.experts.pools
         return sum(pool.num_slots + (pool.low.num_slots if pool.low else 0) for pool in pools)
+
+    def residents(self, slots: int) -> set[int]:
+        """Return the keys of the experts in these READY slots of the engine's."""
+        keys = np.empty(self.geometry.layers[0].num_experts * len(self.geometry.layers), np.int32)
+        count = native.slots_residents(slots, address_of(keys), len(keys))
+        return set(keys[:count].tolist())
+
+    def on_host(self) -> set[int]:
+        return self.residents(native.engine_slots(self.experts.address, 0, HIGH))
+
+    def on_device(self) -> set[int]:
+        return self.residents(native.engine_tier_slots(self.experts.address, 0, 0))
 
     def close(self) -> None:
         self.engine.close()

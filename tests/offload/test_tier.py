@@ -104,3 +104,46 @@ def test_what_does_not_fit_is_refused(tiny_model: Any, open_model: Any, rpc_devi
     there = {"device": rpc_device, "share": 1e7}
     with pytest.raises(BudgetError, match=r"RPC\S* does not give .*: lower --vram"):
         open_model(tiny_model("qwen3moe", shape=SHAPE), tiers=[there])
+
+
+# ---------------------------------------------------------------------- promotion
+def run_until_promoted(model: Any, num_experts: int, expected: Logits) -> None:
+    """Compute passes, all with the right bits, until so many experts have moved up."""
+    while model.experts.tier_counts()[0].promoted < num_experts:
+        np.testing.assert_array_equal(model.logits(TOKENS, 1), expected)
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_experts_move_up_while_passes_are_computed(
+    share: float, exclusive: bool, tiny_model: Any, open_model: Any, rpc_device: Any
+) -> None:
+    path = tiny_model("qwen3moe", shape=SHAPE)
+    with PlainLlama(path, CTX, THREADS) as plain:
+        single, batched = plain.logits(TOKENS, 1), plain.logits(TOKENS, PREFILL)
+    there = {"device": rpc_device, "share": 0.25, "exclusive": exclusive}
+    model = open_model(path, share, tiers=[there])
+    (num_slots,) = model.tiers[0].num_slots
+    run_until_promoted(model, num_slots, single)
+    for _ in range(2):
+        np.testing.assert_array_equal(model.logits(TOKENS, PREFILL), batched)
+        np.testing.assert_array_equal(rows_of_few(model, 3), single)
+    (counts,) = model.experts.tier_counts()
+    assert counts.hits > 0
+    assert counts.moved_bytes == counts.promoted * model.geometry.layers[0].expert_bytes
+    assert model.num_unpinned() == model.num_slots()
+    on_both = [expert for expert in model.on_device() if expert in model.on_host()]
+    assert not (exclusive and on_both)
+
+
+def test_slots_change_while_experts_move_up(
+    tiny_model: Any, open_model: Any, rpc_device: Any
+) -> None:
+    path = tiny_model("qwen3moe", shape=SHAPE)
+    with PlainLlama(path, CTX, THREADS) as plain:
+        single = plain.logits(TOKENS, 1)
+    model = open_model(path, 0.5, tiers=[{"device": rpc_device, "share": 0.5}])
+    floor, most = 2 * SHAPE.num_experts_per_tok, model.num_slots()
+    for num_slots in (floor, most, floor + 1, most):
+        model.experts.resize(0, num_slots)
+        np.testing.assert_array_equal(model.logits(TOKENS, 1), single)

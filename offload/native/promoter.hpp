@@ -1,0 +1,34 @@
+// Moves experts up to a device while passes are computed, as fast as its link takes them.
+#pragma once
+
+#include "uploads.hpp"
+
+namespace haversack {
+
+class Promoter {
+  public:
+    // `reserve`: slots of a pool on the host that are left to a row.
+    Promoter(DeviceTier &tier, const std::vector<Layer> &layers, std::vector<Pool> &pools,
+             bool is_exclusive, int32_t reserve);
+
+    // A pass has ended: take in what came, and begin with more. Returns false if the device failed.
+    bool go_on();
+    // Return when nothing is under way: no slot is pinned for it any more.
+    void withdraw();
+
+  private:
+    bool take_in();
+    bool start_more();
+    const Layer &layer_of(int32_t pool, int32_t key) const;
+
+    DeviceTier &tier_;
+    const std::vector<Layer> &layers_;
+    std::vector<Pool> &pools_;
+    const int32_t reserve_;
+    std::vector<Promotions> promotions_;  // by pool
+    size_t most_;                         // under way at once
+    int32_t passes_to_rest_ = 0;
+    Uploads uploads_;
+};
+
+}  // namespace haversack

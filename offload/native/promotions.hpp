@@ -1,0 +1,37 @@
+// Which experts move from the host's slots to a device's: plain integers; others move the bytes.
+// cache/tiers.py describes the same rule in Python, and tests hold both against each other.
+#pragma once
+
+#include <optional>
+
+#include "pool.hpp"
+
+namespace haversack {
+
+// An expert's copy moves up: its slot on the host is pinned, the one on the device is LOADING.
+struct Promotion {
+    int32_t key, host_slot, device_slot;
+};
+
+class Promotions {
+  public:
+    // With `is_exclusive` an expert that has moved leaves its slot on the host.
+    Promotions(Pool &pool, Slots &device, bool is_exclusive)
+        : pool_(pool), device_(device), is_exclusive_(is_exclusive) {}
+
+    // The next expert to move, between passes: the one that is used most of those on no device, if a
+    // slot is empty or an expert on the device is used less by a margin. That one leaves.
+    std::optional<Promotion> next();
+    // Its bytes are all there, or the copy was given up.
+    void finish(const Promotion &promotion, bool came);
+
+  private:
+    int32_t most_used() const;
+    int32_t least_used() const;
+
+    Pool &pool_;
+    Slots &device_;
+    const bool is_exclusive_;
+};
+
+}  // namespace haversack

@@ -1,0 +1,51 @@
+// Copies of experts on their way to a device, in a thread of its own. They go in blocks, between which
+// they can be given up: nobody waits for more than one block.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <thread>
+
+#include "device_tier.hpp"
+#include "promotions.hpp"
+
+namespace haversack {
+
+enum UploadState : int32_t { UPLOAD_WAITING, UPLOADED, UPLOAD_GIVEN_UP, UPLOAD_FAILED };
+
+struct Upload {
+    const Layer *layer;
+    Promotion promotion;
+    std::atomic<int32_t> state{UPLOAD_WAITING};
+};
+
+class Uploads {
+  public:
+    explicit Uploads(DeviceTier &tier) : tier_(tier) {}
+    ~Uploads();
+    Uploads(const Uploads &) = delete;
+
+    void submit(const Layer &layer, const Promotion &promotion);
+    // Return when none is under way any more; those that are not done are given up.
+    void give_up();
+    // Take out those that have ended, in the order they were submitted.
+    std::deque<std::unique_ptr<Upload>> ended();
+    size_t num_under_way() const { return uploads_.size(); }
+
+  private:
+    void work();
+    void copy(Upload &upload);
+
+    DeviceTier &tier_;
+    std::deque<std::unique_ptr<Upload>> uploads_;  // not taken out yet; the owner's alone
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    std::deque<Upload *> waiting_;
+    bool is_busy_ = false, ends_ = false;
+    std::atomic<bool> gives_up_{false};
+    std::thread thread_;  // it begins with the first upload
+};
+
+}  // namespace haversack

@@ -1,0 +1,82 @@
+"""A device that fails, over the simulated one: its call has one error, and the model goes on on the
+host with the same bits."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from haversack.devices.errors import BudgetError, HaversackError
+from haversack.edge.plain_llama import PlainLlama
+from haversack.offload.simulated import Link, SimulatedDevice
+from haversack.tools.models.architectures import TinyShape
+
+CTX, THREADS, PREFILL = 256, 1, 20
+SHAPE = TinyShape(num_hidden_layers=2, num_experts=16, num_experts_per_tok=4)
+TOKENS = np.random.default_rng(2).integers(0, SHAPE.vocab_size, 26).tolist()
+
+
+@pytest.fixture
+def device() -> Iterator[SimulatedDevice]:
+    """Tests name it before `open_model`, so that it ends after the models on it."""
+    with SimulatedDevice(1 << 28, Link(12e9)) as made:
+        yield made
+
+
+@pytest.fixture
+def path(tiny_model: Any) -> Any:
+    return tiny_model("qwen3moe", shape=SHAPE)
+
+
+def expected_logits(path: Any, prefill: int) -> Any:
+    with PlainLlama(path, CTX, THREADS) as plain:
+        return plain.logits(TOKENS, prefill)
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_a_gpus_copies_and_graphs_keep_the_bits(
+    share: float, device: Any, path: Any, open_model: Any
+) -> None:
+    model = open_model(path, 0.25, tiers=[{"device": device, "share": share, "fixed": True}])
+    for prefill in (1, PREFILL):
+        np.testing.assert_array_equal(model.logits(TOKENS, prefill), expected_logits(path, prefill))
+    assert model.experts.tier_counts()[0].hits > 0
+
+
+@pytest.mark.parametrize("prefill", [1, PREFILL])
+@pytest.mark.parametrize("what", ["graph", "synchronize"])
+def test_a_device_that_fails_in_a_pass_ends_that_pass_alone(
+    what: str, prefill: int, device: Any, path: Any, open_model: Any
+) -> None:
+    model = open_model(path, 0.25, tiers=[{"device": device, "share": 0.5, "fixed": True}])
+    device.fail(what, 2)
+    with pytest.raises(HaversackError, match="failed while it computed experts"):
+        model.logits(TOKENS, prefill)
+    (counts,) = model.experts.tier_counts()
+    assert counts.is_lost
+    model.experts.check_integrity()
+    np.testing.assert_array_equal(model.logits(TOKENS, prefill), expected_logits(path, prefill))
+    assert model.experts.tier_counts()[0].hits == counts.hits
+
+
+def test_memory_that_a_device_refuses_ends_the_load(
+    device: Any, path: Any, open_model: Any
+) -> None:
+    device.fail("allocation", 2)
+    with pytest.raises(BudgetError, match="does not give"):
+        open_model(path, tiers=[{"device": device, "share": 0.5, "fixed": True}])
+    model = open_model(path, tiers=[{"device": device, "share": 0.5, "fixed": True}])
+    np.testing.assert_array_equal(model.logits(TOKENS, 1), expected_logits(path, 1))
+
+
+def test_a_copy_up_that_fails_ends_one_pass(device: Any, path: Any, open_model: Any) -> None:
+    model = open_model(path, 1.0, tiers=[{"device": device, "share": 0.5}])
+    expected = model.logits(TOKENS, 1)
+    device.fail("copy", 5)
+    with pytest.raises(HaversackError, match="failed while it computed experts"):
+        while True:  # its copies are under way beside the passes
+            np.testing.assert_array_equal(model.logits(TOKENS, 1), expected)
+    assert model.experts.tier_counts()[0].is_lost
+    assert model.num_unpinned() == model.num_slots()
+    np.testing.assert_array_equal(model.logits(TOKENS, 1), expected)
