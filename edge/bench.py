@@ -96,6 +96,9 @@ class BenchResult:
     uses_leaned: int
     upgraded: int
     saved_bytes: int
+    device_hits: int
+    device_promoted: int
+    device_moved_bytes: int
     prefetched: int
     prefetch_precision: float
     prefetch_recall: float
@@ -242,6 +245,9 @@ def _result(
         uses_leaned=decode.uses_leaned,
         upgraded=decode.upgraded,
         saved_bytes=decode.saved_bytes,
+        device_hits=decode.device_hits,
+        device_promoted=decode.device_promoted,
+        device_moved_bytes=decode.device_moved_bytes,
         prefetched=decode.prefetched,
         prefetch_precision=decode.prefetch_precision,
         prefetch_recall=decode.prefetch_recall,

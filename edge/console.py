@@ -180,6 +180,9 @@ def summary(stats: Stats, num_tokens: int) -> str:
             f"{format_bytes(stats.bytes_read)} read at {format_bytes(int(stats.disk_bytes_s))}/s",
             f"waited {stats.wait_s:.2f} s",
         ]
+    if stats.device_hits:
+        uses = stats.hits + stats.misses
+        parts.append(f"{stats.device_hits / uses:.0%} of expert uses were on devices")
     if stats.uses_low + stats.uses_skipped:
         uses = stats.uses_high + stats.uses_low + stats.uses_skipped
         parts += [

@@ -3,6 +3,7 @@
 import io
 import logging
 from collections.abc import Generator
+from dataclasses import replace
 
 import pytest
 
@@ -120,6 +121,10 @@ def test_a_summary_tells_of_reads_where_there_are_any() -> None:
     assert "3.0 MiB read at 6.0 MiB/s; waited 0.25 s; 1 of 3 drafted tokens were right" in streamed
     assert streamed.endswith("; peak 512.0 MiB of 2.0 GiB")
     assert "read" not in console.summary(stats(0, 0), 11)
+    assert "on devices" not in streamed
+    assert "25% of expert uses were on devices" in console.summary(
+        replace(stats(30, 10), device_hits=10), 11
+    )
     assert "low copies" not in streamed
     mixed = console.summary(stats(30, 10, low=4, skipped=1), 11)
     assert "10.0% of expert uses were low copies, 2.5% were skipped, 2 copies were up" in mixed
