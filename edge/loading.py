@@ -43,7 +43,7 @@ from haversack.edge.loop import EngineLoop
 from haversack.edge.model import Model
 from haversack.edge.model_devices import ModelDevices
 from haversack.edge.model_plan import EXACT, STREAMED, Plan
-from haversack.edge.placement import FIXED, checked_placement
+from haversack.edge.placement import FREE, checked_placement
 from haversack.edge.planner import plan, with_drafts
 from haversack.edge.run_records import keep_record, record_key
 from haversack.edge.sampling import check_seed
@@ -115,7 +115,7 @@ class LoadOptions:
     kv_type: str = EXACT_KV_TYPE
     kv_disk: str | int | None = None
     vram: Vram = None
-    placement: str = FIXED
+    placement: str = FREE
 
     def __post_init__(self) -> None:
         for name, (kinds, wanted) in _KINDS.items():

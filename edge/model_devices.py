@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from haversack.devices.backends import Device, find_device
-from haversack.devices.errors import BudgetError, DeviceError, PromptError
+from haversack.devices.errors import BudgetError, PromptError
 from haversack.devices.ledger import Entry, Lease, device_leases
 from haversack.devices.units import format_bytes
 from haversack.edge.cache_dir import modules_folder
@@ -63,8 +63,6 @@ class ModelDevices:
     """
 
     def __init__(self, planned: Plan) -> None:
-        if any(plan.num_slots for plan in planned.devices) and planned.placement != FIXED:
-            raise DeviceError("experts do not move to devices yet: give --placement fixed")
         self._planned = planned
         self._shares = list[_Share]()
         try:

@@ -25,7 +25,7 @@ from haversack.edge.given_text import (
 from haversack.edge.hub import HubName, cached, local_path, name_of
 from haversack.edge.loading import LoadOptions, builtin_model
 from haversack.edge.model_plan import Plan
-from haversack.edge.placement import FIXED
+from haversack.edge.placement import FREE
 from haversack.edge.planner import plan
 from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.schema import MAX_SCHEMA_CHARS
@@ -76,10 +76,10 @@ class ModelOptions(BuildOptions):
         str,
         _memory(
             metavar="HOW",
-            help="Which experts lie on devices: fixed (always the same ones, so that runs repeat)"
-            " or free (those that are used most, they move as the text changes).",
+            help="Which experts lie on devices: free (those that are used most, they move as the"
+            " text changes) or fixed (always the same ones, so that runs repeat).",
         ),
-    ] = FIXED
+    ] = FREE
     ctx: Annotated[
         int | None,
         _memory("--ctx", "-c", metavar="N", help="Tokens of context; at most 4096 unless given."),

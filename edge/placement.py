@@ -79,7 +79,7 @@ class Placement:
     """What lies on devices, and `how`: "fixed" or "free"."""
 
     devices: tuple[DevicePlan, ...] = ()
-    how: str = FIXED
+    how: str = FREE
 
     @property
     def has_experts(self) -> bool:

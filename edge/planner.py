@@ -33,7 +33,7 @@ from haversack.edge.drafter_plan import SHORT_WINDOW_TOKENS, Drafting, plan_draf
 from haversack.edge.hub import local_path
 from haversack.edge.model_plan import DENSE, RESIDENT, STREAMED, Costs, Plan
 from haversack.edge.placement import (
-    FIXED,
+    FREE,
     Placement,
     checked_placement,
     place_experts,
@@ -59,7 +59,7 @@ def plan(
     threads: int | None = None,
     *,
     vram: Vram = None,
-    placement: str = FIXED,
+    placement: str = FREE,
     **rarer: Unpack[ShapeSettings],
 ) -> Plan:
     """Plan how the model at `path` would run in `ram`; reads its header and allocates nothing.
@@ -78,8 +78,8 @@ def plan(
 
     `vram` is memory of devices for experts, beside `ram`: a size of the only GPU, "auto" (what is
     free on all of them, less 1 GiB), "NAME=SIZE", several of these, or sizes by name. A `Budget`
-    says it itself. `placement` is "fixed", where the same experts lie on the devices each time, or
-    "free", where they move as they are used.
+    says it itself. `placement` is "free", where the experts lie there that are used most, and move
+    as the text changes, or "fixed", where the same ones lie there each time.
     Raises BudgetError with the floor, ModelFileError, PromptError, UnitError, and StorageError for
     a device whose server does not answer.
     """
