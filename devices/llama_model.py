@@ -99,6 +99,11 @@ class LlamaModel:
         return int(llama.llama_model_n_ctx_train(self._model))
 
     @property
+    def num_layers(self) -> int:
+        """How many layers there are, without the output."""
+        return int(llama.llama_model_n_layer(self._model))
+
+    @property
     def hidden_size(self) -> int:
         """How many numbers the last layer gives for each token."""
         return int(llama.llama_model_n_embd(self._model))

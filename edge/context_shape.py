@@ -18,11 +18,12 @@ _MAX_THREADS = 512  # GGML_MAX_N_THREADS
 
 
 class ShapeSettings(TypedDict, total=False):
-    """The rarer settings of a context, see `plan`."""
+    """The rarer settings of a context and of where it lies, see `plan`."""
 
     batch: int
     sequences: int
     kv_type: str
+    trunk: str
 
 
 def context_shape(

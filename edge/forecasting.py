@@ -188,7 +188,7 @@ def record_of(
         threads,
         planned.mode == STREAMED,
         prompt_bytes_s=_prompt_bytes_s(planned, prompts or Decoding()),
-        on_devices=any(device.num_slots for device in planned.devices),
+        on_devices=any(device.is_used for device in planned.devices),
     )
     if not law_bytes:
         return made
@@ -228,10 +228,12 @@ def fixed_s(planned: Plan) -> float:
 def _layers_s(planned: Plan, weights_bytes_s: float, devices: Mapping[str, DeviceCosts]) -> float:
     """Return the seconds to compute a token where the CPU multiplies at `weights_bytes_s`; a device
     that is not known counts as fast as the CPU."""
-    if not any(device.num_slots for device in planned.devices):
+    if not any(device.is_used for device in planned.devices):
         return weights_bytes(planned) / weights_bytes_s
     total_s, used = planned.trunk_bytes / weights_bytes_s, planned.geometry.num_experts_per_tok
     known = [devices.get(each.name, DeviceCosts(weights_bytes_s, 0)) for each in planned.devices]
+    for device, costs in zip(planned.devices, known, strict=True):
+        total_s += device.trunk_bytes / costs.weights_bytes_s
     for pool in planned.pools:
         shares, layer_bytes = found_of(planned, pool).on_devices, used * sum(pool.shape)
         times = [(1 - sum(shares)) * layer_bytes / weights_bytes_s]

@@ -33,7 +33,7 @@ class KvKeeper:
         """What decides the bits of keys and values, by name. Raises StorageError if the model's
         file cannot be read."""
         shape = self._plan.shape
-        slots = [f"{each.name}={each.num_slots}" for each in self._plan.devices if each.num_slots]
+        slots = [each.held for each in self._plan.devices if each.is_used]
         devices = {"--vram": f"{', '.join(slots)} ({self._plan.placement})"} if slots else {}
         return {
             "model": f"{self._plan.path.name} ({content_name(self._plan.geometry)})",

@@ -49,12 +49,12 @@ from haversack.edge.run_records import keep_record, record_key
 from haversack.edge.sampling import check_seed
 from haversack.edge.shared_budget import Budget
 from haversack.edge.speculate import AUTO, Asked, Helper, Speculation, asked_for, speculation_of
+from haversack.edge.trunk_plan import AUTO_TRUNK, checked_trunk
 from haversack.edge.vram import DeviceSettings, Vram, asked_vram
 from haversack.offload.engine import Engine, LoadHooks, open_resident, open_streamed
 from haversack.offload.expert_files import NUM_READERS, OpenFile
 from haversack.offload.ngram_file import read_table, save_table
 from haversack.offload.pairs_file import read_pairs, save_pairs
-from haversack.offload.tier import DeviceTier
 from haversack.quant.gguf import hole_in, read_geometry
 from haversack.quant.trunk import ensure_trunk, rewrite_trunk, trunk_path
 
@@ -97,10 +97,10 @@ class LoadOptions:
     What drafts come from, and the speed that later forecasts are made of, are kept from run to run
     in the same way.
     `fidelity` is a mode's name or a `Fidelity`. `kv_type` is the block type of the context's keys
-    and values, `vram` memory of devices for experts and `placement` whether experts move there, see
-    `plan`. With `kv_disk`, a size ("10GiB"), those of a text whose place another
-    one takes, and of all texts when the model is closed, wait in a folder of the cache of at most
-    that size for a prompt that begins as they do.
+    and values, `vram` memory of devices, `placement` whether experts move there and `trunk`
+    whether layers lie there, see `plan`. With `kv_disk`, a size ("10GiB"), those of a text whose
+    place another one takes, and of all texts when the model is closed, wait in a folder of the
+    cache of at most that size for a prompt that begins as they do.
     """
 
     batch: int = DEFAULT_BATCH_TOKENS
@@ -116,6 +116,7 @@ class LoadOptions:
     kv_disk: str | int | None = None
     vram: Vram = None
     placement: str = FREE
+    trunk: str = AUTO_TRUNK
 
     def __post_init__(self) -> None:
         for name, (kinds, wanted) in _KINDS.items():
@@ -128,10 +129,16 @@ class LoadOptions:
             size_bytes(self.kv_disk)
         asked_vram(self.vram)
         checked_placement(self.placement)
+        checked_trunk(self.trunk)
 
     def shape(self) -> ShapeSettings:
-        """Return what it says of the context."""
-        return {"batch": self.batch, "sequences": self.sequences, "kv_type": self.kv_type}
+        """Return what it says of the context, and of where it lies."""
+        return {
+            "batch": self.batch,
+            "sequences": self.sequences,
+            "kv_type": self.kv_type,
+            "trunk": self.trunk,
+        }
 
     def asked_drafts(self) -> Asked:
         """Return how to draft. Raises PromptError, UnitError."""
@@ -181,8 +188,8 @@ def load(
             raise PromptError("a plan says ram, vram, ctx and threads already: give either")
         planned = model
     else:
-        placed: DeviceSettings = {"vram": options.vram, "placement": options.placement}
-        planned = plan(model, ram, ctx, threads, **placed, **options.shape())
+        shape, how = options.shape(), options.placement
+        planned = plan(model, ram, ctx, threads, vram=options.vram, placement=how, **shape)
     planned = _with_drafts(planned, options.asked_drafts(), isinstance(model, Plan))
     if planned.precision is None:
         folder = Path(options.cache_dir or default_cache_dir())
@@ -228,7 +235,7 @@ def _loaded(planned: Plan, options: LoadOptions, stop: StopFlag, seed: int | Non
         with ledger.measured(lease):
             peak = PeakMeter()
             devices = ModelDevices(planned)
-            engine = _open(planned, options, stop, lease, devices.tiers())
+            engine = _open(planned, options, stop, lease, devices)
             devices.loaded()
             speculation = _speculation(planned, options, engine)
         loop = EngineLoop(engine, planned, speculation, lease, peak)
@@ -314,7 +321,7 @@ def _open(
     options: LoadOptions,
     stop: StopFlag,
     lease: Lease,
-    tiers: tuple[DeviceTier, ...],
+    devices: ModelDevices,
 ) -> Engine:
     def report(what: str) -> Callable[[float], None]:
         def tell(share: float) -> None:
@@ -329,8 +336,8 @@ def _open(
         raise ModelFileError(f"{planned.path} has changed since it was planned: plan again")
     _warn_of_gaps(planned)
     if planned.mode != STREAMED:
-        return open_resident(planned.path, planned.shape, report("loading"))
-    return _open_streamed(planned, options, lease, report, tiers)
+        return open_resident(planned.path, planned.shape, report("loading"), devices.trunk())
+    return _open_streamed(planned, options, lease, report, devices)
 
 
 def _warn_of_gaps(planned: Plan) -> None:
@@ -351,7 +358,7 @@ def _open_streamed(
     options: LoadOptions,
     lease: Lease,
     report: Callable[[str], Callable[[float], None]],
-    tiers: tuple[DeviceTier, ...],
+    devices: ModelDevices,
 ) -> Engine:
     """Open a model with its trunk, which is written where it is lacking and once more where it is
     damaged. Raises StorageError if it is damaged then, too."""
@@ -365,7 +372,8 @@ def _open_streamed(
         options.warm_start,
         planned.precision,
         planned.leaning,
-        tiers,
+        devices.tiers(),
+        devices.trunk(),
     )
     pools = partial(pools_left, planned, lease)
 

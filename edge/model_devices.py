@@ -7,6 +7,7 @@ from typing import Any
 from haversack.devices.backends import Device, find_device
 from haversack.devices.errors import BudgetError, PromptError
 from haversack.devices.ledger import Entry, Lease, device_leases
+from haversack.devices.trunk_placement import LayersOn, TrunkPlacement
 from haversack.devices.units import format_bytes
 from haversack.edge.cache_dir import modules_folder
 from haversack.edge.model_plan import Plan
@@ -94,10 +95,23 @@ class ModelDevices:
         used = [share for share in self._shares if share.plan.num_slots]
         return tuple(share.tier(exclusive=exclusive, fixed=fixed) for share in used)
 
+    def trunk(self) -> TrunkPlacement | None:
+        """Return which layers lie on devices; None if none does."""
+        layers = [
+            LayersOn(share.device, share.plan.num_layers)
+            for share in self._shares
+            if share.plan.num_layers
+        ]
+        # so that runs repeat, and equal those of the CPU where the device has its bits
+        rows_alone = self._planned.placement == FIXED or not any(
+            share.plan.rounds_otherwise for share in self._shares
+        )
+        return TrunkPlacement(tuple(layers), rows_alone=rows_alone) if layers else None
+
     def loaded(self) -> None:
         """Note what was taken, once the model is loaded."""
         for share in self._shares:
-            share.lease.grow(share.plan.scratch_bytes)
+            share.lease.grow(sum(share.plan.parts().values()))
             share.look()
 
     def entries(self, name: str) -> tuple[list[Entry], int]:

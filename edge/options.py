@@ -32,6 +32,7 @@ from haversack.edge.schema import MAX_SCHEMA_CHARS
 from haversack.edge.speculate import AUTO as SPECULATE_AUTO
 from haversack.edge.speculate import Asked, asked_for
 from haversack.edge.text import without_mark
+from haversack.edge.trunk_plan import AUTO_TRUNK
 from haversack.quant.gguf import ModelGeometry
 from haversack.quant.requantize import AUTO
 
@@ -80,6 +81,14 @@ class ModelOptions(BuildOptions):
             " text changes) or fixed (always the same ones, so that runs repeat).",
         ),
     ] = FREE
+    trunk: Annotated[
+        str,
+        _memory(
+            metavar="WHERE",
+            help="Where the last layers lie, with their KV cache, as many as fit: auto (a GPU of"
+            " this computer), device (the first of --vram) or host.",
+        ),
+    ] = AUTO_TRUNK
     ctx: Annotated[
         int | None,
         _memory("--ctx", "-c", metavar="N", help="Tokens of context; at most 4096 unless given."),
@@ -122,6 +131,7 @@ class ModelOptions(BuildOptions):
             self.threads,
             vram=self.vram,
             placement=self.placement,
+            trunk=self.trunk,
             batch=self.batch,
             sequences=sequences,
             kv_type=self.kv_type,

@@ -9,6 +9,7 @@ from haversack.devices.budget import MemoryBudget
 from haversack.devices.errors import BudgetError, PromptError
 from haversack.devices.units import format_bytes, format_need
 from haversack.edge.shared_budget import device_memory
+from haversack.edge.trunk_plan import TrunkPlan
 from haversack.edge.vram import DeviceBudget, rounds_otherwise
 from haversack.offload.pool import PoolPlan, all_slots, plan_pools
 from haversack.offload.tier import device_slot_bytes
@@ -26,7 +27,9 @@ class DevicePlan:
     `slots` are the slots for experts there, a number for each of the plan's pools, and
     `slot_bytes` their memory; `share` of all experts have one. `scratch_bytes` are for computing
     there. `rounds_otherwise` says that the device is known to compute with other bits than the CPU.
-    `why` explains the choice.
+    `num_layers` are the model's layers there (the output counts as one), with `trunk_bytes` of
+    weights, `kv_bytes` of keys and values, and `compute_bytes` of llama.cpp's scratch. `why`
+    explains the choice.
     """
 
     name: str
@@ -38,14 +41,29 @@ class DevicePlan:
     slot_bytes: int
     share: float
     why: str
+    num_layers: int = 0
+    trunk_bytes: int = 0
+    kv_bytes: int = 0
+    compute_bytes: int = 0
 
     @property
     def num_slots(self) -> int:
         return sum(self.slots)
 
     @property
+    def is_used(self) -> bool:
+        """Whether the device computes anything of the model."""
+        return self.num_slots > 0 or self.num_layers > 0
+
+    @property
+    def held(self) -> str:
+        """What lies there, in a few signs."""
+        layers = f"+{self.num_layers} layers" if self.num_layers else ""
+        return f"{self.name}={self.num_slots}{layers}"
+
+    @property
     def planned_bytes(self) -> int:
-        return self.scratch_bytes + self.slot_bytes
+        return sum(self.parts().values()) + self.slot_bytes
 
     @property
     def headroom_bytes(self) -> int:
@@ -53,7 +71,12 @@ class DevicePlan:
 
     def parts(self) -> dict[str, int]:
         """Return what the model will take there outside slots, by name."""
-        return {"scratch": self.scratch_bytes}
+        return {
+            "trunk": self.trunk_bytes,
+            "kv": self.kv_bytes,
+            "compute": self.compute_bytes,
+            "scratch": self.scratch_bytes,
+        }
 
     def budget(self) -> MemoryBudget:
         """Return the plan as named reservations. Raises BudgetError if they exceed the budget."""
@@ -65,7 +88,8 @@ class DevicePlan:
 
     def rows(self) -> list[tuple[str, int]]:
         """Return what people read of it, by name; the last is the budget."""
-        parts = [*self.parts().items(), ("experts", self.slot_bytes)]
+        parts = [(name, num_bytes) for name, num_bytes in self.parts().items() if num_bytes]
+        parts.append(("experts", self.slot_bytes))
         return [*parts, ("free", self.headroom_bytes), ("budget", self.budget_bytes)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,66 +144,82 @@ def checked_placement(placement: str) -> str:
 
 
 def place_experts(
-    pools: Sequence[PoolPlan], budgets: Sequence[DeviceBudget], scratch_bytes: int
+    pools: Sequence[PoolPlan],
+    budgets: Sequence[DeviceBudget],
+    scratch_bytes: int,
+    trunk: TrunkPlan | None = None,
 ) -> tuple[DevicePlan, ...]:
-    """Return how each device's budget is spent on experts, in the order of `budgets`: a device gets
-    what those before it do not hold. `pools` have a slot for every expert of the model, and
-    `scratch_bytes` is what computing takes on a device. Raises BudgetError for a budget that does
-    not hold one expert of each pool."""
+    """Return how each device's budget is spent, in the order of `budgets`: the first holds the
+    layers of `trunk`, and each holds the experts that those before it do not. `pools` have a slot
+    for every expert of the model, and `scratch_bytes` is what computing takes on a device. Raises
+    BudgetError for a budget that does not hold one expert of each pool."""
     left, plans = [pool.num_slots for pool in pools], list[DevicePlan]()
-    for budget in budgets:
-        plans.append(_placed_on(budget, pools, left, scratch_bytes))
+    for number, budget in enumerate(budgets):
+        empty = _with_layers(_empty(budget, len(pools)), None if number else trunk)
+        plans.append(_with_experts(empty, pools, left, scratch_bytes))
         left = [count - placed for count, placed in zip(left, plans[-1].slots, strict=True)]
     return tuple(plans)
 
 
-def _placed_on(
-    budget: DeviceBudget, pools: Sequence[PoolPlan], left: Sequence[int], scratch_bytes: int
-) -> DevicePlan:
-    device = budget.device
-    nothing = DevicePlan(
-        device.name,
-        device.description,
-        rounds_otherwise(device),
-        budget.limit_bytes,
-        0,
-        (0,) * len(pools),
-        0,
-        0.0,
-        "",
+def least_bytes(pools: Sequence[PoolPlan], scratch_bytes: int) -> int:
+    """Return the least that experts take on a device: scratch, and one of each pool."""
+    return scratch_bytes + sum(device_slot_bytes(pool.shape) for pool in pools)
+
+
+def _empty(budget: DeviceBudget, num_pools: int) -> DevicePlan:
+    device, slots = budget.device, (0,) * num_pools
+    names = (device.name, device.description, rounds_otherwise(device))
+    return DevicePlan(*names, budget.limit_bytes, 0, slots, 0, 0.0, "nothing lies there")
+
+
+def _with_layers(empty: DevicePlan, trunk: TrunkPlan | None) -> DevicePlan:
+    if trunk is None:
+        return empty
+    return replace(
+        empty,
+        num_layers=trunk.num_layers,
+        trunk_bytes=trunk.there.weight_bytes,
+        kv_bytes=trunk.there.kv_bytes,
+        compute_bytes=trunk.there.compute_bytes,
+        why=f"{trunk.num_layers} of {trunk.of_layers} layers (the output is one) with their KV",
     )
-    if not pools:
-        return replace(nothing, why="the model has no routed experts, and nothing else is placed")
+
+
+def _with_experts(
+    plan: DevicePlan, pools: Sequence[PoolPlan], left: Sequence[int], scratch_bytes: int
+) -> DevicePlan:
+    """Return the plan with as many of the experts that are left as it has room for."""
     if not any(left):
-        return replace(nothing, why="all experts lie on the devices before it")
-    _refuse_too_small(budget, pools, scratch_bytes)
-    slots = slots_in(pools, left, budget.limit_bytes - scratch_bytes)
+        what = (
+            "all experts lie on the devices before it" if pools else "there are no routed experts"
+        )
+        return replace(plan, why=f"{plan.why}; {what}")
+    _refuse_too_small(plan, least_bytes(pools, scratch_bytes))
+    slots = slots_in(pools, left, plan.headroom_bytes - scratch_bytes)
     slot_bytes = sum(
         count * device_slot_bytes(pool.shape) for count, pool in zip(slots, pools, strict=True)
     )
     share = sum(slots) / sum(pool.num_slots for pool in pools)
     reason = "all that are left" if list(slots) == list(left) else "as many as its budget holds"
+    before = f"{plan.why}, then " if plan.num_layers else ""
     return replace(
-        nothing,
+        plan,
         scratch_bytes=scratch_bytes,
         slots=slots,
         slot_bytes=slot_bytes,
         share=share,
-        why=f"{sum(slots)} experts ({share:.0%}), {reason}",
+        why=f"{before}{sum(slots)} experts ({share:.0%}), {reason}",
     )
 
 
-def _refuse_too_small(budget: DeviceBudget, pools: Sequence[PoolPlan], scratch_bytes: int) -> None:
-    need_bytes = scratch_bytes + sum(device_slot_bytes(pool.shape) for pool in pools)
-    if budget.limit_bytes < need_bytes:
-        name = budget.device.name
+def _refuse_too_small(plan: DevicePlan, need_bytes: int) -> None:
+    if plan.headroom_bytes < need_bytes:
         raise BudgetError(
-            f"{name} needs at least {format_need(need_bytes)} (scratch"
-            f" {format_bytes(scratch_bytes)}, one expert of each shape"
-            f" {format_bytes(need_bytes - scratch_bytes)}), its budget is"
-            f" {format_bytes(budget.limit_bytes)}: raise --vram {name}=SIZE, or leave it out",
+            f"{plan.name} needs at least {format_need(need_bytes)} for scratch and one expert of"
+            f" each shape, its budget is {format_bytes(plan.budget_bytes)}: raise --vram"
+            f" {plan.name}=SIZE, or leave it out",
             need_bytes=need_bytes,
-            have_bytes=budget.limit_bytes,
+            have_bytes=plan.budget_bytes,
         )
 
 

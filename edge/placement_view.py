@@ -10,8 +10,10 @@ def reasons(planned: Plan) -> list[str]:
     if not planned.devices:
         return []
     lines = [f"{device.name}: {device.why}" for device in planned.devices]
-    if planned.mode == DENSE or not any(device.num_slots for device in planned.devices):
+    if not any(device.is_used for device in planned.devices):
         return [*lines, "RAM: the model runs there alone"]
+    if planned.mode == DENSE:
+        return [*lines, f"RAM: {_trunk_in_ram(planned)}", _output_reason(planned)]
     return [*lines, *_host_reasons(planned), _output_reason(planned)]
 
 
@@ -21,18 +23,25 @@ def _host_reasons(planned: Plan) -> list[str]:
     total = sum(pool.num_experts * len(pool.layers) for pool in planned.pools)
     in_ram = sum(pool.num_slots for pool in planned.pools)
     on_devices = sum(device.num_slots for device in planned.devices)
-    lines = ["RAM: the trunk and the KV cache, and slots for all experts"]
+    trunk = _trunk_in_ram(planned)
+    lines = [f"RAM: {trunk}, and slots for all experts"]
     if in_ram < total:
-        lines = [f"RAM: the trunk and the KV cache, and {in_ram} of {total} experts"]
+        lines = [f"RAM: {trunk}, and {in_ram} of {total} experts"]
         missing = total - in_ram - on_devices
         if missing > 0:
             lines.append(f"drive: {missing} experts ({missing / total:.0%}) are read when needed")
     return lines
 
 
+def _trunk_in_ram(planned: Plan) -> str:
+    if any(device.num_layers for device in planned.devices):
+        return "the rest of the trunk and of the KV cache"
+    return "the trunk and the KV cache"
+
+
 def _output_reason(planned: Plan) -> str:
     """Return what the placement does to the bits of the output."""
-    placed = [device for device in planned.devices if device.num_slots]
+    placed = [device for device in planned.devices if device.is_used]
     others = [device.name for device in placed if device.rounds_otherwise]
     if not others:
         return "output: llama.cpp's bits, where each device computes on a processor of this kind"

@@ -36,9 +36,16 @@ from haversack.edge.placement import (
     FREE,
     Placement,
     checked_placement,
+    least_bytes,
     place_experts,
 )
 from haversack.edge.shared_budget import Budget
+from haversack.edge.trunk_plan import (
+    AUTO_TRUNK,
+    checked_trunk,
+    may_hold_trunk,
+    plan_trunk,
+)
 from haversack.edge.vram import DeviceBudget, Vram, VramAsk, asked_vram, device_budgets
 from haversack.offload.expert_engine import scratch_bytes
 from haversack.offload.pool import PoolPlan, all_slots, plan_pools, pools_bytes
@@ -79,27 +86,35 @@ def plan(
     `vram` is memory of devices for experts, beside `ram`: a size of the only GPU, "auto" (what is
     free on all of them, less 1 GiB), "NAME=SIZE", several of these, or sizes by name. A `Budget`
     says it itself. `placement` is "free", where the experts lie there that are used most, and move
-    as the text changes, or "fixed", where the same ones lie there each time.
+    as the text changes, or "fixed", where the same ones lie there each time. `trunk` says whether
+    the last layers, with their keys and values, lie on the first device, as many as it holds:
+    "auto" (on a GPU of this computer), "device" or "host".
     Raises BudgetError with the floor, ModelFileError, PromptError, UnitError, and StorageError for
     a device whose server does not answer.
     """
     placement = checked_placement(placement)
+    asked_trunk = checked_trunk(rarer.get("trunk", AUTO_TRUNK))
     geometry, ram_bytes, budgets = _geometry_of(path), _ram_bytes(ram), _device_budgets(ram, vram)
     process_bytes = ledger.process_bytes()  # measured before the dry run allocates
     model = LlamaModel(geometry.path, dry=True)
     try:
         shape = context_shape(ctx, threads, model.trained_ctx_tokens, **rarer)
         refuse_boundless(shape, ram_bytes)
-        needs = memory_needs(model, shape)
+        needs, num_layers = memory_needs(model, shape), model.num_layers
         sampling_bytes = _sampling_bytes(model.vocabulary, shape.sequences)
         draft_bytes = WHOLE.ngram_bytes(shape) if model.drops_parts else 0
     finally:
         model.close()
         host.give_back_freed_memory()
-    costs = _costs(geometry, shape, needs, process_bytes, sampling_bytes, draft_bytes)
     whole = all_slots(geometry.layers, geometry.num_experts_per_tok)
     scratch = workspace_bytes(geometry.layers, shape.batch_tokens) if geometry.layers else 0
-    devices = place_experts(whole, budgets, scratch)
+    trunk, first = None, budgets[0].device if budgets else None
+    if first is not None and may_hold_trunk(first, asked_trunk):
+        room_bytes = budgets[0].limit_bytes - least_bytes(whole, scratch)
+        trunk = plan_trunk(geometry.path, shape, first, room_bytes, num_layers + 1)
+    needs = needs if trunk is None else trunk.needs
+    costs = _costs(geometry, shape, needs, process_bytes, sampling_bytes, draft_bytes)
+    devices = place_experts(whole, budgets, scratch, trunk)
     planned = _spend(geometry, shape, costs, ram_bytes, Placement(devices, placement))
     if isinstance(ram, Budget):
         return replace(planned, shared=ram)
@@ -235,7 +250,7 @@ def _costs(
         resident += scratch + product_scratch(num_experts, shape.batch_tokens * used)
         streamed += scratch + product_scratch(all_slots, used)
     return Costs(
-        trunk_bytes=geometry.trunk_bytes,
+        trunk_bytes=geometry.trunk_bytes - sum(each.weight_bytes for each in needs.devices),
         kv_bytes=needs.kv_bytes,
         reserve_bytes=process_bytes + VOCABULARY_FACTOR * geometry.header_bytes,
         process_bytes=process_bytes,

@@ -52,7 +52,7 @@ def record_key(planned: Plan, cache_dir: Path) -> str:
     if the file cannot be read."""
     with suppress(StorageError):
         stem = trunk_path(planned.geometry, cache_dir).stem
-        slots = [f" {each.name}={each.num_slots}" for each in planned.devices if each.num_slots]
+        slots = [f" {each.held}" for each in planned.devices if each.is_used]
         return f"{stem} {planned.fidelity} {planned.shape.threads}{''.join(slots)}"
     return ""
 

@@ -26,6 +26,7 @@ class DeviceSettings(TypedDict, total=False):
 
     vram: Vram
     placement: str
+    trunk: str
 
 
 @dataclass(frozen=True)

@@ -198,6 +198,9 @@ llama_get_logits_ith = _function("llama_get_logits_ith", _A, _A, _L)
 llama_set_embeddings = _function("llama_set_embeddings", None, _A, _B)
 # float * llama_get_embeddings_ith(struct llama_context * ctx, int32_t i)
 llama_get_embeddings_ith = _function("llama_get_embeddings_ith", _A, _A, _L)
+# int32_t llama_model_n_layer(const struct llama_model * model)
+llama_model_n_layer = _function("llama_model_n_layer", _L, _A)
+
 # int32_t llama_model_n_embd(const struct llama_model * model)
 llama_model_n_embd = _function("llama_model_n_embd", _L, _A)
 

@@ -107,6 +107,28 @@ def test_ram_at_its_floor_and_experts_on_a_device(
         assert model.stats().ram_peak_bytes <= model.plan.ram_bytes
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_layers_and_their_keys_and_values_lie_on_a_device(
+    path: Path, plain: list[int], rpc_device: Device, options: edge.LoadOptions, share: float
+) -> None:
+    vram = {rpc_device.name: "64MiB"}
+    options = replace(options, trunk="device")
+    whole = edge.plan(path, "1GiB", 256, 1, vram=vram, trunk="device")
+    (all_there,) = whole.devices
+    assert all_there.num_layers == 4 + 1 and all_there.trunk_bytes > all_there.kv_bytes > 0
+    assert all_there.num_slots == 64
+    if share:
+        parts = all_there.scratch_bytes + all_there.slot_bytes // 64 + all_there.compute_bytes
+        vram = {rpc_device.name: str(parts + all_there.trunk_bytes // 2) + "B"}
+    with edge.load(path, "1GiB", 256, 1, options=options, vram=vram) as model:
+        (placed,) = model.plan.devices
+        assert (0 < placed.num_layers < 5) if share else placed.num_layers == 5
+        assert model.plan.trunk_bytes + placed.trunk_bytes == whole.geometry.trunk_bytes
+        assert written(model) == plain
+        assert written(model) == plain
+        model.check_integrity()
+
+
 def test_a_fixed_placement_repeats(
     path: Path, rpc_device: Device, options: edge.LoadOptions
 ) -> None:
@@ -148,6 +170,18 @@ def test_a_device_never_gives_more_than_its_budget(
         assert budget.devices[simulated.name].left_bytes == 8 * MIB - use.planned_bytes
     assert simulated.counts().used_bytes == 0
     assert budget.devices[simulated.name].left_bytes == 8 * MIB
+
+
+def test_layers_take_what_is_planned(
+    path: Path, plain: list[int], simulated: SimulatedDevice, options: edge.LoadOptions
+) -> None:
+    planned = edge.plan(path, "1GiB", 256, 1, vram={simulated.name: 48 * MIB}, trunk="device")
+    with edge.load(planned, options=options) as model:
+        assert written(model) == plain
+        (use,) = model.devices()
+        assert model.plan.devices[0].num_layers == 5
+        assert simulated.counts().peak_bytes <= use.planned_bytes <= use.budget_bytes
+    assert simulated.counts().used_bytes == 0
 
 
 def test_two_models_share_a_device(
