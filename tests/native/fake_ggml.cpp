@@ -4,6 +4,8 @@
 #include "check.hpp"
 #include "ggml.hpp"
 
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -65,8 +67,66 @@ Status compute(Backend *, Graph *graph) {
     return SUCCESS;
 }
 
+// A device: memory of its own, and the same operations at once.
+Buffer *make_buffer(BufferType *, size_t num_bytes) {
+    auto *made = new Buffer{};
+    made->context = std::aligned_alloc(64, (num_bytes + 63) / 64 * 64);
+    made->num_bytes = num_bytes;
+    return made;
+}
+
+void add_with_sources(Graph *graph, Tensor *node) {
+    const auto known = std::find(graph->nodes.begin(), graph->nodes.end(), node);
+    if (node->op == NONE || known != graph->nodes.end()) return;
+    for (Tensor *source : node->src)
+        if (source) add_with_sources(graph, source);
+    graph->nodes.push_back(node);
+}
+
+Status place_tensor(Buffer *buffer, Tensor *tensor, void *address) {
+    tensor->buffer = buffer;
+    tensor->data = address;
+    return SUCCESS;
+}
+
+void add_device(Ggml &g) {
+    static Backend backend{};
+    g.build_forward_expand = add_with_sources;
+    g.backend_dev_init = [](Device *, const char *) { return &backend; };
+    g.backend_dev_buffer_type = [](Device *) { return (BufferType *)nullptr; };
+    g.backend_dev_host_buffer_type = [](Device *) { return (BufferType *)nullptr; };
+    g.backend_buft_alloc_buffer = make_buffer;
+    g.backend_buft_get_alignment = [](BufferType *) { return size_t(64); };
+    g.backend_buft_get_max_size = [](BufferType *) { return size_t(1) << 40; };
+    g.backend_buft_get_alloc_size = [](BufferType *, const Tensor *t) { return t->nb[2] * t->ne[2]; };
+    g.backend_buffer_get_base = [](Buffer *buffer) { return buffer->context; };
+    g.backend_buffer_clear = [](Buffer *buffer, uint8_t value) {
+        std::memset(buffer->context, value, buffer->num_bytes);
+    };
+    g.backend_buffer_set_usage = [](Buffer *, int32_t) {};
+    g.backend_buffer_free = [](Buffer *buffer) {
+        std::free(buffer->context);
+        delete buffer;
+    };
+    g.backend_tensor_alloc = place_tensor;
+    g.backend_tensor_set = [](Tensor *tensor, const void *from, size_t offset, size_t num_bytes) {
+        std::memcpy((char *)tensor->data + offset, from, num_bytes);
+    };
+    g.backend_tensor_set_async = [](Backend *, Tensor *tensor, const void *from, size_t offset,
+                                    size_t num_bytes) {
+        std::memcpy((char *)tensor->data + offset, from, num_bytes);
+    };
+    g.backend_tensor_get_async = [](Backend *, const Tensor *tensor, void *to, size_t offset,
+                                    size_t num_bytes) {
+        std::memcpy(to, (const char *)tensor->data + offset, num_bytes);
+    };
+    g.backend_graph_compute_async = compute;
+    g.backend_synchronize = [](Backend *) {};
+}
+
 Ggml fake() {
     Ggml g{};
+    add_device(g);
     g.init = [](InitParams) { return (void *)new Graph; };
     g.free = [](void *context) { delete (Graph *)context; };
     g.new_graph_custom = [](void *context, size_t, bool) { return (Graph *)context; };

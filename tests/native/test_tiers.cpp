@@ -1,0 +1,79 @@
+// Layers computed by the engine and a device, while experts move up to it, pools change and reads fail:
+// the numbers are those of the file's experts.
+#include "engine_model.hpp"
+
+#include <cerrno>
+
+using namespace haversack;
+
+namespace {
+
+constexpr int64_t WORKSPACE_BYTES = 1 << 20;
+
+struct OnDevice {
+    explicit OnDevice(int32_t num_slots, bool is_exclusive = false, bool is_fixed = false)
+        : num_slots(num_slots), plan{nullptr, &this->num_slots, WORKSPACE_BYTES, is_exclusive, is_fixed} {}
+    const int32_t num_slots;
+    const TierPlan plan;
+};
+
+const TierState &tier_state(const Model &model) { return model.engine->tier(0).state; }
+
+void run_until_promoted(Model &model, std::minstd_rand &random, int64_t num_experts) {
+    while (tier_state(model).promoted < num_experts) run_whole_pass(model, random, 1);
+}
+
+}  // namespace
+
+TEST(experts_on_a_device_give_the_same_numbers) {
+    for (int32_t there : {1, NUM_EXPERTS, NUM_LAYERS * NUM_EXPERTS}) {
+        const OnDevice device(there, false, true);
+        Model model(THREADS, 2 * NUM_USED, TYPE_F32, 4, false, &device.plan);
+        CHECK(model.engine->fill_tiers() == NO_FAILURE);
+        std::minstd_rand random(there);
+        for (int64_t num_rows : {1, 1, 2, 7, 30, 1}) run_whole_pass(model, random, num_rows);
+        CHECK(tier_state(model).hits > 0);
+        CHECK(there < NUM_LAYERS * NUM_EXPERTS || model.engine->state.misses == 0);
+    }
+}
+
+TEST(a_batch_goes_to_the_device_in_portions) {
+    OnDevice device(NUM_LAYERS * NUM_EXPERTS, false, true);
+    TierPlan small = device.plan;
+    small.workspace_bytes = 16 * 1024;
+    Model model(THREADS, 2 * NUM_USED, TYPE_F32, 4, false, &small);
+    CHECK(model.engine->fill_tiers() == NO_FAILURE);
+    std::minstd_rand random(17);
+    for (int64_t num_rows : {200, 1, 200}) run_whole_pass(model, random, num_rows);
+}
+
+TEST(experts_move_up_while_passes_are_computed) {
+    for (bool is_exclusive : {false, true}) {
+        const OnDevice device(NUM_EXPERTS, is_exclusive);
+        Model model(THREADS, 2 * NUM_EXPERTS, TYPE_F32, 4, false, &device.plan);
+        std::minstd_rand random(19);
+        run_until_promoted(model, random, NUM_EXPERTS);
+        for (int64_t num_rows : {1, 30, 3, 1}) run_whole_pass(model, random, num_rows);
+        model.engine->withdraw();
+        CHECK(model.engine->pool(0).high.num_unpinned() == 2 * NUM_EXPERTS);
+        CHECK(!model.engine->tiers_fault());
+    }
+}
+
+TEST(pools_change_and_reads_fail_while_experts_move_up) {
+    const OnDevice device(2 * NUM_EXPERTS, true);
+    Model model(THREADS, NUM_EXPERTS, TYPE_F32, 4, false, &device.plan);
+    std::minstd_rand random(23);
+    std::atomic<int> num_reads{0};
+    faults::answer_reads([&](int file, void *room, size_t length, off_t offset) {
+        return num_reads++ % 50 == 49 ? -EIO : faults::read_truly(file, room, length, offset);
+    });
+    for (int i = 0; i < 200; ++i) {
+        const bool computed = run_pass(model, random, i % 10 == 9 ? 20 : 1);
+        end_pass(model, computed);
+        CHECK(!model.engine->tiers_fault());
+        if (i % 20 == 19) model.engine->resize_pool(0, i % 40 == 39 ? NUM_EXPERTS : 2 * NUM_USED);
+    }
+    model.engine->withdraw();
+    CHECK(model.engine->pool(0).high.num_unpinned() == model.engine->pool(0).high.num_slots());
+}
