@@ -9,7 +9,7 @@ namespace haversack {
 
 namespace {
 
-constexpr int32_t KEPT_PAIRS = 64;  // graphs of more pairs are made anew for each batch
+constexpr int32_t KEPT_PAIRS = 16;  // graphs of more pairs are made anew for each batch
 constexpr size_t LEAST_ALIGNMENT = 64;
 
 }  // namespace
