@@ -4,7 +4,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,6 +16,18 @@ from haversack.devices.offers import Offer
 from haversack.devices.steps import Ahead, Steps
 from haversack.edge.sequence import Logits, TokenSequence
 from haversack.edge.stats import Stats
+
+
+class TextNotes(Protocol):
+    """Takes note of how a text goes on."""
+
+    def note(self, logits: Logits, token: int) -> None:
+        """`token` was chosen by `logits`."""
+        ...
+
+    def close(self) -> None:
+        """The text has ended."""
+        ...
 
 
 class Call:
@@ -46,6 +58,7 @@ class Call:
         self.reader = 0  # the thread that asked last
         self.left_s = 0.0  # when it went away with a result
         self.drafter: Drafter | None = None
+        self.notes: TextNotes | None = None
         self.offers = deque[Offer]()  # of the pass that is computed: its drafted tokens, in order
         self.stats: Stats | None = None
         self.before: Stats | None = None
@@ -174,6 +187,9 @@ class Call:
     def close(self) -> None:
         """Free what it holds beside its sequence; called once it has ended."""
         self.drop_drafter()
+        if self.notes is not None:
+            self.notes.close()
+            self.notes = None
 
 
 class LogitsCall(Call):

@@ -216,7 +216,19 @@ def drafting(stats: Stats) -> str:
     return (
         f"drafts: {stats.draft_accepted} of {stats.drafted} tokens right in {stats.draft_rounds}"
         f" passes of {stats.draft_rows} rows, {stats.draft_extra_reads:+.0f} experts read,"
-        f" {stats.draft_saved_s:+.2f} s saved; {now}"
+        f" {stats.draft_saved_s:+.2f} s saved; {now}{_learning(stats)}"
+    )
+
+
+def _learning(stats: Stats) -> str:
+    """Return what the model that drafts has learnt, if it learns or did."""
+    if stats.not_learning:
+        return f"; nothing more is learnt: {stats.not_learning}"
+    if stats.draft_right_after < 0:
+        return f"; learns: {stats.draft_steps} steps so far" if stats.draft_steps else ""
+    return (
+        f"; learnt in {stats.draft_steps} steps: {stats.draft_right_after:.0%} of the likeliest"
+        f" tokens right, {stats.draft_right_before:.0%} before"
     )
 
 

@@ -4,13 +4,15 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from operator import mul
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
 
 from haversack.cache.confidence import Confidence, DrawnRates
 from haversack.cache.ngram import NONE, Draft, NgramDrafter
-from haversack.devices.llama import Row
+from haversack.devices.adapter import Adapter
+from haversack.devices.llama import LlamaContext, LlamaModel, Row
 from haversack.edge.call import Call
 from haversack.edge.draft_source import DraftingContext, open_drafter
 from haversack.edge.draft_text import DraftText, Vocabularies
@@ -45,6 +47,7 @@ class DraftModel:
         Raises ModelFileError, KeyboardInterrupt, HaversackError."""
         self._context: DraftingContext | None
         self.model, self._context = open_drafter(planned)
+        self._adapter = Adapter()
         self.path, self.window_tokens = planned.path, planned.shape.ctx_tokens
         self.confidence, self.drawn_rates = Confidence(), DrawnRates()
         self._num_drafted = self._num_read = 0
@@ -103,11 +106,23 @@ class DraftModel:
         self._held[sequence] = list(tokens)
         return len(tokens) - kept
 
+    def adapt(self, path: Path) -> None:
+        """Compute with the low-rank changes in the file at `path` from now on, in place of earlier
+        ones; texts are read anew. Raises ModelFileError."""
+        model, context = self.model, self._context
+        assert isinstance(model, LlamaModel) and isinstance(context, LlamaContext)
+        self._adapter.use(model.address, context.address, path)
+        for sequence, held in enumerate(self._held):
+            if held:
+                context.forget(0, sequence)
+                self._held[sequence] = []
+
     def close(self) -> None:
         """Free its memory; may be called twice."""
         if self._context is not None:
             self._context.close()
             self._context = None
+            self._adapter.close()
         self.model.close()
 
 

@@ -17,12 +17,14 @@ _LEAST_TEXT_TOKENS = 256
 class DraftSizes:
     """The last `window_tokens` of each text lie in a drafter's context (None: all). A store of
     pairs takes `pair_bytes`, the table of all texts `table_bytes`. The last `text_tokens` of a
-    text, at most, are searched for what it repeats."""
+    text, at most, are searched for what it repeats. The process in which a drafter learns takes
+    `learner_bytes`, whatever the others are."""
 
     window_tokens: int | None = None
     pair_bytes: int = STORE_BYTES
     table_bytes: int = TABLE_BYTES
     text_tokens: int = MOST_TOKENS
+    learner_bytes: int = 0
 
     def ngram_bytes(self, shape: ContextShape) -> int:
         """Return what drafting without a model takes: the table, and what finds where each text

@@ -96,6 +96,11 @@ class OtherText:
         self._num_learnt = 0  # draft tokens
         self._blanks = (b" ",) if draft.adds_space else _BLANKS
 
+    @property
+    def pieces(self) -> Sequence[bytes]:
+        """Return the texts of its tokens, without the one at the start."""
+        return self._pieces
+
     def follow(self, text: Sequence[int]) -> list[int]:
         new = text[self._num_seen :]
         self._num_seen = len(text)

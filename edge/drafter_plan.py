@@ -39,7 +39,8 @@ SHORT_WINDOW_TOKENS = 512  # of a text, where the drafter's bytes would be exper
 @dataclass(frozen=True)
 class DrafterPlan:
     """What a model that drafts takes. Its context holds the last tokens of each text, `shape` says
-    how many; that is less than the text's own where memory is short."""
+    how many; that is less than the text's own where memory is short. `learner_bytes` are those of
+    the process in which it learns, if it does."""
 
     path: Path
     shape: ContextShape
@@ -48,6 +49,7 @@ class DrafterPlan:
     compute_bytes: int
     num_tokens: int  # of its vocabulary
     pair_bytes: int
+    learner_bytes: int = 0
 
     @property
     def table_bytes(self) -> int:
@@ -61,11 +63,13 @@ class DrafterPlan:
 
     def parts(self) -> dict[str, int]:
         """Return what it takes by name; parts taken in full come first."""
+        learner = {"draft learner": self.learner_bytes} if self.learner_bytes else {}
         return {
             "draft weights": self.weights_bytes,
             "draft kv": self.kv_bytes,
             "draft compute": self.compute_bytes,
             "draft tables": self.table_bytes,
+            **learner,
         }
 
     def to_dict(self) -> Mapping[str, Any]:
@@ -164,6 +168,7 @@ def plan_drafter(path: Path, target: ContextShape, sizes: DraftSizes = WHOLE) ->
         compute_bytes=_compute_bytes(geometry, shape, needs) + 2 * LOGIT_BYTES * num_tokens,
         num_tokens=num_tokens,
         pair_bytes=sizes.pair_bytes,
+        learner_bytes=sizes.learner_bytes,
     )
 
 

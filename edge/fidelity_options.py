@@ -70,5 +70,6 @@ class FidelityOptions(CacheOptions):
         `Fidelity.applied` raise."""
         asked = self.asked()  # before anything is read
         planned = model.plan(geometry, sequences)
-        planned = with_drafts(planned, drafts.draft_from, drafts.is_off, drafts.most_bytes)
+        asked_of = drafts.draft_from, drafts.is_off, drafts.most_bytes, drafts.learns
+        planned = with_drafts(planned, *asked_of)
         return asked.applied(planned, self.folder)

@@ -8,6 +8,7 @@ from haversack.edge.call import Call
 from haversack.edge.decoding import DecodeMeter
 from haversack.edge.extra_reads import ExtraReads
 from haversack.edge.forecasting import Facts, Forecast, forecast_of
+from haversack.edge.learning.messages import NOTHING
 from haversack.edge.model_plan import Plan
 from haversack.edge.speculate import Speculation
 from haversack.edge.stats import Stats
@@ -76,6 +77,7 @@ class Figures:
         counts = experts.prefetch_counts() if experts else None
         levels = experts.level_counts() if experts else LevelCounts()
         tiers = experts.tier_counts() if experts else ()
+        learnt = NOTHING if speculation.learner is None else speculation.learner.progress
         return Stats(
             prompt_tokens=self._prompt_tokens,
             tokens=self._decoded_tokens,
@@ -108,6 +110,10 @@ class Figures:
             draft_extra_reads=self._extra_reads.number,
             draft_saved_s=speculation.gate.saved_s,
             not_drafting=speculation.why_closed,
+            draft_steps=learnt.num_steps,
+            draft_right_before=learnt.right_before,
+            draft_right_after=learnt.right_after,
+            not_learning="" if speculation.learner is None else speculation.learner.why_not,
             decode_hits=decoded.hits,
             decode_misses=decoded.misses,
             decode_bytes_read=decoded.bytes_read,

@@ -134,6 +134,8 @@ class GenerationCall(Call):
         token, num_likeliest = self._sampled(self._chain, logits), self._sampling.logprobs
         if num_likeliest is not None and not self._vocabulary.ends(token):
             self.logprobs.append(token_logprobs(logits, token, num_likeliest))
+        if self.notes is not None:
+            self.notes.note(logits, token)
         self._take_token(token)
 
     def ahead(self, most: int) -> Ahead | None:

@@ -34,10 +34,10 @@ from haversack.edge.cache_dir import default_cache_dir, kv_folder
 from haversack.edge.context_shape import DEFAULT_BATCH_TOKENS, ShapeSettings
 from haversack.edge.draft_model import DraftModel
 from haversack.edge.draft_text import Vocabularies
-from haversack.edge.drafter_plan import DrafterPlan
 from haversack.edge.fidelity import Fidelity
 from haversack.edge.forecasting import known_facts, record_of
 from haversack.edge.kv_disk import KvDisk
+from haversack.edge.learning.opening import learner_of
 from haversack.edge.lease import lease_for, pools_left
 from haversack.edge.loop import EngineLoop
 from haversack.edge.model import Model
@@ -88,14 +88,14 @@ class LoadOptions:
     drafted and computed beside the next one: "auto" where that was measured to be faster, "off",
     or, for measuring, "ngram" always, up to 6 tokens, and "ngram:3" up to 3. The path of a
     model, in GGUF or ONNX, means that it drafts too, where that is faster; its vocabulary may be
-    another one. All that drafts take at most `speculate_memory`, a size ("64MiB"): what does not
-    fit is made smaller; a plan that is given says that itself. `cache_dir` is where trunk files lie
-    (the user's cache folder by default). `progress` is called with the step and the
-    share done. `open_file` opens a file to read experts from; benchmarks give one of a known speed.
-    With `warm_start`, a streamed model reads back the experts that its last run saved, while no
-    other read is wanted, and saves its own when closed. Without it, nothing is read back or saved.
-    What drafts come from, and the speed that later forecasts are made of, are kept from run to run
-    in the same way.
+    another one, and with "+learn" behind the path of a GGUF it learns from the texts. All that
+    drafts take at most `speculate_memory`, a size ("64MiB"): what does not fit is made smaller; a
+    plan that is given says that itself. `cache_dir` is where trunk files lie (the user's cache
+    folder by default). `progress` is called with the step and the share done. `open_file` opens a
+    file to read experts from; benchmarks give one of a known speed. With `warm_start`, a streamed
+    model reads back the experts that its last run saved, while no other read is wanted, and saves
+    its own when closed. Without it, nothing is read back or saved. What drafts come from, and the
+    speed that later forecasts are made of, are kept from run to run in the same way.
     `fidelity` is a mode's name or a `Fidelity`. `kv_type` is the block type of the context's keys
     and values, `vram` memory of devices, `placement` whether experts move there and `trunk`
     whether layers lie there, see `plan`. With `kv_disk`, a size ("10GiB"), those of a text whose
@@ -222,10 +222,12 @@ def _with_drafts(planned: Plan, asked: Asked, is_given: bool) -> Plan:
     """Return the plan with what is asked for. One that `is_given` is changed only where it must be:
     where it lacks the model that drafts."""
     if is_given:
-        has = None if planned.drafter is None else planned.drafter.path
-        if asked.draft_from in (None, has):
+        has = planned.drafter
+        learns = has is not None and has.learner_bytes > 0
+        same = has is not None and asked.draft_from == has.path and asked.learns <= learns
+        if asked.draft_from is None or same:
             return planned
-    return with_drafts(planned, asked.draft_from, asked.is_off, asked.most_bytes)
+    return with_drafts(planned, asked.draft_from, asked.is_off, asked.most_bytes, asked.learns)
 
 
 def _loaded(planned: Plan, options: LoadOptions, stop: StopFlag, seed: int | None) -> "Model":
@@ -281,7 +283,7 @@ def _speculation(planned: Plan, options: LoadOptions, engine: Engine) -> Specula
     """Return what drafts, with what it learnt in the model's earlier runs."""
     context, helper = engine.context, None
     if planned.drafter is not None and context.drops_parts:
-        helper = _helper(planned.drafter, engine)
+        helper = _helper(planned, options, engine)
     asked, sizes = options.asked_drafts(), planned.draft_sizes
     text_tokens = sizes.tokens_of(planned.shape)
     made = speculation_of(asked, context.drops_parts, text_tokens, helper, sizes.table_bytes)
@@ -307,13 +309,19 @@ def _keep_pairs(trunk: Path, both: Vocabularies, engine: Engine) -> None:
     engine.on_close(lambda: save_pairs(trunk, name, pairs))
 
 
-def _helper(drafter: DrafterPlan, engine: Engine) -> Helper:
+def _helper(planned: Plan, options: LoadOptions, engine: Engine) -> Helper:
     """Load the model that drafts."""
-    model = DraftModel(drafter)
+    assert planned.drafter is not None
+    model = DraftModel(planned.drafter)
     engine.on_close(model.close)
-    pairs = PairStore(drafter.pair_bytes)
+    pairs = PairStore(planned.drafter.pair_bytes)
     both = Vocabularies(engine.model.vocabulary, model.model.vocabulary, pairs)
-    return Helper(model, both)
+    if not planned.drafter.learner_bytes:
+        return Helper(model, both)
+    folder = Path(options.cache_dir or default_cache_dir()) if options.warm_start else None
+    learner = learner_of(planned, model, both, folder)
+    engine.on_close(learner.close)
+    return Helper(model, both, learner)
 
 
 def _open(

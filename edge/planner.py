@@ -31,6 +31,7 @@ from haversack.edge.context_shape import ShapeSettings, context_shape, refuse_bo
 from haversack.edge.draft_sizes import WHOLE
 from haversack.edge.drafter_plan import SHORT_WINDOW_TOKENS, Drafting, plan_drafting
 from haversack.edge.hub import local_path
+from haversack.edge.learning.learner_plan import learner_bytes
 from haversack.edge.model_plan import DENSE, RESIDENT, STREAMED, Costs, Plan
 from haversack.edge.placement import (
     FREE,
@@ -141,12 +142,17 @@ def _geometry_of(model: str | Path | ModelGeometry) -> ModelGeometry:
 
 
 def with_drafts(
-    planned: Plan, draft_from: Path | None, is_off: bool = False, most_bytes: int | None = None
+    planned: Plan,
+    draft_from: Path | None,
+    is_off: bool = False,
+    most_bytes: int | None = None,
+    learns: bool = False,
 ) -> Plan:
     """Return the plan with the bytes of what drafts: the model `draft_from`, if given, and what
     needs no model, or nothing at all if it `is_off`. What it does not take goes to experts, so a
     drafter's context holds whole texts only where all experts are in memory with it. With
-    `most_bytes` all of it is made smaller until it takes no more.
+    `most_bytes` all of it is made smaller until it takes no more. If the drafter `learns` from the
+    texts, the process for that is part of the plan.
 
     Raises BudgetError with what the drafter needs where it leaves less than the floor, and where
     `most_bytes` do not suffice, ModelFileError for a model that cannot draft, and PromptError for a
@@ -156,11 +162,13 @@ def with_drafts(
         raise PromptError("the plan has slots of two precisions already: plan what drafts before")
     if is_off or not planned.costs.draft_bytes:
         most_bytes = None
-    shape, short = planned.shape, replace(WHOLE, window_tokens=SHORT_WINDOW_TOKENS)
+    shape = planned.shape
     if draft_from is None:
         return _with_drafting(planned, plan_drafting(None, shape, WHOLE, most_bytes), is_off)
+    learning = replace(WHOLE, learner_bytes=learner_bytes(draft_from) if learns else 0)
+    short = replace(learning, window_tokens=SHORT_WINDOW_TOKENS)
     with suppress(BudgetError):
-        drafting = plan_drafting(draft_from, shape, WHOLE, most_bytes)
+        drafting = plan_drafting(draft_from, shape, learning, most_bytes)
         whole = _with_drafting(planned, drafting, is_off)
         if whole.mode != STREAMED:
             return whole

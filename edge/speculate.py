@@ -21,20 +21,24 @@ from haversack.edge.call import Call
 from haversack.edge.draft_model import DraftModel, DrawnDrafter, MixedDrafter, ModelDrafter
 from haversack.edge.draft_text import Vocabularies
 from haversack.edge.gate import Gate
+from haversack.edge.learning.learner import Learner
 
 AUTO, OFF, NGRAM = "auto", "off", "ngram"
 MOST_DRAFTED = MOST_ROWS - 1
 
 
 _MODELS = (".gguf", ".onnx")
+_LEARN = "+learn"
 
 
 class Asked(NamedTuple):
     """How to draft: with the model `draft_from`, if one is given, and `fixed` tokens at any price;
-    None where measurements decide. What drafts takes `most_bytes` at most, None: what it likes."""
+    None where measurements decide. What drafts takes `most_bytes` at most, None: what it likes. The
+    model `learns` from the texts if that is asked for."""
 
     fixed: int | None
     draft_from: Path | None = None
+    learns: bool = False
     most_bytes: int | None = None
 
     @property
@@ -45,8 +49,9 @@ class Asked(NamedTuple):
 
 def asked_for(speculate: object, memory: str | int | None = None) -> Asked:
     """Return what is asked for by "auto", "off", "ngram", which drafts 6 tokens at any price, or
-    the path of a model; ":N" behind the last two means N tokens at any price. `memory` is the size
-    that what drafts may take. Raises PromptError, UnitError.
+    the path of a model; ":N" behind the last two means N tokens at any price, and "+learn" right
+    behind a path that the model learns. `memory` is the size that what drafts may take. Raises
+    PromptError, UnitError.
     """
     most_bytes = None if memory is None else size_bytes(memory)
     return _asked_for(speculate)._replace(most_bytes=most_bytes)
@@ -60,21 +65,23 @@ def _asked_for(speculate: object) -> Asked:
     if number.isdecimal() and 1 <= int(number) <= MOST_DRAFTED:
         if kind == NGRAM:
             return Asked(int(number))
-        if kind.endswith(_MODELS):
-            return Asked(int(number), Path(kind))
-    if text.endswith(_MODELS):
-        return Asked(None, Path(text))
+        if kind.removesuffix(_LEARN).endswith(_MODELS):
+            return Asked(int(number), Path(kind.removesuffix(_LEARN)), kind.endswith(_LEARN))
+    if text.removesuffix(_LEARN).endswith(_MODELS):
+        return Asked(None, Path(text.removesuffix(_LEARN)), text.endswith(_LEARN))
     raise PromptError(
         f"speculate is {text!r}: give auto, off, ngram, ngram:N with N from 1 to {MOST_DRAFTED}, or"
-        " the path of a model that drafts, in GGUF or ONNX"
+        " the path of a model that drafts, in GGUF (+learn: it learns) or ONNX"
     )
 
 
 class Helper(NamedTuple):
-    """A model that drafts, and what is known of its vocabulary and the target's."""
+    """A model that drafts, what is known of its vocabulary and the target's, and what has it
+    learn, if it does."""
 
     model: DraftModel
     vocabularies: Vocabularies
+    learner: Learner | None = None
 
 
 class Speculation:
@@ -102,6 +109,7 @@ class Speculation:
 
     def _set(self, asked: Asked) -> None:
         self._fixed, self._uses_model = asked.fixed, asked.draft_from is not None
+        self.learner = self._helper.learner if asked.learns and self._helper else None
         kind = "fixed" if asked.fixed is not None else "model" if self._uses_model else "auto"
         self.gate = self._gates[kind]
         self._why_off = self.why_never or ("it is turned off" if asked.is_off else "")
@@ -112,6 +120,8 @@ class Speculation:
         path = None if self._helper is None else self._helper.model.path
         if asked.draft_from not in (None, path):
             raise PromptError(f"{asked.draft_from} was not loaded to draft: give it to load()")
+        if asked.learns and (self._helper is None or self._helper.learner is None):
+            raise PromptError(f"{asked.draft_from} was not loaded to learn: give +learn to load()")
         self.memory.clear()
         self._set(asked)
 
@@ -130,7 +140,12 @@ class Speculation:
     def drafts(self, calls: Sequence[Call], most_rows: int) -> list[list[int]]:
         """Return the tokens to compute beside the next token of each of `calls`, which have a row
         each; none at all if the list is empty. A pass has at most `most_rows`."""
-        if self.is_off or (self._fixed is None and not self.gate.looks(len(calls))):
+        if self.is_off:
+            return []
+        if self.learner is not None and not self.learner.why_not:
+            for call in calls:
+                call.notes = call.notes or self.learner.notes(call.tokens)
+        if self._fixed is None and not self.gate.looks(len(calls)):
             return []
         self._base = len(calls)
         most = min(MOST_DRAFTED if self._fixed is None else self._fixed, most_rows - len(calls))
@@ -157,6 +172,7 @@ class Speculation:
         if self._helper is None:
             return call.drafter.propose(call.tokens, most)
         call.offers.clear()
+        self._adapt(self._helper.model)
         model, before = self._helper.model, self._helper.model.spent
         try:
             return call.drafter.propose(call.tokens, most)
@@ -167,6 +183,15 @@ class Speculation:
             if model.spent != before:
                 drafted, drafted_s, read, read_s = map(sub, model.spent, before)
                 self.gate.note_drafter(int(drafted), drafted_s, int(read), read_s)
+
+    def _adapt(self, model: DraftModel) -> None:
+        """Have the model compute with what was learnt since the last call."""
+        adapter = None if self.learner is None else self.learner.take_adapter()
+        if adapter is not None and self.learner is not None:
+            try:
+                model.adapt(adapter)
+            except (HaversackError, OSError) as error:
+                self.learner.end(f"what was learnt cannot be used: {error}")
 
     def _drafter_of(self, call: Call) -> Drafter:
         ngrams = NgramDrafter(self.memory, self._text_tokens, call.num_batched, MOST_DRAFTED)
@@ -192,6 +217,8 @@ class Speculation:
         gave none."""
         if self.is_off:
             return MOST_STEPS
+        if self.learner is not None and not self.learner.why_not:
+            return 1  # their logits are looked at
         return min(self.gate.most_blind, MOST_STEPS) if self._fixed is None else 1
 
     def note_plain(self, num_passes: int, passes_s: float) -> None:

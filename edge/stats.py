@@ -38,11 +38,17 @@ class Stats:
     time that this saved, less than 0 where it lost. `not_drafting` says in one line why nothing is
     drafted now; it is empty while drafting pays.
 
+    Where the model that drafts learns, `draft_steps` are what it learnt from so far, in steps, and
+    `draft_right_before` and `draft_right_after` how often its likeliest token is that of texts
+    which it did not learn from, without what it learnt and with it; -1 until that is known.
+    `not_learning` says why it learns no more; empty while it does, or if that was not asked for.
+
     `decode_hits`, `decode_misses`, `decode_bytes_read` and `decode_wait_s` are what `decode_s` has
     of such counts. `forecast_tok_s` and `forecast_hit_rate` are what was forecast for decoding when
     the model was loaded or resized, see `edge.forecasting`; 0 if too little was known.
 
-    The `ram_` and `forecast_` figures, `prefetching` and `not_drafting` are not differences.
+    The `ram_`, `forecast_` and `draft_right_` figures, `prefetching`, `not_drafting` and
+    `not_learning` are not differences.
     """
 
     prompt_tokens: int
@@ -76,6 +82,10 @@ class Stats:
     draft_extra_reads: float
     draft_saved_s: float
     not_drafting: str
+    draft_steps: int
+    draft_right_before: float
+    draft_right_after: float
+    not_learning: str
     decode_hits: int
     decode_misses: int
     decode_bytes_read: int
@@ -132,7 +142,7 @@ class Stats:
         kept = {
             name: value
             for name, value in vars(self).items()
-            if name.startswith(("ram_", "forecast_")) or name in ("prefetching", "not_drafting")
+            if name.startswith(("ram_", "forecast_", "draft_right_", "not_", "prefetching"))
         }
         counted = {
             name: value - getattr(earlier, name)

@@ -36,7 +36,8 @@ _FORMAT = "trunk 2, ggml 0.25.3"
 # The folder may also hold the user's models: touch no file but those with such names.
 _OUR_NAME = re.compile(
     r"[0-9a-f]{12}-[0-9a-f]{20}\."
-    r"(gguf|gguf\.unfinished|json|(resident|ngrams|pairs)(\.\w{8}(\.part)?)?|low|importance(\.draft)?)"
+    r"(gguf|gguf\.unfinished|json|(resident|ngrams|pairs|adapter)(\.\w{8}(\.part)?)?"
+    r"|low|importance(\.draft)?)"
 )
 _CHUNK_BYTES = 8 * 1024 * 1024
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -111,8 +112,18 @@ def ngrams_path(trunk: Path) -> Path:
 def pairs_path(trunk: Path, vocabularies: str) -> Path:
     """Return the path of the file with what was learnt of the vocabularies of the model of `trunk`
     and of its drafter, of which `vocabularies` is a hash."""
-    name = hashlib.sha256(f"{trunk.stem} {vocabularies}".encode()).hexdigest()
-    return trunk.with_name(f"{name[:12]}-{name[12:32]}.pairs")
+    return _beside(trunk, vocabularies, ".pairs")
+
+
+def adapter_path(trunk: Path, drafter: str) -> Path:
+    """Return the path of the file with what a drafter learnt of texts of the model of `trunk`;
+    `drafter` names it."""
+    return _beside(trunk, drafter, ".adapter")
+
+
+def _beside(trunk: Path, what: str, suffix: str) -> Path:
+    name = hashlib.sha256(f"{trunk.stem} {what}".encode()).hexdigest()
+    return trunk.with_name(f"{name[:12]}-{name[12:32]}{suffix}")
 
 
 def list_trunks(cache_dir: Path) -> list[TrunkFile]:

@@ -222,6 +222,15 @@ llama_state_seq_get_data_ext = _function("llama_state_seq_get_data_ext", _Q, *_S
 # size_t llama_state_seq_set_data_ext(ctx, const uint8_t * src, size_t size, llama_seq_id, flags)
 llama_state_seq_set_data_ext = _function("llama_state_seq_set_data_ext", _Q, *_STATE)
 
+# struct llama_adapter_lora * llama_adapter_lora_init(struct llama_model *, const char * path_lora)
+llama_adapter_lora_init = _function("llama_adapter_lora_init", _A, _A, _S)
+# void llama_adapter_lora_free(struct llama_adapter_lora * adapter)
+llama_adapter_lora_free = _function("llama_adapter_lora_free", None, _A)
+# int32_t llama_set_adapters_lora(ctx, llama_adapter_lora ** adapters, size_t n, float * scales)
+llama_set_adapters_lora = _function(
+    "llama_set_adapters_lora", _L, _A, c.POINTER(_A), _Q, c.POINTER(_F)
+)
+
 # struct llama_sampler_chain_params llama_sampler_chain_default_params(void)
 llama_sampler_chain_default_params = _function(
     "llama_sampler_chain_default_params", llama_sampler_chain_params
@@ -278,6 +287,11 @@ def graph_max_nodes(context: Any, num_tokens: int) -> int:
         return int(ggml_graph_size(reserve(context, 1, 1, 1)))
     llama_function(_GRAPH_MAX_NODES)  # refuses a library without it
     return int(_function(_GRAPH_MAX_NODES, c.c_uint32, _A, c.c_uint32)(context, num_tokens))
+
+
+def adapter_arrays(adapter: Any) -> tuple[Any, Any]:
+    """Return arrays of one adapter and of its scale, 1."""
+    return (_A * 1)(adapter), (_F * 1)(1.0)
 
 
 def candidates(num_tokens: int) -> Any:

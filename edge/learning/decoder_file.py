@@ -4,6 +4,7 @@ The layers of these architectures are computed alike: RMSNorm, attention with ro
 groups of heads, RMSNorm, SwiGLU. Heads may have norms (qwen3) and biases (qwen2) of their own.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,10 @@ Floats = npt.NDArray[np.float32]
 
 _PAIRED = ("llama",)  # rotate elements 2 i and 2 i + 1 of a head; the others i and i + D / 2
 ARCHITECTURES = (*_PAIRED, "qwen2", "qwen3")
-_ROPE_WEIGHTS = "rope_freqs.weight"
+_KNOWN = re.compile(
+    r"(token_embd|output|output_norm)\.weight|blk\.\d+\.(attn_[qkv]\.bias|"
+    r"(attn_norm|attn_[qk]_norm|ffn_norm|attn_(q|k|v|output)|ffn_(gate|up|down))\.weight)"
+)
 _ROTATED = ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias")
 
 
@@ -80,14 +84,17 @@ class DecoderFile:
 
 def read_decoder(path: Path) -> DecoderFile:
     """Return what the GGUF at `path` holds. Raises ModelFileError for an architecture that is not
-    one of `ARCHITECTURES`, and for positions that are scaled."""
+    one of `ARCHITECTURES`, for positions that are scaled, and for tensors that others lack."""
     with GgufHeader(path) as header:
         architecture = str(header.value("general.architecture"))
         tensors = {each.name: each for each in header.tensors}
         scaling = header.value(f"{architecture}.rope.scaling.type")
-        has_scaling = _ROPE_WEIGHTS in tensors or scaling not in (None, "none")
-        if architecture not in ARCHITECTURES or has_scaling:
+        other = next((name for name in tensors if not _KNOWN.fullmatch(name)), None)
+        has_scaling = scaling not in (None, "none")
+        if architecture not in ARCHITECTURES or has_scaling or other is not None:
             what = "scales its positions" if has_scaling else f"is {architecture}"
+            if architecture in ARCHITECTURES and other is not None:
+                what = f"has {other}"
             raise ModelFileError(
                 f"{path.name} {what}: only {', '.join(ARCHITECTURES)} without that can learn or be"
                 " written as ONNX; give another drafter, or leave out +learn"

@@ -4,15 +4,14 @@ import pytest
 import torch
 from torch.nn import functional
 
+from haversack.edge.learning.layers import causal_attention, rms_norm
 from haversack.tools.training.decoder import (
     GROUP_MULTIPLE,
     Block,
     Decoder,
     DecoderShape,
     Routing,
-    causal_attention,
     group_places,
-    rms_norm,
 )
 
 SMALL = DecoderShape(vocab_size=64, hidden_size=32, num_hidden_layers=2, head_dim=8, num_experts=8)
