@@ -12,7 +12,8 @@ import numpy as np
 from haversack.cache.confidence import Confidence, DrawnRates
 from haversack.cache.ngram import NONE, Draft, NgramDrafter
 from haversack.devices.adapter import Adapter
-from haversack.devices.llama import LlamaContext, LlamaModel, Row
+from haversack.devices.llama import LlamaContext, Row
+from haversack.devices.llama_model import LlamaModel
 from haversack.edge.call import Call
 from haversack.edge.draft_source import DraftingContext, open_drafter
 from haversack.edge.draft_text import DraftText, Vocabularies

@@ -16,7 +16,7 @@ from torch.nn import functional
 from haversack.edge.learning.decoder import AdaptedDecoder
 from haversack.edge.learning.lessons import Lesson
 
-_RATE = 2e-4
+_RATE = 1e-3
 _SPLIT_WEIGHT = 0.2
 _MOST_NORM = 1.0  # of a gradient
 _BATCH = 4  # lessons of a step: the new one and others of late

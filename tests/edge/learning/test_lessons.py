@@ -8,7 +8,7 @@ import pytest
 
 from haversack import edge
 from haversack.cache.cross_vocab import PairStore
-from haversack.devices.llama import LlamaModel
+from haversack.devices.llama_model import LlamaModel
 from haversack.edge.draft_text import Vocabularies
 from haversack.edge.learning.lessons import (
     CONTEXT_TOKENS,

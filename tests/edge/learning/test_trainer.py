@@ -17,7 +17,8 @@ from haversack.cache.cross_vocab import PairStore
 from haversack.devices.adapter import Adapter
 from haversack.devices.authoring import quantize_rows, random_model
 from haversack.devices.errors import ModelFileError
-from haversack.devices.llama import ContextShape, LlamaContext, LlamaModel, Row
+from haversack.devices.llama import ContextShape, LlamaContext, Row
+from haversack.devices.llama_model import LlamaModel
 from haversack.edge.draft_text import Vocabularies
 from haversack.edge.learning.adapter_file import read_adapter, write_adapter
 from haversack.edge.learning.decoder import AdaptedDecoder
