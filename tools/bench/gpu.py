@@ -38,7 +38,8 @@ from haversack.devices.backends import find_device
 from haversack.devices.cores import usable_cores
 from haversack.devices.errors import DeviceError
 from haversack.devices.module_build import build_module
-from haversack.devices.modules import backend_of
+from haversack.devices.modules import RPC, backend_of, list_modules
+from haversack.devices.rpc import endpoint_of
 from haversack.devices.units import format_bytes, parse_bytes
 from haversack.edge.cache_dir import modules_folder
 from haversack.edge.child_program import child_command
@@ -185,6 +186,10 @@ def gains(results: Sequence[GpuResult]) -> dict[int, float]:
 def have_backend(device: str) -> None:
     """Make the back end of a device unless it can be loaded. Raises DeviceError."""
     modules_dir = modules_folder(None)
+    if endpoint_of(device) is not None:  # a server serves one process: those of the engines
+        if RPC not in (module.backend for module in list_modules(modules_dir)):
+            build_module(RPC, modules_dir)
+        return
     try:
         find_device(device, modules_dir)
     except DeviceError:

@@ -1,5 +1,6 @@
 """The benchmark of GPUs runs whole on a simulated one; what needs CUDA is found or told."""
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from haversack.edge.cache_dir import modules_folder
 from haversack.edge.plain_llama import has_expert_cache
 from haversack.quant.gguf import read_geometry
 from haversack.tools.bench import gpu as bench_gpu
@@ -66,6 +68,29 @@ def test_it_measures_every_engine(
     assert verdict.endswith("FAILS" if status else "holds")
     assert len(table.read_text().splitlines()) == 1 + len(lines)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_a_server_is_a_gpu_too(
+    path: Path,
+    trace: Path,
+    start_rpc_server: Any,
+    modules_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    modules_folder(None).parent.mkdir(parents=True)
+    modules_folder(None).symlink_to(modules_dir)
+    command = [str(path), "--trace", str(trace), "--device", start_rpc_server().name]
+    command += ["--prompt-tokens", "8", "--warm-tokens", "1", "--tokens", "4", "--threads", "1"]
+    command += ["--vram", "9MiB", "--ram", "1GiB", "--fidelity", "exact", "--placement", "fixed"]
+    table = tmp_path / "gpu.csv"
+    status = bench_gpu.main([*command, "--csv", str(table)])
+    assert status in (0, 1)  # nothing is said of its speed
+    with table.open(newline="") as file:
+        engines = [row["engine"] for row in csv.DictReader(file)]
+    assert engines == ["llama.cpp, static", "llama.cpp, static", "haversack, exact"]
 
 
 def test_gains_are_beside_the_static_placement_that_holds_not_all() -> None:
