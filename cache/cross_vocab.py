@@ -20,7 +20,7 @@ from haversack.cache.ngram import Draft
 
 MOST_RUN = 8  # tokens of a run
 STORE_BYTES = 4 << 20
-_ENTRY_BYTES = 288  # of a pair in memory, at most: the bytes of two runs, and a place
+_ENTRY_BYTES = 280  # of a pair in memory, at most: the bytes of two runs, and a place
 _TOKEN_BYTES = 4
 _BUILD_BYTES = 48  # of a draft token, while the same texts are looked for
 _PIECES_AT_ONCE = 4096  # of the target

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from haversack.cache import _native as native
 
 TABLE_BYTES = 1 << 20
+_DRAFTER_BYTES = 32 << 10  # of a text: rest of pages, and what is handed over to our library
 MOST_TOKENS = 1 << 17  # of a text that are matched; a longer one loses its older half
 
 # How often proposals are right until outcomes are known: by the length of the match (1, 2, 3, 4, 5,
@@ -32,7 +33,9 @@ available = native.available
 
 def text_bytes(ctx_tokens: int) -> int:
     """Return the most memory that the drafter of a text takes beside the shared memory."""
-    return int(native.suffixes_bytes(_most_tokens(ctx_tokens))) if available else 0
+    if not available:
+        return 0
+    return int(native.suffixes_bytes(_most_tokens(ctx_tokens))) + _DRAFTER_BYTES
 
 
 def _most_tokens(ctx_tokens: int) -> int:

@@ -32,7 +32,7 @@ _RUNTIME_BYTES = 56 << 20
 _TOKENIZER_FACTOR = 16  # measured: a tokenizer takes 14 to 16 times the bytes of its file
 _MOST_LOGITS = 1 << 18  # of a vocabulary, where the file does not say it
 _MOST_ONNX_TOKENS = 4096  # of a text, where nothing beside the file says it
-_CONTEXT_BYTES = 7 << 18  # measured: what of a context and its first passes has no other name
+_CONTEXT_BYTES = 17 << 17  # measured: what of a context and its first passes has no other name
 SHORT_WINDOW_TOKENS = 512  # of a text, where the drafter's bytes would be experts' else
 
 
