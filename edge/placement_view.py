@@ -47,7 +47,7 @@ def _output_reason(planned: Plan) -> str:
         return "output: llama.cpp's bits, where each device computes on a processor of this kind"
     names = " and ".join(others)
     moves = (
-        "experts stay where they are, so runs repeat"
+        "experts stay where they are, so runs repeat with --speculate off"
         if planned.placement == FIXED
         else "experts move, so runs need not repeat: --placement fixed"
     )

@@ -1,6 +1,7 @@
 """The planner: decides how a budget is spent, before anything is allocated."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from haversack.edge.learning.learner_plan import learner_bytes
 from haversack.edge.model_plan import DENSE, RESIDENT, STREAMED, Costs, Plan
 from haversack.edge.placement import (
     FREE,
+    DevicePlan,
     Placement,
     checked_placement,
     least_bytes,
@@ -43,6 +45,7 @@ from haversack.edge.placement import (
 from haversack.edge.shared_budget import Budget
 from haversack.edge.trunk_plan import (
     AUTO_TRUNK,
+    TrunkPlan,
     checked_trunk,
     may_hold_trunk,
     plan_trunk,
@@ -84,14 +87,14 @@ def plan(
     are held at the same time, each with a context of `ctx` tokens, and `kv_type` the block type of
     the context's keys and values: "f16", or "q8_0" or "q4_0", which take less and are not exact.
 
-    `vram` is memory of devices for experts, beside `ram`: a size of the only GPU, "auto" (what is
+    `vram` is memory of devices, beside `ram`: a size of the only GPU, "auto" (what is
     free on all of them, less 1 GiB), "NAME=SIZE", several of these, or sizes by name. A `Budget`
     says it itself. `placement` is "free", where the experts lie there that are used most, and move
     as the text changes, or "fixed", where the same ones lie there each time. `trunk` says whether
     the last layers, with their keys and values, lie on the first device, as many as it holds:
     "auto" (on a GPU of this computer), "device" or "host".
-    Raises BudgetError with the floor, ModelFileError, PromptError, UnitError, and StorageError for
-    a device whose server does not answer.
+    Raises BudgetError with the floor, ModelFileError, PromptError, UnitError, and DeviceError for a
+    device that is not there or whose server does not answer.
     """
     placement = checked_placement(placement)
     asked_trunk = checked_trunk(rarer.get("trunk", AUTO_TRUNK))
@@ -107,19 +110,32 @@ def plan(
     finally:
         model.close()
         host.give_back_freed_memory()
-    whole = all_slots(geometry.layers, geometry.num_experts_per_tok)
-    scratch = workspace_bytes(geometry.layers, shape.batch_tokens) if geometry.layers else 0
-    trunk, first = None, budgets[0].device if budgets else None
-    if first is not None and may_hold_trunk(first, asked_trunk):
-        room_bytes = budgets[0].limit_bytes - least_bytes(whole, scratch)
-        trunk = plan_trunk(geometry.path, shape, first, room_bytes, num_layers + 1)
+    holder = [each for each in budgets[:1] if may_hold_trunk(each.device, asked_trunk)]
+    devices, trunk = _on_devices(geometry, shape, budgets, num_layers if holder else 0)
     needs = needs if trunk is None else trunk.needs
     costs = _costs(geometry, shape, needs, process_bytes, sampling_bytes, draft_bytes)
-    devices = place_experts(whole, budgets, scratch, trunk)
     planned = _spend(geometry, shape, costs, ram_bytes, Placement(devices, placement))
     if isinstance(ram, Budget):
         return replace(planned, shared=ram)
     return replace(planned, adapts=ram == AUTO_RAM)
+
+
+def _on_devices(
+    geometry: ModelGeometry,
+    shape: ContextShape,
+    budgets: Sequence[DeviceBudget],
+    num_layers: int,
+) -> tuple[tuple[DevicePlan, ...], TrunkPlan | None]:
+    """Return how the budgets are spent, the first one on as many of `num_layers` layers and the
+    output as it holds. Raises BudgetError."""
+    whole = all_slots(geometry.layers, geometry.num_experts_per_tok)
+    scratch_bytes = workspace_bytes(geometry.layers, shape.batch_tokens) if whole else 0
+    trunk = None
+    if num_layers:
+        room_bytes = budgets[0].limit_bytes - least_bytes(whole, scratch_bytes)
+        device = budgets[0].device
+        trunk = plan_trunk(geometry.path, shape, device, room_bytes, num_layers + 1)
+    return place_experts(whole, budgets, scratch_bytes, trunk), trunk
 
 
 def _device_budgets(ram: str | int | Budget | None, vram: Vram) -> tuple[DeviceBudget, ...]:
