@@ -16,7 +16,7 @@ import numpy.typing as npt
 from haversack.cache import _native as native
 
 TABLE_BYTES = 1 << 20
-_DRAFTER_BYTES = 32 << 10  # of a text: rest of pages, and what is handed over to our library
+_DRAFTER_BYTES = 40 << 10  # of a text: rest of pages, and what is handed over to our library
 MOST_TOKENS = 1 << 17  # of a text that are matched; a longer one loses its older half
 
 # How often proposals are right until outcomes are known: by the length of the match (1, 2, 3, 4, 5,
