@@ -194,8 +194,6 @@ def load(
     if planned.precision is None:
         folder = Path(options.cache_dir or default_cache_dir())
         planned = options.asked_fidelity().applied(planned, folder)
-    if too_much := beyond_ram(planned.planned_bytes):
-        _log.warning("%s", too_much)
     stop, loaded = StopFlag(), list[Model]()
     try:
         # KeyboardInterrupt is raised between two steps, so that nothing is left behind
@@ -234,6 +232,8 @@ def _loaded(planned: Plan, options: LoadOptions, stop: StopFlag, seed: int | Non
     lease = lease_for(planned)
     devices: ModelDevices | None = None
     try:
+        if too_much := beyond_ram(planned.planned_bytes):
+            _log.warning("%s", too_much)
         with ledger.measured(lease):
             peak = PeakMeter()
             devices = ModelDevices(planned)
