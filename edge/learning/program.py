@@ -2,12 +2,12 @@
 
     python -m haversack.edge.learning.program     messages on stdin and stdout, see `edge.pipe`
 
-It has one thread of the lowest priority, sleeps for most of the time, and ends with its parent. Its
-first message is a `Task`; it asks for each lesson (`WANTED`) and tells what came of it
-(`Progress`), or why it ends (a text).
+It has one thread of low priority, sleeps for most of the time, and ends with its parent, not with
+Ctrl-C, which in a terminal reaches both: there it ends a reply.
 """
 
 import os
+import signal
 import sys
 import time
 
@@ -65,13 +65,14 @@ def _refuse_too_much(task: Task) -> None:
 
 def main() -> int:
     """Learn what the parent asks for; the exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe = Pipe(sys.stdin.buffer, sys.stdout.buffer)
     try:
         task = pipe.receive()
         if hasattr(os, "nice"):
             os.nice(task.niceness)
         learn(task, pipe)
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):  # the parent is gone
+    except (EOFError, BrokenPipeError):  # the parent is gone
         return 0
     except Exception as error:  # whatever it is, it ends learning alone
         lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -102,6 +102,12 @@ def test_a_learner_that_is_killed_ends_learning_alone(tmp_path: Path) -> None:
         assert texts(model) == expected
         learner = learner_of(model)
         assert learner._process is not None
+        wait_until(learner, lambda: learner.progress.num_steps)
+        os.kill(learner._process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
+        done = learner.progress.num_steps
+        assert texts(model) == expected
+        wait_until(learner, lambda: learner.progress.num_steps > done)
+        assert not learner.why_not
         os.kill(learner._process.pid, signal.SIGKILL if hasattr(signal, "SIGKILL") else 15)
         wait_until(learner, lambda: False)
         assert texts(model) == expected
