@@ -345,7 +345,7 @@ def examine_computer(patient: DoctorOptions, cache: CacheOptions, output: Output
     """Show what haversack finds on this computer, and what could be better."""
     from haversack.edge.doctor import examine
 
-    findings = examine(cache.folder, patient.model)
+    findings = examine(cache.folder, patient.model, patient.device or ())
     if output.json:
         write_json(
             {f.name: {"value": f.value, "source": f.source, "advice": f.advice} for f in findings}

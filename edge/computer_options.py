@@ -41,3 +41,10 @@ class DoctorOptions(BuildOptions):
         Path | None,
         typer.Option(metavar="FILE", help="Measure the drive of this model, 16 MiB or more."),
     ] = None
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Measure this device too, as RPC[host:port]; repeatable. GPUs are without it.",
+        ),
+    ] = None

@@ -5,14 +5,19 @@ import platform
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 
+from haversack.devices import modules
 from haversack.devices._native import builds, chosen
+from haversack.devices.backends import CPU, Device, find_device, list_devices
 from haversack.devices.cores import count_cores
+from haversack.devices.device_speed import measure_device
+from haversack.devices.errors import DeviceError
 from haversack.devices.llama import system_info
 from haversack.devices.memory import HUGE_PAGE_BYTES, SlotMemory, probe_ram
 from haversack.devices.processor import instruction_sets
@@ -20,6 +25,7 @@ from haversack.devices.storage import DirectFile, measure_disk
 from haversack.devices.system.cgroup import cpu_quota, why_not
 from haversack.devices.team import why_fixed
 from haversack.devices.units import format_bytes
+from haversack.edge.cache_dir import modules_folder
 from haversack.edge.loading import builtin_model
 from haversack.quant.trunk import list_trunks
 
@@ -28,6 +34,7 @@ Value = str | int | float | bool | list[str] | None
 # Linux's names of instruction sets, and llama.cpp's for the same.
 _FAST_SETS = {"avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "avx512f": "AVX512"}
 _TIGHT_BYTES = 2 << 30
+_EXPERT_BYTES = 5 << 19  # about an expert of Qwen3-30B-A3B in Q4_K
 _TESTED = {
     "linux": "tested",
     "win32": "tested under wine only, never on Windows itself: memory, files, readers, models",
@@ -47,10 +54,11 @@ class Finding:
     advice: str = ""
 
 
-def examine(cache_dir: Path, model: Path | None) -> list[Finding]:
-    """Return all findings; those about the drive are measured with `model` if one is given.
+def examine(cache_dir: Path, model: Path | None, devices: Sequence[str] = ()) -> list[Finding]:
+    """Return all findings; those about the drive are measured with `model` if one is given, and
+    `devices` besides the GPUs.
 
-    Raises StorageError if `model` cannot be read.
+    Raises StorageError if `model` cannot be read, and DeviceError for a device that is not there.
     """
     return [
         *_versions(),
@@ -62,6 +70,8 @@ def examine(cache_dir: Path, model: Path | None) -> list[Finding]:
         _direct_reads(model or builtin_model()),
         _huge_pages(),
         _provable_budgets(),
+        *_modules(modules_folder(cache_dir)),
+        *_devices(cache_dir, devices),
     ]
 
 
@@ -213,6 +223,50 @@ def _huge_pages() -> Finding:
         remedy = ""
     shown = "yes" if granted else "no"
     return Finding("huge_pages", granted, shown, "madvise of an arena", "" if granted else remedy)
+
+
+# -------------------------------------------------------------------- devices
+def _modules(folder: Path) -> list[Finding]:
+    """Return the modules that there are, and why one of a GPU cannot be loaded."""
+    names = [each.backend for each in modules.list_modules(folder)]
+    source = f"modules for {chosen.build.package}, see haversack backend"
+    found = [Finding("backend_modules", names, ", ".join(names) or "none", source)]
+    try:
+        modules.load_gpus(folder)
+    except DeviceError as error:
+        found.append(Finding("gpu_modules", False, "one cannot be loaded", str(error)))
+    return found
+
+
+def _devices(cache_dir: Path, named: Sequence[str]) -> list[Finding]:
+    """Return what is known of GPUs, and of devices that were named; each is measured once."""
+    others = [find_device(name, modules_folder(cache_dir)) for name in named]
+    gpus = [each for each in list_devices() if each.kind != CPU and each not in others]
+    return [finding for device in (*gpus, *others) for finding in _device(device, cache_dir)] or [
+        Finding("devices", None, "none but the CPU", "ggml's backends")
+    ]
+
+
+def _device(device: Device, cache_dir: Path) -> list[Finding]:
+    free_bytes, total_bytes = device.memory()
+    speed = measure_device(device, cache_dir=cache_dir)
+    memory = f"{format_bytes(free_bytes)} free of {format_bytes(total_bytes)}"
+    rates = [
+        f"{format_bytes(int(rate))}/s" for rate in (speed.to_device_bytes_s, speed.to_host_bytes_s)
+    ]
+    expert_s = speed.expert_s(_EXPERT_BYTES)
+    return [
+        Finding(
+            f"device_{device.name}", total_bytes, memory, f"{device.kind}: {device.description}"
+        ),
+        Finding(
+            f"device_{device.name}_expert_s",
+            expert_s,
+            f"{expert_s * 1e3:.3g} ms for an expert of {format_bytes(_EXPERT_BYTES)}",
+            f"{rates[0]} there, {rates[1]} back, {speed.latency_s * 1e6:.3g} us for both of a short"
+            f" copy, at {speed.measured_at}",
+        ),
+    ]
 
 
 def _provable_budgets() -> Finding:

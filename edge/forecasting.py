@@ -23,7 +23,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from haversack.devices.errors import StorageError
+from haversack.devices.backends import list_devices
+from haversack.devices.device_speed import known_device_speed, measure_device
+from haversack.devices.errors import DeviceError, StorageError
 from haversack.devices.memory_speed import memory_bytes_s
 from haversack.devices.storage import known_speed, measure_disk
 from haversack.edge.cache_dir import default_cache_dir
@@ -125,7 +127,23 @@ def known_facts(planned: Plan, cache_dir: Path, *, measure: bool) -> Facts:
         _median([each.prompt_bytes_s for each in others if each.prompt_bytes_s]),
         memory_bytes_s(threads) if measure and is_unknown else 0.0,
         record,
+        _device_costs(planned, cache_dir, measure),
     )
+
+
+def _device_costs(planned: Plan, cache_dir: Path, measure: bool) -> dict[str, DeviceCosts]:
+    """Return what is known of the plan's devices, by name."""
+    names, costs = [each.name for each in planned.devices], dict[str, DeviceCosts]()
+    for device in list_devices() if names else ():
+        if device.name not in names:
+            continue
+        speed = known_device_speed(device, cache_dir)
+        if speed is None and measure:
+            with contextlib.suppress(StorageError, DeviceError):  # a full disk, or full memory
+                speed = measure_device(device, cache_dir=cache_dir)
+        if speed is not None:
+            costs[device.name] = DeviceCosts(speed.weights_bytes_s, speed.call_s)
+    return costs
 
 
 def _median(rates: Sequence[float]) -> float:

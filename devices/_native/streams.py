@@ -26,8 +26,6 @@ ggml_backend_graph_compute_async = prototype(
 _ggml_backend_dev_buffer_type = prototype(_base, "ggml_backend_dev_buffer_type", _A, _A)
 # ggml_backend_buffer_t ggml_backend_alloc_ctx_tensors(struct ggml_context * ctx, backend)
 ggml_backend_alloc_ctx_tensors = prototype(_base, "ggml_backend_alloc_ctx_tensors", _A, _A, _A)
-# bool ggml_backend_buffer_is_host(ggml_backend_buffer_t buffer)
-ggml_backend_buffer_is_host = prototype(_base, "ggml_backend_buffer_is_host", c.c_bool, _A)
 # void ggml_backend_buffer_free(ggml_backend_buffer_t buffer)
 ggml_backend_buffer_free = prototype(_base, "ggml_backend_buffer_free", None, _A)
 

@@ -7,9 +7,12 @@ import pytest
 
 from haversack.devices._native import chosen
 from haversack.devices._native.builds import Installed
-from haversack.devices.errors import StorageError
+from haversack.devices.backends import Device
+from haversack.devices.device_speed import known_device_speed
+from haversack.devices.errors import DeviceError, StorageError
 from haversack.devices.system.cgroup import CpuQuota
 from haversack.edge import doctor
+from haversack.edge.cache_dir import modules_folder
 from haversack.edge.doctor import Finding, examine
 
 
@@ -38,6 +41,41 @@ def test_a_cpu_quota_is_told_with_its_file(tmp_path: Path, monkeypatch: pytest.M
     finding = named(examine(tmp_path, None), "cpu_quota_cores")
     assert (finding.value, finding.shown) == (1.5, "1.5 cores")
     assert finding.source == "/sys/fs/cgroup/cpu.max"
+
+
+def test_without_a_gpu_there_is_the_cpu_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "list_devices", list)
+    assert named(examine(tmp_path, None), "devices").shown == "none but the CPU"
+
+
+def test_a_device_that_is_named_is_measured_and_kept(
+    rpc_device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "modules_folder", lambda _: modules_folder(None))
+    findings = examine(tmp_path, None, [rpc_device.name])
+    memory = named(findings, f"device_{rpc_device.name}")
+    assert memory.value == rpc_device.memory().total_bytes and "free of" in memory.shown
+    expert = named(findings, f"device_{rpc_device.name}_expert_s")
+    speed = known_device_speed(rpc_device, tmp_path)
+    assert speed is not None and expert.value == speed.expert_s(5 << 19)
+
+
+def test_a_device_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="there is no device TPU0"):
+        examine(tmp_path, None, ["TPU0"])
+
+
+def test_a_module_that_cannot_be_loaded_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise DeviceError(f"cannot load {folder}: libvulkan.so.1 is missing")
+
+    monkeypatch.setattr(doctor.modules, "load_gpus", refuse)
+    finding = named(examine(tmp_path, None), "gpu_modules")
+    assert finding.value is False and "libvulkan.so.1" in finding.source
 
 
 def test_an_unmeasured_drive_says_how_to_measure_it(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_it_is_a_device_of_ggml_until_it_is_closed() -> None:
 
 def test_its_memory_is_its_own_and_limited(device: SimulatedDevice) -> None:
     product = Product(device.address)
-    assert not streams.ggml_backend_buffer_is_host(product.buffer)
+    assert not devices.ggml_backend_buffer_is_host(product.buffer)
     assert product.weights.nbytes <= device.counts().used_bytes <= 64 * MIB
     with pytest.raises(ClosedError, match="close the models on it first"):
         device.close()
