@@ -7,7 +7,7 @@ share their names, defaults and help, and no function has twenty arguments.
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from haversack.devices.errors import PromptError
@@ -52,7 +52,9 @@ class _Option:
     def parameter(self) -> inspect.Parameter:
         """Return the parameter that typer sees."""
         kind, default = self.kind, self.default
-        if self.number is not None:
+        if default is MISSING:
+            default = inspect.Parameter.empty  # typer then demands a value
+        elif self.number is not None:
             kind, default = str | None, None if default is None else str(default)
         return inspect.Parameter(
             self.name,

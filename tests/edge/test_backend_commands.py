@@ -33,6 +33,7 @@ def test_people_see_a_table(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (("build", "opengl"), "opengl"),
+        (("build",), "Missing argument 'BACKEND'"),
         (("serve", "nowhere"), "names no RPC server"),
         (("serve", "--threads", "0"), "--threads is 0: give 1 or more"),
     ],
