@@ -22,7 +22,6 @@ from haversack.devices.errors import (
 from haversack.devices.ggml import GraphNode, row_type
 from haversack.devices.interrupts import StopFlag
 from haversack.devices.readers import Failure, Readers
-from haversack.devices.units import format_bytes
 from haversack.offload import _native as native
 from haversack.offload.engine_levels import (
     EngineLevels,
@@ -31,10 +30,11 @@ from haversack.offload.engine_levels import (
     level_counts,
     native_matrix,
 )
+from haversack.offload.engine_tiers import EngineTiers
 from haversack.offload.pool import ExpertPool, PoolPlan, spare_slots
 from haversack.offload.precision import LevelCounts, Precision
 from haversack.offload.resident_file import Memory, Residents
-from haversack.offload.tier import DeviceTier, TierCounts, tier_slot_bytes, workspace_bytes
+from haversack.offload.tier import DeviceTier, TierCounts, workspace_bytes
 from haversack.quant.blocks import block_type
 from haversack.quant.gguf import ExpertLayer, ExpertMatrix, ModelGeometry
 from haversack.quant.lowbit import LowCopies
@@ -124,7 +124,7 @@ class ExpertEngine:
     ) -> None:
         precision = how.precision
         self._geometry, self.pools, self._readers = geometry, pools, readers
-        self._tiers = how.tiers
+        self._tiers = EngineTiers(how.tiers, pools)
         self._levels = None if precision is None else EngineLevels(geometry, precision)
         self._place = {layer.layer: place for place, layer in enumerate(geometry.layers)}
         self._predict: Predict | None = None
@@ -142,8 +142,7 @@ class ExpertEngine:
             self._add_pool(pool.plan)
         for layer in geometry.layers:
             native.engine_add_layer(self.address, self._layer(layer))
-        for tier in self._tiers:
-            self._add_tier(tier, batch_tokens)
+        self._add_tiers(batch_tokens)
         native.engine_finish(self.address)
         if self._levels is not None:
             assert self.address is not None, "the engine was just made"
@@ -152,14 +151,21 @@ class ExpertEngine:
         self._state.predictions = _Predictions.BY_ROUTERS
         self._fill_tiers()
 
+    def _add_tiers(self, batch_tokens: int) -> None:
+        try:
+            layers = self._geometry.layers
+            self._tiers.add_to(self.address, workspace_bytes(layers, batch_tokens))
+        except BudgetError:
+            self.close()
+            raise
+
     def _fill_tiers(self) -> None:
-        if any(tier.fixed for tier in self._tiers):
-            failure = native.engine_fill_tiers(self.address)
-            if failure:
-                told = self.after_pass(failure)
-                self.close()
-                assert told is not None, "a failure has an error"
-                raise told
+        failure = native.engine_fill_tiers(self.address) if self._tiers.has_fixed else 0
+        if failure:
+            told = self.after_pass(failure)
+            self.close()
+            assert told is not None, "a failure has an error"
+            raise told
 
     def _add_pool(self, plan: PoolPlan) -> None:
         rows, spare = len(plan.layers), spare_slots(plan.num_slots)
@@ -169,22 +175,6 @@ class ExpertEngine:
         shared = plan.level_bytes
         levels = native.PoolBytes(shared.total, shared.slot, shared.least_slots)
         native.engine_add_pool_of_two(self.address, rows, plan.num_experts, levels, spare)
-
-    def _add_tier(self, tier: DeviceTier, batch_tokens: int) -> None:
-        num_slots = np.array(tier.num_slots, np.int32)
-        assert len(num_slots) == len(self.pools), "a tier has a number of slots for each pool"
-        work_bytes = workspace_bytes(self._geometry.layers, batch_tokens)
-        plan = native.TierPlan(
-            tier.device, devices.address_of(num_slots), work_bytes, tier.exclusive, tier.fixed
-        )
-        if not native.engine_add_tier(self.address, plan):
-            self.close()
-            need_bytes = work_bytes + tier_slot_bytes(tier, [pool.plan for pool in self.pools])
-            raise BudgetError(
-                f"{tier.name} does not give {format_bytes(need_bytes)} for experts: lower --vram",
-                need_bytes=need_bytes,
-                have_bytes=0,
-            )
 
     def _layer(self, layer: ExpertLayer) -> native.Layer:
         number = next(n for n, pool in enumerate(self.pools) if layer.layer in pool.plan.layers)
@@ -239,13 +229,7 @@ class ExpertEngine:
 
     def tier_counts(self) -> tuple[TierCounts, ...]:
         """Return what each device tier did, in their order."""
-        states = [
-            native.engine_tier_state(self.address, n).contents for n in range(len(self._tiers))
-        ]
-        return tuple(
-            TierCounts(tier.name, int(s.hits), int(s.promoted), int(s.moved_bytes), bool(s.is_lost))
-            for tier, s in zip(self._tiers, states, strict=True)
-        )
+        return self._tiers.counts(self.address)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless the bookkeeping of every pool is consistent."""
@@ -344,11 +328,7 @@ class ExpertEngine:
                     " --threads"
                 )
             case _Failed.DEVICE:
-                name = self._tiers[self._state.failed_tier].name
-                return HaversackError(
-                    f"{name} failed while it computed experts; from now on it is not used: try the"
-                    " call again, or load the model anew"
-                )
+                return self._tiers.failure(int(self._state.failed_tier))
             case _:
                 return AssertionError("the books of the slots were wrong")
 
@@ -423,11 +403,7 @@ class ExpertEngine:
         """The addresses of all slots of a pool for whole copies, the host's and those of devices,
         and their numbers."""
         host = native.engine_slots(self.address, number, HIGH), self.pools[number].num_slots
-        there = [
-            (native.engine_tier_slots(self.address, place, number), tier.num_slots[number])
-            for place, tier in enumerate(self._tiers)
-        ]
-        return [host, *(each for each in there if each[1])]
+        return [host, *self._tiers.slots_of(self.address, number)]
 
     def _residents_of(self, number: int, slots: int, num_slots: int) -> list[tuple[int, int]]:
         plan = self.pools[number].plan
@@ -468,9 +444,8 @@ class ExpertEngine:
 
     def _mark_on_devices(self, held: dict[int, list[int]]) -> None:
         for number, pool in enumerate(self.pools):
-            for tier in range(len(self._tiers)):
-                slots = native.engine_tier_slots(self.address, tier, number)
-                for row, layer in enumerate(pool.plan.layers if slots else ()):
+            for slots, _ in self._tiers.slots_of(self.address, number):
+                for row, layer in enumerate(pool.plan.layers):
                     for expert in range(pool.plan.num_experts):
                         if native.slots_state(slots, row, expert) == _READY:
                             held[layer][expert] = ON_DEVICE
