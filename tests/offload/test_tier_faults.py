@@ -80,3 +80,16 @@ def test_a_copy_up_that_fails_ends_one_pass(device: Any, path: Any, open_model: 
     assert model.experts.tier_counts()[0].is_lost
     assert model.num_unpinned() == model.num_slots()
     np.testing.assert_array_equal(model.logits(TOKENS, 1), expected)
+
+
+@pytest.mark.parametrize("how", [{"fixed": True}, {"exclusive": True}, {}])
+def test_one_slot_on_the_device_and_the_fewest_on_the_host(
+    how: dict[str, bool], device: Any, path: Any, open_model: Any
+) -> None:
+    one = 1 / (SHAPE.num_hidden_layers * SHAPE.num_experts)
+    model = open_model(path, 0.0, tiers=[{"device": device, "share": one, **how}])
+    assert model.tiers[0].num_slots == (1,)
+    for prefill in (1, PREFILL, 1):
+        np.testing.assert_array_equal(model.logits(TOKENS, prefill), expected_logits(path, prefill))
+    assert len(model.on_device()) <= 1
+    assert model.num_unpinned() == model.num_slots()

@@ -12,6 +12,7 @@ import pytest
 
 from haversack.devices.errors import StorageError
 from haversack.offload.resident_file import Expert, Residents
+from haversack.offload.simulated import Link, SimulatedDevice
 from haversack.tools.models.architectures import TinyShape
 
 NUM_EXPERTS, PER_TOKEN, SLOTS = 16, 2, 24
@@ -174,3 +175,24 @@ def test_what_had_not_come_is_left_for_the_next_start(
     used = {(layer, expert) for layer in LAYERS for expert in (14, 15)}
     assert used < set(left.experts)
     assert len(set(left.experts) & USED) >= SLOTS - PER_TOKEN - len(used)
+
+
+# -------------------------------------------------------------------- devices
+def test_what_lies_on_an_exclusive_device_alone_is_left_too(path: Path, open_model: Any) -> None:
+    with SimulatedDevice(1 << 28, Link(1e12, latency_s=0)) as device:
+        there = {"device": device, "share": 0.25, "exclusive": True}
+        model = open_model(path, 0.5, tiers=[there])
+        expected = model.logits(TOKENS, 1)
+        while not model.on_device() - model.on_host():  # it moves up beside the passes
+            np.testing.assert_array_equal(model.logits(TOKENS, 1), expected)
+        assert model.num_unpinned() == model.num_slots()
+        left = model.experts.residents()
+        assert left is not None
+        keys = [LAYERS.index(layer) * NUM_EXPERTS + expert for layer, expert in left.experts]
+        assert len(set(keys)) == len(keys)
+        assert set(keys) == model.on_host() | model.on_device()
+        model.close()
+        again = open_model(path, 0.5, tiers=[there])
+        again.experts.start_warm(left)
+        np.testing.assert_array_equal(again.logits(TOKENS, 1), expected)
+        again.close()
