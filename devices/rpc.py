@@ -5,7 +5,9 @@ client at a time; others wait. It asks nobody for a password: it belongs on loop
 network.
 """
 
+import logging
 import re
+import select
 import signal
 import socket
 import struct
@@ -18,11 +20,14 @@ from haversack.devices import modules
 from haversack.devices._native import backends as native
 from haversack.devices.errors import DeviceError
 
+_log = logging.getLogger(__name__)
+
 _NAME = re.compile(r"RPC(\d*)\[([^\s:\[\]]+):(\d{1,5})\]")
 _PROTOCOL = (7, 0)  # RPC_PROTO_MAJOR_VERSION, RPC_PROTO_MINOR_VERSION of llama-cpp-python's module
 _HELLO, _CAPABILITIES_BYTES = 14, 24  # RPC_CMD_HELLO, RPC_CONN_CAPS_SIZE
 _ANSWER = struct.Struct(f"<Q4B{_CAPABILITIES_BYTES}s")  # bytes, version, capabilities
 _ANSWER_S = 60.0  # the longest that a server may take to answer
+_SOON_S = 2.0  # a wait that is longer is told
 _CPU = 0  # GGML_BACKEND_DEVICE_TYPE_CPU
 
 
@@ -134,6 +139,7 @@ def _greet(endpoint: Endpoint) -> None:
             connection.settimeout(_ANSWER_S)
             request = struct.pack(f"<BQ{_CAPABILITIES_BYTES}x", _HELLO, _CAPABILITIES_BYTES)
             connection.sendall(request)
+            _tell_a_wait(connection, endpoint)
             answer = _received(connection, _ANSWER.size)
     except TimeoutError as error:
         raise DeviceError(
@@ -146,6 +152,16 @@ def _greet(endpoint: Endpoint) -> None:
             f" `haversack backend serve {endpoint}`"
         ) from error
     _refuse_other_protocol(endpoint, answer)
+
+
+def _tell_a_wait(connection: socket.socket, endpoint: Endpoint) -> None:
+    """Wait for an answer's first byte for a moment, and warn if it does not come."""
+    if not select.select([connection], [], [], _SOON_S)[0]:
+        _log.warning(
+            "the server at %s does not answer yet, it serves one client at a time: waiting %.0f s",
+            endpoint,
+            _ANSWER_S,
+        )
 
 
 def _received(connection: socket.socket, num_bytes: int) -> bytes:

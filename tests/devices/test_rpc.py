@@ -64,12 +64,14 @@ def test_what_is_no_server_of_this_version_is_refused(
 
 
 def test_a_server_that_serves_another_is_told(
-    monkeypatch: pytest.MonkeyPatch, modules_dir: Path
+    monkeypatch: pytest.MonkeyPatch, modules_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(rpc, "_ANSWER_S", 0.1)
+    monkeypatch.setattr(rpc, "_SOON_S", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as busy:
         with pytest.raises(DeviceError, match="serves one client at a time, so end the other one"):
             rpc.connect(Endpoint("127.0.0.1", busy.getsockname()[1]), modules_dir)
+    assert "does not answer yet" in caplog.text
 
 
 def test_a_server_cannot_listen_where_another_does(modules_dir: Path) -> None:
