@@ -53,7 +53,7 @@ from haversack.edge.trunk_plan import (
 from haversack.edge.vram import DeviceBudget, Vram, VramAsk, asked_vram, device_budgets
 from haversack.offload.expert_engine import scratch_bytes
 from haversack.offload.pool import PoolPlan, all_slots, plan_pools, pools_bytes
-from haversack.offload.tier import workspace_bytes
+from haversack.offload.tier import tier_host_bytes, workspace_bytes
 from haversack.quant.gguf import ModelGeometry, read_geometry
 
 AUTO_RAM = "auto"  # a budget that follows the memory other programs leave
@@ -114,6 +114,7 @@ def plan(
     devices, trunk = _on_devices(geometry, shape, budgets, num_layers if holder else 0)
     needs = needs if trunk is None else trunk.needs
     costs = _costs(geometry, shape, needs, process_bytes, sampling_bytes, draft_bytes)
+    costs = _with_tiers(costs, geometry, shape, sum(device.num_slots > 0 for device in devices))
     planned = _spend(geometry, shape, costs, ram_bytes, Placement(devices, placement))
     if isinstance(ram, Budget):
         return replace(planned, shared=ram)
@@ -285,6 +286,17 @@ def _costs(
         resident_scratch_bytes=resident,
         streamed_scratch_bytes=streamed,
     )
+
+
+def _with_tiers(
+    costs: Costs, geometry: ModelGeometry, shape: ContextShape, num_tiers: int
+) -> Costs:
+    """Return them with the host memory of device tiers."""
+    if not num_tiers:
+        return costs
+    used = geometry.num_experts_per_tok
+    more_bytes = num_tiers * tier_host_bytes(geometry.layers, shape.batch_tokens, used)
+    return replace(costs, streamed_scratch_bytes=costs.streamed_scratch_bytes + more_bytes)
 
 
 def _spend(

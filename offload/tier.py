@@ -9,6 +9,8 @@ from haversack.quant.gguf import ExpertLayer
 
 _LEAST_PAIRS = 256  # of rows with their experts in one graph
 _FLOAT_BYTES = 4
+_KEPT_PAIRS = 16  # see device_tier.cpp
+_GRAPHS_BYTES = 32 * 1024  # a layer's for one number of pairs: one, or a small one for each product
 # A row's inputs, and of each product its result, what a bias and an activation make of it, and the
 # bias: more than any architecture needs.
 _RESULTS_PER_PRODUCT = 4
@@ -62,3 +64,10 @@ def workspace_bytes(layers: Sequence[ExpertLayer], batch_tokens: int) -> int:
         for layer in layers
     )
     return max(_LEAST_PAIRS, batch_tokens) * row_elements * _FLOAT_BYTES
+
+
+def tier_host_bytes(layers: Sequence[ExpertLayer], batch_tokens: int, experts_per_tok: int) -> int:
+    """Return the most host memory that a device tier takes: the graphs that are kept, of one row,
+    of several rows and of a batch, and what inputs and results are copied through."""
+    num_kept = min(_KEPT_PAIRS, experts_per_tok) + _KEPT_PAIRS + 1
+    return len(layers) * num_kept * _GRAPHS_BYTES + workspace_bytes(layers, batch_tokens)

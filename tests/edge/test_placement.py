@@ -19,6 +19,7 @@ from haversack.edge.placement import (
 from haversack.edge.placement_view import reasons
 from haversack.edge.vram import DeviceBudget
 from haversack.offload.pool import PoolPlan
+from haversack.offload.tier import tier_host_bytes
 from haversack.tools.models.architectures import TinyShape
 
 TinyModel = Callable[..., Path]
@@ -96,8 +97,13 @@ def model(tiny_model: TinyModel) -> Path:
 def test_a_plan_with_a_device_says_where_each_expert_can_lie(
     model: Path, rpc_device: Device
 ) -> None:
-    floor_bytes = edge.plan(model, ram="4GiB", ctx=256).floor_bytes
     vram = {rpc_device.name: "8MiB"}
+    roomy = edge.plan(model, ram="4GiB", ctx=256, batch=16, vram=vram)
+    alone = edge.plan(model, ram="4GiB", ctx=256, batch=16)
+    host_bytes = tier_host_bytes(roomy.geometry.layers, 16, roomy.geometry.num_experts_per_tok)
+    more_bytes = roomy.costs.streamed_scratch_bytes - alone.costs.streamed_scratch_bytes
+    assert more_bytes == host_bytes > 0
+    floor_bytes = roomy.floor_bytes + 2 * MIB  # the process may grow between two plans
     planned = edge.plan(model, ram=floor_bytes, ctx=256, batch=16, vram=vram)
     (placed,) = planned.devices
     assert_adds_up(placed)
