@@ -215,17 +215,18 @@ def have_model(path: Path, trace: Trace, layers: int, fidelities: Sequence[str])
 def main(arguments: Sequence[str] | None) -> int:
     """Measure the GPU of the command line; the exit status."""
     given = _parser().parse_args(arguments)
+    recorded = Trace.load(given.trace)
+    vrams = [parse_bytes(size) for size in given.vram or ("2GiB", "4GiB", "8GiB")]
     if given.simulate_gpu is None:
         have_backend(given.device)
     else:
         simulated_gpu(given.simulate_gpu)
     fidelities = given.fidelity or FIDELITIES
-    have_model(given.model, Trace.load(given.trace), given.layers, fidelities)
-    vrams = [parse_bytes(size) for size in given.vram or ("2GiB", "4GiB", "8GiB")]
+    have_model(given.model, recorded, given.layers, fidelities)
     results = list[GpuResult]()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "forced.npz"
-        suited(Trace.load(given.trace), read_geometry(given.model)).save(trace)
+        suited(recorded, read_geometry(given.model)).save(trace)
         bench = GpuBench(_job(given), trace, _options(given))
         for result in bench.measure(vrams, fidelities):
             print(result, flush=True)

@@ -116,3 +116,11 @@ def test_a_gpu_that_is_not_there_is_one_line(
     assert "there is no device Fast0" in capsys.readouterr().err
     assert bench_gpu.main([*command, "CUDA0", "--simulate-gpu", "vram=1GiB"]) == 2
     assert "needs vram and link" in capsys.readouterr().err
+
+
+def test_a_trace_is_read_before_a_back_end_is_made(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(path), "--trace", str(tmp_path / "none.npz"), "--device", "Fast0"]
+    assert bench_gpu.main(command) == 2
+    assert "cannot read the trace" in capsys.readouterr().err
