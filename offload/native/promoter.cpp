@@ -35,13 +35,19 @@ bool Promoter::go_on() {
 bool Promoter::start_more() {
     bool found = false;
     for (size_t number = 0; number < pools_.size(); number++)
-        while (uploads_.num_under_way() < most_ && pools_[number].high.num_unpinned() > reserve_) {
+        while (is_open(number) && uploads_.num_under_way() < most_ && pools_[number].high.num_unpinned() > reserve_) {
             const auto promotion = promotions_[number].next();
             if (!promotion) break;
             uploads_.submit(layer_of(number, promotion->key), *promotion);
             found = true;
         }
     return found;
+}
+
+// Empty slots are filled once, to see what the device is good for.
+bool Promoter::is_open(int32_t pool) const {
+    const Slots *slots = tier_.slots(pool);
+    return slots && (slots->num_empty() > 0 || tier_.costs.pays());
 }
 
 const Layer &Promoter::layer_of(int32_t pool, int32_t key) const {

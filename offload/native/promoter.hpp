@@ -19,6 +19,7 @@ class Promoter {
   private:
     bool take_in();
     bool start_more();
+    bool is_open(int32_t pool) const;
     const Layer &layer_of(int32_t pool, int32_t key) const;
 
     DeviceTier &tier_;

@@ -9,41 +9,54 @@ namespace {
 constexpr double NEWEST = 0.1;            // a value's part in its mean
 constexpr double LEAST_WAIT_S = 10e-6;    // a shorter one does not tell when the device was done
 constexpr double LEAST_GAIN = 0.02;       // below it the host computes: it has no other processor's bits
-constexpr int64_t ASKS_PER_TRIAL = 512, ASKS_FOR_HOST = 8;
-
-void note(double &mean_s, double taken_s) {
-    mean_s = mean_s == 0 ? taken_s : mean_s + NEWEST * (taken_s - mean_s);
-}
+constexpr int64_t ASKS_PER_TRIAL = 512, ASKS_PER_EARLY_TRIAL = 8, ASKS_FOR_HOST = 8;
+constexpr int32_t MANY_NOTED = 10;        // of one number: less than that may be chance
 
 }  // namespace
 
+// Of the first values the least counts: the very first one includes making a graph.
+void TierCosts::Time::note(double taken_s) {
+    if (num_noted == MANY_NOTED) {
+        mean_s += NEWEST * (taken_s - mean_s);
+        return;
+    }
+    mean_s = num_noted++ == 0 ? taken_s : std::min(mean_s, taken_s);
+}
+
 void TierCosts::note_device(int32_t num_experts, double taken_s, double waited_s) {
     if (num_experts > MOST_EXPERTS) return;
-    double &mean_s = device_s_[num_experts];
-    if (waited_s >= LEAST_WAIT_S) note(mean_s, taken_s);
-    else if (mean_s > taken_s) mean_s = 0;  // it is faster than it was
+    Time &time = device_[num_experts];
+    if (waited_s >= LEAST_WAIT_S) time.note(taken_s);
+    else if (time.mean_s > taken_s) time = {};  // it is faster than it was
 }
 
 void TierCosts::note_host(int32_t num_experts, double taken_s) {
-    if (num_experts > 0) note(host_s_, taken_s / num_experts);
+    if (num_experts > 0) host_.note(taken_s / num_experts);
 }
 
 // Of a number that was never measured: at least what fewer take.
 double TierCosts::device_s(int32_t num_experts) const {
-    while (num_experts > 0 && device_s_[num_experts] == 0) num_experts--;
-    return device_s_[num_experts];
+    while (num_experts > 0 && device_[num_experts].mean_s == 0) num_experts--;
+    return device_[num_experts].mean_s;
+}
+
+bool TierCosts::is_trial(int32_t num_there) const {
+    const bool is_known = num_there > MOST_EXPERTS || device_[num_there].num_noted >= MANY_NOTED;
+    return num_asked_ % (is_known ? ASKS_PER_TRIAL : ASKS_PER_EARLY_TRIAL) == 0;
 }
 
 int32_t TierCosts::most_worth(int32_t num_used, int32_t num_there, int32_t num_must) {
     num_asked_++;
-    if (num_used > MOST_EXPERTS || num_asked_ % ASKS_PER_TRIAL == 0) return num_there;
-    if (host_s_ == 0) return num_asked_ % ASKS_FOR_HOST ? num_there : std::max(num_must, num_there - 1);
+    if (num_used > MOST_EXPERTS || is_trial(num_there)) return num_there;
+    if (host_.mean_s == 0)
+        return num_asked_ % ASKS_FOR_HOST ? num_there : std::max(num_must, num_there - 1);
     const auto cost_s = [&](int32_t count) {
-        return std::max(host_s_ * (num_used - count), device_s(count));
+        return std::max(host_.mean_s * (num_used - count), device_s(count));
     };
     int32_t best = num_must;
     for (int32_t count = num_must + 1; count <= num_there; count++)
         if (cost_s(count) < (1 - LEAST_GAIN) * cost_s(best)) best = count;
+    num_in_vain_ = best == num_must ? std::min(num_in_vain_ + 1, MOST_IN_VAIN) : 0;
     return best;
 }
 

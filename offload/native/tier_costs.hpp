@@ -18,13 +18,24 @@ class TierCosts {
     // How many of the `num_there` experts on the device to leave to it, at least `num_must`, when a row
     // uses `num_used`. Now and then all, so that times are measured anew.
     int32_t most_worth(int32_t num_used, int32_t num_there, int32_t num_must);
+    // Whether the device was of use lately, so that more experts are worth their way to it.
+    bool pays() const { return num_in_vain_ < MOST_IN_VAIN; }
 
   private:
-    double device_s(int32_t num_experts) const;
+    static constexpr int32_t MOST_IN_VAIN = 256;
 
-    double device_s_[MOST_EXPERTS + 1] = {};  // by number; 0: not known, or the host took longer
-    double host_s_ = 0;                       // of one expert
+    struct Time {
+        double mean_s = 0;  // 0: not known, or the host took longer
+        int32_t num_noted = 0;
+        void note(double taken_s);
+    };
+    double device_s(int32_t num_experts) const;
+    bool is_trial(int32_t num_there) const;
+
+    Time device_[MOST_EXPERTS + 1];  // by number
+    Time host_;                      // of one expert
     int64_t num_asked_ = 0;
+    int32_t num_in_vain_ = 0;
 };
 
 }  // namespace haversack

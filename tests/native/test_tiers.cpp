@@ -77,3 +77,29 @@ TEST(pools_change_and_reads_fail_while_experts_move_up) {
     model.engine->withdraw();
     CHECK(model.engine->pool(0).high.num_unpinned() == model.engine->pool(0).high.num_slots());
 }
+
+TEST(a_device_that_began_slowly_is_tried_again) {
+    TierCosts costs;
+    costs.note_host(8, 8e-3);
+    costs.note_device(8, 1.0, 1.0);  // it made its graph
+    int32_t num_left = 0;
+    for (int i = 0; i < 400; i++) {
+        num_left = costs.most_worth(8, 8, 0);
+        if (num_left > 0) costs.note_device(num_left, 1e-4, 1e-4);
+    }
+    CHECK(num_left == 8);
+    CHECK(costs.pays());
+}
+
+TEST(a_slow_device_is_left_alone_but_for_trials) {
+    TierCosts costs;
+    int32_t num_used = 0;
+    for (int i = 0; i < 5120; i++) {
+        costs.note_host(8, 1e-3);
+        const int32_t count = costs.most_worth(8, 8, 0);
+        num_used += count > 0;
+        if (count > 0) costs.note_device(count, 5e-3, 1e-3);
+    }
+    CHECK(num_used < 40);
+    CHECK(!costs.pays());
+}
