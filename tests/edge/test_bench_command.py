@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 from haversack.edge.cli import app
 from haversack.tools.models.architectures import TinyShape
 
+pytestmark = pytest.mark.usefixtures("loggers")  # a command writes its log to stderr from then on
+
 ASKED = ("-p", "16", "-n", "4", "--warm-tokens", "1", "--ctx", "64", "--ram", "1GiB", "--json")
 
 

@@ -2,7 +2,6 @@
 
 import io
 import logging
-from collections.abc import Generator
 from dataclasses import replace
 
 import pytest
@@ -148,17 +147,6 @@ def test_a_table_keeps_markup_as_text() -> None:
     console.write_table("[bold]x[/bold]", ("name", ">size"), [("[red]a", "1"), ("b", "22")], out)
     assert "[bold]x[/bold]" in out.getvalue()
     assert "[red]a" in out.getvalue()
-
-
-@pytest.fixture
-def loggers() -> Generator[tuple[logging.Logger, logging.Logger]]:
-    """Those of haversack and of llama.cpp, left as they were found."""
-    ours, llama = logging.getLogger("haversack"), logging.getLogger("haversack.llama")
-    handlers, levels = list(ours.handlers), (ours.level, llama.level)
-    yield ours, llama
-    ours.handlers[:] = handlers
-    ours.setLevel(levels[0])
-    llama.setLevel(levels[1])
 
 
 @pytest.mark.parametrize("verbose", [False, True])
