@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from haversack.devices.backends import CPU, GPU, IGPU, Device, find_device, list_devices
-from haversack.devices.errors import BudgetError, DeviceError, PromptError
+from haversack.devices.errors import BudgetError, DeviceError, PromptError, UnitError
 from haversack.devices.modules import list_modules, load_module
 from haversack.devices.units import format_bytes, size_bytes
 from haversack.edge.cache_dir import modules_folder
@@ -48,15 +48,16 @@ class DeviceBudget:
 
 def asked_vram(vram: Vram) -> tuple[VramAsk, ...]:
     """Return what `vram` asks for: a size ("6GiB"), bytes, "auto", "NAME=SIZE", several of these,
-    or sizes by name. Raises PromptError for a device that is named twice, UnitError."""
+    or sizes by name. Raises PromptError for a device that is named twice or not by a text,
+    UnitError."""
     if vram is None:
         return ()
     if isinstance(vram, Mapping):
-        asks = tuple(VramAsk(name, _num_bytes(size)) for name, size in vram.items())
-    elif isinstance(vram, str | int):
-        asks = (_ask(vram),)
-    else:
+        asks = tuple(VramAsk(_name(name), _num_bytes(size)) for name, size in vram.items())
+    elif isinstance(vram, Sequence) and not isinstance(vram, str):
         asks = tuple(_ask(each) for each in vram)
+    else:
+        asks = (_ask(vram),)
     names = [ask.device for ask in asks]
     for name in names:
         if names.count(name) > 1:
@@ -79,8 +80,19 @@ def _ask(text: str | int) -> VramAsk:
     return VramAsk(name.strip() or None, _num_bytes(size.strip()))
 
 
+def _name(name: object) -> str:
+    if not isinstance(name, str) or not name.strip():
+        raise PromptError(f'vram names the device {name!r}: give a name, as in {{"CUDA0": "6GiB"}}')
+    return name.strip()
+
+
 def _num_bytes(size: str | int) -> int | None:
-    return None if size == AUTO_VRAM else size_bytes(size)
+    if size == AUTO_VRAM:
+        return None
+    num_bytes = size_bytes(size)
+    if not num_bytes:
+        raise UnitError("vram is 0: give a size above zero, as in 6GiB, or leave the device out")
+    return num_bytes
 
 
 def device_budgets(asks: Sequence[VramAsk]) -> tuple[DeviceBudget, ...]:

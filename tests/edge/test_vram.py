@@ -45,6 +45,10 @@ def test_sizes_with_and_without_a_device(given: Any, asked: list[tuple[str, int]
         ("CUDA0=6", UnitError, '"6" has no unit'),
         ("six", UnitError, "is not a size"),
         (-1, UnitError, "is not a size"),
+        (1.5, UnitError, "is not a size"),
+        (0, UnitError, "vram is 0: give a size above zero"),
+        ({"CUDA0": 0}, UnitError, "vram is 0: give a size above zero"),
+        ({5: "1MiB"}, PromptError, 'vram names the device 5: give a name, as in {"CUDA0": "6GiB"}'),
     ],
 )
 def test_what_is_no_size_is_refused(given: Any, error: type[Exception], message: str) -> None:
