@@ -35,6 +35,7 @@ from haversack.edge.hub import local_path
 from haversack.edge.learning.learner_plan import learner_bytes
 from haversack.edge.model_plan import DENSE, RESIDENT, STREAMED, Costs, Plan
 from haversack.edge.placement import (
+    FIXED,
     FREE,
     DevicePlan,
     Placement,
@@ -45,6 +46,7 @@ from haversack.edge.placement import (
 from haversack.edge.shared_budget import Budget
 from haversack.edge.trunk_plan import (
     AUTO_TRUNK,
+    DEVICE,
     TrunkPlan,
     checked_trunk,
     may_hold_trunk,
@@ -98,6 +100,8 @@ def plan(
     """
     placement = checked_placement(placement)
     asked_trunk = checked_trunk(rarer.get("trunk", AUTO_TRUNK))
+    if not (ram.asks_devices if isinstance(ram, Budget) else asked_vram(vram)):
+        _refuse_without_devices(placement, asked_trunk)
     geometry, ram_bytes, budgets = _geometry_of(path), _ram_bytes(ram), _device_budgets(ram, vram)
     process_bytes = ledger.process_bytes()  # measured before the dry run allocates
     model = LlamaModel(geometry.path, dry=True)
@@ -137,6 +141,15 @@ def _on_devices(
         device = budgets[0].device
         trunk = plan_trunk(geometry.path, shape, device, room_bytes, num_layers + 1)
     return place_experts(whole, budgets, scratch_bytes, trunk), trunk
+
+
+def _refuse_without_devices(placement: str, trunk: str) -> None:
+    """Raise PromptError for what says something of devices only."""
+    for flag, given, of_devices in (("placement", placement, FIXED), ("trunk", trunk, DEVICE)):
+        if given == of_devices:
+            raise PromptError(
+                f"--{flag} is {given}, but no device is given: give --vram, or leave it out"
+            )
 
 
 def _device_budgets(ram: str | int | Budget | None, vram: Vram) -> tuple[DeviceBudget, ...]:

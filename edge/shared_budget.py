@@ -23,9 +23,11 @@ class Budget:
         now less a reserve. Raises UnitError, PromptError for a device that is not there, and
         BudgetError for more than is free on it."""
         self.ram = MemoryBudget("ram", size_bytes(ram), knob="raise --ram")
+        asks = asked_vram(vram)
+        self.asks_devices = bool(asks)  # also where "auto" finds none
         self.devices = {
             found.device.name: device_memory(found.device.name, found.limit_bytes)
-            for found in device_budgets(asked_vram(vram))
+            for found in device_budgets(asks)
         }
 
     @property

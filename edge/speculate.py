@@ -53,8 +53,13 @@ def asked_for(speculate: object, memory: str | int | None = None) -> Asked:
     behind a path that the model learns. `memory` is the size that what drafts may take. Raises
     PromptError, UnitError.
     """
-    most_bytes = None if memory is None else size_bytes(memory)
-    return _asked_for(speculate)._replace(most_bytes=most_bytes)
+    most_bytes, asked = None if memory is None else size_bytes(memory), _asked_for(speculate)
+    if memory is not None and asked.is_off:
+        raise PromptError(
+            f"--speculate-memory is {memory}, but nothing is drafted with --speculate {OFF}: leave"
+            " one of them out"
+        )
+    return asked._replace(most_bytes=most_bytes)
 
 
 def _asked_for(speculate: object) -> Asked:

@@ -76,3 +76,8 @@ def test_the_plan_spends_no_more_and_a_model_drafts_in_it(trunk_dir: Path) -> No
 def test_a_size_that_is_none_is_refused() -> None:
     with pytest.raises(edge.UnitError):
         edge.LoadOptions(speculate_memory="much")
+
+
+def test_a_size_for_what_drafts_nothing_is_refused() -> None:
+    with pytest.raises(edge.PromptError, match="5MiB, but nothing is drafted with --speculate off"):
+        edge.LoadOptions(speculate="off", speculate_memory="5MiB")

@@ -131,6 +131,15 @@ def test_what_stays_on_a_device_has_no_slot_in_ram(model: Path, rpc_device: Devi
     assert planned.is_exclusive and not any("drive" in line for line in reasons(planned))
 
 
+def test_what_is_said_of_devices_needs_one(model: Path) -> None:
+    for ram in ("1GiB", edge.Budget("1GiB")):
+        with pytest.raises(edge.PromptError, match="--placement is fixed, but no device is given"):
+            edge.plan(model, ram, 256, placement="fixed")
+        with pytest.raises(edge.PromptError, match=r"--trunk is device, but .*: give --vram, or"):
+            edge.plan(model, ram, 256, trunk="device")
+    assert not edge.plan(model, "1GiB", 256, placement="free", trunk="host").devices
+
+
 def test_without_a_device_nothing_is_said_of_one(model: Path) -> None:
     planned = edge.plan(model, ram="1GiB", ctx=256)
     assert planned.mode == "resident" and planned.devices == () and reasons(planned) == []
