@@ -20,8 +20,8 @@ LEAST_EVAL_TOKENS = 256  # of a text; fewer say little of a fidelity
 @dataclass(frozen=True)
 class BenchOptions:
     """How much work is measured, and with which engine it is compared. Raises PromptError for less
-    than one timed token of each kind, for an engine that is not known, and for what a sweep does
-    not do."""
+    than one timed token of each kind, for an engine that is not known, for what a sweep does not
+    do, and for a GPU that computes nothing where no routing is given."""
 
     prompt_tokens: Annotated[
         int,
@@ -104,8 +104,16 @@ class BenchOptions:
                 raise PromptError(f"{flag} is {value}: give {least_value} or more")
         if self.compare not in (None, LLAMA_CPP):
             raise PromptError(f"--compare is {self.compare!r}: give {LLAMA_CPP}")
-        if self.simulate_gpu is not None:
-            simulated_gpu(self.simulate_gpu)
+        self._check_gpu()
+
+    def _check_gpu(self) -> None:
+        if self.simulate_gpu is None or simulated_gpu(self.simulate_gpu).processor.computes:
+            return
+        if self.trace is None:
+            raise PromptError(
+                "--simulate-gpu with memory= computes nothing, so routers would choose by zeros:"
+                " give --trace FILE, or leave memory= out"
+            )
 
     @contextmanager
     def simulated(self) -> Iterator[SimulatedDevice | None]:
