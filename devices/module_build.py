@@ -5,6 +5,7 @@ folder whole or not at all.
 """
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ Tell = Callable[[str], None]
 _SOURCES = ("vendor", "llama.cpp", "ggml")  # in the package of sources, below its one folder
 _LEFT_OUT = "ggml.pc.in"  # which CMake asks for
 _TOLD_LINES = 12  # of a program that failed
+_LACKING = re.compile(r"CMake Error.*?(\w+::\w+|NOT find \S+|Failed to find [^\n]+)", re.DOTALL)
 _COMPILERS = ("c++", "g++", "clang++", "cl")
 _GENERATORS = ("ninja", "make", "nmake")
 _DEFINED = (
@@ -57,7 +59,9 @@ _RECIPES = {
         "glslc",
         "the Vulkan SDK, or `apt install libvulkan-dev glslc spirv-headers`",
     ),
-    CUDA: _Recipe("-DGGML_CUDA=ON", "nvcc", "NVIDIA's CUDA toolkit, whose nvcc is in PATH"),
+    CUDA: _Recipe(
+        "-DGGML_CUDA=ON", "nvcc", "NVIDIA's CUDA toolkit with cuBLAS, whose nvcc is in PATH"
+    ),
 }
 
 
@@ -149,12 +153,14 @@ def _unpacked(archive: Path, target: Path) -> Path:
 
 
 def _run(command: Sequence[str], failure: str) -> None:
-    """Run a program. Raises DeviceError with its last lines if it fails."""
+    """Run a program. Raises DeviceError if it fails, with what CMake lacks or its last lines."""
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, errors="replace", check=False,
     )  # fmt: skip
     if done.returncode != 0:
+        if lacking := _LACKING.search(done.stdout):
+            raise DeviceError(f"{failure} (CMake: {lacking[1]})")
         last = "\n".join(done.stdout.splitlines()[-_TOLD_LINES:])
         raise DeviceError(f"{failure}. It ended with {done.returncode}:\n{last}")
 

@@ -1,5 +1,6 @@
 """The commands of `haversack backend`: make, list and lend what brings devices, such as GPUs."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,7 +10,7 @@ from haversack.devices import modules, rpc
 from haversack.devices._native import chosen
 from haversack.devices.backends import list_devices
 from haversack.devices.cores import count_cores
-from haversack.devices.errors import PromptError
+from haversack.devices.errors import DeviceError, PromptError
 from haversack.devices.units import format_bytes
 from haversack.edge.cache_dir import modules_folder
 from haversack.edge.computer_options import BuildOptions
@@ -31,7 +32,7 @@ class RecipeOptions(BuildOptions):
 
 @dataclass(frozen=True)
 class LendOptions(BuildOptions):
-    """Where this computer is lent. Raises PromptError for an address that is none."""
+    """Where this computer is lent. Raises PromptError for no threads."""
 
     address: Annotated[
         str,
@@ -51,9 +52,14 @@ class LendOptions(BuildOptions):
 
     @property
     def endpoint(self) -> rpc.Endpoint:
-        found = rpc.endpoint_of(f"RPC[{self.address}]")
-        assert found is not None, "a name of RPC's form is read or refused"
-        return found
+        """Where to listen. Raises PromptError for an address that is none."""
+        with suppress(DeviceError):  # it would tell of a device's name, which was not given
+            found = rpc.endpoint_of(f"RPC[{self.address}]")
+            if found is not None:
+                return found
+        raise PromptError(
+            f"{self.address!r} is no address to listen at: give HOST:PORT, as in 192.168.1.7:50052"
+        )
 
 
 @backend_app.command("build")

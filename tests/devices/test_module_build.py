@@ -50,6 +50,23 @@ def test_a_download_that_fails_leaves_nothing_and_shows_why(
     assert not list(modules.build_dir(tmp_path).iterdir())
 
 
+def test_of_what_cmake_says_only_what_it_lacks_is_told() -> None:
+    said = (
+        "CMake Error at CMakeLists.txt:178 (target_link_libraries):\n\n  CUDA::cublas\n\n"
+        + 9 * "x\n"
+    )
+    with pytest.raises(DeviceError, match=r"^install cuBLAS \(CMake: CUDA::cublas\)$"):
+        module_build._run([sys.executable, "-c", f"print({said!r}), exit(1)"], "install cuBLAS")
+
+
+def test_a_program_that_is_missing_is_told_before_anything_is_got(
+    monkeypatch: pytest.MonkeyPatch, modules_dir: Path
+) -> None:
+    monkeypatch.setattr(module_build.shutil, "which", lambda *_, **__: None)
+    assert why_not(modules.CUDA).startswith("nvcc is missing: install NVIDIA's CUDA toolkit")
+    assert why_not(modules.VULKAN).startswith("glslc is missing: install the Vulkan SDK, or `apt")
+
+
 def test_a_folder_that_cannot_be_written_is_told(modules_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DeviceError, match=r"cannot write the module in .*: .*--cache-dir"):

@@ -34,7 +34,7 @@ def test_people_see_a_table(tmp_path: Path) -> None:
     [
         (("build", "opengl"), "opengl"),
         (("build",), "Missing argument 'BACKEND'"),
-        (("serve", "nowhere"), "names no RPC server"),
+        (("serve", "nowhere"), "'nowhere' is no address to listen at: give HOST:PORT"),
         (("serve", "--threads", "0"), "--threads is 0: give 1 or more"),
     ],
 )
