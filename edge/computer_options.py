@@ -45,6 +45,6 @@ class DoctorOptions(BuildOptions):
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Measure this device too, as RPC[host:port]; repeatable. GPUs are without it.",
+            help="Measure this device too, as RPC\\[host:port]; repeatable. GPUs are without it.",
         ),
     ] = None

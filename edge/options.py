@@ -69,7 +69,7 @@ class ModelOptions(BuildOptions):
         _memory(
             metavar="SIZE",
             help="The most memory to take of the GPU, as in 6GiB; of a device, as in CUDA0=6GiB or"
-            " RPC[host:port]=6GiB, repeatable; auto: what is free on each GPU less 1 GiB. Experts"
+            " RPC\\[host:port]=6GiB, repeatable; auto: what is free on each GPU less 1 GiB. Experts"
             " lie there. `haversack doctor` lists devices.",
         ),
     ] = None

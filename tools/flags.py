@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from rich.text import Text
 
 from haversack.edge.cli import app
 from haversack.tools.command_line import tool
@@ -70,7 +71,8 @@ def _written(option: Any) -> str:
 
 
 def _cell(text: str | None) -> str:
-    return (text or "").replace("|", "\\|").replace("\n", " ")
+    plain = Text.from_markup(text or "").plain  # as it is shown
+    return plain.replace("|", "\\|").replace("\n", " ")
 
 
 @tool
