@@ -41,6 +41,12 @@ def end_process_on_abort() -> None:
     own.guard_end_process(_ABORTED_EXIT_CODE)
 
 
+def advise(text: str) -> None:
+    """Have `text` follow the reason wherever llama.cpp gives up from now on, in errors and in the
+    line of a process that ends."""
+    own.guard_advise(text.encode())
+
+
 def failure() -> str | None:
     """Return why llama.cpp gave up in this thread's latest guarded call, None if it did not."""
     told = own.guard_failure()

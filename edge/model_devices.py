@@ -1,9 +1,12 @@
 """The devices of a loaded model: its part of their memory, and what they do."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from threading import Lock
 from typing import Any
 
+from haversack.devices import guard
 from haversack.devices.backends import Device, find_device
 from haversack.devices.errors import BudgetError, PromptError
 from haversack.devices.ledger import Entry, Lease, device_leases
@@ -56,6 +59,23 @@ class _Share:
         return DeviceTier(address, name, self.plan.slots, exclusive=exclusive, fixed=fixed)
 
 
+_in_use = Counter[str]()  # devices of all models, by name
+_in_use_lock = Lock()
+
+
+def _note_use(names: Sequence[str], times: int) -> None:
+    """Have what is told where llama.cpp gives up name these devices so many times more, or less."""
+    with _in_use_lock:
+        _in_use.update({name: times for name in names})
+        used = ", ".join(name for name, count in _in_use.items() if count > 0)
+        guard.advise(
+            f"; a model uses {used}: if its server or driver failed, start that again"
+            " (`haversack backend serve` starts a server), or load without --vram"
+            if used
+            else ""
+        )
+
+
 class ModelDevices:
     """The devices of a plan, whose memory is leased until `close`.
 
@@ -65,10 +85,12 @@ class ModelDevices:
 
     def __init__(self, planned: Plan) -> None:
         self._planned = planned
-        self._shares = list[_Share]()
+        self._shares, self._names = list[_Share](), list[str]()
         try:
             for plan in planned.devices:
                 self._shares.append(self._share(plan))
+            self._names = [share.plan.name for share in self._shares]
+            _note_use(self._names, 1)
         except BaseException:
             self.close()
             raise
@@ -130,6 +152,8 @@ class ModelDevices:
 
     def close(self) -> None:
         """Give the memory back to the budgets, after it was freed; may be called twice."""
+        names, self._names = self._names, []
+        _note_use(names, -1)
         for share in self._shares:
             share.lease.close()
 

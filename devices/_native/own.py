@@ -133,6 +133,7 @@ if library is not None:
     # In native/guard.cpp. The functions of llama.cpp are given by their addresses.
     guard_install = own_prototype("guard_install", None, _A)
     guard_end_process = own_prototype("guard_end_process", None, _I)
+    guard_advise = own_prototype("guard_advise", None, c.c_char_p)
     guard_failure = own_prototype("guard_failure", c.c_char_p)
     guard_sizes = own_prototype("guard_sizes", None, c.POINTER(c.c_int64 * NUM_PASSED))
     guard_load_model = own_prototype("guard_load_model", _A, _A, c.c_char_p, _A)

@@ -6,6 +6,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -22,6 +23,8 @@ thread_local void *innermost = nullptr;  // stack address of this thread's inner
 thread_local std::string failure;
 thread_local bool has_failed = false;
 int abort_exit_code = -1;  // for programs that end with a line; -1: the process is aborted
+std::mutex advice_mutex;   // for the next one
+std::string advice;        // what to do where a device may be the reason
 
 class GaveUp : public std::runtime_error {
     using std::runtime_error::runtime_error;
@@ -33,6 +36,11 @@ std::string first_line(const char *message) {
     const size_t end = line.find(':');
     const size_t slash = end == std::string::npos ? end : line.rfind('/', end);
     return slash == std::string::npos ? line : line.substr(slash + 1);
+}
+
+std::string with_advice(const std::string &reason) {
+    const std::lock_guard<std::mutex> lock(advice_mutex);
+    return reason + advice;
 }
 
 bool may_throw() {
@@ -48,7 +56,7 @@ void write_line(const std::string &reason) {
 
 // ggml_abort calls this, and aborts the process where it returns.
 void on_abort(const char *message) {
-    const std::string reason = first_line(message);
+    const std::string reason = with_advice(first_line(message));
     if (may_throw()) {
         throw GaveUp(reason);
     }
@@ -62,8 +70,10 @@ void on_abort(const char *message) {
     try {
         if (abi::__cxa_current_exception_type() != nullptr) throw;
         write_line("an exception could not be handled");
-    } catch (const std::exception &error) {
+    } catch (const GaveUp &error) {
         write_line(error.what());
+    } catch (const std::exception &error) {
+        write_line(with_advice(error.what()));
     } catch (...) {
         write_line("an exception of an unknown kind");
     }
@@ -108,6 +118,11 @@ API void haversack_guard_install(AbortCallback (*set_abort_callback)(AbortCallba
 API void haversack_guard_end_process(int exit_code) {
     abort_exit_code = exit_code;
     std::set_terminate(on_terminate);
+}
+// Has `text` follow the reason wherever llama.cpp gives up from now on.
+API void haversack_guard_advise(const char *text) {
+    const std::lock_guard<std::mutex> lock(advice_mutex);
+    advice = text;
 }
 // Returns why this thread's latest guarded call failed; null if it did not.
 API const char *haversack_guard_failure() { return has_failed ? failure.c_str() : nullptr; }

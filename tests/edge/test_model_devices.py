@@ -266,6 +266,7 @@ def test_a_server_killed_in_use_ends_an_isolated_model_alone(
         with pytest.raises(AbortedError) as caught:
             list(generation)
         assert "\n" not in str(caught.value)
+        assert f"uses {server.name}: if its server or driver failed" in str(caught.value)
     again = start_rpc_server()
     vram = {again.name: 8 * MIB}
     with edge.load_isolated(path, "1GiB", 256, 1, options=options, vram=vram) as model:

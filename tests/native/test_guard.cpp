@@ -15,6 +15,7 @@ using namespace haversack;
 using AbortCallback = void (*)(const char *message);
 extern "C" void haversack_guard_install(AbortCallback (*set_abort_callback)(AbortCallback));
 extern "C" void haversack_guard_end_process(int exit_code);
+extern "C" void haversack_guard_advise(const char *text);
 extern "C" const char *haversack_guard_failure();
 
 namespace {
@@ -115,6 +116,17 @@ TEST(an_abort_outside_of_a_guard_ends_the_process_with_a_line) {
               },
               written) == ENDED);
     CHECK(written == "haversack: llama.cpp gave up: a.c:1: no\n");
+}
+
+TEST(what_to_do_follows_the_reason) {
+    install();
+    std::string written;
+    haversack_guard_advise("; look at the server");
+    CHECK(exit_code_of([] { give_up("a.c:1: no"); }, written) == GAVE_UP);
+    CHECK(written == "haversack: llama.cpp gave up: a.c:1: no; look at the server\n");
+    guarded<int>(-1, [] { return give_up("x.c:1: one"), 0; });
+    CHECK(!std::strcmp(haversack_guard_failure(), "x.c:1: one; look at the server"));
+    haversack_guard_advise("");
 }
 
 // Other ranks would wait for ever for one that left by an exception.
