@@ -186,7 +186,7 @@ def forecast_of(planned: Plan, facts: Facts) -> Forecast | None:
     drive_bytes_s = facts.drive_bytes_s if read_bytes else 0.0
     figures = (tok_s, tok_s / error, tok_s * error, compute_s, wait_s, read_bytes, drive_bytes_s)
     prompts = prefill_tok_s(planned, facts)
-    return Forecast(*figures, hit_rate, confidence, prompts, _on_devices(planned))
+    return Forecast(*figures, hit_rate, confidence, prompts, _on_devices(planned, facts.record))
 
 
 def record_of(
@@ -285,14 +285,18 @@ def _batch_read_bytes(planned: Plan) -> float:
     return read_bytes
 
 
-def _on_devices(planned: Plan) -> tuple[float, ...]:
-    """Return the shares of uses that the devices will hold."""
+def _on_devices(planned: Plan, record: RunRecord | None) -> tuple[float, ...]:
+    """Return the shares of uses that the devices will compute: those of the last run, in which the
+    engine may have left a device alone, or else those that they will hold."""
+    measured = record.device_shares if record is not None else dict[str, float]()
     layers = sum(len(pool.layers) for pool in planned.pools)
     shares = [(len(pool.layers), found_of(planned, pool).on_devices) for pool in planned.pools]
-    return tuple(
+    held = (
         sum(count * found[index] for count, found in shares) / layers
         for index in range(len(planned.devices) if layers else 0)
     )
+    named = zip(planned.devices, held, strict=False)  # none where there are no experts
+    return tuple(measured.get(device.name, share) for device, share in named)
 
 
 def unhidden_s(compute_s: float, read_s: float) -> float:

@@ -272,11 +272,21 @@ def _forecast(planned: Plan, options: LoadOptions, loop: EngineLoop) -> None:
         decoding = figures.decoding
         record = record_of(planned, decoding.steady, facts, decoding.prompts)
         if record is not None and figures.plan.slot_bytes == planned.slot_bytes:
+            record = replace(record, device_shares=_device_shares(loop.engine))
             with contextlib.suppress(OSError):  # a full disk costs a better forecast, no more
                 keep_record(folder, record_key(planned, folder), record)
 
     if options.warm_start:
         loop.engine.on_close(keep)
+
+
+def _device_shares(engine: Engine) -> dict[str, float]:
+    """Return which share of the uses of experts each device computed, by name."""
+    experts = engine.experts
+    uses = 0 if experts is None else experts.hits + experts.misses
+    if experts is None or not uses:
+        return {}
+    return {tier.name: tier.hits / uses for tier in experts.tier_counts()}
 
 
 def _speculation(planned: Plan, options: LoadOptions, engine: Engine) -> Speculation:

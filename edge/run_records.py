@@ -6,8 +6,9 @@ as none, because all that is lost is how sure a forecast is.
 
 import json
 import math
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ class RunRecord:
     bytes read, and the time waited for them, were `read_ratio` and `wait_ratio` of what the laws
     say; both are 1 for a run that streamed nothing. `prompt_bytes_s` is the rate at which weights
     were computed with for each token of its prompts, 0 if they were too short to tell. `on_devices`
-    says that devices computed a part."""
+    says that devices computed a part, `device_shares` which share of the uses of experts each of
+    them did, by name."""
 
     compute_s: float
     weights_bytes_s: float
@@ -37,12 +39,13 @@ class RunRecord:
     wait_ratio: float = 1.0
     prompt_bytes_s: float = 0.0
     on_devices: bool = False
+    device_shares: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         positive = (self.compute_s, self.weights_bytes_s, self.threads)
         ratios = (self.read_ratio, self.wait_ratio, self.prompt_bytes_s)
         if not all(0 < num < math.inf for num in positive) or not all(
-            0 <= num < math.inf for num in ratios
+            0 <= num < math.inf for num in (*ratios, *self.device_shares.values())
         ):
             raise ValueError(f"nothing that a run measures: {self}")
 

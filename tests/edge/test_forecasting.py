@@ -27,7 +27,7 @@ from haversack.edge.hits import found_of, miss_rate
 from haversack.edge.model_plan import Plan
 from haversack.edge.placement import DevicePlan, Placement
 from haversack.edge.planner import streamed, with_ram
-from haversack.edge.run_records import read_records, record_key
+from haversack.edge.run_records import RunRecord, read_records, record_key
 from haversack.tools.models.architectures import TinyShape
 
 TinyModel = Callable[..., Path]
@@ -166,6 +166,12 @@ def test_a_fixed_placement_is_used_as_much_as_it_is_large(planned: Plan) -> None
     assert even == 0.25 < hot
     told = forecast_of(fixed, FACTS)
     assert told is not None and told.on_devices == (0.25,)
+
+
+def test_a_device_that_was_left_alone_is_told_as_in_the_last_run(planned: Plan) -> None:
+    record = RunRecord(0.02, 1e9, 1, True, on_devices=True, device_shares={"CUDA0": 0.01})
+    told = forecast_of(with_device(planned, 0.25), replace(FACTS, record=record))
+    assert told is not None and told.on_devices == (0.01,)
 
 
 def test_a_run_on_devices_does_not_teach_what_the_cpu_computes(planned: Plan) -> None:

@@ -14,6 +14,7 @@ from haversack import edge
 from haversack.devices.backends import Device
 from haversack.devices.errors import AbortedError, BudgetError, DeviceError
 from haversack.devices.ledger import ledger
+from haversack.edge.forecasting import forecast_of, known_facts
 from haversack.edge.server.status import model_figures
 from haversack.offload.expert_engine import ON_DEVICE
 from haversack.offload.simulated import Link, SimulatedDevice
@@ -235,6 +236,20 @@ def told(*arguments: object) -> dict[str, Any]:
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found: dict[str, Any] = json.loads(printed)
     return found
+
+
+def test_the_next_plan_tells_what_the_device_really_computed(
+    path: Path, rpc_device: Device, options: edge.LoadOptions, tmp_path: Path
+) -> None:
+    options = replace(options, cache_dir=tmp_path, warm_start=True, speculate="off")
+    vram = {rpc_device.name: 8 * MIB}
+    with edge.load(path, "1GiB", 256, 1, options=options, vram=vram, placement="fixed") as model:
+        assert model.generate(PROMPT, 100, temperature=0).text
+        (use,), stats = model.devices(), model.stats()
+    share = use.hits / (stats.hits + stats.misses)
+    planned = edge.plan(path, "1GiB", 256, 1, vram=vram, placement="fixed")
+    told = forecast_of(planned, known_facts(planned, tmp_path, measure=False))
+    assert told is not None and told.on_devices == (share,)
 
 
 # --------------------------------------------------------------------------- faults

@@ -6,7 +6,7 @@ import pytest
 
 from haversack.edge.run_records import RunRecord, keep_record, read_records
 
-RECORD = RunRecord(0.01, 1e9, 2, True, 0.5, 1.5)
+RECORD = RunRecord(0.01, 1e9, 2, True, 0.5, 1.5, device_shares={"CUDA0": 0.25})
 
 
 def test_records_are_kept_newest_last(tmp_path: Path) -> None:
