@@ -91,6 +91,20 @@ def test_only_the_bindings_import_ctypes(path: Path) -> None:
         assert not [name for name in imported(path) if name.split(".")[0] == "ctypes"]
 
 
+SAID_TWICE = (  # a constant in Python, and the C++ that has it too
+    ("offload/tier.py", "KEPT_PAIRS", "offload/native/device_tier.cpp"),
+    ("cache/tiers.py", "MOST_SHARE", "offload/native/promotions.cpp"),
+    ("offload/expert_engine.py", "MOST_TABLE_BYTES", "offload/native/engine.cpp"),
+)
+
+
+@pytest.mark.parametrize(("python", "name", "cpp"), SAID_TWICE)
+def test_a_constant_is_the_same_in_both_languages(python: str, name: str, cpp: str) -> None:
+    value = re.compile(rf"\b_?{name} = ([^;#\n]+?)\s*[;#\n]")
+    ours, theirs = (value.findall((ROOT / each).read_text("utf-8")) for each in (python, cpp))
+    assert len(ours) == 1 and ours == theirs
+
+
 @each_source
 def test_a_docstring_says_what_the_file_is_for(path: Path) -> None:
     assert ast.get_docstring(tree_of(path))
