@@ -92,10 +92,11 @@ Status Engine::compute_those_here(const Call &call, const Lease &lease) {
     return status;
 }
 
+// Where a layer is begun a second time, devices go on with what they began.
 bool Engine::start_tiers(const Call &call) {
     if (tier_of_.empty()) return true;
     for (size_t tier = 0; tier < tiers_.size(); tier++)
-        if (!start_portion(call, tier)) return false;
+        if (!tiers_[tier]->is_running() && !start_portion(call, tier)) return false;
     return true;
 }
 

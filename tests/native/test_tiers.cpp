@@ -23,6 +23,13 @@ void run_until_promoted(Model &model, std::minstd_rand &random, int64_t num_expe
     while (tier_state(model).promoted < num_experts) run_whole_pass(model, random, 1);
 }
 
+// Whether the numbers of a pair are those of its expert's HIGH copy.
+bool is_high(const Model &model, const LayerCall &call, size_t pair) {
+    const float *row = &call.rows[pair / call.num_used * NUM_INPUTS];
+    const auto numbers = model.result(call.layer, call.chosen[pair], row);
+    return std::equal(numbers.begin(), numbers.end(), &call.out[pair * NUM_INPUTS]);
+}
+
 }  // namespace
 
 TEST(experts_on_a_device_give_the_same_numbers) {
@@ -45,6 +52,32 @@ TEST(a_batch_goes_to_the_device_in_portions) {
     CHECK(model.engine->fill_tiers() == NO_FAILURE);
     std::minstd_rand random(17);
     for (int64_t num_rows : {200, 1, 200}) run_whole_pass(model, random, num_rows);
+}
+
+TEST(a_layer_that_is_begun_again_leaves_devices_what_they_began) {
+    constexpr int64_t NUM_ROWS = 3;
+    const std::vector<float> wishes = {5, 3, 2};  // HIGH, LOW, SKIP
+    OnDevice device(NUM_LAYERS * NUM_EXPERTS / 2, false, true);
+    TierPlan small = device.plan;
+    small.workspace_bytes = 1200;  // three pairs in a portion
+    Model model(THREADS, 4, TYPE_F32, 4, true, &small);
+    std::vector<uint64_t> digests(NUM_LAYERS * NUM_EXPERTS, 1);  // every LOW copy is damaged
+    model.engine->set_precision({0.4f, 0.7f, 0, digests.data(), nullptr, NUM_EXPERTS, 0});
+    CHECK(model.engine->fill_tiers() == NO_FAILURE);
+    std::minstd_rand random(31);
+    std::vector<float> weights;
+    for (int64_t row = 0; row < NUM_ROWS; ++row)
+        weights.insert(weights.end(), wishes.begin(), wishes.end());
+    for (int i = 0; i < 40; ++i) {
+        for (int32_t layer = 0; layer < NUM_LAYERS; ++layer) {
+            LayerCall call(layer, choose(random, NUM_ROWS), NUM_ROWS);
+            Tensor weight = make_tensor(TYPE_F32, 1, NUM_USED, NUM_ROWS, weights.data());
+            CHECK(call.compute(model, &weight) == SUCCESS);
+            for (size_t pair = 0; pair < call.chosen.size(); ++pair)
+                CHECK(is_high(model, call, pair) || pair % NUM_USED == 2);
+        }
+        CHECK(end_pass(model, true) == NO_FAILURE);
+    }
 }
 
 TEST(experts_move_up_while_passes_are_computed) {
