@@ -149,11 +149,12 @@ Status Engine::lose_tier(int32_t tier) {
 void Engine::abandon_tiers() {
     for (auto &promoter : promoters_)
         if (promoter) promoter->withdraw();
-    for (auto &tier : tiers_) {
+    for (size_t tier = 0; tier < tiers_.size(); tier++) {
         try {
-            tier->abandon();
+            tiers_[tier]->abandon();
         } catch (const DeviceError &) {
-            tier->lose();
+            tiers_[tier]->lose();
+            promoters_[tier].reset();
         }
     }
 }

@@ -1,7 +1,9 @@
 """A device that fails, over the simulated one: its call has one error, and the model goes on on the
 host with the same bits."""
 
+import errno
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,6 +82,30 @@ def test_a_copy_up_that_fails_ends_one_pass(device: Any, path: Any, open_model: 
     assert model.experts.tier_counts()[0].is_lost
     assert model.num_unpinned() == model.num_slots()
     np.testing.assert_array_equal(model.logits(TOKENS, 1), expected)
+
+
+def test_a_device_that_fails_beside_a_read_gets_no_more_experts(
+    device: Any, path: Path, open_model: Any
+) -> None:
+    model = open_model(path, 0.0, tiers=[{"device": device, "share": 0.125, "exclusive": True}])
+    expected = model.logits(TOKENS, 1)
+    while not any(key < SHAPE.num_experts for key in model.on_device()):  # of the first layer
+        np.testing.assert_array_equal(model.logits(TOKENS, 1), expected)
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "no answer")
+
+    model.drive.on_read = fail
+    device.fail("synchronize")
+    with pytest.raises(OSError, match="no answer"):
+        model.logits(TOKENS, PREFILL)
+    model.drive.on_read = lambda _: None
+    lost = model.experts.tier_counts()[0]
+    assert lost.is_lost
+    for _ in range(3):
+        np.testing.assert_array_equal(model.logits(TOKENS, 1), expected)
+    assert model.experts.tier_counts()[0] == lost
+    assert not model.on_device()
 
 
 @pytest.mark.parametrize("how", [{"fixed": True}, {"exclusive": True}, {}])
