@@ -77,7 +77,6 @@ class DeviceTier {
                           bool is_one_row);
 
     Device *const device_;
-    DeviceBackend backend_;
     Workspace workspace_;
     std::vector<PoolThere> pools_;
     std::map<std::pair<int32_t, int32_t>, Graphs> graphs_;  // by layer and first matrix of a call
@@ -86,6 +85,9 @@ class DeviceTier {
     double began_s_ = 0;
     std::atomic<bool> is_computing_{false};
     std::vector<int32_t> pairs_;  // of the graph that runs
+    // The last member, so that it ends first: work of a lost device may still be under way, and uses the
+    // buffers and graphs above.
+    DeviceBackend backend_;
 };
 
 }  // namespace haversack
