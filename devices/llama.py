@@ -30,6 +30,7 @@ from haversack.devices.team import ContextOwner, Team, refuse_dead_threads
 from haversack.devices.trunk_placement import TrunkPlacement
 
 _STATUS_NO_ROOM, _STATUS_ABORTED = 1, 2  # of llama_decode
+_STATUS_REFUSED = -1  # the tokens are none: nothing was begun
 _PARTIAL = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: what attention's cells do not hold
 _CELLS_UNIT = 256  # llama.cpp rounds the length of a sequence up to a multiple of it
 MOST_ROWS = (
@@ -290,7 +291,8 @@ class LlamaContext:
         # error of this call for the next one.
         with self._log as log, self.stop.listening():
             status = run()
-            self.copied_to = None
+            if status != _STATUS_REFUSED:
+                self.copied_to = None
             if team.gave_up:
                 self._broken = guard.failure()
             error = self._owner.after_pass(team.failure) if self._owner is not None else None

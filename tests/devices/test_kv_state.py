@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from haversack.devices.errors import StorageError
+from haversack.devices.errors import HaversackError, StorageError
 from haversack.devices.kv_state import KvStates
-from haversack.devices.llama import ContextShape, LlamaContext
+from haversack.devices.llama import ContextShape, LlamaContext, Row
 from haversack.devices.llama_model import LlamaModel
 
 TinyModel = Callable[..., Path]
@@ -89,6 +89,25 @@ def test_a_sequence_is_copied(architecture: str, tiny_model: TinyModel) -> None:
     context.decode(TOKENS[300:310], 0)
     assert np.array_equal(context.logits(), copied)
     context.close()
+    model.close()
+
+
+def test_a_copy_is_made_also_after_a_pass_that_llama_cpp_refused(tiny_model: TinyModel) -> None:
+    """It looks at the tokens before it makes copies."""
+    model = LlamaModel(tiny_model())
+    states, copied = KvStates(model, 2), list[bytes]()
+    for is_refused in (False, True):
+        context = two_sequences(model)
+        context.decode(TOKENS[:100], 0)
+        context.copy(0, 1)
+        if is_refused:
+            with pytest.raises(HaversackError, match="invalid token"):
+                context.compute([Row(1 << 30, 100, 1, wants_logits=True)])
+        state = np.empty(states.num_bytes(context, 1), np.uint8)
+        states.read(context, 1, state)
+        copied.append(state.tobytes())
+        context.close()
+    assert copied[0] == copied[1]
     model.close()
 
 
