@@ -79,8 +79,9 @@ def endpoint_of(name: str) -> Endpoint | None:
 
 
 def known_servers() -> list[Server]:
-    """Return the servers that `connect` has reached in this process."""
-    return list(_servers.values())
+    """Return the servers that `connect` has reached in this process and that are still there: ggml
+    ends the process where one is asked that is not."""
+    return [server for server in _servers.values() if _is_there(server)]
 
 
 def connect(endpoint: Endpoint, modules_dir: Path) -> Server:
@@ -130,6 +131,18 @@ def _is_connected(endpoint: Endpoint) -> bool:
     except OSError:
         return False
     return any(address[4][:2] in peers for address in addresses)
+
+
+def _is_there(server: Server) -> bool:
+    endpoint = endpoint_of(server.device_name(0))
+    assert endpoint is not None, "a server is called by its endpoint"
+    if _is_connected(endpoint):
+        return True
+    try:
+        _greet(endpoint)
+    except DeviceError:
+        return False
+    return True
 
 
 def _greet(endpoint: Endpoint) -> None:

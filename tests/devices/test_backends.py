@@ -65,6 +65,17 @@ def test_a_server_has_one_device(rpc_device: Device, modules_dir: Path) -> None:
         find_device(name, modules_dir)
 
 
+def test_a_server_that_is_gone_is_listed_no_more(
+    start_rpc_server: Callable[..., Any], modules_dir: Path
+) -> None:
+    """ggml would end the process where the server's memory is asked for."""
+    server = start_rpc_server()
+    device = find_device(server.name, modules_dir)
+    assert device in list_devices() and device.memory().total_bytes > 0
+    server.kill()
+    assert device not in list_devices()
+
+
 def test_a_server_that_is_gone_is_told_in_one_line(
     start_rpc_server: Callable[..., Any], modules_dir: Path
 ) -> None:
