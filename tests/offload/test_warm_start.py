@@ -47,7 +47,8 @@ def use(model: Any, *pairs: tuple[int, int]) -> None:
 def held(model: Any) -> set[Expert]:
     """The experts in slots, once no read is under way."""
     assert model.num_unpinned() == model.num_slots()
-    return set(model.experts._residents_of(0))
+    (host, *_) = model.experts._slots_of(0)
+    return set(model.experts._residents_of(0, *host))
 
 
 @pytest.fixture
