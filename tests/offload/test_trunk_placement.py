@@ -117,7 +117,7 @@ def test_a_sequence_whose_cells_lie_there_is_copied(
         for sequence in (1, 0):
             context.decode(TOKENS[PREFILL:][:1], sequence)
             logits.append(context.logits())
-        assert np.array_equal(*logits)
+        assert np.array_equal(logits[0], logits[1])
 
 
 def test_rows_whose_pass_fails_are_no_part_of_their_sequence(
