@@ -68,7 +68,7 @@ _PATH, _FUNCTION = (str, os.PathLike), cast(type, Callable)
 _KINDS: Mapping[str, tuple[Any, str]] = {  # of the values of `LoadOptions`, and what to give
     "batch": _A_NUMBER,
     "sequences": _A_NUMBER,
-    "speculate": (_PATH, "auto, off, ngram, or the path of a model that drafts"),
+    "speculate": (_PATH, "auto, off, ngram, ngram:N, or the path of a model that drafts"),
     "cache_dir": ((*_PATH, NoneType), "the path of a folder"),
     "progress": ((_FUNCTION, NoneType), "a function"),
     "open_file": (_FUNCTION, "a function"),
