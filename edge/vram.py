@@ -123,7 +123,7 @@ def _budgets_of(ask: VramAsk) -> list[DeviceBudget]:
 def _gpus(modules_dir: Path) -> list[Device]:
     """Return the GPUs with memory of their own, or else those that share the computer's."""
     for module in list_modules(modules_dir):
-        with suppress(DeviceError):  # a driver is missing: it is no use to anybody here
+        with suppress(DeviceError):  # a driver is missing: the module is of no use here
             load_module(module.backend, modules_dir)
     found = [device for device in list_devices() if not is_remote(device)]
     own = [device for device in found if device.kind == GPU]

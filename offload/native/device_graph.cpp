@@ -10,7 +10,7 @@ constexpr size_t MOST_TENSORS = 64;  // of one graph
 
 DeviceGraph::DeviceGraph(const Workspace &workspace, const ExpertsGraph &form,
                          Tensor *const *matrices, int32_t num_pairs, bool is_one_row)
-    : workspace_(workspace), num_pairs_(num_pairs), is_one_row_(is_one_row) {
+    : workspace_(workspace), is_one_row_(is_one_row) {
     const int64_t used = is_one_row ? num_pairs : 1, rows = is_one_row ? 1 : num_pairs;
     for (const ExpertsGraph::Input &input : form.inputs) {
         const int64_t own = is_one_row && input.is_of_token ? 1 : used;

@@ -43,7 +43,6 @@ class DeviceGraph {
     void connect(const ExpertsGraph &form, Tensor *const *matrices);
 
     const Workspace &workspace_;
-    const int32_t num_pairs_;
     const bool is_one_row_;
     bool fits_ = true;
     size_t used_bytes_ = 0;

@@ -55,7 +55,7 @@ class DeviceTier {
     void lose();
 
     TierState state{};
-    bool has_failed = false;  // and nobody was told yet
+    bool has_failed = false;  // no error has told of it yet
     TierCosts costs;
 
   private:

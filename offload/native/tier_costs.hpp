@@ -1,4 +1,4 @@
-// How long a device and the host take for experts of a row, and how many the device had better take:
+// How long a device and the host take for experts of a row, and how many of them the device should take:
 // numbers only.
 #pragma once
 

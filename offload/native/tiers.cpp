@@ -189,7 +189,7 @@ Failure Engine::fill_tiers() {
     return NO_FAILURE;
 }
 
-// Read an expert into a slot of the host that no other has, and copy it from there.
+// Read an expert into a slot of the host that is empty or may be taken, and copy it from there.
 bool Engine::fill_slot(const Layer &layer, int32_t expert, DeviceTier &tier) {
     Slots &slots = *tier.slots(layer.pool), &host = pools_[layer.pool].high;
     const int32_t borrowed = host.borrow(1)[0];

@@ -1,5 +1,5 @@
 // Copies of experts on their way to a device, in a thread of its own. They go in blocks, between which
-// they can be given up: nobody waits for more than one block.
+// they can be given up: giving them up takes one block at most.
 #pragma once
 
 #include <atomic>
