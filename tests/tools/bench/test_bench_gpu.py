@@ -12,7 +12,7 @@ from haversack.edge.cache_dir import modules_folder
 from haversack.edge.plain_llama import has_expert_cache
 from haversack.quant.gguf import read_geometry
 from haversack.tools.bench import gpu as bench_gpu
-from haversack.tools.bench.gpu import GpuResult, gains
+from haversack.tools.bench.gpu import GpuBench, GpuResult, gains
 from haversack.tools.bench.gpu_plain import PlainJob, run_plain
 from haversack.tools.models.architectures import TinyShape
 
@@ -54,11 +54,11 @@ def test_plain_llama_takes_more_of_the_gpu_with_more_layers_there(path: Path) ->
 def test_it_measures_every_engine(
     path: Path, trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table, picture = tmp_path / "gpu.csv", tmp_path / "gpu.png"
+    table = tmp_path / "gpu.csv"
     command = [str(path), "--trace", str(trace), "--simulate-gpu", "vram=100MiB,link=100GB/s"]
     command += ["--prompt-tokens", "8", "--warm-tokens", "1", "--tokens", "4", "--threads", "1"]
     command += ["--vram", "9MiB", "--ram", "1GiB", "--placement", "fixed"]
-    status = bench_gpu.main([*command, "--csv", str(table), "--png", str(picture)])
+    status = bench_gpu.main([*command, "--csv", str(table)])
     *lines, verdict = capsys.readouterr().out.splitlines()
     engines = [line.partition(" in ")[0] for line in lines]
     cached = ["llama.cpp, cache"] * has_expert_cache()
@@ -67,7 +67,6 @@ def test_it_measures_every_engine(
     assert "layers with experts on the CPU: 2" in lines[1]
     assert verdict.endswith("FAILS" if status else "holds")
     assert len(table.read_text().splitlines()) == 1 + len(lines)
-    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
@@ -91,6 +90,22 @@ def test_a_server_is_a_gpu_too(
     with table.open(newline="") as file:
         engines = [row["engine"] for row in csv.DictReader(file)]
     assert engines == ["llama.cpp, static", "llama.cpp, static", "haversack, exact"]
+
+
+def test_what_it_wrote_is_drawn(
+    path: Path, trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    found = [
+        GpuResult("llama.cpp, static", 0, 0, 3, 1.0, 5.0),
+        GpuResult("llama.cpp, static", 10, 8, 1, 1.0, 8.0),
+        GpuResult("haversack, exact", 10, 9, -1, 1.0, 12.0),
+    ]
+    monkeypatch.setattr(GpuBench, "measure", lambda *_: iter(found))
+    picture = tmp_path / "gpu.png"
+    command = [str(path), "--trace", str(trace), "--simulate-gpu", "vram=100MiB,link=100GB/s"]
+    assert bench_gpu.main([*command, "--fidelity", "exact", "--png", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_gains_are_beside_the_static_placement_that_holds_not_all() -> None:
