@@ -28,7 +28,8 @@ _LEAST_READ, _MOST_READ = 16, 128  # tokens of a text that a drafter has not rea
 
 
 class PassTimes:
-    """How long passes of 1 to 7 rows take: running means."""
+    """How long passes of 1 to 7 rows take: running means. The first pass of so many rows also makes
+    llama.cpp's graph for them, so the second one replaces its time."""
 
     def __init__(self) -> None:
         self.num_timed = [0] * (MOST_ROWS + 1)
@@ -38,14 +39,16 @@ class PassTimes:
     def note(self, num_rows: int, pass_s: float, num_passes: int = 1) -> float:
         """Count passes of the same time. Return it, or less if they were held up."""
         self._num_noted += num_passes
-        if self._num_noted - self._noted_at[num_rows] > _STALE_PASSES:  # the machine may be another
+        is_stale = self._num_noted - self._noted_at[num_rows] > _STALE_PASSES
+        if is_stale:  # the machine may be another
             self.num_timed[num_rows] = min(1, self.num_timed[num_rows])
         self._noted_at[num_rows] = self._num_noted
         timed, mean_s = self.num_timed[num_rows], self._mean_s[num_rows]
         if timed >= 4:
             pass_s = min(pass_s, _OUTLIER * mean_s)
         self.num_timed[num_rows] = timed + num_passes
-        share = min(1.0, num_passes / min(timed + num_passes, _WEIGHT))
+        before = 0 if timed == 1 and not is_stale else timed
+        share = min(1.0, num_passes / min(before + num_passes, _WEIGHT))
         self._mean_s[num_rows] = mean_s + (pass_s - mean_s) * share
         return pass_s
 
@@ -291,8 +294,11 @@ class Gate:
         if not self.times.num_timed[base]:  # drafts have a fixed length
             self.times.note(base + num_drafted, pass_s + more_s)
             return
-        expected_s = self.times.of(base + num_drafted)
-        took_s = self.times.note(base + num_drafted, pass_s + more_s)
+        rows, expected_s = base + num_drafted, self.times.of(base + num_drafted)
+        took_s = pass_s + more_s
+        if not self.times.num_timed[rows]:  # what comes once says nothing of later passes
+            took_s = min(took_s, rows * self.times.of(base) / base)
+        took_s = self.times.note(rows, took_s)
         if took_s < _CHEAPER * expected_s:  # look at other lengths soon
             self._steady = _FIRST_STEADY
         gained_s = (1 + num_right / base) * self.times.of(base) - took_s

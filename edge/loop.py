@@ -201,9 +201,9 @@ class EngineLoop:
             if num_done:
                 passes_s = time.perf_counter() - began_s
                 self.figures.count_decoded([(call, num_done)], passes_s)
-                self.speculation.note_plain(num_done, passes_s)
                 sequence.tokens += tokens
                 sequence.tokens += call.take_steps(context.steps, context.borrow_logits)
+                self.speculation.note_plain(num_done, time.perf_counter() - began_s)
 
     def _compute_rows(self, work: Work) -> None:
         parts = work.parts
@@ -214,7 +214,9 @@ class EngineLoop:
         began_s = time.perf_counter()
         self._run(rows, parts[0].call.wants_hidden)
         pass_s = time.perf_counter() - began_s
-        self._count(work, self._hand_out(work, rows), pass_s, is_usual)
+        decoded = self._hand_out(work, rows)
+        self._count(work, decoded, pass_s)
+        self._weigh(work, decoded, is_usual, time.perf_counter() - began_s)
 
     def _run(self, rows: Sequence[Row], hidden: bool) -> None:
         """Compute a pass. One that is wider than all before it takes memory, which is measured."""
@@ -227,20 +229,22 @@ class EngineLoop:
             compute(rows)
         self._widest_rows = len(rows)
 
-    def _count(
-        self, work: Work, decoded: Sequence[tuple[Call, int]], pass_s: float, is_usual: bool
-    ) -> None:
-        num_tokens = sum(number for _, number in decoded)
-        num_drafted = sum(len(part.drafted) for part in work.parts)
+    def _count(self, work: Work, decoded: Sequence[tuple[Call, int]], pass_s: float) -> None:
         if work.is_prompt:
+            num_tokens = sum(number for _, number in decoded)
             self.figures.count_prompt(work.parts[0].call, num_tokens, pass_s)
         else:
-            self.figures.count_decoded(decoded, pass_s, num_drafted)
-        if is_usual:
-            num_calls = len(work.parts)
-            self.speculation.note(num_calls, num_drafted, num_tokens - num_calls, pass_s)
-        else:
+            self.figures.count_decoded(decoded, pass_s, work.num_drafted)
+
+    def _weigh(
+        self, work: Work, decoded: Sequence[tuple[Call, int]], is_usual: bool, taken_s: float
+    ) -> None:
+        """Have the gate learn what a pass took, with the choice of tokens after it."""
+        if not is_usual:
             self.speculation.note_unusual()
+            return
+        num_right = sum(number for _, number in decoded) - len(work.parts)
+        self.speculation.note(len(work.parts), work.num_drafted, num_right, taken_s)
 
     def _hand_out(self, work: Work, rows: Sequence[Row]) -> list[tuple[Call, int]]:
         """Note the tokens as computed, have the calls take their logits, and drop drafted tokens

@@ -46,6 +46,11 @@ class Work(NamedTuple):
         """Whether it is a batch of a prompt."""
         return self.is_batch and not self.parts[0].call.takes_every_row
 
+    @property
+    def num_drafted(self) -> int:
+        """How many tokens of it are drafted."""
+        return sum(len(part.drafted) for part in self.parts)
+
 
 class Schedule:
     """Gives calls their sequences, and says what the next pass computes. It has no lock: one thread

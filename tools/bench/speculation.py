@@ -7,8 +7,8 @@
 Each round continues every prompt with each setting, by turns, greedily; drafts begin with what the
 prompt says, not with what earlier rounds said. The text must be the same each time. PATH is a file,
 or a folder of files, with a JSON object in each line (.jsonl, also .gz): the text is in "turns"
-(the first one), "prompt" or "question". A set is a file, or a "category" of it; --sets leaves out
-those whose name has none of the given words. Without PATH: a few prompts of its own. A prompt that
+(the first one), "prompt" or "question"; a model with a chat template reads it as a user's message.
+A set is a file, or a "category" of it; --sets leaves out those whose name has none of the given words. Without PATH: a few prompts of its own. A prompt that
 leaves no room for its tokens in the context is left out. --share is the share of experts in slots;
 1, and without it, all are in memory. Without MODEL: the built-in model. Each prompt of a set keeps
 its place, so that it is read once. --quick takes one set a file, two prompts of different
@@ -107,17 +107,16 @@ def speculate_as(drafter: str, setting: str) -> str:
 
 
 def run(model: edge.Model, speculate: str, prompts: Sequence[str], num_tokens: int) -> Run:
-    """Continue the prompts. The time to the first token is left out."""
+    """Continue the prompts, which were read before: a pass may give many tokens at once, so the
+    first one is timed too."""
     model.speculate(speculate)
     before, texts, spent_s, tokens = model.stats(), list[str](), 0.0, 0
     for prompt in prompts:
+        start = time.perf_counter()
         generation = model.generate(prompt, num_tokens, temperature=0)
-        pieces = [next(generation, "")]
-        begun, start = len(generation.tokens), time.perf_counter()
-        pieces += generation
+        texts.append("".join(generation))
         spent_s += time.perf_counter() - start
-        tokens += len(generation.tokens) - begun
-        texts.append("".join(pieces))
+        tokens += len(generation.tokens)
     spent = model.stats().since(before)
     rate = spent.draft_accepted / spent.drafted if spent.drafted else 0.0
     return Run(texts, tokens / spent_s, rate)
@@ -188,6 +187,15 @@ def holds(name: str, runs: Mapping[str, Run]) -> Iterator[bool]:
         )
 
 
+def asked(model: edge.Model, prompts: Sequence[str]) -> list[str]:
+    """Return the prompts as a user's message, if the model has a chat template."""
+    try:
+        template = model.chat_template()
+    except PromptError:
+        return list(prompts)
+    return [template.render([{"role": "user", "content": prompt}]) for prompt in prompts]
+
+
 def fitting(model: edge.Model, prompts: Sequence[str], num_tokens: int) -> list[str]:
     """Return the prompts that leave room for so many tokens."""
     most = model.plan.shape.ctx_tokens - num_tokens
@@ -239,7 +247,8 @@ def main(arguments: Sequence[str] | None) -> int:
                 for name, prompts in sets.items():
                     where = "in memory" if share is None else f"{share:.0%} in slots"
                     title = f"{path.name} {where}, {Path(drafter).name}: {name}"
-                    short = fitting(model, prompts, given.tokens)
+                    texts = asked(model, prompts) if given.prompts else prompts
+                    short = fitting(model, texts, given.tokens)
                     runs = measured(model, drafter, short, given.tokens, given.rounds)
                     if not runs[OFF].tok_s:
                         print(f"{title}: no text is as short, or the model ends each at once")
