@@ -8,11 +8,12 @@ Each round continues every prompt with each setting, by turns, greedily; drafts 
 prompt says, not with what earlier rounds said. The text must be the same each time. PATH is a file,
 or a folder of files, with a JSON object in each line (.jsonl, also .gz): the text is in "turns"
 (the first one), "prompt" or "question"; a model with a chat template reads it as a user's message.
-A set is a file, or a "category" of it; --sets leaves out those whose name has none of the given words. Without PATH: a few prompts of its own. A prompt that
-leaves no room for its tokens in the context is left out. --share is the share of experts in slots;
-1, and without it, all are in memory. Without MODEL: the built-in model. Each prompt of a set keeps
-its place, so that it is read once. --quick takes one set a file, two prompts of different
-categories, 32 tokens and one round: a look at all sets in minutes.
+A set is a file, or a "category" of it; --sets leaves out those whose name has none of the given
+words. Without PATH: a few prompts of its own. A prompt that leaves no room for its tokens in the
+context is left out. --share is the share of experts in slots; 1, and without it, all are in memory.
+Without MODEL: the built-in model. Each prompt of a set keeps its place, so that it is read once. A
+fast model needs many rounds. --quick takes one set a file, two prompts of different categories, 32
+tokens and one round: a look at all sets in minutes.
 
 Bounds, medians of the rounds, for each set: `auto` reaches 0.97 of the tokens a second of `off`,
 0.95 of the best fixed length (0, which is `off`, 1, 2, 3, 5 and 6, the most that a pass of 7 rows
