@@ -28,7 +28,7 @@ from haversack.edge.prompt import Prompt, prompt_tokens, token_ids
 from haversack.edge.resizing import resize, resized
 from haversack.edge.sampling import MAX_SEED, Sampling
 from haversack.edge.sequence import TokenSequence
-from haversack.edge.speculate import asked_for
+from haversack.edge.speculate import PassCount, asked_for
 from haversack.edge.stats import Stats
 from haversack.edge.templates import ChatTemplate
 from haversack.offload.activations import ActivationWatch, ActivationWatcher, WeightWatcher
@@ -324,11 +324,10 @@ class Model:
             raise PromptError("the model was loaded to draft nothing: no memory is set aside")
         self._loop.between_passes(lambda _: speculation.begin_anew(asked))
 
-    def pass_times_s(self) -> dict[int, float]:
-        """Return how long passes took by their number of rows, running means of those that were
-        timed to decide about drafts."""
-        times = self._loop.speculation.gate.times
-        return {rows: times.of(rows) for rows, timed in enumerate(times.num_timed) if timed}
+    def pass_counts(self) -> list[PassCount]:
+        """Return how many passes of a token of each text there were, with the seconds that they
+        took, by their number of rows; the first is that of one row right behind several."""
+        return list(self._loop.speculation.passes)
 
     @property
     def vocab_size(self) -> int:

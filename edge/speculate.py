@@ -80,6 +80,16 @@ def _asked_for(speculate: object) -> Asked:
     )
 
 
+class PassCount(NamedTuple):
+    """How many passes there were, and the seconds that they took with the choice of tokens."""
+
+    number: int = 0
+    taken_s: float = 0.0
+
+    def __sub__(self, other: "PassCount") -> "PassCount":
+        return PassCount(self.number - other.number, self.taken_s - other.taken_s)
+
+
 class Helper(NamedTuple):
     """A model that drafts, what is known of its vocabulary and the target's, and what has it
     learn, if it does."""
@@ -104,6 +114,8 @@ class Speculation:
         self.memory = memory
         self.num_rounds = self.num_drafted = self.num_accepted = self.num_rows = 0
         self.why_paused = ""  # empty: it is not
+        self.passes = [PassCount()] * (MOST_ROWS + 1)  # by rows; 0: one row behind several
+        self._latest_rows = 1
         self._helper = helper
         self._gates = {"auto": Gate(), "fixed": Gate(), "model": Gate()}
         if helper is not None:
@@ -228,12 +240,14 @@ class Speculation:
 
     def note_plain(self, num_passes: int, passes_s: float) -> None:
         """Count usual passes of one row that followed each other."""
+        self._count(1, num_passes, passes_s)
         if not self.is_off:
             self.gate.note_plain(num_passes, passes_s)
 
     def note(self, num_calls: int, num_drafted: int, num_right: int, pass_s: float) -> None:
         """Count a usual pass with a row of each of `num_calls` calls and `num_drafted` more, of
         which `num_right` were right."""
+        self._count(num_calls + num_drafted, 1, pass_s)
         if num_drafted:
             self.num_rounds += 1
             self.num_drafted += num_drafted
@@ -241,6 +255,12 @@ class Speculation:
             self.num_rows += num_calls + num_drafted
         if not self.is_off:
             self.gate.note(num_calls, num_drafted, num_right, pass_s)
+
+    def _count(self, num_rows: int, num_passes: int, taken_s: float) -> None:
+        kind = 0 if num_rows == 1 < self._latest_rows else num_rows
+        number, before_s = self.passes[kind]
+        self.passes[kind] = PassCount(number + num_passes, before_s + taken_s)
+        self._latest_rows = num_rows
 
     def note_unusual(self) -> None:
         """Count a pass that tells nothing of the others."""

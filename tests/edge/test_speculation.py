@@ -304,7 +304,8 @@ def test_how_tokens_are_drafted_can_be_changed(tiny_model: TinyModel, trunk_dir:
             model.speculate(how)
             assert model.generate(PROMPT, TEXT_TOKENS, temperature=0).text == text
             assert (model.stats().draft_rounds > rounds) == (how == "ngram:2")
-        assert {3, 7} <= set(model.pass_times_s())
+        passes = model.pass_counts()
+        assert passes[3].number and passes[7].number and passes[1].taken_s > 0
         with pytest.raises(edge.PromptError, match="speculate is 'on'"):
             model.speculate("on")
 
