@@ -153,6 +153,21 @@ def test_passes_that_were_not_timed_cost_what_fewer_rows_did() -> None:
     assert times.of(4) == pytest.approx(1.6)
 
 
+def test_what_only_the_first_pass_of_so_many_rows_takes_says_nothing_of_later_ones() -> None:
+    """llama.cpp makes its graph for them."""
+    times = PassTimes()
+    times.note(2, 60.0)
+    times.note(2, 1.2)
+    assert times.of(2) == pytest.approx(1.2)
+    gate = Gate()
+    for _ in range(9):
+        gate.note(1, 0, 0, 1.0)
+    gate.note(1, 1, 0, 60.0)
+    gate.note(1, 0, 0, 1.0)
+    assert gate.saved_s == pytest.approx(-1.0)  # as two passes of one row
+    assert gate.looks(1)  # it has credit for another trial
+
+
 def test_a_pass_that_was_held_up_counts_little() -> None:
     times = PassTimes()
     for _ in range(8):
