@@ -66,6 +66,15 @@ int32_t DeviceTier::find(const Layer &layer, int32_t expert) const {
     return slot != NOWHERE && slots->is_ready(slot) ? slot : NOWHERE;
 }
 
+const char *DeviceTier::fault(int32_t pool, int32_t num_moving) const {
+    const Slots *slots = pools_[pool].slots.get();
+    if (!slots) return nullptr;
+    if (state.is_lost && slots->num_used() > 0) return "a lost device holds experts";
+    if (slots->num_slots() - slots->num_unpinned() != num_moving)
+        return "a device's slot is pinned for no promotion";
+    return slots->fault();
+}
+
 bool DeviceTier::write(const Layer &layer, int32_t matrix, int32_t slot, const void *from,
                        int64_t offset, int64_t num_bytes) {
     Tensor *tensor = pools_[layer.pool].layers.at(layer.number).of_layer[matrix];

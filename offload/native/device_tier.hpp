@@ -31,6 +31,9 @@ class DeviceTier {
                   int32_t num_slots);
     // The slots of a pool; null if it has none here.
     Slots *slots(int32_t pool) { return pools_[pool].slots.get(); }
+    // Between passes: what is wrong with a pool's slots, to which `num_moving` experts are under way;
+    // null if nothing is.
+    const char *fault(int32_t pool, int32_t num_moving) const;
     // Where an expert of a layer has its READY copy; NOWHERE if it has none that can be used.
     int32_t find(const Layer &layer, int32_t expert) const;
     // Copy an expert's matrix into its slot; `from` has so many bytes, from `offset` on in the matrix.

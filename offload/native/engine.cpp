@@ -371,6 +371,8 @@ Failure Engine::end_pass(bool computed) {
         const bool is_idle = calls_since_read_ > (int64_t)layers_.size();
         if (low_.exist() && is_idle) prefetcher_->upgrade();
     }
+    for (Pool &pool : pools_)
+        for (int32_t slot : pool.doubles()) pool.high.drop(slot);
     if (failure == NO_FAILURE && computed) promote();
     return failure == NO_FAILURE ? (Failure)state.failure : failure;
 }

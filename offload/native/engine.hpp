@@ -108,6 +108,7 @@ class Engine {
     Prefetcher &prefetcher() { return *prefetcher_; }
     LowCopies &low_copies() { return low_; }
     DeviceTier &tier(int32_t number) { return *tiers_[number]; }
+    // Between passes: what is wrong with the books of the devices; null if nothing is.
     const char *tiers_fault();
     // Have no slot pinned for reads and copies that no layer waits for.
     void withdraw();

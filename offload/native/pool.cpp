@@ -46,6 +46,24 @@ bool Pool::is_above(int32_t row, int32_t expert) const {
     });
 }
 
+bool Pool::is_twice_above() const {
+    for (int32_t key = 0; key < high.num_rows * high.num_experts; key++)
+        if (std::count_if(above.begin(), above.end(),
+                          [&](const Slots *slots) { return slots->slot_of(key) != NOWHERE; }) > 1)
+            return true;
+    return false;
+}
+
+std::vector<int32_t> Pool::doubles() const {
+    std::vector<int32_t> found;
+    for (const Slots *slots : exclusive)
+        for (int32_t there = 0; there < slots->num_slots(); there++) {
+            const int32_t here = slots->is_ready(there) ? high.slot_of(slots->owner(there)) : NOWHERE;
+            if (here != NOWHERE && high.is_ready(here) && !high.is_pinned(here)) found.push_back(here);
+        }
+    return found;
+}
+
 // Nothing leaves for those read HIGH, and a HIGH copy serves later wishes that would make a LOW one
 // useless.
 std::vector<int32_t> Pool::read_levels(const std::vector<int32_t> &wanted) {

@@ -32,9 +32,14 @@ class Pool {
     Slots high, low;
     Slots &level(int32_t level) { return level == HIGH ? high : low; }
     bool has_low() const { return bytes_.total > 0; }
-    // The slots of devices for the same experts, and whether one of them has this one's READY copy.
-    std::vector<Slots *> above;
+    // The slots of devices for the same experts. Those of `exclusive` devices are in both lists.
+    std::vector<Slots *> above, exclusive;
+    // Whether a device has this expert's READY copy.
     bool is_above(int32_t row, int32_t expert) const;
+    // Whether two devices have slots for the same expert.
+    bool is_twice_above() const;
+    // The slots here, not pinned, of experts whose READY copy an exclusive device has as well.
+    std::vector<int32_t> doubles() const;
 
     // The copy that serves an expert of `row` wanted at this level; NOWHERE as its slot if none does.
     // A copy that is there serves before one that is coming.

@@ -25,7 +25,7 @@ Promoter::Promoter(DeviceTier &tier, const std::vector<Layer> &layers, std::vect
 bool Promoter::go_on() {
     if (!take_in()) return false;
     if (passes_to_rest_ > 0) return passes_to_rest_--, true;
-    const bool has_room = uploads_.num_under_way() == 0;
+    const bool has_room = uploads_.under_way().empty();
     most_ = has_room ? std::min(2 * most_, MOST_UPLOADS) : std::max(most_ / 2, LEAST_UPLOADS);
     if (!start_more() && has_room) passes_to_rest_ = RESTING_PASSES;
     return true;
@@ -35,7 +35,8 @@ bool Promoter::go_on() {
 bool Promoter::start_more() {
     bool found = false;
     for (size_t number = 0; number < pools_.size(); number++)
-        while (is_open(number) && uploads_.num_under_way() < most_ && pools_[number].high.num_unpinned() > reserve_) {
+        while (is_open(number) && uploads_.under_way().size() < most_ &&
+               pools_[number].high.num_unpinned() > reserve_) {
             const auto promotion = promotions_[number].next();
             if (!promotion) break;
             uploads_.submit(layer_of(number, promotion->key), *promotion);
@@ -57,6 +58,12 @@ const Layer &Promoter::layer_of(int32_t pool, int32_t key) const {
     });
 }
 
+int32_t Promoter::num_under_way(int32_t pool) const {
+    const auto &all = uploads_.under_way();
+    return std::count_if(all.begin(), all.end(),
+                         [&](const auto &upload) { return upload->layer->pool == pool; });
+}
+
 bool Promoter::take_in() {
     bool works = true;
     for (const auto &upload : uploads_.ended()) {
@@ -70,7 +77,7 @@ bool Promoter::take_in() {
 }
 
 void Promoter::withdraw() {
-    if (uploads_.num_under_way() == 0) return;
+    if (uploads_.under_way().empty()) return;
     uploads_.give_up();
     if (!take_in()) tier_.has_failed = true;
 }

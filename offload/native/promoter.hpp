@@ -13,6 +13,7 @@ class Promoter {
 
     // A pass has ended: take in what came, and begin with more. Returns false if the device failed.
     bool go_on();
+    int32_t num_under_way(int32_t pool) const;
     // Return when nothing is under way: no slot is pinned for it any more.
     void withdraw();
 

@@ -74,6 +74,12 @@ int32_t Slots::num_empty() const {
     return count;
 }
 
+int32_t Slots::num_pinned_ready() const {
+    int32_t count = 0;
+    for (int32_t slot = 0; slot < num_slots(); slot++) count += is_ready(slot) && is_pinned(slot);
+    return count;
+}
+
 void Slots::drop(int32_t slot) {
     if (owner_[slot] != NOWHERE) slot_of_[owner_[slot]] = NOWHERE;
     owner_[slot] = NOWHERE;

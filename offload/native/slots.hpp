@@ -37,6 +37,7 @@ class Slots {
     }
     bool is_ready(int32_t slot) const { return state_[slot] == READY; }
     bool is_pinned(int32_t slot) const { return pins_[slot] != 0; }
+    int32_t num_pinned_ready() const;
 
     // All slots from this one on are empty.
     int32_t num_used() const;

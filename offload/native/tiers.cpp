@@ -17,7 +17,10 @@ bool Engine::add_tier(const TierPlan &plan) {
                 if (layer.pool == (int32_t)number) layers.push_back(&layer);
             Pool &pool = pools_[number];
             if (!tier->add_pool(pool.high.rule(), layers, plan.num_slots[number])) return false;
-            if (Slots *slots = tier->slots(number)) pool.above.push_back(slots);
+            if (Slots *slots = tier->slots(number)) {
+                pool.above.push_back(slots);
+                if (plan.is_exclusive) pool.exclusive.push_back(slots);
+            }
         }
         promoters_.emplace_back();
         if (!plan.is_fixed)
@@ -217,11 +220,22 @@ bool Engine::fill_slot(const Layer &layer, int32_t expert, DeviceTier &tier) {
     return !state.failure;
 }
 
+// ------------------------------------------------------------------- integrity
 const char *Engine::tiers_fault() {
     for (auto &tier : tiers_)
-        for (size_t pool = 0; pool < pools_.size(); pool++)
-            if (Slots *slots = tier->slots(pool))
-                if (const char *fault = slots->fault()) return fault;
+        if (tier->is_running()) return "a device computes between passes";
+    for (size_t number = 0; number < pools_.size(); number++) {
+        const Pool &pool = pools_[number];
+        int32_t num_moving = 0;
+        for (size_t tier = 0; tier < tiers_.size(); tier++) {
+            const int32_t moving = promoters_[tier] ? promoters_[tier]->num_under_way(number) : 0;
+            if (const char *fault = tiers_[tier]->fault(number, moving)) return fault;
+            num_moving += moving;
+        }
+        if (pool.high.num_pinned_ready() != num_moving) return "a slot is pinned for no promotion";
+        if (pool.is_twice_above()) return "two devices have slots for the same expert";
+        if (!pool.doubles().empty()) return "an expert on an exclusive device lies on the host too";
+    }
     return nullptr;
 }
 

@@ -32,7 +32,7 @@ class Uploads {
     void give_up();
     // Take out those that have ended, in the order they were submitted.
     std::deque<std::unique_ptr<Upload>> ended();
-    size_t num_under_way() const { return uploads_.size(); }
+    const std::deque<std::unique_ptr<Upload>> &under_way() const { return uploads_; }
 
   private:
     void work();

@@ -3,6 +3,7 @@
 #include "engine_model.hpp"
 
 #include <cerrno>
+#include <string>
 
 using namespace haversack;
 
@@ -91,6 +92,51 @@ TEST(experts_move_up_while_passes_are_computed) {
         CHECK(model.engine->pool(0).high.num_unpinned() == 2 * NUM_EXPERTS);
         CHECK(!model.engine->tiers_fault());
     }
+}
+
+TEST(what_the_host_has_to_read_leaves_it_again_for_an_exclusive_device) {
+    const OnDevice device(NUM_EXPERTS, true);
+    TierPlan small = device.plan;
+    small.workspace_bytes = 1200;  // three pairs, fewer than a batch has of an expert
+    Model model(THREADS, NUM_LAYERS * NUM_EXPERTS, TYPE_F32, 4, false, &small);
+    std::minstd_rand random(29);
+    run_until_promoted(model, random, NUM_EXPERTS);
+    const int64_t misses = model.engine->state.misses;
+    run_whole_pass(model, random, 100);
+    CHECK(model.engine->state.misses > misses);
+    CHECK(!model.engine->tiers_fault());
+}
+
+TEST(a_fault_in_the_books_of_devices_is_found) {
+    const auto fault = [](const Model &model) {
+        const char *found = model.engine->tiers_fault();
+        return std::string(found ? found : "");
+    };
+    const OnDevice first(NUM_EXPERTS, true, true), second(1, false, true);
+    Model model(THREADS, NUM_EXPERTS, TYPE_F32, 4, false, &first.plan);
+    CHECK(model.engine->fill_tiers() == NO_FAILURE);
+    CHECK(model.engine->add_tier(second.plan));
+    Slots &host = model.engine->pool(0).high;
+    Slots &there = *model.engine->tier(0).slots(0), &beside = *model.engine->tier(1).slots(0);
+    CHECK(fault(model) == "");
+    there.pin(0);
+    CHECK(fault(model) == "a device's slot is pinned for no promotion");
+    there.unpin(0);
+    const int32_t slot = host.claim(0, {0})[0];  // the device has this expert
+    CHECK(fault(model) == "");
+    host.fill(slot);
+    CHECK(fault(model) == "a slot is pinned for no promotion");
+    host.unpin(slot);
+    CHECK(fault(model) == "an expert on an exclusive device lies on the host too");
+    host.drop(slot);
+    beside.fill(beside.claim(0, {0})[0]);
+    beside.unpin(0);
+    CHECK(fault(model) == "two devices have slots for the same expert");
+    beside.drop(0);
+    model.engine->tier(0).state.is_lost = true;
+    CHECK(fault(model) == "a lost device holds experts");
+    model.engine->tier(0).lose();
+    CHECK(fault(model) == "");
 }
 
 TEST(pools_change_and_reads_fail_while_experts_move_up) {
