@@ -15,13 +15,13 @@ bool Engine::add_tier(const TierPlan &plan) {
             std::vector<const Layer *> layers;
             for (const Layer &layer : layers_)
                 if (layer.pool == (int32_t)number) layers.push_back(&layer);
-            Pool &pool = pools_[number];
-            if (!tier->add_pool(pool.high.rule(), layers, plan.num_slots[number])) return false;
-            if (Slots *slots = tier->slots(number)) {
-                pool.above.push_back(slots);
-                if (plan.is_exclusive) pool.exclusive.push_back(slots);
-            }
+            if (!tier->add_pool(pools_[number].high.rule(), layers, plan.num_slots[number])) return false;
         }
+        for (size_t number = 0; number < pools_.size(); number++)
+            if (Slots *slots = tier->slots(number)) {
+                pools_[number].above.push_back(slots);
+                if (plan.is_exclusive) pools_[number].exclusive.push_back(slots);
+            }
         promoters_.emplace_back();
         if (!plan.is_fixed)
             promoters_.back() = std::make_unique<Promoter>(*tier, layers_, pools_, plan.is_exclusive,

@@ -55,6 +55,19 @@ TEST(a_batch_goes_to_the_device_in_portions) {
     for (int64_t num_rows : {200, 1, 200}) run_whole_pass(model, random, num_rows);
 }
 
+TEST(a_device_that_has_not_the_memory_leaves_nothing_behind) {
+    constexpr int64_t WIDTH = 1024, NUM_BYTES = WIDTH * WIDTH * 4;
+    const int32_t num_slots[] = {4, 1 << 30};  // the second pool's are too many
+    Model model(THREADS, 2 * NUM_USED);
+    Layer layer{NUM_LAYERS, 0, 1, 1, {}};
+    layer.matrices[HIGH][0] = {nullptr, NUM_BYTES, 0, 0, NUM_BYTES, WIDTH, WIDTH, 0, TYPE_F32, NUM_BYTES};
+    model.engine->add_pool(Pool(1, NUM_EXPERTS, NUM_USED, 0));
+    model.engine->add_layer(layer);
+    CHECK(!model.engine->add_tier({nullptr, num_slots, WORKSPACE_BYTES, true, false}));
+    CHECK(!model.engine->pool(0).is_above(0, 0));
+    CHECK(!model.engine->tiers_fault());
+}
+
 TEST(a_layer_that_is_begun_again_leaves_devices_what_they_began) {
     constexpr int64_t NUM_ROWS = 3;
     const std::vector<float> wishes = {5, 3, 2};  // HIGH, LOW, SKIP
