@@ -84,6 +84,7 @@ bool DeviceTier::write(const Layer &layer, int32_t matrix, int32_t slot, const v
         });
         return true;
     } catch (const DeviceError &) {
+        has_failed = true;
         return false;
     }
 }

@@ -37,7 +37,7 @@ class DeviceTier {
     // Where an expert of a layer has its READY copy; NOWHERE if it has none that can be used.
     int32_t find(const Layer &layer, int32_t expert) const;
     // Copy an expert's matrix into its slot; `from` has so many bytes, from `offset` on in the matrix.
-    // Returns false if the device failed.
+    // Returns false if the device fails.
     bool write(const Layer &layer, int32_t matrix, int32_t slot, const void *from, int64_t offset,
                int64_t num_bytes);
 
@@ -58,7 +58,7 @@ class DeviceTier {
     void lose();
 
     TierState state{};
-    bool has_failed = false;  // no error has told of it yet
+    std::atomic<bool> has_failed{false};  // no error has told of it yet
     TierCosts costs;
 
   private:

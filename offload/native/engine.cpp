@@ -85,6 +85,7 @@ Status Engine::compute(int32_t number, const std::vector<Tensor *> &nodes,
     for (const Product &product : products)
         if (nodes[product.at]->src[2] != ids) return fail(OTHER_CHOICE, nodes[product.at]);
     if (products_seen_ == 0) {
+        if (!all_tiers_work()) return COMPUTE_FAILED;
         began_s_ = began_s;
         hits_at_start_ = state.hits, misses_at_start_ = state.misses;
         rows_ = ids->ne[1];
@@ -374,7 +375,7 @@ Failure Engine::end_pass(bool computed) {
     for (Pool &pool : pools_)
         for (int32_t slot : pool.doubles()) pool.high.drop(slot);
     if (failure == NO_FAILURE && computed) promote();
-    return failure == NO_FAILURE ? (Failure)state.failure : failure;
+    return failure;
 }
 
 }  // namespace haversack

@@ -200,6 +200,7 @@ class Engine {
     Status finish_tiers(const Call &call);
     Status lose_tier(int32_t tier);
     void abandon_tiers();
+    bool all_tiers_work();
     void promote();
     bool fill_slot(const Layer &layer, int32_t expert, DeviceTier &tier);
     // waves (waves.cpp)

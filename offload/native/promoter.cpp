@@ -22,13 +22,13 @@ Promoter::Promoter(DeviceTier &tier, const std::vector<Layer> &layers, std::vect
     }
 }
 
-bool Promoter::go_on() {
-    if (!take_in()) return false;
-    if (passes_to_rest_ > 0) return passes_to_rest_--, true;
+void Promoter::go_on() {
+    take_in();
+    if (tier_.has_failed) return;
+    if (passes_to_rest_ > 0) return void(passes_to_rest_--);
     const bool has_room = uploads_.under_way().empty();
     most_ = has_room ? std::min(2 * most_, MOST_UPLOADS) : std::max(most_ / 2, LEAST_UPLOADS);
     if (!start_more() && has_room) passes_to_rest_ = RESTING_PASSES;
-    return true;
 }
 
 // Returns whether an expert was worth moving.
@@ -64,22 +64,19 @@ int32_t Promoter::num_under_way(int32_t pool) const {
                          [&](const auto &upload) { return upload->layer->pool == pool; });
 }
 
-bool Promoter::take_in() {
-    bool works = true;
+void Promoter::take_in() {
     for (const auto &upload : uploads_.ended()) {
         const bool came = upload->state == UPLOADED;
         promotions_[upload->layer->pool].finish(upload->promotion, came);
         tier_.state.promoted += came;
         tier_.state.moved_bytes += came ? upload->layer->expert_bytes(HIGH) : 0;
-        works = works && upload->state != UPLOAD_FAILED;
     }
-    return works;
 }
 
 void Promoter::withdraw() {
     if (uploads_.under_way().empty()) return;
     uploads_.give_up();
-    if (!take_in()) tier_.has_failed = true;
+    take_in();
 }
 
 }  // namespace haversack

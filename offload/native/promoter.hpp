@@ -11,14 +11,14 @@ class Promoter {
     Promoter(DeviceTier &tier, const std::vector<Layer> &layers, std::vector<Pool> &pools,
              bool is_exclusive, int32_t reserve);
 
-    // A pass has ended: take in what came, and begin with more. Returns false if the device failed.
-    bool go_on();
+    // A pass has ended: take in what came, and begin with more unless the device has failed.
+    void go_on();
     int32_t num_under_way(int32_t pool) const;
     // Return when nothing is under way: no slot is pinned for it any more.
     void withdraw();
 
   private:
-    bool take_in();
+    void take_in();
     bool start_more();
     bool is_open(int32_t pool) const;
     const Layer &layer_of(int32_t pool, int32_t key) const;

@@ -118,7 +118,8 @@ bool Engine::start_portion(const Call &call, int32_t number) {
     }
     if (pairs.empty()) return true;
     try {
-        if (tier.start(call.layer, form_, call.choice, std::move(pairs), slots)) return true;
+        if (!tier.has_failed && tier.start(call.layer, form_, call.choice, std::move(pairs), slots))
+            return true;
     } catch (const DeviceError &) {
     }
     return lose_tier(number) == SUCCESS;
@@ -143,6 +144,7 @@ Status Engine::finish_tiers(const Call &call) {
 Status Engine::lose_tier(int32_t tier) {
     if (promoters_[tier]) promoters_[tier]->withdraw();
     tiers_[tier]->lose();
+    tiers_[tier]->has_failed = false;
     promoters_[tier].reset();
     state.failed_tier = tier;
     return fail(DEVICE_FAILED);
@@ -168,10 +170,17 @@ void Engine::withdraw() {
         if (promoter) promoter->withdraw();
 }
 
+// Returns false if a device has failed that no error has told of: this pass does.
+bool Engine::all_tiers_work() {
+    for (size_t tier = 0; tier < tiers_.size(); tier++)
+        if (tiers_[tier]->has_failed) return lose_tier(tier) == SUCCESS;
+    return true;
+}
+
 // A pass has ended: experts move up.
 void Engine::promote() {
-    for (size_t tier = 0; tier < tiers_.size(); tier++)
-        if (promoters_[tier] && (!promoters_[tier]->go_on() || tiers_[tier]->has_failed)) lose_tier(tier);
+    for (auto &promoter : promoters_)
+        if (promoter) promoter->go_on();
 }
 
 // ------------------------------------------------------------------------ load

@@ -72,12 +72,9 @@ void Uploads::copy(Upload &upload) {
         for (int64_t at = 0; at < matrix.num_bytes; at += BLOCK_BYTES) {
             const int64_t count = std::min(BLOCK_BYTES, matrix.num_bytes - at);
             while (tier_.is_computing() && !gives_up_) std::this_thread::sleep_for(PAUSE);
-            if (gives_up_) {
+            if (gives_up_ || tier_.has_failed ||
+                !tier_.write(*upload.layer, m, promotion.device_slot, from + at, at, count)) {
                 upload.state = UPLOAD_GIVEN_UP;
-                return;
-            }
-            if (!tier_.write(*upload.layer, m, promotion.device_slot, from + at, at, count)) {
-                upload.state = UPLOAD_FAILED;
                 return;
             }
         }

@@ -13,7 +13,7 @@
 
 namespace haversack {
 
-enum UploadState : int32_t { UPLOAD_WAITING, UPLOADED, UPLOAD_GIVEN_UP, UPLOAD_FAILED };
+enum UploadState : int32_t { UPLOAD_WAITING, UPLOADED, UPLOAD_GIVEN_UP };
 
 struct Upload {
     const Layer *layer;

@@ -84,6 +84,18 @@ def test_a_copy_up_that_fails_ends_one_pass(device: Any, path: Any, open_model: 
     np.testing.assert_array_equal(model.logits(TOKENS, 1), expected)
 
 
+def test_a_device_that_failed_is_sent_nothing_more(
+    device: Any, path: Path, open_model: Any
+) -> None:
+    model = open_model(path, 1.0, tiers=[{"device": device, "share": 0.5}])
+    device.fail("copy")
+    with pytest.raises(HaversackError, match="failed while it computed experts"):
+        while True:
+            model.logits(TOKENS, 1)
+    model.logits(TOKENS, 1)
+    assert device.counts().num_copies == 0
+
+
 def test_a_device_that_fails_beside_a_read_gets_no_more_experts(
     device: Any, path: Path, open_model: Any
 ) -> None:
