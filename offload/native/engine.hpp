@@ -202,7 +202,7 @@ class Engine {
     void abandon_tiers();
     bool all_tiers_work();
     void promote();
-    bool fill_slot(const Layer &layer, int32_t expert, DeviceTier &tier);
+    bool fill_slot(const Layer &layer, int32_t expert, int32_t tier);
     // waves (waves.cpp)
     Status compute_in_waves(const Call &call);
     void hold_high(const Call &call, Lease &lease);

@@ -159,6 +159,7 @@ void Engine::abandon_tiers() {
             tiers_[tier]->abandon();
         } catch (const DeviceError &) {
             tiers_[tier]->lose();
+            tiers_[tier]->has_failed = true;  // the next pass tells
             promoters_[tier].reset();
         }
     }
@@ -189,20 +190,20 @@ Failure Engine::fill_tiers() {
         for (int32_t expert = 0, found = !promoters_[number]; found; expert++) {
             found = 0;
             for (const Layer &layer : layers_) {
-                DeviceTier &tier = *tiers_[number];
-                Slots *slots = tier.slots(layer.pool);
+                Slots *slots = tiers_[number]->slots(layer.pool);
                 if (expert >= pools_[layer.pool].high.num_experts || !slots) continue;
                 if (slots->num_empty() == 0) continue;
                 found = 1;
                 if (pools_[layer.pool].is_above(layer.row, expert)) continue;
-                if (!fill_slot(layer, expert, tier)) return (Failure)state.failure;
+                if (!fill_slot(layer, expert, number)) return (Failure)state.failure;
             }
         }
     return NO_FAILURE;
 }
 
 // Read an expert into a slot of the host that is empty or may be taken, and copy it from there.
-bool Engine::fill_slot(const Layer &layer, int32_t expert, DeviceTier &tier) {
+bool Engine::fill_slot(const Layer &layer, int32_t expert, int32_t number) {
+    DeviceTier &tier = *tiers_[number];
     Slots &slots = *tier.slots(layer.pool), &host = pools_[layer.pool].high;
     const int32_t borrowed = host.borrow(1)[0];
     const int32_t slot = slots.claim(layer.row, {expert})[0];
@@ -220,7 +221,7 @@ bool Engine::fill_slot(const Layer &layer, int32_t expert, DeviceTier &tier) {
         if (!ended) fail(STOPPED);
         else if (!reads[m].came()) fail_read(&reads[m]);
         else if (!tier.write(layer, m, slot, matrix.in_slot(borrowed), 0, matrix.num_bytes))
-            fail(DEVICE_FAILED);
+            state.failed_tier = number, fail(DEVICE_FAILED);
     }
     host.unpin(borrowed);
     if (state.failure) slots.drop(slot);

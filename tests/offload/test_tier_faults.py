@@ -72,6 +72,16 @@ def test_memory_that_a_device_refuses_ends_the_load(
     np.testing.assert_array_equal(model.logits(TOKENS, 1), expected_logits(path, 1))
 
 
+def test_the_second_of_two_devices_fails_while_it_is_filled(
+    device: Any, path: Any, open_model: Any
+) -> None:
+    with SimulatedDevice(1 << 28, Link(12e9)) as second:
+        second.fail("copy")
+        both = [{"device": each, "share": 0.25, "fixed": True} for each in (device, second)]
+        with pytest.raises(HaversackError, match=f"{second.name} failed"):
+            open_model(path, 0.25, tiers=both)
+
+
 def test_a_copy_up_that_fails_ends_one_pass(device: Any, path: Any, open_model: Any) -> None:
     model = open_model(path, 1.0, tiers=[{"device": device, "share": 0.5}])
     expected = model.logits(TOKENS, 1)
@@ -96,7 +106,7 @@ def test_a_device_that_failed_is_sent_nothing_more(
     assert device.counts().num_copies == 0
 
 
-def test_a_device_that_fails_beside_a_read_gets_no_more_experts(
+def test_a_device_that_fails_beside_a_read_is_told_by_the_next_call(
     device: Any, path: Path, open_model: Any
 ) -> None:
     model = open_model(path, 0.0, tiers=[{"device": device, "share": 0.125, "exclusive": True}])
@@ -114,6 +124,9 @@ def test_a_device_that_fails_beside_a_read_gets_no_more_experts(
     model.drive.on_read = lambda _: None
     lost = model.experts.tier_counts()[0]
     assert lost.is_lost
+    model.experts.check_integrity()
+    with pytest.raises(HaversackError, match="failed while it computed experts"):
+        model.logits(TOKENS, 1)
     for _ in range(3):
         np.testing.assert_array_equal(model.logits(TOKENS, 1), expected)
     assert model.experts.tier_counts()[0] == lost
