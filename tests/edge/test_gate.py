@@ -165,7 +165,8 @@ def test_what_only_the_first_pass_of_so_many_rows_takes_says_nothing_of_later_on
     gate.note(1, 1, 0, 60.0)
     gate.note(1, 0, 0, 1.0)
     assert gate.saved_s == pytest.approx(-1.0)  # as two passes of one row
-    assert gate.looks(1)  # it has credit for another trial
+    gate.note_plain(32, 32.0)
+    assert gate.looks(1) and gate.num_worth(1, [0.9]) == 1  # it has credit for another trial
 
 
 def test_a_pass_that_was_held_up_counts_little() -> None:
