@@ -3,13 +3,15 @@ server process lends."""
 
 import shutil
 import signal
-import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from haversack.devices import module_build, modules
@@ -73,8 +75,8 @@ def end_with_the_tests():
     os._exit(0)
 
 threading.Thread(target=end_with_the_tests, daemon=True).start()
-name, threads, folder = sys.argv[1:]
-rpc.serve(rpc.endpoint_of(name), int(threads), Path(folder))
+threads, folder = sys.argv[1:]
+rpc.serve(rpc.Endpoint("127.0.0.1", 0), int(threads), Path(folder))
 """
 
 
@@ -83,32 +85,31 @@ class RpcServer:
     second client waits until the first has closed all that it had there."""
 
     def __init__(self, num_threads: int, modules_dir: Path) -> None:
-        self.port = _free_port()
-        self.name = f"RPC[127.0.0.1:{self.port}]"
-        command = [sys.executable, "-c", _SERVER, self.name, str(num_threads), str(modules_dir)]
+        command = [sys.executable, "-c", _SERVER, str(num_threads), str(modules_dir)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
+        self.port = 0
+
+    @property
+    def name(self) -> str:
+        return f"RPC[127.0.0.1:{self.port}]"
 
     def wait_until_it_listens(self) -> None:
-        while self.process.poll() is None:
-            try:
-                socket.create_connection(("127.0.0.1", self.port)).close()
-            except ConnectionRefusedError:
-                continue
-            return
+        """The system has chosen the port."""
+        while self.process.poll() is None and not self.port:
+            with suppress(psutil.Error):  # it is just ending
+                for each in psutil.Process(self.process.pid).net_connections("tcp"):
+                    if each.status == psutil.CONN_LISTEN:
+                        self.port = each.laddr.port
+            threading.Event().wait(0.01)
         assert self.process.stderr is not None
-        raise AssertionError(f"the server ended: {self.process.stderr.read().decode()}")
+        assert self.port, f"the server ended: {self.process.stderr.read().decode()}"
 
     def kill(self) -> None:
         """End the server at once; may be called twice."""
         self.process.kill()
         self.process.communicate()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

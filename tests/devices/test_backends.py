@@ -1,6 +1,5 @@
 """Devices are found by their names, and what brings them is loaded only when one is named."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from haversack.devices import modules
+from haversack.devices._native import backends as native
 from haversack.devices._native import chosen
 from haversack.devices.backends import CPU, GPU, Device, find_device, list_devices
 from haversack.devices.errors import DeviceError
@@ -27,27 +28,44 @@ def test_our_own_device_is_none_of_theirs() -> None:
 
 def test_an_unknown_device_names_those_that_are_there(tmp_path: Path) -> None:
     with pytest.raises(
-        DeviceError, match=r"no device TPU0: give one of CPU.*\(CUDA0, Vulkan0, RPC"
+        DeviceError, match=r"no device TPU0: give one of .*CPU.*\(CUDA0, Vulkan0, RPC"
     ):
         find_device("TPU0", tmp_path)
 
 
-def test_a_backend_that_is_missing_says_how_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(DeviceError, match="the backend cuda is not there: ") as caught:
-        find_device("CUDA0", tmp_path)
+@pytest.mark.parametrize(("name", "backend"), modules.DEVICES.items())
+def test_a_backend_that_is_missing_says_how_to_get_it(
+    name: str, backend: str, tmp_path: Path
+) -> None:
+    there = [each.backend for each in modules.list_modules(tmp_path)]
+    if native.ggml_backend_reg_by_name(backend.encode()) or backend in there:
+        pytest.skip(f"this build of llama.cpp has {backend}")
+    with pytest.raises(DeviceError, match=f"the backend {backend} is not there: ") as caught:
+        find_device(name, tmp_path)
     assert "\n" not in str(caught.value)
     if chosen.build.package == "llama-cpp-python":
-        assert "`haversack backend build cuda` makes it" in str(caught.value)
+        assert f"`haversack backend build {backend}` makes it" in str(caught.value)
 
 
-def test_no_module_is_loaded_before_it_is_asked_for() -> None:
+def test_no_module_is_loaded_before_it_is_asked_for(tmp_path: Path) -> None:
+    there = modules.build_dir(tmp_path) / modules.file_name(modules.RPC)
+    there.parent.mkdir()
+    there.touch()
     program = """
-import json
+import sys
+from pathlib import Path
+from haversack.devices import modules
+from haversack.devices._native import backends
 from haversack.devices.backends import list_devices
-print(json.dumps([device.kind for device in list_devices()]))
+list_devices()
+for module in modules.list_modules(Path(sys.argv[1])):
+    print(module.backend, backends.ggml_backend_reg_by_name(module.backend.encode()))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    assert "GPU" not in json.loads(done.stdout)
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = done.stdout.splitlines()
+    assert "rpc None" in found or chosen.build.module_dir is None
+    assert all(line.endswith(" None") for line in found)
 
 
 # ------------------------------------------------------------------------ RPC
