@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -320,7 +319,10 @@ def test_a_callback_that_fails_stops_the_graph(tokens: list[int], model: LlamaMo
 
 # ------------------------------------------------------------------- stopping
 class CountingFlag(StopFlag):
-    """Counts how often it was checked: once for each node of a graph, and after the graph."""
+    """Counts how often it was checked: once for each node of a graph, and after the graph. At the
+    tenth look `other` is started, and ends before that look does."""
+
+    other: threading.Thread | None = None
 
     def __init__(self) -> None:
         self.looks = 0
@@ -329,6 +331,9 @@ class CountingFlag(StopFlag):
     @property
     def requested(self) -> bool:
         self.looks += 1
+        if self.looks == 10 and self.other is not None:
+            self.other.start()
+            self.other.join()
         return super().requested
 
 
@@ -341,18 +346,9 @@ def test_another_thread_stops_a_long_prefill(tiny_model: Callable[..., Path]) ->
     context.decode(tokens)
     looks_of_all = stop.looks
     context.forget(3)
-    stop.looks = 0
-
-    def request() -> None:
-        while stop.looks < 10:
-            time.sleep(0.001)
-        stop.request()
-
-    thread = threading.Thread(target=request)
-    thread.start()
+    stop.looks, stop.other = 0, threading.Thread(target=stop.request)
     with pytest.raises(CancelledError):
         context.decode(tokens)
-    thread.join()
     assert looks_of_all > 50
     assert 10 <= stop.looks < looks_of_all / 2
     assert context.num_tokens() == 3

@@ -21,6 +21,7 @@ from haversack.tools.models.architectures import TinyShape, tiny_metadata
 from haversack.tools.routing.trace import main as record_trace
 
 PROGRAM = [sys.executable, "-m", "haversack.edge"]
+LONG_CTX = 32768  # a text that fills it fills the pipe before, and waits there for its reader
 _ROOT = Path(__file__).parents[2]
 EXPECTED = _ROOT / "tools" / "models" / "stories260k" / "expected_greedy.txt"
 
@@ -416,12 +417,11 @@ def test_no_room_for_the_trunk(model: Path, tight: str, tmp_path: Path) -> None:
         assert list(folder.glob("*.gguf*")) == []
 
 
-def test_a_model_cut_short_while_it_answers(
-    model: Path, tight: str, trunk_dir: Path, tmp_path: Path
-) -> None:
+def test_a_model_cut_short_while_it_answers(model: Path, trunk_dir: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.gguf"
     copy.write_bytes(model.read_bytes())
-    options = ("-p", "1", "--ram", tight, "--cache-dir", trunk_dir, "-n", 100_000, "--seed", 1)
+    ram = tight_budget(model, "--ctx", LONG_CTX)
+    options = ("-p", "1", "--ram", ram, "--cache-dir", trunk_dir, "--ctx", LONG_CTX, "--seed", 1)
     with started("run", copy, *options) as process:
         assert process.stdout is not None
         process.stdout.read(1)
@@ -449,7 +449,7 @@ def prefilling(process: subprocess.Popen[str]) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal to one process there")
 @pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "resident"])
 def test_ctrl_c_in_prefill(model: Path, trunk_dir: Path, streamed: bool) -> None:
-    options = ("--ctx", 8192, "--batch", 64)
+    options = ("--ctx", LONG_CTX, "--batch", 64)
     ram = tight_budget(model, *options) if streamed else "1GiB"
     prompt = " ".join(str(token % 500) for token in range(8000))
     run = ("run", model, "-v", "-p", prompt, *options, "--ram", ram, "--cache-dir", trunk_dir)
@@ -459,9 +459,10 @@ def test_ctrl_c_in_prefill(model: Path, trunk_dir: Path, streamed: bool) -> None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal to one process there")
-def test_ctrl_c_in_decode_and_the_run_after_it(model: Path, tight: str, trunk_dir: Path) -> None:
-    options = ("-p", "1", "--ram", tight, "--cache-dir", trunk_dir)
-    with started("run", model, *options, "--ctx", 512, "-n", 100_000) as process:
+def test_ctrl_c_in_decode_and_the_run_after_it(model: Path, trunk_dir: Path) -> None:
+    ram = tight_budget(model, "--ctx", LONG_CTX)
+    options = ("-p", "1", "--ram", ram, "--cache-dir", trunk_dir, "--ctx", LONG_CTX)
+    with started("run", model, *options) as process:
         assert process.stdout is not None
         process.stdout.read(1)
         assert_interrupted(process)

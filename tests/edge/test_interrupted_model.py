@@ -30,7 +30,7 @@ def test_a_model_answers_after_ctrl_c(
         assert main is not None
         threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
-            for _ in range(9):  # on any computer this takes longer than the timer
+            while True:
                 _ = model.generate([token % 500 for token in range(8000)], 1).text
         model.check_integrity()
         assert model.generate([1, 2, 3], 5, temperature=0).text == before != ""

@@ -70,9 +70,11 @@ def kept(folder: Path) -> list[Path]:
 
 
 def wait_until_still(model: edge.Model) -> None:
-    before = -1
-    while before != (before := model.stats().bytes_read):
-        time.sleep(0.05)
+    """Return when no read waits or is under way."""
+    assert model._engine is not None and model._engine.experts is not None
+    counts = model._engine.experts.readers.counts
+    while counts().num_ahead or counts().num_reading:
+        time.sleep(0.001)
 
 
 @pytest.mark.parametrize(

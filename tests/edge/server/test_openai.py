@@ -2,8 +2,10 @@
 
 import json
 import math
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from typing import Any
 
 import openai
@@ -166,9 +168,20 @@ def test_answers_in_parallel_are_those_of_a_lone_client(client: openai.OpenAI) -
     assert len(set(alone)) > 1
 
 
-def test_a_stream_that_is_closed_is_cancelled(client: openai.OpenAI, running: Any) -> None:
-    queue = running.server.queue
-    before = queue.num_cancelled
+def test_a_stream_that_is_closed_is_cancelled(
+    client: openai.OpenAI, running: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text is held until the server has seen that its reader left."""
+    assert client.chat.completions.create(**ASKED).choices
+    queue, context = running.server.queue, running.server.host.loaded.model._engine.context
+    before, passes, compute = queue.num_cancelled, count(), context.compute
+
+    def held(rows: Any) -> None:
+        compute(rows)
+        while next(passes) > 3 and queue.num_cancelled == before:
+            time.sleep(0.001)
+
+    monkeypatch.setattr(context, "compute", held)
     stream = client.chat.completions.create(**(ASKED | {"max_tokens": 400}), stream=True)
     next(iter(stream))
     stream.close()
