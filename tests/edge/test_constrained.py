@@ -23,7 +23,7 @@ SLOW = 'root ::= s "!"\ns ::= s s s | s s | "a" | ""'
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[edge.Model]:
-    with edge.load(builtin_model(), ram="1GiB", ctx=256, threads=1, seed=1) as loaded:
+    with edge.load(builtin_model(), ram="1GiB", ctx=4096, threads=1, seed=1) as loaded:
         yield loaded
 
 
@@ -34,8 +34,8 @@ def done(answer: edge.Generation) -> edge.Generation:
 
 
 def follows(model: edge.Model, schema: dict[str, Any]) -> Any:
-    """The value that the model writes; it must end on its own."""
-    answer = model.generate("JSON: ", 250, temperature=0.8, seed=4, json_schema=schema)
+    """The value that the model writes; it must end on its own, for which there is room enough."""
+    answer = model.generate("JSON: ", 4000, temperature=0.8, seed=4, json_schema=schema)
     value = json.loads(answer.text)
     assert answer.finish_reason == "stop"
     return value

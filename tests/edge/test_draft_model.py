@@ -86,10 +86,8 @@ def test_a_draft_is_wrong_at_any_place(
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {"max_tokens": 30, "temperature": 0},
-    "end": {"temperature": 0},
     "seed": {"max_tokens": 30, "seed": 4},
     "limit": {"max_tokens": 5, "temperature": 0},
-    "stop": {"max_tokens": 30, "temperature": 0, "stop": (" the ",)},
     "full": {"temperature": 0},
     "grammar": {
         "max_tokens": 20,
@@ -101,18 +99,24 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def test_any_vocabulary_drafts_and_the_text_is_the_same(trunk_dir: Path) -> None:
     path = edge.builtin_model()
-    prompts: dict[str, str | list[int]] = {
-        "full": [10 + number % 50 for number in range(250)],
-        "end": "Once upon a time there was a fox",
-    }
+    prompts = {"full": [10 + number % 50 for number in range(250)]}
+    several = dict(SETTINGS)
 
     def texts(model: edge.Model) -> dict[str, Any]:
         return {
             name: outcome(model, model.generate(prompts.get(name, TALE), **settings))
-            for name, settings in SETTINGS.items()
+            for name, settings in several.items()
         }
 
     with opened(path, trunk_dir, "off") as model:
+
+        def ends(seed: int) -> bool:
+            generation = model.generate(TALE, seed=seed)
+            return bool(generation.text) and generation.finish_reason == "stop"
+
+        several["end"] = {"seed": next(filter(ends, range(50)))}
+        text = model.generate(TALE, **SETTINGS["greedy"]).text
+        several["stop"] = SETTINGS["greedy"] | {"stop": (text[40:44],)}
         expected = texts(model)
     reasons = {name: left[2] for name, left in expected.items()}
     assert [reasons[name] for name in ("end", "stop", "full", "limit")] == [
