@@ -20,11 +20,12 @@ Bounds, medians of the rounds, for each set: `auto` reaches 0.97 of the tokens a
 holds), and 1.1 of `off` where a fixed length reaches 1.15.
 
 On a machine whose speed changes by 10 % from second to second, that would judge the machine, so
-`off` runs twice: `off again` says how far chance goes. The bounds are of tokens a second that are
-free of it: each setting's passes are counted by their rows, and take what such passes took in the
-mean of all settings. What a setting took beside its passes is added. The table has these ratios,
-those of the clock (`auto clock`, `off again`), the time of passes of n rows in passes of one, and
-of the drafts of each length the share that was right.
+`off` runs twice: `off again` says how far chance goes. With all experts in memory a pass takes as
+long as any other of as many rows, so there the bounds are of tokens a second that are free of
+chance: each setting's passes are counted by their rows, and take what such passes took in the mean
+of all settings. What a setting took beside its passes is added. The table has these ratios, those
+of the clock (`auto clock`, `off again`), the time of passes of n rows in passes of one, and of the
+drafts of each length the share that was right.
 """
 
 import argparse
@@ -177,6 +178,11 @@ def mean_times_s(runs: Mapping[str, Sequence[Run]]) -> list[float]:
     ]
 
 
+def steady(runs: Mapping[str, Sequence[Run]], times_s: Sequence[float]) -> dict[str, list[Run]]:
+    """Return the runs as if each pass had taken these times by its rows."""
+    return {setting: [run.at(times_s) for run in each] for setting, each in runs.items()}
+
+
 def best_tok_s(runs: Mapping[str, Run]) -> float:
     """Return the tokens a second of the best fixed length."""
     return max(runs[setting].tok_s for setting in (OFF, *map(str, LENGTHS)))
@@ -289,11 +295,9 @@ def main(arguments: Sequence[str] | None) -> int:
                         print(f"{title}: no text is as short, or the model ends each at once")
                         continue
                     clock, times_s = medians(runs), mean_times_s(runs)
-                    steady = {
-                        name: [run.at(times_s) for run in each] for name, each in runs.items()
-                    }
-                    rows.append(row_of(title, clock, medians(steady), times_s))
-                    held += holds(title, medians(steady))
+                    judged = clock if share is not None else medians(steady(runs, times_s))
+                    rows.append(row_of(title, clock, judged, times_s))
+                    held += holds(title, judged)
     give_table(rows, given.csv)
     print(summary(rows))
     return 0 if all(held) else 1
