@@ -25,23 +25,29 @@ def short(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-each_source = pytest.mark.parametrize("path", SOURCES, ids=short)
-each_file = pytest.mark.parametrize("path", SOURCES + TESTS, ids=short)
+@cache
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 @cache
 def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+    return ast.parse(text_of(path))
+
+
+@cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    return list(ast.walk(tree_of(path)))
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return (node for node in ast.walk(tree_of(path)) if isinstance(node, ANY_FUNCTION))
+    return (node for node in nodes_of(path) if isinstance(node, ANY_FUNCTION))
 
 
 def imported(path: Path) -> Iterator[str]:
     """Full names of what a file imports: `from haversack import cache` is `haversack.cache`."""
     package = ("haversack", *path.relative_to(ROOT).parent.parts)
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -65,18 +71,22 @@ def test_haversack_stays_a_namespace() -> None:
     assert not list((ROOT / "tests").rglob("__init__.py"))
 
 
-@each_source
-def test_imports_go_to_the_right(path: Path) -> None:
-    own = FOLDERS.index(path.relative_to(ROOT).parts[0])
-    allowed = tuple(f"haversack.{folder}" for folder in FOLDERS[own:])
-    for name in imported(path):
-        assert name.startswith(allowed) or name.split(".")[0] != "haversack", f"imports {name}"
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_imports_go_to_the_right(folder: str) -> None:
+    allowed = tuple(f"haversack.{each}" for each in FOLDERS[FOLDERS.index(folder) :])
+    for path in (path for path in SOURCES if path.relative_to(ROOT).parts[0] == folder):
+        wrong = {
+            name
+            for name in imported(path)
+            if name.split(".")[0] == "haversack" and not name.startswith(allowed)
+        }
+        assert not wrong, f"{short(path)} imports {wrong}"
 
 
-@each_file
-def test_folders_are_imported_by_full_name(path: Path) -> None:
-    for name in imported(path):
-        assert name.split(".")[0] not in {*FOLDERS, "tests"}, f"imports {name}"
+def test_folders_are_imported_by_full_name() -> None:
+    for path in SOURCES + TESTS:
+        bare = {name for name in imported(path) if name.split(".")[0] in {*FOLDERS, "tests"}}
+        assert not bare, f"{short(path)} imports {bare}"
 
 
 BINDINGS = (
@@ -85,10 +95,13 @@ BINDINGS = (
 )
 
 
-@each_file
-def test_only_the_bindings_import_ctypes(path: Path) -> None:
-    if not short(path).startswith(BINDINGS):
-        assert not [name for name in imported(path) if name.split(".")[0] == "ctypes"]
+def test_only_the_bindings_import_ctypes() -> None:
+    importing = {
+        short(path)
+        for path in SOURCES + TESTS
+        if "ctypes" in {name.split(".")[0] for name in imported(path)}
+    }
+    assert not {name for name in importing if not name.startswith(BINDINGS)}
 
 
 SAID_TWICE = (  # a constant in Python, and the C++ that has it too
@@ -105,39 +118,36 @@ def test_a_constant_is_the_same_in_both_languages(python: str, name: str, cpp: s
     assert len(ours) == 1 and ours == theirs
 
 
-@each_source
-def test_a_docstring_says_what_the_file_is_for(path: Path) -> None:
-    assert ast.get_docstring(tree_of(path))
+def test_a_docstring_says_what_the_file_is_for() -> None:
+    assert not [short(path) for path in SOURCES if not ast.get_docstring(tree_of(path))]
 
 
-@each_source
-def test_files_are_short(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
+def test_files_are_short() -> None:
+    num_lines = {short(path): len(text_of(path).splitlines()) for path in SOURCES}
+    assert not {name: lines for name, lines in num_lines.items() if lines > MAX_FILE_LINES}
 
 
-@each_file
-def test_functions_are_short(path: Path) -> None:
-    for function in functions(path):
-        num_lines = (function.end_lineno or 0) - function.lineno + 1
-        assert num_lines <= MAX_FUNCTION_LINES, f"{function.name} has {num_lines} lines"
+def test_functions_are_short() -> None:
+    for path in SOURCES + TESTS:
+        for function in functions(path):
+            num_lines = (function.end_lineno or 0) - function.lineno + 1
+            assert num_lines <= MAX_FUNCTION_LINES, f"{short(path)}: {function.name}"
 
 
-@each_file
-def test_functions_take_few_arguments(path: Path) -> None:
-    for function in functions(path):
-        named = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
-        num_arguments = len([arg for arg in named if arg.arg not in ("self", "cls")])
-        assert num_arguments <= MAX_ARGUMENTS, f"{function.name} takes {num_arguments}"
+def test_functions_take_few_arguments() -> None:
+    for path in SOURCES + TESTS:
+        for function in functions(path):
+            named = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
+            num_arguments = len([arg for arg in named if arg.arg not in ("self", "cls")])
+            assert num_arguments <= MAX_ARGUMENTS, f"{short(path)}: {function.name}"
 
 
-@each_file
-def test_nothing_is_left_for_later(path: Path) -> None:
-    assert not LEFT_FOR_LATER.findall(path.read_text(encoding="utf-8"))
+def test_nothing_is_left_for_later() -> None:
+    assert not [short(path) for path in SOURCES + TESTS if LEFT_FOR_LATER.search(text_of(path))]
 
 
-@each_file
-def test_names_say_something(path: Path) -> None:
-    assert path.stem.strip("_") not in VAGUE_NAMES
+def test_names_say_something() -> None:
+    assert not [path for path in SOURCES + TESTS if path.stem.strip("_") in VAGUE_NAMES]
 
 
 def test_test_files_have_names_of_their_own() -> None:
