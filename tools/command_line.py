@@ -51,6 +51,12 @@ def lacking(error: ImportError, extra: str) -> SystemExit:
     )
 
 
+def _parser(description: str | None) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def run_on_models(
     arguments: Sequence[str] | None,
     description: str | None,
@@ -64,9 +70,7 @@ def run_on_models(
     `counts` are options by name, each with its default and help. `measured` prints the results of a
     model and yields whether each holds.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _parser(description)
     parser.add_argument("models", type=Path, nargs="*", metavar="MODEL")
     for name, (default, what) in counts.items():
         parser.add_argument(f"--{name}", type=positive, default=default, help=what)
@@ -79,13 +83,32 @@ def run_on_models(
 def streaming_parser(description: str | None, tokens: int) -> argparse.ArgumentParser:
     """Return the parser of a tool that streams a MODEL with a share of its experts in slots;
     `tokens` is the default of --tokens."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _parser(description)
     parser.add_argument("model", type=Path)
     parser.add_argument("--share", type=float, default=0.25, help="of the expert bytes")
     parser.add_argument("--tokens", type=positive, default=tokens)
     parser.add_argument("--rounds", type=positive, default=3)
+    return parser
+
+
+def prompts_parser(description: str | None, counts: Mapping[str, int]) -> argparse.ArgumentParser:
+    """Return the parser of a tool that goes on from sets of prompts (`bench.speculation.read_sets`)
+    and gives a table. `counts` are options by name, each with its default."""
+    parser = _parser(description)
+    parser.add_argument("--prompts", type=Path, action="append", default=[], metavar="PATH")
+    parser.add_argument("--sets", action="append", default=[], metavar="NAME")
+    parser.add_argument("--csv", type=Path)
+    for name, default in counts.items():
+        parser.add_argument(f"--{name}", type=positive, default=default)
+    return parser
+
+
+def traced_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a tool that forces a recorded routing upon a MODEL."""
+    parser = _parser(description)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--trace", type=Path, required=True, help="recorded routing (.npz)")
+    parser.add_argument("--csv", type=Path, help="write the results there as well")
     return parser
 
 

@@ -41,7 +41,7 @@ from haversack.tools.bench.speculation import (
     read_sets,
     speculate_as,
 )
-from haversack.tools.command_line import give_table, positive, tool, verdict
+from haversack.tools.command_line import give_table, prompts_parser, tool, verdict
 
 CHANGED_S = 0.05  # that a pass takes longer whose number of rows is another one
 
@@ -239,20 +239,12 @@ def _best(tok_s: Mapping[str, float]) -> float:
 @tool
 def main(arguments: Sequence[str] | None) -> int:
     """Return 0 if all bounds hold."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = prompts_parser(__doc__, {"tokens": 256, "per-set": 8, "rounds": 4})
     parser.add_argument("model", type=Path, nargs="?", default=edge.builtin_model())
-    parser.add_argument("--prompts", type=Path, action="append", default=[], metavar="PATH")
-    parser.add_argument("--sets", action="append", default=[], metavar="NAME")
-    parser.add_argument("--tokens", type=positive, default=256)
-    parser.add_argument("--per-set", type=positive, default=8)
-    parser.add_argument("--rounds", type=positive, default=4)
     parser.add_argument("--noise", type=float, default=0.1)
     parser.add_argument("--share", type=float, default=0.25)
     parser.add_argument("--times", type=times_of, default=None)
     parser.add_argument("--read", type=float, default=0.0)
-    parser.add_argument("--csv", type=Path)
     given = parser.parse_args(arguments)
     sets = read_sets(given.prompts, given.per_set, given.sets)
     rows, held = list[dict[str, str]](), list[bool]()

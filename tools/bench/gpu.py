@@ -51,7 +51,7 @@ from haversack.quant.gguf import ModelGeometry, read_geometry
 from haversack.tools.bench.gpu_plain import PlainFound, PlainJob, run_plain
 from haversack.tools.bench.plot import draw_gpu
 from haversack.tools.bench.stream import suited, write_model
-from haversack.tools.command_line import positive, tool, write_rows
+from haversack.tools.command_line import positive, tool, traced_parser, verdict, write_rows
 
 LEAST_GAIN = 1.3
 FIDELITIES = ("exact", "balanced")
@@ -235,10 +235,11 @@ def main(arguments: Sequence[str] | None) -> int:
         write_rows(given.csv, [asdict(result) for result in results])
     if given.png:
         draw_gpu([{k: str(v) for k, v in asdict(each).items()} for each in results], given.png)
-    for vram_bytes, gain in gains(results).items():
-        verdict = "holds" if gain >= LEAST_GAIN else "FAILS"
-        print(f"{format_bytes(vram_bytes)}: {gain:.2f} times the static placement: {verdict}")
-    return 0 if all(gain >= LEAST_GAIN for gain in gains(results).values()) else 1
+    held = [
+        verdict(f"{format_bytes(size)}: {gain:.2f} times the static placement", gain >= LEAST_GAIN)
+        for size, gain in gains(results).items()
+    ]
+    return 0 if all(held) else 1
 
 
 def _options(given: argparse.Namespace) -> list[str]:
@@ -262,11 +263,7 @@ def _job(given: argparse.Namespace) -> PlainJob:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--trace", type=Path, required=True, help="recorded routing (.npz)")
+    parser = traced_parser(__doc__)
     parser.add_argument("--layers", type=positive, default=24, help="of MODEL if it is written")
     parser.add_argument("--device", default="CUDA0")
     parser.add_argument("--simulate-gpu", help="in its place, as vram=16GiB,link=12GB/s")
@@ -278,7 +275,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt-tokens", type=positive, default=512)
     parser.add_argument("--warm-tokens", type=positive, default=128)
     parser.add_argument("--tokens", type=positive, default=128)
-    parser.add_argument("--csv", type=Path, help="write the results there as well")
     parser.add_argument("--png", type=Path, help="draw them there")
     return parser
 

@@ -9,7 +9,6 @@ likeliest one, as it is for a text that was asked for with a seed, and one that 
 offered, as it is else. Bound: offers are right more often.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -24,7 +23,7 @@ from haversack.devices.sampler import SamplerChain
 from haversack.devices.vocabulary import Vocabulary
 from haversack.edge.generation import sampler_chain
 from haversack.tools.bench.speculation import read_sets
-from haversack.tools.command_line import give_table, positive, tool, verdict
+from haversack.tools.command_line import give_table, prompts_parser, tool, verdict
 
 Rates = tuple[bool, bool]  # whether the likeliest token was right, and the offered one taken
 
@@ -77,20 +76,13 @@ def mean_rates(
 @tool
 def main(arguments: Sequence[str] | None) -> int:
     """Return 0 if offers are right more often."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = prompts_parser(__doc__, {"tokens": 64, "per-set": 4})
     parser.add_argument("model", type=Path)
     parser.add_argument("drafter", type=Path)
-    parser.add_argument("--prompts", type=Path, action="append", default=[], metavar="PATH")
-    parser.add_argument("--tokens", type=positive, default=64)
-    parser.add_argument("--per-set", type=positive, default=4)
     parser.add_argument("--temperature", type=float, action="append", default=[])
-    parser.add_argument("--csv", type=Path)
     given = parser.parse_args(arguments)
-    prompts = [
-        text for each in read_sets(given.prompts, given.per_set, []).values() for text in each
-    ]
+    sets = read_sets(given.prompts, given.per_set, given.sets)
+    prompts = [text for each in sets.values() for text in each]
     edge.plan(given.model)  # refuses what is no causal text model
     models = [LlamaModel(given.model), LlamaModel(given.drafter)]
     if models[0].vocabulary.num_tokens != models[1].vocabulary.num_tokens:

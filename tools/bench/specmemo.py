@@ -28,7 +28,7 @@ from haversack.edge.drafter_plan import Drafting, plan_drafting
 from haversack.edge.planner import with_drafts
 from haversack.tools.bench.drafter_memory import LEAST_SHARE, taken_elsewhere
 from haversack.tools.bench.speculation import AUTO, NGRAM, Run, read_sets, run
-from haversack.tools.command_line import give_table, positive, tool, verdict
+from haversack.tools.command_line import give_table, prompts_parser, tool, verdict
 
 SHARES = (1.0, 0.7, 0.5, 0.35, 0.25)
 JUDGED_SHARE, LEAST_KEPT = 0.35, 0.95
@@ -129,16 +129,9 @@ def judged(
 @tool
 def main(arguments: Sequence[str] | None) -> int:
     """Return 0 if the bounds hold."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = prompts_parser(__doc__, {"ctx": 2048, "tokens": 128, "rounds": 5, "per-set": 4})
     parser.add_argument("model", type=Path, nargs="?", default=edge.builtin_model())
     parser.add_argument("--drafter", action="append", default=[], metavar="DRAFTER")
-    parser.add_argument("--prompts", type=Path, action="append", default=[], metavar="PATH")
-    parser.add_argument("--sets", action="append", default=[], metavar="NAME")
-    for name, default in {"ctx": 2048, "tokens": 128, "rounds": 5, "per-set": 4}.items():
-        parser.add_argument(f"--{name}", type=positive, default=default)
-    parser.add_argument("--csv", type=Path)
     given = parser.parse_args(arguments)
     sets = read_sets(given.prompts, given.per_set, given.sets)
     planned, rows, held = edge.plan(given.model, ram="1TiB", ctx=given.ctx), [], list[bool]()

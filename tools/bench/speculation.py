@@ -28,7 +28,6 @@ of the clock (`auto clock`, `off again`), the time of passes of n rows in passes
 drafts of each length the share that was right.
 """
 
-import argparse
 import gzip
 import json
 import sys
@@ -44,7 +43,7 @@ from haversack.devices.errors import PromptError
 from haversack.devices.llama import MOST_ROWS
 from haversack.edge.planner import streamed, with_drafts
 from haversack.edge.speculate import PassCount
-from haversack.tools.command_line import give_table, positive, tool, verdict
+from haversack.tools.command_line import give_table, prompts_parser, tool, verdict
 
 AUTO, OFF, AGAIN = "auto", "off", "off again"
 LENGTHS = (1, 2, 3, 5, 6)
@@ -263,19 +262,11 @@ def opened(path: Path, share: float | None, drafter: str, num_texts: int = 1) ->
 @tool
 def main(arguments: Sequence[str] | None) -> int:
     """Return 0 if all bounds hold."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = prompts_parser(__doc__, {"tokens": 128, "rounds": 3, "per-set": 4})
     parser.add_argument("models", type=Path, nargs="*", metavar="MODEL")
-    parser.add_argument("--prompts", type=Path, action="append", default=[], metavar="PATH")
     parser.add_argument("--drafter", action="append", default=[], metavar="DRAFTER")
-    parser.add_argument("--sets", action="append", default=[], metavar="NAME")
     parser.add_argument("--share", type=float, action="append", default=[])
-    parser.add_argument("--tokens", type=positive, default=128)
-    parser.add_argument("--rounds", type=positive, default=3)
-    parser.add_argument("--per-set", type=positive, default=4)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--csv", type=Path)
     given = parser.parse_args(arguments)
     if given.quick:
         given.tokens, given.rounds, given.per_set = 32, 1, min(2, given.per_set)

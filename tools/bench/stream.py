@@ -45,7 +45,13 @@ from haversack.offload.pool import spare_slots
 from haversack.quant.gguf import ModelGeometry
 from haversack.tools.bench.limited import LimitedResult, measure_limited
 from haversack.tools.bench.steady_drive import SteadyDrive, drive_bytes_s, is_faster, warm
-from haversack.tools.command_line import USAGE_EXIT_CODE, positive, tool, write_rows
+from haversack.tools.command_line import (
+    USAGE_EXIT_CODE,
+    positive,
+    tool,
+    traced_parser,
+    write_rows,
+)
 from haversack.tools.models.synth_large import LargeOptions, write_large
 from haversack.tools.routing.simulate import missed
 
@@ -238,17 +244,12 @@ def _cells(model: Path, shares: Sequence[float], rates: Sequence[str]) -> list[C
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--trace", type=Path, required=True, help="recorded routing (.npz)")
+    parser = traced_parser(__doc__)
     parser.add_argument("--share", type=float, action="append", help="of the expert bytes")
     parser.add_argument("--rate", action="append", help="of the steady drive: 1GB, say")
     parser.add_argument("--recall", type=float, default=0.72, help="of predictions; 0: none")
     parser.add_argument("--tokens", type=positive, default=64)
     parser.add_argument("--make", type=positive, help="write MODEL first, with so many layers")
-    parser.add_argument("--csv", type=Path, help="write the results there as well")
     parser.add_argument("--limit", action="store_true", help="also beside plain llama.cpp")
     parser.add_argument("--plain-tokens", type=positive, default=8, help="timed with --limit")
     return parser

@@ -39,7 +39,7 @@ from haversack.offload.simulated import Link, Processor, SimulatedDevice
 from haversack.offload.tier import workspace_bytes
 from haversack.tools.bench.steady_drive import SteadyDrive, warm
 from haversack.tools.bench.stream import WARM_TOKENS, replayed, suited, write_model
-from haversack.tools.command_line import positive, tool, write_rows
+from haversack.tools.command_line import positive, tool, traced_parser, verdict, write_rows
 from haversack.tools.routing.simulate import missed
 
 _DRIVE_BYTES_S = 3e9
@@ -248,28 +248,21 @@ def main(arguments: Sequence[str] | None) -> int:
         write_model(given.model, trace, given.make)
     memory_bytes_s = float(parse_bytes(given.memory))
     bench = TierBench(given.model, trace, given.tokens, memory_bytes_s, given.placement)
-    rows, holds = [], True
+    rows, held = [], list[bool]()
     for case, result in bench.measure(CASES):
-        verdict = "holds" if result.holds(case) else "FAILS"
-        print(f"{result}: {verdict}", flush=True)
+        held.append(verdict(str(result), result.holds(case)))
         rows.append(asdict(result) | {"bound_s": result.bound_s, "ratio": result.ratio})
-        holds = holds and result.holds(case)
     if given.csv:
         write_rows(given.csv, rows)
-    return 0 if holds else 1
+    return 0 if all(held) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--trace", type=Path, required=True, help="recorded routing (.npz)")
+    parser = traced_parser(__doc__)
     parser.add_argument("--memory", default="300GB", help="bytes a second of the GPU's memory")
     parser.add_argument("--placement", default=FREE, choices=PLACEMENTS)
     parser.add_argument("--tokens", type=positive, default=64)
     parser.add_argument("--make", type=positive, help="write MODEL first, with so many layers")
-    parser.add_argument("--csv", type=Path, help="write the results there as well")
     return parser
 
 

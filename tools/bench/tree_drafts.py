@@ -11,7 +11,6 @@ the times of passes of the machines of `haversack.tools.bench.gate_replay` it ha
 second that any number of rows gives, in those without drafts. Experts' reads are left out.
 """
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from haversack.edge.drafter_plan import plan_drafter
 from haversack.edge.sequence import Logits
 from haversack.tools.bench.gate_replay import MACHINES, Machine
 from haversack.tools.bench.speculation import NGRAM, OFF, opened, read_sets
-from haversack.tools.command_line import give_table, positive, tool
+from haversack.tools.command_line import give_table, prompts_parser, tool
 
 MOST_DRAFTED = MOST_ROWS - 1
 
@@ -95,16 +94,9 @@ def rows_of(name: str, texts: Sequence[Ranks]) -> list[Mapping[str, str]]:
 @tool
 def main(arguments: Sequence[str] | None) -> int:
     """Print the table; return 0."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = prompts_parser(__doc__, {"tokens": 128, "per-set": 4})
     parser.add_argument("drafter", type=Path)
     parser.add_argument("model", type=Path, nargs="?", default=edge.builtin_model())
-    parser.add_argument("--prompts", type=Path, action="append", default=[], metavar="PATH")
-    parser.add_argument("--sets", action="append", default=[], metavar="NAME")
-    parser.add_argument("--tokens", type=positive, default=128)
-    parser.add_argument("--per-set", type=positive, default=4)
-    parser.add_argument("--csv", type=Path)
     given = parser.parse_args(arguments)
     rows = list[Mapping[str, str]]()
     with opened(given.model, None, NGRAM) as model:

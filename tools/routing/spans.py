@@ -13,7 +13,6 @@ how much faster these tokens would be, if a drive reads one expert after the oth
 long as so many layers compute, beside reads that the layer before starts for 70 % of the experts.
 """
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,7 @@ from haversack import edge
 from haversack.cache.policies import ExpectedUse
 from haversack.cache.slots import NOWHERE, SlotTable
 from haversack.tools.bench.speculation import NGRAM, opened, read_sets
-from haversack.tools.command_line import give_table, positive, tool
+from haversack.tools.command_line import give_table, prompts_parser, tool
 from haversack.tools.routing.trace import Recorder
 
 SHARES = (0.1, 0.25, 0.5)
@@ -193,15 +192,8 @@ def row_of(name: str, share: float, found: Found) -> Mapping[str, str]:
 @tool
 def main(arguments: Sequence[str] | None) -> int:
     """Print the table; return 0."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = prompts_parser(__doc__, {"tokens": 192, "per-set": 4, "least": 3})
     parser.add_argument("model", type=Path, nargs="?", default=edge.builtin_model())
-    parser.add_argument("--prompts", type=Path, action="append", default=[], metavar="PATH")
-    parser.add_argument("--sets", action="append", default=[], metavar="NAME")
-    for option, default in {"tokens": 192, "per-set": 4, "least": 3}.items():
-        parser.add_argument(f"--{option}", type=positive, default=default)
-    parser.add_argument("--csv", type=Path)
     given = parser.parse_args(arguments)
     rows = list[Mapping[str, str]]()
     with opened(given.model, 1.0, NGRAM) as model:
