@@ -1,12 +1,11 @@
 """How fast a device is, and the path to it: measured once for a computer and a device, and kept."""
 
 import hashlib
-import json
 import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ import numpy.typing as npt
 from haversack.devices import _native as native
 from haversack.devices._native import streams
 from haversack.devices.backends import Device
-from haversack.devices.errors import DeviceError, StorageError
+from haversack.devices.errors import DeviceError
 from haversack.devices.llama import build_name
-from haversack.devices.storage import write_whole
+from haversack.devices.storage import keep_measured, read_measured
 from haversack.devices.units import format_bytes
 
 _F32, _I32, _Q8_0 = 0, 26, 8  # enum ggml_type
@@ -69,31 +68,19 @@ def measure_device(device: Device, *, cache_dir: Path, refresh: bool = False) ->
     speed = None if refresh else known_device_speed(device, cache_dir)
     if speed is None:
         speed = _measure(device)
-        _keep(device, cache_dir, speed)
+        keep_measured(_kept(device, cache_dir), speed)
     return speed
 
 
 def known_device_speed(device: Device, cache_dir: Path) -> DeviceSpeed | None:
     """Return the speed that `measure_device` kept; None without one."""
-    try:
-        return DeviceSpeed(**json.loads(_kept(device, cache_dir).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
-        return None
+    return read_measured(_kept(device, cache_dir), DeviceSpeed)
 
 
 def _kept(device: Device, cache_dir: Path) -> Path:
     """Return the file of a device: another build of llama.cpp computes at another speed."""
     known_as = f"{build_name()}\n{device.name}\n{device.description}"
     return cache_dir / f"device-{hashlib.sha256(known_as.encode()).hexdigest()[:16]}.json"
-
-
-def _keep(device: Device, cache_dir: Path, speed: DeviceSpeed) -> None:
-    path = _kept(device, cache_dir)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(asdict(speed)).encode())
-    except OSError as error:
-        raise StorageError(f"cannot keep a device's speed in {path.parent}: {error}") from error
 
 
 # ------------------------------------------------------------------ measuring

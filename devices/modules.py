@@ -83,11 +83,17 @@ def load_module(backend: str, modules_dir: Path) -> int:
     return loaded
 
 
-def load_gpus(modules_dir: Path) -> None:
-    """Load all modules there are that may bring a GPU of this computer. Raises DeviceError."""
+def load_gpus(modules_dir: Path) -> list[DeviceError]:
+    """Load all modules there are that may bring a GPU of this computer. Return why some cannot be:
+    most often a driver is missing."""
+    errors = list[DeviceError]()
     for module in list_modules(modules_dir):
-        if module.backend != RPC:
-            load_module(module.backend, modules_dir)
+        try:
+            if module.backend != RPC:
+                load_module(module.backend, modules_dir)
+        except DeviceError as error:
+            errors.append(error)
+    return errors
 
 
 def nothing_found(backend: str) -> str:

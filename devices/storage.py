@@ -12,13 +12,13 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from haversack.devices.system import host
 from haversack.devices.units import format_bytes
 
 Buffer = memoryview | npt.NDArray[np.uint8]
+Measured = TypeVar("Measured")
 
 _NUM_READERS = (1, 2, 4, 8)
 _ENOUGH = 0.9  # of the best rate
@@ -193,6 +194,23 @@ def remove_parts(folder: Path, name: str) -> None:
                 path.unlink()
 
 
+def read_measured(path: Path, kind: Callable[..., Measured]) -> Measured | None:
+    """Return the figures that `keep_measured` wrote to `path`; None without valid ones."""
+    try:
+        return kind(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+
+
+def keep_measured(path: Path, figures: Any) -> None:
+    """Keep figures, a dataclass, that were measured for later runs. Raises StorageError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(asdict(figures)).encode())
+    except OSError as error:
+        raise StorageError(f"cannot keep what was measured in {path.parent}: {error}") from error
+
+
 @dataclass(frozen=True)
 class DiskSpeed:
     """How fast a file's drive reads at random places.
@@ -215,7 +233,9 @@ class DiskSpeed:
     def __post_init__(self) -> None:
         counts = (self.num_readers, self.read_bytes, self.enough_readers)
         numbers = (self.bytes_s, self.latency_s, *counts)
-        if not all(0 < num < math.inf for num in numbers):
+        # so many threads are started: only as many as a drive is measured with
+        was_measured = {self.num_readers, self.enough_readers} <= set(_NUM_READERS)
+        if not (was_measured and all(0 < num < math.inf for num in numbers)):
             raise ValueError(f"not a measured speed: {self}")
 
 
@@ -231,19 +251,19 @@ def measure_disk(path: str | Path, *, cache_dir: Path, refresh: bool = False) ->
     """
     with DirectFile(path) as file:
         kept = _kept(path, cache_dir)
-        speed = None if refresh else _read_speed(kept)
+        speed = None if refresh else read_measured(kept, DiskSpeed)
         if speed is None:
             sizes = [num for num in _READ_BYTES if file.num_bytes >= num * _READS_PER_FILE]
             speed = _measure(file, sizes)
             if len(sizes) == len(_READ_BYTES):
-                _write_speed(kept, speed)
+                keep_measured(kept, speed)
     return speed
 
 
 def known_speed(path: Path, cache_dir: Path) -> DiskSpeed | None:
     """Return the speed that `measure_disk` kept of the drive that holds `path`; None without
     one."""
-    return _read_speed(_kept(path, cache_dir))
+    return read_measured(_kept(path, cache_dir), DiskSpeed)
 
 
 def _kept(path: str | Path, cache_dir: Path) -> Path:
@@ -301,28 +321,6 @@ def _read_at_random(
         file.read_into(buffer, random.randrange(num_places) * PAGE_BYTES, read_bytes)
         times_s.append(time.perf_counter() - before)
     return times_s
-
-
-def _read_speed(kept: Path) -> DiskSpeed | None:
-    """Return the speed measured earlier; None if no valid one is kept.
-
-    A number of readers that is never measured with is not valid, because that many threads would be
-    started.
-    """
-    try:
-        speed = DiskSpeed(**json.loads(kept.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
-        return None
-    measured = {speed.num_readers, speed.enough_readers} <= set(_NUM_READERS)
-    return speed if measured else None
-
-
-def _write_speed(kept: Path, speed: DiskSpeed) -> None:
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(kept, json.dumps(asdict(speed)).encode())
-    except OSError as error:
-        raise StorageError(f"cannot keep the drive's speed in {kept.parent}: {error}") from error
 
 
 def _open(path: Path, direct: bool | None) -> tuple[io.FileIO, bool, str]:

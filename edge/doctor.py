@@ -17,7 +17,6 @@ from haversack.devices._native import builds, chosen
 from haversack.devices.backends import CPU, Device, find_device, list_devices
 from haversack.devices.cores import count_cores
 from haversack.devices.device_speed import measure_device
-from haversack.devices.errors import DeviceError
 from haversack.devices.llama import system_info
 from haversack.devices.memory import HUGE_PAGE_BYTES, SlotMemory, probe_ram
 from haversack.devices.processor import instruction_sets
@@ -230,12 +229,13 @@ def _modules(folder: Path) -> list[Finding]:
     """Return the modules that there are, and why one of a GPU cannot be loaded."""
     names = [each.backend for each in modules.list_modules(folder)]
     source = f"modules for {chosen.build.package}, see haversack backend"
-    found = [Finding("backend_modules", names, ", ".join(names) or "none", source)]
-    try:
-        modules.load_gpus(folder)
-    except DeviceError as error:
-        found.append(Finding("gpu_modules", False, "one cannot be loaded", str(error)))
-    return found
+    return [
+        Finding("backend_modules", names, ", ".join(names) or "none", source),
+        *(
+            Finding("gpu_modules", False, "one cannot be loaded", str(error))
+            for error in modules.load_gpus(folder)
+        ),
+    ]
 
 
 def _devices(cache_dir: Path, named: Sequence[str]) -> list[Finding]:

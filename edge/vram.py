@@ -2,14 +2,13 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
 from haversack.devices.backends import CPU, GPU, IGPU, Device, find_device, list_devices
-from haversack.devices.errors import BudgetError, DeviceError, PromptError, UnitError
-from haversack.devices.modules import list_modules, load_module
+from haversack.devices.errors import BudgetError, PromptError, UnitError
+from haversack.devices.modules import load_gpus
 from haversack.devices.units import format_bytes, size_bytes
 from haversack.edge.cache_dir import modules_folder
 
@@ -122,9 +121,7 @@ def _budgets_of(ask: VramAsk) -> list[DeviceBudget]:
 
 def _gpus(modules_dir: Path) -> list[Device]:
     """Return the GPUs with memory of their own, or else those that share the computer's."""
-    for module in list_modules(modules_dir):
-        with suppress(DeviceError):  # a driver is missing: the module is of no use here
-            load_module(module.backend, modules_dir)
+    load_gpus(modules_dir)
     found = [device for device in list_devices() if not is_remote(device)]
     own = [device for device in found if device.kind == GPU]
     return own or [device for device in found if device.kind == IGPU]

@@ -35,7 +35,7 @@ def test_a_damaged_file_is_measured_anew(kept: str, tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="cannot keep a device's speed"):
+    with pytest.raises(StorageError, match="cannot keep what was measured"):
         measure_device(find_device("CPU", tmp_path), cache_dir=tmp_path / "file")
 
 

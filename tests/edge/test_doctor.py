@@ -70,10 +70,8 @@ def test_a_device_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 def test_a_module_that_cannot_be_loaded_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(folder: Path) -> None:
-        raise DeviceError(f"cannot load {folder}: libvulkan.so.1 is missing")
-
-    monkeypatch.setattr(doctor.modules, "load_gpus", refuse)
+    error = DeviceError("cannot load libggml-vulkan.so: libvulkan.so.1 is missing")
+    monkeypatch.setattr(doctor.modules, "load_gpus", lambda _: [error])
     finding = named(examine(tmp_path, None), "gpu_modules")
     assert finding.value is False and "libvulkan.so.1" in finding.source
 
