@@ -113,6 +113,14 @@ class BenchResult:
         return asdict(self)
 
 
+_OF_TIMED_TOKENS = """
+    hits misses hit_rate uses_high uses_low uses_skipped uses_leaned upgraded saved_bytes
+    device_hits device_promoted device_moved_bytes
+    prefetched prefetch_precision prefetch_recall prefetching
+    ram_budget_bytes ram_planned_bytes ram_peak_bytes
+""".split()  # as `Stats` has them
+
+
 @dataclass(frozen=True)
 class _Pass:
     """What a prompt, or all timed tokens, took."""
@@ -236,24 +244,6 @@ def _result(
         bytes_read_per_token=decode.bytes_read / decode.tokens,
         disk_bytes_s=decode.disk_bytes_s,
         device_bytes_s=timed.device_bytes_s,
-        hits=decode.hits,
-        misses=decode.misses,
-        hit_rate=decode.hit_rate,
-        uses_high=decode.uses_high,
-        uses_low=decode.uses_low,
-        uses_skipped=decode.uses_skipped,
-        uses_leaned=decode.uses_leaned,
-        upgraded=decode.upgraded,
-        saved_bytes=decode.saved_bytes,
-        device_hits=decode.device_hits,
-        device_promoted=decode.device_promoted,
-        device_moved_bytes=decode.device_moved_bytes,
-        prefetched=decode.prefetched,
-        prefetch_precision=decode.prefetch_precision,
-        prefetch_recall=decode.prefetch_recall,
-        prefetching=decode.prefetching,
-        ram_budget_bytes=decode.ram_budget_bytes,
-        ram_planned_bytes=decode.ram_planned_bytes,
-        ram_peak_bytes=decode.ram_peak_bytes,
         logits_sha256=digest,
+        **{name: getattr(decode, name) for name in _OF_TIMED_TOKENS},
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from haversack.devices.memory import PeakMeter
 from haversack.edge.call import Call
@@ -13,7 +14,6 @@ from haversack.edge.model_plan import Plan
 from haversack.edge.speculate import Speculation
 from haversack.edge.stats import Stats
 from haversack.offload.engine import Engine
-from haversack.offload.precision import LevelCounts
 
 
 class Figures:
@@ -72,48 +72,12 @@ class Figures:
 
     def stats(self) -> Stats:
         """Return everything since loading."""
-        experts, files = self._engine.experts, self._engine.files
-        speculation, forecast, decoded = self._speculation, self.forecast, self.decoding.total
-        counts = experts.prefetch_counts() if experts else None
-        levels = experts.level_counts() if experts else LevelCounts()
-        tiers = experts.tier_counts() if experts else ()
-        learnt = NOTHING if speculation.learner is None else speculation.learner.progress
+        forecast, decoded = self.forecast, self.decoding.total
         return Stats(
             prompt_tokens=self._prompt_tokens,
             tokens=self._decoded_tokens,
             prefill_s=self._prefill_s,
             decode_s=self._decode_s,
-            hits=experts.hits if experts else 0,
-            misses=experts.misses if experts else 0,
-            uses_high=levels.high,
-            uses_low=levels.low,
-            uses_skipped=levels.skipped,
-            uses_leaned=levels.leaned,
-            upgraded=levels.upgraded,
-            saved_bytes=levels.saved_bytes,
-            device_hits=sum(tier.hits for tier in tiers),
-            device_promoted=sum(tier.promoted for tier in tiers),
-            device_moved_bytes=sum(tier.moved_bytes for tier in tiers),
-            bytes_read=files.bytes_read if files else 0,
-            read_s=files.busy_s if files else 0.0,
-            wait_s=files.wait_s if files else 0.0,
-            own_s=experts.own_s if experts else 0.0,
-            prefetched=counts.started if counts else 0,
-            prefetched_right=counts.right if counts else 0,
-            prefetchable=counts.possible if counts else 0,
-            needed=counts.needed if counts else 0,
-            prefetching=experts is not None and experts.is_prefetching,
-            draft_rounds=speculation.num_rounds,
-            draft_rows=speculation.num_rows,
-            drafted=speculation.num_drafted,
-            draft_accepted=speculation.num_accepted,
-            draft_extra_reads=self._extra_reads.number,
-            draft_saved_s=speculation.gate.saved_s,
-            not_drafting=speculation.why_closed,
-            draft_steps=learnt.num_steps,
-            draft_right_before=learnt.right_before,
-            draft_right_after=learnt.right_after,
-            not_learning="" if speculation.learner is None else speculation.learner.why_not,
             decode_hits=decoded.hits,
             decode_misses=decoded.misses,
             decode_bytes_read=decoded.bytes_read,
@@ -123,4 +87,54 @@ class Figures:
             ram_budget_bytes=self.plan.ram_bytes,
             ram_planned_bytes=self.plan.planned_bytes,
             ram_peak_bytes=self._peak.look(),
+            **self._of_experts(),
+            **self._of_drafts(),
         )
+
+    def _of_experts(self) -> dict[str, Any]:
+        """What was done to stream experts."""
+        experts, files = self._engine.experts, self._engine.files
+        if experts is None or files is None:
+            return {}
+        counts, levels = experts.prefetch_counts(), experts.level_counts()
+        tiers = experts.tier_counts()
+        return {
+            "hits": experts.hits,
+            "misses": experts.misses,
+            "uses_high": levels.high,
+            "uses_low": levels.low,
+            "uses_skipped": levels.skipped,
+            "uses_leaned": levels.leaned,
+            "upgraded": levels.upgraded,
+            "saved_bytes": levels.saved_bytes,
+            "device_hits": sum(tier.hits for tier in tiers),
+            "device_promoted": sum(tier.promoted for tier in tiers),
+            "device_moved_bytes": sum(tier.moved_bytes for tier in tiers),
+            "bytes_read": files.bytes_read,
+            "read_s": files.busy_s,
+            "wait_s": files.wait_s,
+            "own_s": experts.own_s,
+            "prefetched": counts.started,
+            "prefetched_right": counts.right,
+            "prefetchable": counts.possible,
+            "needed": counts.needed,
+            "prefetching": experts.is_prefetching,
+        }
+
+    def _of_drafts(self) -> dict[str, Any]:
+        """What was drafted, and learnt for it."""
+        speculation, learner = self._speculation, self._speculation.learner
+        learnt = NOTHING if learner is None else learner.progress
+        return {
+            "draft_rounds": speculation.num_rounds,
+            "draft_rows": speculation.num_rows,
+            "drafted": speculation.num_drafted,
+            "draft_accepted": speculation.num_accepted,
+            "draft_extra_reads": self._extra_reads.number,
+            "draft_saved_s": speculation.gate.saved_s,
+            "not_drafting": speculation.why_closed,
+            "draft_steps": learnt.num_steps,
+            "draft_right_before": learnt.right_before,
+            "draft_right_after": learnt.right_after,
+            "not_learning": "" if learner is None else learner.why_not,
+        }

@@ -183,17 +183,7 @@ def load(
         raise PromptError(f"options is {options!r}: give LoadOptions")
     check_seed(seed)
     options = replace(options, **devices)
-    if isinstance(model, Plan):
-        if (ram, ctx, threads, options.vram) != (None, None, None, None):
-            raise PromptError("a plan says ram, vram, ctx and threads already: give either")
-        planned = model
-    else:
-        shape, how = options.shape(), options.placement
-        planned = plan(model, ram, ctx, threads, vram=options.vram, placement=how, **shape)
-    planned = _with_drafts(planned, options.asked_drafts(), isinstance(model, Plan))
-    if planned.precision is None:
-        folder = Path(options.cache_dir or default_cache_dir())
-        planned = options.asked_fidelity().applied(planned, folder)
+    planned = _planned(model, ram, ctx, threads, options)
     stop, loaded = StopFlag(), list[Model]()
     try:
         # KeyboardInterrupt is raised between two steps, so that nothing is left behind
@@ -206,6 +196,28 @@ def load(
     if planned.adapts:
         _follow_pressure(loaded[0])
     return loaded[0]
+
+
+def _planned(
+    model: str | Path | Plan,
+    ram: str | int | Budget | None,
+    ctx: int | None,
+    threads: int | None,
+    options: LoadOptions,
+) -> Plan:
+    """Return how the model runs, with what drafts and with the fidelity that is asked for."""
+    if isinstance(model, Plan):
+        if (ram, ctx, threads, options.vram) != (None, None, None, None):
+            raise PromptError("a plan says ram, vram, ctx and threads already: give either")
+        planned = model
+    else:
+        shape, how = options.shape(), options.placement
+        planned = plan(model, ram, ctx, threads, vram=options.vram, placement=how, **shape)
+    planned = _with_drafts(planned, options.asked_drafts(), isinstance(model, Plan))
+    if planned.precision is not None:
+        return planned
+    folder = Path(options.cache_dir or default_cache_dir())
+    return options.asked_fidelity().applied(planned, folder)
 
 
 def _follow_pressure(model: Model) -> None:

@@ -323,18 +323,8 @@ def _spend(
     floor_slots = pools_bytes(plan_pools(geometry.layers, geometry.num_experts_per_tok, 0))
     floor_bytes = costs.fixed_bytes(STREAMED) + floor_slots
     if not placed.has_experts:
-        floor_bytes = min(full_bytes, floor_bytes)
-    pools: tuple[PoolPlan, ...] = ()
-    if not geometry.layers:
-        mode, slot_total = DENSE, 0
-        floor_bytes = full_bytes
-    elif ram_bytes >= full_bytes and not placed.has_experts:
-        mode, slot_total = RESIDENT, geometry.expert_bytes
-    else:
-        mode = STREAMED
-        room_bytes = ram_bytes - costs.fixed_bytes(STREAMED)
-        pools = placed.pools_in(geometry, room_bytes)
-        slot_total = pools_bytes(pools)
+        floor_bytes = min(full_bytes, floor_bytes) if geometry.layers else full_bytes
+    mode, pools, slot_total = _experts_in(geometry, costs, ram_bytes, placed)
     if ram_bytes < floor_bytes:
         raise _below_floor(geometry, costs, floor_bytes, ram_bytes)
     return Plan(
@@ -361,6 +351,18 @@ def _spend(
         costs=costs,
         placed=placed,
     )
+
+
+def _experts_in(
+    geometry: ModelGeometry, costs: Costs, ram_bytes: int, placed: Placement
+) -> tuple[str, tuple[PoolPlan, ...], int]:
+    """Return the mode, the pools of slots if there are any, and the bytes of experts in RAM."""
+    if not geometry.layers:
+        return DENSE, (), 0
+    if not placed.has_experts and ram_bytes >= costs.fixed_bytes(RESIDENT) + geometry.expert_bytes:
+        return RESIDENT, (), geometry.expert_bytes
+    pools = placed.pools_in(geometry, ram_bytes - costs.fixed_bytes(STREAMED))
+    return STREAMED, pools, pools_bytes(pools)
 
 
 def _below_floor(

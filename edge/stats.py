@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stats:
     """Totals since loading, or the difference of two of them.
 
@@ -55,26 +55,26 @@ class Stats:
     tokens: int
     prefill_s: float
     decode_s: float
-    hits: int
-    misses: int
-    uses_high: int
-    uses_low: int
-    uses_skipped: int
-    uses_leaned: int
-    upgraded: int
-    saved_bytes: int
-    device_hits: int
-    device_promoted: int
-    device_moved_bytes: int
-    bytes_read: int
-    read_s: float
-    wait_s: float
-    own_s: float
-    prefetched: int
-    prefetched_right: int
-    prefetchable: int
-    needed: int
-    prefetching: bool
+    hits: int = 0
+    misses: int = 0
+    uses_high: int = 0
+    uses_low: int = 0
+    uses_skipped: int = 0
+    uses_leaned: int = 0
+    upgraded: int = 0
+    saved_bytes: int = 0
+    device_hits: int = 0
+    device_promoted: int = 0
+    device_moved_bytes: int = 0
+    bytes_read: int = 0
+    read_s: float = 0.0
+    wait_s: float = 0.0
+    own_s: float = 0.0
+    prefetched: int = 0
+    prefetched_right: int = 0
+    prefetchable: int = 0
+    needed: int = 0
+    prefetching: bool = False
     draft_rounds: int
     draft_rows: int
     drafted: int

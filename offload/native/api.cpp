@@ -130,8 +130,8 @@ API size_t haversack_engine_not_warm(Engine *engine, int32_t (*experts)[2], size
 API void haversack_engine_delete(Engine *engine) { delete engine; }
 
 // ------------------------------------------------------------------------ slots
-// The engine uses its slots itself. But for state, residents, uses, remember and fault, these serve the tests that
-// hold them against cache/slots.py.
+// The engine uses its slots itself. But for state, residents, uses, remember and fault, these serve the
+// tests that hold them against cache/slots.py.
 API Slots *haversack_slots_new(int32_t num_rows, int32_t num_experts, int32_t num_slots,
                                int32_t num_spare) {
     return new Slots(num_rows, num_experts, num_slots, num_spare);

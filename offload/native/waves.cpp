@@ -87,7 +87,8 @@ bool Engine::hold_low(const Call &call, Lease &lease) {
     std::vector<int32_t> absent;
     for (size_t i = 0; i < lease.slots.size(); i++) {
         const int32_t expert = call.choice.experts[i];
-        if (lease.levels[i] != HIGH || lease.slots[i] != NOWHERE || wanted(i) != LOW || !low_.has(call.number, expert)) continue;
+        if (lease.levels[i] != HIGH || lease.slots[i] != NOWHERE) continue;
+        if (wanted(i) != LOW || !low_.has(call.number, expert)) continue;
         const int32_t slot = slots.find(call.layer.row, expert);
         if (slot == NOWHERE) absent.push_back(i);
         if (slot == NOWHERE || !slots.is_ready(slot)) continue;
