@@ -25,7 +25,8 @@ class DeviceUse:
 
     `taken_bytes` is how much less memory the device said to be free once the model was loaded; it
     is 0 of devices that do not tell. `hits` are uses of experts that lay there, `promoted` experts
-    moved there with `moved_bytes`. A device that `is_lost` failed and is used no more.
+    moved there with `moved_bytes`, and `streamed` were copied there to be computed for one batch of
+    a prompt. A device that `is_lost` failed and is used no more.
     """
 
     name: str
@@ -36,6 +37,7 @@ class DeviceUse:
     hits: int = 0
     promoted: int = 0
     moved_bytes: int = 0
+    streamed: int = 0
     is_lost: bool = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,8 +57,14 @@ class _Share:
         self.taken_bytes = max(0, self._free_bytes - self.device.memory().free_bytes)
 
     def tier(self, *, exclusive: bool, fixed: bool) -> DeviceTier:
-        address, name = self.device.address, self.plan.name
-        return DeviceTier(address, name, self.plan.slots, exclusive=exclusive, fixed=fixed)
+        return DeviceTier(
+            self.device.address,
+            self.plan.name,
+            self.plan.slots,
+            exclusive=exclusive,
+            fixed=fixed,
+            num_staging=self.plan.num_staging,
+        )
 
 
 _in_use = Counter[str]()  # devices of all models, by name
@@ -163,5 +171,5 @@ def _use(share: _Share, counts: TierCounts | None) -> DeviceUse:
     sizes = (plan.name, plan.budget_bytes, plan.planned_bytes, share.taken_bytes, plan.num_slots)
     if counts is None:
         return DeviceUse(*sizes)
-    done = (counts.hits, counts.promoted, counts.moved_bytes, counts.is_lost)
-    return DeviceUse(*sizes, *done)
+    done = (counts.hits, counts.promoted, counts.moved_bytes)
+    return DeviceUse(*sizes, *done, counts.streamed, counts.is_lost)

@@ -18,6 +18,8 @@ from haversack.quant.lowbit import LowCopies
 
 FREE, FIXED = "free", "fixed"  # whether experts may move between memories while a model is open
 PLACEMENTS = (FREE, FIXED)
+_STAGING_SLOTS = 2  # of each pool: one expert is copied while another is computed
+_MOST_STAGING = 0.125  # of a device's room for experts
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class DevicePlan:
     """How `budget_bytes` of a device's memory are spent on one model; they add up.
 
     `slots` are the slots for experts there, a number for each of the plan's pools, and
-    `slot_bytes` their memory; `share` of all experts have one. `scratch_bytes` are for computing
+    `slot_bytes` their memory; `share` of all experts have one. Experts of long prompts pass through
+    `num_staging` slots more of each pool, of `staging_bytes`. `scratch_bytes` are for computing
     there. `rounds_otherwise` says that the device is known to compute with other bits than the CPU.
     `num_layers` are the model's layers there (the output counts as one), with `trunk_bytes` of
     weights, `kv_bytes` of keys and values, and `compute_bytes` of llama.cpp's scratch. `why`
@@ -45,6 +48,8 @@ class DevicePlan:
     trunk_bytes: int = 0
     kv_bytes: int = 0
     compute_bytes: int = 0
+    num_staging: int = 0
+    staging_bytes: int = 0
 
     @property
     def num_slots(self) -> int:
@@ -76,6 +81,7 @@ class DevicePlan:
             "kv": self.kv_bytes,
             "compute": self.compute_bytes,
             "scratch": self.scratch_bytes,
+            "staging": self.staging_bytes,
         }
 
     def budget(self) -> MemoryBudget:
@@ -148,15 +154,17 @@ def place_experts(
     budgets: Sequence[DeviceBudget],
     scratch_bytes: int,
     trunk: TrunkPlan | None = None,
+    how: str = FREE,
 ) -> tuple[DevicePlan, ...]:
     """Return how each device's budget is spent, in the order of `budgets`: the first holds the
     layers of `trunk`, and each holds the experts that those before it do not. `pools` have a slot
-    for every expert of the model, and `scratch_bytes` is what computing takes on a device. Raises
-    BudgetError for a budget that does not hold one expert of each pool."""
+    for every expert of the model, and `scratch_bytes` is what computing takes on a device. Unless
+    `how` is fixed, a device that does not hold all has staging, as far as that is a small part of
+    it. Raises BudgetError for a budget that does not hold one expert of each pool."""
     left, plans = [pool.num_slots for pool in pools], list[DevicePlan]()
     for number, budget in enumerate(budgets):
         empty = _with_layers(_empty(budget, len(pools)), None if number else trunk)
-        plans.append(_with_experts(empty, pools, left, scratch_bytes))
+        plans.append(_with_experts(empty, pools, left, scratch_bytes, how != FIXED))
         left = [count - placed for count, placed in zip(left, plans[-1].slots, strict=True)]
     return tuple(plans)
 
@@ -186,7 +194,11 @@ def _with_layers(empty: DevicePlan, trunk: TrunkPlan | None) -> DevicePlan:
 
 
 def _with_experts(
-    plan: DevicePlan, pools: Sequence[PoolPlan], left: Sequence[int], scratch_bytes: int
+    plan: DevicePlan,
+    pools: Sequence[PoolPlan],
+    left: Sequence[int],
+    scratch_bytes: int,
+    has_staging: bool,
 ) -> DevicePlan:
     """Return the plan with as many of the experts that are left as it has room for."""
     if not any(left):
@@ -195,7 +207,12 @@ def _with_experts(
         )
         return replace(plan, why=f"{plan.why}; {what}")
     _refuse_too_small(plan, least_bytes(pools, scratch_bytes))
-    slots = slots_in(pools, left, plan.headroom_bytes - scratch_bytes)
+    room_bytes = plan.headroom_bytes - scratch_bytes
+    slots, num_staging = slots_in(pools, left, room_bytes), 0
+    staging_bytes = _STAGING_SLOTS * sum(device_slot_bytes(pool.shape) for pool in pools)
+    if has_staging and slots != tuple(left) and staging_bytes <= _MOST_STAGING * room_bytes:
+        num_staging = _STAGING_SLOTS
+        slots = slots_in(pools, left, room_bytes - staging_bytes)
     slot_bytes = sum(
         count * device_slot_bytes(pool.shape) for count, pool in zip(slots, pools, strict=True)
     )
@@ -208,6 +225,8 @@ def _with_experts(
         slots=slots,
         slot_bytes=slot_bytes,
         share=share,
+        num_staging=num_staging,
+        staging_bytes=staging_bytes if num_staging else 0,
         why=f"{before}{sum(slots)} experts ({share:.0%}), {reason}",
     )
 

@@ -115,7 +115,8 @@ def plan(
         model.close()
         host.give_back_freed_memory()
     holder = [each for each in budgets[:1] if may_hold_trunk(each.device, asked_trunk)]
-    devices, trunk = _on_devices(geometry, shape, budgets, num_layers if holder else 0)
+    num_layers = num_layers if holder else 0
+    devices, trunk = _on_devices(geometry, shape, budgets, num_layers, placement)
     needs = needs if trunk is None else trunk.needs
     costs = _costs(geometry, shape, needs, process_bytes, sampling_bytes, draft_bytes)
     costs = _with_tiers(costs, geometry, shape, sum(device.num_slots > 0 for device in devices))
@@ -130,6 +131,7 @@ def _on_devices(
     shape: ContextShape,
     budgets: Sequence[DeviceBudget],
     num_layers: int,
+    placement: str,
 ) -> tuple[tuple[DevicePlan, ...], TrunkPlan | None]:
     """Return how the budgets are spent, the first one on as many of `num_layers` layers and the
     output as it holds. Raises BudgetError."""
@@ -140,7 +142,7 @@ def _on_devices(
         room_bytes = budgets[0].limit_bytes - least_bytes(whole, scratch_bytes)
         device = budgets[0].device
         trunk = plan_trunk(geometry.path, shape, device, room_bytes, num_layers + 1)
-    return place_experts(whole, budgets, scratch_bytes, trunk), trunk
+    return place_experts(whole, budgets, scratch_bytes, trunk, placement), trunk
 
 
 def _refuse_without_devices(placement: str, trunk: str) -> None:

@@ -85,6 +85,7 @@ class TierPlan(c.Structure):
     _fields_ = (
         *((name, Address) for name in ("device", "num_slots")),
         ("workspace_bytes", c.c_int64),
+        ("num_staging", c.c_int32),
         *((name, c.c_bool) for name in ("is_exclusive", "is_fixed")),
     )
 
@@ -99,8 +100,8 @@ class TierState(c.Structure):
     """struct TierState (native/device_tier.hpp)"""
 
     _fields_ = (
-        *((name, c.c_int64) for name in ("hits", "promoted", "moved_bytes")),
-        ("is_lost", c.c_int32),
+        *((name, c.c_int64) for name in ("hits", "promoted", "moved_bytes", "streamed")),
+        *((name, c.c_int32) for name in ("is_lost", "streams_all")),
     )
 
 

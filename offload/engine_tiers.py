@@ -30,7 +30,12 @@ class EngineTiers:
             num_slots = np.array(tier.num_slots, np.int32)
             assert len(num_slots) == len(self._pools), "a tier has a number of slots for each pool"
             plan = native.TierPlan(
-                tier.device, devices.address_of(num_slots), work_bytes, tier.exclusive, tier.fixed
+                tier.device,
+                devices.address_of(num_slots),
+                work_bytes,
+                tier.num_staging,
+                tier.exclusive,
+                tier.fixed,
             )
             if not native.engine_add_tier(address, plan):
                 raise self._refused(tier, work_bytes)
@@ -54,7 +59,14 @@ class EngineTiers:
         """Return what each tier did."""
         states = [native.engine_tier_state(address, n).contents for n in range(len(self._tiers))]
         return tuple(
-            TierCounts(tier.name, int(s.hits), int(s.promoted), int(s.moved_bytes), bool(s.is_lost))
+            TierCounts(
+                tier.name,
+                int(s.hits),
+                int(s.promoted),
+                int(s.moved_bytes),
+                int(s.streamed),
+                bool(s.is_lost),
+            )
             for tier, s in zip(self._tiers, states, strict=True)
         )
 

@@ -22,7 +22,8 @@ class DeviceTier:
 
     `device` is the address of ggml's handle, `num_slots` are the slots of each pool, in the order
     of the pools' plans. With `exclusive` an expert that moves up leaves its slot on the host. With
-    `fixed` the slots are filled at load, with the same experts each time, and keep them.
+    `fixed` the slots are filled at load, with the same experts each time, and keep them. Each pool
+    has `num_staging` slots more, through which experts of a long prompt pass; with 0 none does.
     """
 
     device: int
@@ -30,17 +31,20 @@ class DeviceTier:
     num_slots: tuple[int, ...]
     exclusive: bool = False
     fixed: bool = False
+    num_staging: int = 0
 
 
 @dataclass(frozen=True)
 class TierCounts:
     """What a tier did: `hits` are uses of experts that lay there, `promoted` experts moved up with
-    `moved_bytes`. A tier that `is_lost` failed and is not used any more."""
+    `moved_bytes`, and `streamed` were copied there to be computed for one batch. A tier that
+    `is_lost` failed and is not used any more."""
 
     name: str
     hits: int
     promoted: int
     moved_bytes: int
+    streamed: int
     is_lost: bool
 
 
@@ -52,8 +56,9 @@ def device_slot_bytes(shape: Shape) -> int:
 def tier_slot_bytes(tier: DeviceTier, plans: Sequence[PoolPlan]) -> int:
     """Return the memory of all slots of a tier, whose pools have these plans on the host."""
     return sum(
-        num_slots * device_slot_bytes(plan.shape)
+        (num_slots + tier.num_staging) * device_slot_bytes(plan.shape)
         for num_slots, plan in zip(tier.num_slots, plans, strict=True)
+        if num_slots
     )
 
 
@@ -68,6 +73,15 @@ def workspace_bytes(layers: Sequence[ExpertLayer], batch_tokens: int) -> int:
 
 def tier_host_bytes(layers: Sequence[ExpertLayer], batch_tokens: int, experts_per_tok: int) -> int:
     """Return the most host memory that a device tier takes: the graphs that are kept, of one row,
-    of several rows and of a batch, and what inputs and results are copied through."""
+    of several rows and of a batch, what inputs and results are copied through, and a batch's inputs
+    and results, of which a device computes a part after the other."""
     num_kept = min(_KEPT_PAIRS, experts_per_tok) + _KEPT_PAIRS + 1
-    return len(layers) * num_kept * _GRAPHS_BYTES + workspace_bytes(layers, batch_tokens)
+    batch_elements = max(
+        layer.matrices[0].row_elements
+        + experts_per_tok * layer.matrices[-1].row_elements
+        + experts_per_tok * max(matrix.num_rows for matrix in layer.matrices)
+        for layer in layers
+    )
+    batch_bytes = batch_tokens * batch_elements * _FLOAT_BYTES
+    graph_bytes = len(layers) * num_kept * _GRAPHS_BYTES
+    return graph_bytes + workspace_bytes(layers, batch_tokens) + batch_bytes

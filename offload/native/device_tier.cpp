@@ -11,11 +11,13 @@ namespace {
 
 constexpr int32_t KEPT_PAIRS = 16;  // graphs of more pairs are made anew for each batch
 constexpr size_t LEAST_ALIGNMENT = 64;
+constexpr int64_t LINK_TRIAL_BYTES = 1024 * 1024;
+constexpr double LEAST_WAITED_S = 10e-6;  // a shorter wait does not tell when the device was done
 
 }  // namespace
 
-DeviceTier::DeviceTier(Device *device, int64_t workspace_bytes)
-    : device_(device), upload_(device), results_(device) {
+DeviceTier::DeviceTier(Device *device, int64_t workspace_bytes, int32_t num_staging)
+    : num_staging(num_staging), device_(device), upload_(device), results_(device) {
     backend_ = call_device([&] { return DeviceBackend(ggml().backend_dev_init(device, nullptr)); });
     if (!backend_) throw DeviceError{};
     BufferType *type = ggml().backend_dev_buffer_type(device);
@@ -34,7 +36,7 @@ bool DeviceTier::add_pool(std::shared_ptr<ExpectedUse> rule,
         size_t num_bytes = 0;
         BufferType *type = ggml().backend_dev_buffer_type(device_);
         for (const Layer *layer : layers) {
-            Tensor *tensor = tensor_of(pool, layer->matrices[HIGH][m], num_slots);
+            Tensor *tensor = tensor_of(pool, layer->matrices[HIGH][m], num_slots + num_staging);
             pool.layers[layer->number].of_layer[m] = tensor;
             num_bytes = std::max(num_bytes, ggml().backend_buft_get_alloc_size(type, tensor));
         }
@@ -47,6 +49,19 @@ bool DeviceTier::add_pool(std::shared_ptr<ExpectedUse> rule,
                 ggml().backend_tensor_alloc(buffer, &tensor, ggml().backend_buffer_get_base(buffer));
     }
     pool.slots = std::make_unique<Slots>(std::move(rule), HIGH, num_slots, 0);
+    return num_staging == 0 || measure_link(*layers[0]);
+}
+
+// The second of two copies counts: the first one wakes up the link.
+bool DeviceTier::measure_link(const Layer &layer) {
+    const std::vector<char> zeros(std::min(LINK_TRIAL_BYTES, layer.matrices[HIGH][0].num_bytes));
+    double taken_s = 0;
+    for (int time = 0; time < 2; time++) {
+        const double began_s = now_s();
+        if (!write(layer, 0, staging_slot(layer.pool, 0), zeros.data(), 0, zeros.size())) return false;
+        taken_s = now_s() - began_s;
+    }
+    batch_costs.note_copy(zeros.size(), taken_s);
     return true;
 }
 
@@ -78,6 +93,7 @@ const char *DeviceTier::fault(int32_t pool, int32_t num_moving) const {
 bool DeviceTier::write(const Layer &layer, int32_t matrix, int32_t slot, const void *from,
                        int64_t offset, int64_t num_bytes) {
     Tensor *tensor = pools_[layer.pool].layers.at(layer.number).of_layer[matrix];
+    std::lock_guard<std::mutex> lock(calls_);
     try {
         call_device([&] {
             ggml().backend_tensor_set(tensor, from, slot * tensor->nb[2] + offset, num_bytes);
@@ -113,55 +129,77 @@ DeviceGraph *DeviceTier::graph_of(const Layer &layer, const ExpertsGraph &form, 
     return graph->fits() ? graph.get() : nullptr;
 }
 
+void DeviceTier::reserve(const ExpertsGraph &form, size_t num_pairs) {
+    call_device([&] { results_.bytes(num_pairs * form.result->ne[0] * sizeof(float)); });
+}
+
 bool DeviceTier::start(const Layer &layer, const ExpertsGraph &form, const Choice &choice,
-                       std::vector<int32_t> pairs, const std::vector<int32_t> &slots) {
+                       const std::vector<int32_t> &pairs, const std::vector<int32_t> &slots) {
+    std::lock_guard<std::mutex> lock(calls_);
     return call_device([&] {
-        DeviceGraph *graph = graph_of(layer, form, pairs.size(), choice.num_rows == 1);
+        is_one_row_ = choice.num_rows == 1;
+        DeviceGraph *graph = graph_of(layer, form, pairs.size(), is_one_row_);
         if (!graph) return false;
         char *upload = upload_.bytes(graph->upload_bytes);
         graph->gather(form, choice, pairs, slots, upload);
         Backend *backend = backend_.get();
-        pairs_ = std::move(pairs);
+        pairs_.insert(pairs_.end(), pairs.begin(), pairs.end());
         running_ = graph;
         is_computing_ = true;
         began_s_ = now_s();
         ggml().backend_tensor_set_async(backend, &graph->upload, upload, 0, graph->upload_bytes);
         if (ggml().backend_graph_compute_async(backend, graph->graph) != SUCCESS) throw DeviceError{};
-        const size_t num_bytes = pairs_.size() * graph->result->nb[1];
-        char *results = results_.bytes(num_bytes);
-        if (backend->get_tensor_async)
-            ggml().backend_tensor_get_async(backend, graph->result, results, 0, num_bytes);
+        if (backend->get_tensor_async) fetch();
         return true;
     });
 }
 
-void DeviceTier::finish(Tensor *result, const Choice &choice) {
+// Have the results of the graph that runs copied behind those that are there.
+void DeviceTier::fetch() {
+    const size_t row_bytes = running_->result->nb[1], first = num_waited_ * row_bytes;
+    const size_t num_bytes = pairs_.size() * row_bytes;
+    char *results = results_.bytes(num_bytes);
+    ggml().backend_tensor_get_async(backend_.get(), running_->result, results + first, 0,
+                                    num_bytes - first);
+}
+
+void DeviceTier::wait() {
+    std::lock_guard<std::mutex> lock(calls_);
     call_device([&] {
-        Backend *backend = backend_.get();
-        const size_t row_bytes = running_->result->nb[1], num_bytes = pairs_.size() * row_bytes;
-        char *results = results_.bytes(num_bytes);
-        if (!backend->get_tensor_async)
-            ggml().backend_tensor_get_async(backend, running_->result, results, 0, num_bytes);
         const double ready_s = now_s();
-        ggml().backend_synchronize(backend);
-        costs.note_device(pairs_.size(), now_s() - began_s_, now_s() - ready_s);
-        for (size_t i = 0; i < pairs_.size(); i++)
-            std::memcpy(result->row(pairs_[i] % choice.num_used, pairs_[i] / choice.num_used),
-                        results + i * row_bytes, row_bytes);
+        if (!backend_->get_tensor_async) fetch();
+        ggml().backend_synchronize(backend_.get());
+        const double ended_s = now_s();
+        const int32_t num_pairs = pairs_.size() - num_waited_;
+        if (is_one_row_) costs.note_device(num_pairs, ended_s - began_s_, ended_s - ready_s);
+        else if (ended_s - ready_s >= LEAST_WAITED_S) batch_costs.note_device(num_pairs, ended_s - began_s_);
     });
-    pairs_.clear();
+    num_waited_ = pairs_.size();
     is_computing_ = false;
+}
+
+void DeviceTier::collect(Tensor *result, const Choice &choice) {
+    const size_t row_bytes = result->ne[0] * sizeof(float);
+    const char *results = results_.bytes(0);
+    for (size_t i = 0; i < pairs_.size(); i++)
+        std::memcpy(result->row(pairs_[i] % choice.num_used, pairs_[i] / choice.num_used),
+                    results + i * row_bytes, row_bytes);
+    forget();
 }
 
 void DeviceTier::abandon() {
     if (is_running()) call_device([&] { ggml().backend_synchronize(backend_.get()); });
+    forget();
+}
+
+void DeviceTier::forget() {
     pairs_.clear();
+    num_waited_ = 0;
     is_computing_ = false;
 }
 
 void DeviceTier::lose() {
-    pairs_.clear();
-    is_computing_ = false;
+    forget();
     state.is_lost = true;
     for (PoolThere &pool : pools_)
         if (pool.slots) {

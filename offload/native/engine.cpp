@@ -29,6 +29,18 @@ class Drain {
     Readers *readers_;
 };
 
+// At the end of its life no device is fed any more: llama.cpp goes on, whose calls may use the same link.
+class End {
+  public:
+    explicit End(const std::vector<std::unique_ptr<Streamer>> &streamers) : streamers_(streamers) {}
+    ~End() {
+        for (auto &streamer : streamers_) streamer->give_up();
+    }
+
+  private:
+    const std::vector<std::unique_ptr<Streamer>> &streamers_;
+};
+
 }  // namespace
 
 Engine::Engine(Caller caller, Readers *readers, int32_t num_used, int64_t most_rows)
@@ -99,6 +111,7 @@ Status Engine::compute(int32_t number, const std::vector<Tensor *> &nodes,
     const Layer &layer = layers_[number];
     choice_.read(ids, pools_[layer.pool].high.num_experts);
     Status status = SUCCESS;
+    const End end(streamers_);
     if (tiers_.empty() || products[0].at == 0) {
         status = compute_layer({number, layer, ids, choice_, cpu, nodes, products, weights});
     } else {  // devices begin with the first product, which may need what stands before it
@@ -127,13 +140,17 @@ Status Engine::compute_layer(const Call &call) {
     find_elsewhere(call);
     if (!fits(call)) return compute_in_waves(call);
     Drain drain(readers_);
-    if (!take_lease(call, lease_) || !start_tiers(call)) return COMPUTE_FAILED;
-    const double computed_before_s = call.cpu.computed_s;
+    if (!take_lease(call, lease_)) return COMPUTE_FAILED;
+    choose_streamed(call, lease_);
+    if (!start_tiers(call)) return COMPUTE_FAILED;
+    const double computed_before_s = call.cpu.computed_s, began_s = now_s() - owner_waited_s;
     Status status = compute_leased(call, lease_);
     note_host_s(call, lease_, call.cpu.computed_s - computed_before_s);
+    if (status == SUCCESS) note_batch_s(call, lease_, now_s() - owner_waited_s - began_s);
     if (status == SUCCESS) status = finish_tiers(call);
     const bool lacks_slot = state.failure == NO_SLOT;
     if (status != SUCCESS && !lacks_slot) return status;
+    if (lacks_slot && !take_back_streamed()) return COMPUTE_FAILED;
     release(call, lease_);
     drain.dismiss();
     if (!lacks_slot) return SUCCESS;

@@ -14,6 +14,7 @@
 #include "products.hpp"
 #include "promoter.hpp"
 #include "router.hpp"
+#include "streamer.hpp"
 
 namespace haversack {
 
@@ -50,7 +51,8 @@ struct EngineState {
     int32_t failed_tier;
 };
 
-// In place of a level in a lease: a device computes with this expert.
+// In place of a level in a lease: a device computes with this expert. If it is copied there for this batch,
+// its slot on the host is pinned.
 constexpr int32_t ELSEWHERE = SKIP + 1;
 
 // Slots on a device. Fixed ones are filled at load and keep their experts. An exclusive tier's experts
@@ -59,6 +61,7 @@ struct TierPlan {
     Device *device;
     const int32_t *num_slots;  // by pool
     int64_t workspace_bytes;
+    int32_t num_staging;  // slots of each pool for experts of batches; 0: none is copied for a batch
     bool is_exclusive, is_fixed;
 };
 
@@ -196,13 +199,21 @@ class Engine {
         return !tier_of_.empty() && tier_of_[position] != NOWHERE;
     }
     bool start_tiers(const Call &call);
-    bool start_portion(const Call &call, int32_t tier);
+    bool start_tier(const Call &call, int32_t tier);
+    std::vector<Portion> portions(const Call &call, int32_t tier) const;
     Status finish_tiers(const Call &call);
     Status lose_tier(int32_t tier);
     void abandon_tiers();
+    void abandon_tier(int32_t tier);
     bool all_tiers_work();
     void promote();
     bool fill_slot(const Layer &layer, int32_t expert, int32_t tier);
+    // experts copied for a batch (streamed.cpp)
+    void choose_streamed(const Call &call, Lease &lease);
+    BatchShare share_of(const Call &call, const Lease &lease, int32_t tier) const;
+    int64_t host_work(const Call &call, const Lease &lease) const;
+    bool take_back_streamed();
+    void note_batch_s(const Call &call, const Lease &lease, double taken_s);
     // waves (waves.cpp)
     Status compute_in_waves(const Call &call);
     void hold_high(const Call &call, Lease &lease);
@@ -252,8 +263,10 @@ class Engine {
     std::vector<Product> products_of_;  // there
     ExpertsGraph form_;
     HostGraph those_here_;
-    std::vector<int32_t> tier_of_;  // by position in the choice; empty: all are computed here
-    std::vector<std::deque<int32_t>> left_there_;  // by tier: positions that it has not begun
+    KeptInputs kept_inputs_;
+    bool is_form_known_ = false;
+    std::vector<int32_t> tier_of_;  // by position in the choice; empty: none lies on a device
+    std::vector<std::vector<int32_t>> there_, streamed_;  // by tier: positions that lie there, or are copied
     // Of the pass under way:
     int64_t products_seen_ = 0, rows_ = 0, needed_before_ = 0;
     int64_t hits_at_start_ = 0, misses_at_start_ = 0;
@@ -261,6 +274,8 @@ class Engine {
     int32_t num_passes_ = 0;
     int64_t misses_before_ = 0, calls_since_read_ = 0;
     double began_s_ = 0, waited_before_s_ = 0, predicting_s_ = 0;
+    // By tier. The last member, so that it ends first: it uses what stands above.
+    std::vector<std::unique_ptr<Streamer>> streamers_;
 };
 
 }  // namespace haversack

@@ -137,6 +137,22 @@ bool ExpertsGraph::add_source(Step &step, int index, const Tensor *source, const
     return true;
 }
 
+void ExpertsGraph::keep_inputs(KeptInputs &kept) {
+    kept.rows.resize(std::max(kept.rows.size(), inputs.size()));
+    kept.tensors.resize(inputs.size());
+    for (size_t i = 0; i < inputs.size(); i++) {
+        Input &input = inputs[i];
+        if (input.is_of_expert) continue;  // a weight
+        const Tensor &from = *input.tensor;
+        kept.rows[i].resize(input.length * from.ne[1] * from.ne[2]);
+        kept.tensors[i] = make_tensor(TYPE_F32, input.length, from.ne[1], from.ne[2], kept.rows[i].data());
+        for (int64_t row = 0; row < from.ne[1] * from.ne[2]; row++)
+            std::memcpy(&kept.rows[i][row * input.length], from.row(row % from.ne[1], row / from.ne[1]),
+                        input.length * sizeof(float));
+        input.tensor = &kept.tensors[i];
+    }
+}
+
 bool ExpertsGraph::is_like(const ExpertsGraph &other) const {
     return steps == other.steps &&
            std::equal(inputs.begin(), inputs.end(), other.inputs.begin(), other.inputs.end(),
@@ -150,6 +166,19 @@ Tensor ExpertsGraph::tensor_of(const Step &step, int64_t num_used, int64_t num_r
     made.op = step.op;
     std::copy_n(step.op_params, 16, made.op_params);
     return made;
+}
+
+bool ExpertsGraph::uses(int32_t matrix) const {
+    return std::any_of(steps.begin(), steps.end(), [&](const Step &step) {
+        return step.sources[0] == Source{MATRIX, matrix};
+    });
+}
+
+int64_t ExpertsGraph::matrix_bytes(const Layer &layer) const {
+    int64_t sum = 0;
+    for (int32_t m = 0; m < layer.num_matrices; m++)
+        if (uses(m)) sum += layer.matrices[HIGH][m].num_bytes;
+    return sum;
 }
 
 int64_t ExpertsGraph::pair_bytes() const {

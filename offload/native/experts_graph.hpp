@@ -17,6 +17,12 @@ struct Product {
     int32_t index;
 };
 
+// Copies of inputs.
+struct KeptInputs {
+    std::vector<std::vector<float>> rows;
+    std::vector<Tensor> tensors;
+};
+
 class ExpertsGraph {
   public:
     enum SourceKind : int32_t { NO_SOURCE = 0, STEP, INPUT, MATRIX, IDS };
@@ -55,8 +61,16 @@ class ExpertsGraph {
     static Tensor tensor_of(const Step &step, int64_t num_used, int64_t num_rows);
     // The first matrix that its products multiply with.
     int32_t first_matrix() const { return steps[0].sources[0].index; }
+    // Whether its products multiply with this matrix, and the bytes of an expert's matrices of which that is
+    // so.
+    bool uses(int32_t matrix) const;
+    int64_t matrix_bytes(const Layer &layer) const;
     // Bytes of the results and inputs of one pair.
     int64_t pair_bytes() const;
+
+    // Have the rows of inputs be read from `kept`, where they are copied: other nodes may then be
+    // computed, whose results may lie in the same place.
+    void keep_inputs(KeptInputs &kept);
 
     // Which step a node is; -1 if it is none.
     int32_t place_of(const Tensor *node) const;

@@ -237,7 +237,7 @@ void Engine::release(const Call &call, Lease &lease) {
         else pool.level(level).drop(slot);
     }
     for (size_t i = 0; i < lease.slots.size(); i++)
-        if (lease.slots[i] != NOWHERE) pool.level(lease.levels[i]).unpin(lease.slots[i]);
+        if (lease.slots[i] != NOWHERE) (lease.levels[i] == LOW ? pool.low : pool.high).unpin(lease.slots[i]);
 }
 
 void Engine::count_levels(const Call &call, const Lease &lease) {

@@ -15,7 +15,7 @@ constexpr int32_t MANY_NOTED = 10;        // of one number: less than that may b
 }  // namespace
 
 // Of the first values the least counts: the very first one includes making a graph.
-void TierCosts::Time::note(double taken_s) {
+void MeasuredTime::note(double taken_s) {
     if (num_noted == MANY_NOTED) {
         mean_s += NEWEST * (taken_s - mean_s);
         return;
@@ -25,7 +25,7 @@ void TierCosts::Time::note(double taken_s) {
 
 void TierCosts::note_device(int32_t num_experts, double taken_s, double waited_s) {
     if (num_experts > MOST_EXPERTS) return;
-    Time &time = device_[num_experts];
+    MeasuredTime &time = device_[num_experts];
     if (waited_s >= LEAST_WAIT_S) time.note(taken_s);
     else if (time.mean_s > taken_s) time = {};  // it is faster than it was
 }

@@ -6,6 +6,13 @@
 
 namespace haversack {
 
+// A time that is measured again and again.
+struct MeasuredTime {
+    double mean_s = 0;  // 0: not known
+    int32_t num_noted = 0;
+    void note(double taken_s);
+};
+
 class TierCosts {
   public:
     static constexpr int32_t MOST_EXPERTS = 64;  // of a row; of more all are left to the device
@@ -24,16 +31,11 @@ class TierCosts {
   private:
     static constexpr int32_t MOST_IN_VAIN = 256;
 
-    struct Time {
-        double mean_s = 0;  // 0: not known, or the host took longer
-        int32_t num_noted = 0;
-        void note(double taken_s);
-    };
     double device_s(int32_t num_experts) const;
     bool is_trial(int32_t num_there) const;
 
-    Time device_[MOST_EXPERTS + 1];  // by number
-    Time host_;                      // of one expert
+    MeasuredTime device_[MOST_EXPERTS + 1];  // by number; not known where the host took longer
+    MeasuredTime host_;                      // of one expert
     int64_t num_asked_ = 0;
     int32_t num_in_vain_ = 0;
 };

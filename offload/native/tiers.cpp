@@ -10,7 +10,7 @@ namespace haversack {
 
 bool Engine::add_tier(const TierPlan &plan) {
     try {
-        auto tier = std::make_unique<DeviceTier>(plan.device, plan.workspace_bytes);
+        auto tier = std::make_unique<DeviceTier>(plan.device, plan.workspace_bytes, plan.num_staging);
         for (size_t number = 0; number < pools_.size(); number++) {
             std::vector<const Layer *> layers;
             for (const Layer &layer : layers_)
@@ -27,7 +27,9 @@ bool Engine::add_tier(const TierPlan &plan) {
             promoters_.back() = std::make_unique<Promoter>(*tier, layers_, pools_, plan.is_exclusive,
                                                            num_used_);
         tiers_.push_back(std::move(tier));
-        left_there_.emplace_back();
+        there_.emplace_back();
+        streamed_.emplace_back();
+        streamers_.push_back(std::make_unique<Streamer>(*tiers_.back()));
         return true;
     } catch (const DeviceError &) {
         return false;
@@ -38,13 +40,15 @@ bool Engine::add_tier(const TierPlan &plan) {
 // Find the chosen experts that lie on devices.
 void Engine::find_elsewhere(const Call &call) {
     tier_of_.clear();
-    for (auto &left : left_there_) left.clear();
-    if (tiers_.empty() || !form_.read(call.nodes, call.products, call.choice)) return;
+    for (auto *positions : {&there_, &streamed_})
+        for (auto &of_tier : *positions) of_tier.clear();
+    is_form_known_ = !tiers_.empty() && form_.read(call.nodes, call.products, call.choice);
+    if (!is_form_known_) return;
     for (size_t tier = 0; tier < tiers_.size(); tier++)
         for (int32_t position : chosen_there(call, tier)) {
             tier_of_.resize(call.choice.experts.size(), NOWHERE);
             tier_of_[position] = tier;
-            left_there_[tier].push_back(position);
+            there_[tier].push_back(position);
             tiers_[tier]->state.hits++;
         }
 }
@@ -97,46 +101,69 @@ Status Engine::compute_those_here(const Call &call, const Lease &lease) {
 
 // Where a layer is begun a second time, devices go on with what they began.
 bool Engine::start_tiers(const Call &call) {
-    if (tier_of_.empty()) return true;
     for (size_t tier = 0; tier < tiers_.size(); tier++)
-        if (!tiers_[tier]->is_running() && !start_portion(call, tier)) return false;
+        if (!streamers_[tier]->is_running() && !tiers_[tier]->is_running() && !start_tier(call, tier))
+            return false;
     return true;
 }
 
-// Have a device begin with as many of the experts that are left to it as one graph can take. All rows
-// of an expert are computed together, as the host does it.
-bool Engine::start_portion(const Call &call, int32_t number) {
-    DeviceTier &tier = *tiers_[number];
-    std::deque<int32_t> &left = left_there_[number];
-    const size_t most_pairs = tier.most_pairs(form_);
-    std::vector<int32_t> pairs, slots;
-    while (!left.empty() && pairs.size() + call.choice.count(left.front()) <= most_pairs) {
-        const int32_t position = left.front(), *first = &call.choice.pairs[call.choice.starts[position]];
-        left.pop_front();
-        pairs.insert(pairs.end(), first, first + call.choice.count(position));
-        slots.resize(pairs.size(), tier.find(call.layer, call.choice.experts[position]));
-    }
-    if (pairs.empty()) return true;
+// What one graph computes is begun at once. The rest needs a thread, and inputs that outlive their nodes.
+bool Engine::start_tier(const Call &call, int32_t number) {
+    std::vector<Portion> found = portions(call, number);
+    if (found.empty()) return true;
     try {
-        if (!tier.has_failed && tier.start(call.layer, form_, call.choice, std::move(pairs), slots))
+        if (tiers_[number]->has_failed) return lose_tier(number) == SUCCESS;
+        if (found.size() > 1 || found[0].host_slot != NOWHERE) {
+            form_.keep_inputs(kept_inputs_);
+            streamers_[number]->begin(call.layer, form_, call.choice, std::move(found));
+            return true;
+        }
+        if (tiers_[number]->start(call.layer, form_, call.choice, found[0].pairs, found[0].slots))
             return true;
     } catch (const DeviceError &) {
     }
     return lose_tier(number) == SUCCESS;
 }
 
-// Wait for the devices, and have them compute what they have not begun.
+// What a device computes for the call: of the experts that lie there as many at once as one graph can take,
+// then each that is copied. All rows of an expert are computed together, as the host does it.
+std::vector<Portion> Engine::portions(const Call &call, int32_t number) const {
+    const DeviceTier &tier = *tiers_[number];
+    const size_t most_pairs = tier.most_pairs(form_);
+    std::vector<Portion> found;
+    const auto add = [&](int32_t position) {
+        const int32_t *first = &call.choice.pairs[call.choice.starts[position]];
+        std::vector<int32_t> &pairs = found.back().pairs;
+        pairs.insert(pairs.end(), first, first + call.choice.count(position));
+    };
+    for (int32_t position : there_[number]) {
+        if (found.empty() || found.back().pairs.size() + call.choice.count(position) > most_pairs)
+            found.emplace_back();
+        add(position);
+        found.back().slots.resize(found.back().pairs.size(),
+                                  tier.find(call.layer, call.choice.experts[position]));
+    }
+    for (int32_t position : streamed_[number]) {
+        found.emplace_back().host_slot = lease_.slots[position];
+        add(position);
+    }
+    return found;
+}
+
+// Wait for the devices, and write the rows that they computed.
 Status Engine::finish_tiers(const Call &call) {
-    if (tier_of_.empty()) return SUCCESS;
-    for (size_t tier = 0; tier < tiers_.size(); tier++)
-        while (tiers_[tier]->is_running()) {
-            try {
-                tiers_[tier]->finish(form_.result, call.choice);
-            } catch (const DeviceError &) {
-                return lose_tier(tier);
+    for (size_t tier = 0; tier < tiers_.size(); tier++) {
+        try {
+            if (streamers_[tier]->is_running()) {
+                if (!streamers_[tier]->finish()) return lose_tier(tier);
+            } else if (tiers_[tier]->is_running()) {
+                tiers_[tier]->wait();
             }
-            if (!start_portion(call, tier)) return COMPUTE_FAILED;
+            tiers_[tier]->collect(form_.result, call.choice);
+        } catch (const DeviceError &) {
+            return lose_tier(tier);
         }
+    }
     return SUCCESS;
 }
 
@@ -154,14 +181,17 @@ Status Engine::lose_tier(int32_t tier) {
 void Engine::abandon_tiers() {
     for (auto &promoter : promoters_)
         if (promoter) promoter->withdraw();
-    for (size_t tier = 0; tier < tiers_.size(); tier++) {
-        try {
-            tiers_[tier]->abandon();
-        } catch (const DeviceError &) {
-            tiers_[tier]->lose();
-            tiers_[tier]->has_failed = true;  // the next pass tells
-            promoters_[tier].reset();
-        }
+    for (size_t tier = 0; tier < tiers_.size(); tier++) abandon_tier(tier);
+}
+
+void Engine::abandon_tier(int32_t tier) {
+    streamers_[tier]->give_up();
+    try {
+        tiers_[tier]->abandon();
+    } catch (const DeviceError &) {
+        tiers_[tier]->lose();
+        tiers_[tier]->has_failed = true;  // the next pass tells
+        promoters_[tier].reset();
     }
 }
 

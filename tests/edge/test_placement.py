@@ -71,6 +71,20 @@ def test_scratch_is_part_of_the_budget() -> None:
     assert_adds_up(plan)
 
 
+def test_experts_of_prompts_have_staging_where_it_is_a_small_part() -> None:
+    pools = (PoolPlan((1000, 1000, 2000), (0, 1, 2), 8, 256), PoolPlan((3000, 3000), (3,), 4, 64))
+    staging_bytes = 2 * (4000 + 6000)
+    for limit_bytes in (20_000, 8 * staging_bytes - 1, 8 * staging_bytes, 1_000_000, 10_000_000):
+        (plan,) = place_experts(pools, [device("CUDA0", limit_bytes)], 0)
+        assert_adds_up(plan)
+        has_staging = 8 * staging_bytes <= limit_bytes and plan.slots != (256, 64)
+        assert (plan.num_staging, plan.staging_bytes) == (
+            (2, staging_bytes) if has_staging else (0, 0)
+        )
+        (fixed,) = place_experts(pools, [device("CUDA0", limit_bytes)], 0, None, "fixed")
+        assert fixed.num_staging == fixed.staging_bytes == 0
+
+
 def test_a_budget_below_one_expert_is_refused_with_numbers() -> None:
     with pytest.raises(edge.BudgetError, match=r"CUDA0 needs at least .* raise --vram") as caught:
         place_experts(POOLS, [device("CUDA0", 9_999)], 0)

@@ -12,8 +12,11 @@ namespace {
 constexpr int64_t WORKSPACE_BYTES = 1 << 20;
 
 struct OnDevice {
-    explicit OnDevice(int32_t num_slots, bool is_exclusive = false, bool is_fixed = false)
-        : num_slots(num_slots), plan{nullptr, &this->num_slots, WORKSPACE_BYTES, is_exclusive, is_fixed} {}
+    explicit OnDevice(int32_t num_slots, bool is_exclusive = false, bool is_fixed = false,
+                      int32_t num_staging = 0)
+        : num_slots(num_slots),
+          plan{nullptr,     &this->num_slots, WORKSPACE_BYTES, num_staging,
+               is_exclusive, is_fixed} {}
     const int32_t num_slots;
     const TierPlan plan;
 };
@@ -63,9 +66,72 @@ TEST(a_device_that_has_not_the_memory_leaves_nothing_behind) {
     layer.matrices[HIGH][0] = {nullptr, NUM_BYTES, 0, 0, NUM_BYTES, WIDTH, WIDTH, 0, TYPE_F32, NUM_BYTES};
     model.engine->add_pool(Pool(1, NUM_EXPERTS, NUM_USED, 0));
     model.engine->add_layer(layer);
-    CHECK(!model.engine->add_tier({nullptr, num_slots, WORKSPACE_BYTES, true, false}));
+    CHECK(!model.engine->add_tier({nullptr, num_slots, WORKSPACE_BYTES, 0, true, false}));
     CHECK(!model.engine->pool(0).is_above(0, 0));
     CHECK(!model.engine->tiers_fault());
+}
+
+// llama.cpp puts a result where an input lay that no later node needs.
+TEST(portions_have_the_inputs_of_before_the_first_node) {
+    constexpr int64_t NUM_ROWS = 200;
+    OnDevice device(NUM_LAYERS * NUM_EXPERTS, false, true);
+    TierPlan small = device.plan;
+    small.workspace_bytes = 16 * 1024;
+    Model model(THREADS, 2 * NUM_USED, TYPE_F32, 4, false, &small);
+    CHECK(model.engine->fill_tiers() == NO_FAILURE);
+    std::minstd_rand random(29);
+    LayerCall call(0, choose(random, NUM_ROWS), NUM_ROWS);
+    std::vector<float> rows = call.rows;
+    call.rows.resize(call.out.size());
+    call.input.data = call.down.data = call.rows.data();
+    CHECK(call.compute(model) == SUCCESS);
+    call.out = call.rows;
+    call.rows = rows;
+    CHECK(call.is_right(model));
+}
+
+TEST(experts_of_a_batch_pass_through_staging_slots) {
+    for (int32_t num_staging : {1, 2, 3}) {
+        const OnDevice device(NUM_EXPERTS, false, false, num_staging);
+        Model model(THREADS, NUM_LAYERS * NUM_EXPERTS, TYPE_F32, 4, false, &device.plan);
+        model.engine->tier(0).state.streams_all = true;
+        std::minstd_rand random(37);
+        for (int64_t num_rows : {30, 30, 1, 60, 200, 3, 30}) run_whole_pass(model, random, num_rows);
+        CHECK(tier_state(model).streamed > NUM_EXPERTS);
+        CHECK(tier_state(model).streamed <= model.engine->state.hits);
+        model.engine->withdraw();
+        CHECK(model.engine->pool(0).high.num_unpinned() == NUM_LAYERS * NUM_EXPERTS);
+    }
+}
+
+TEST(experts_pass_through_staging_slots_while_others_move_up_and_reads_fail) {
+    const OnDevice device(NUM_EXPERTS, true, false, 2);
+    Model model(THREADS, 2 * NUM_EXPERTS, TYPE_F32, 4, false, &device.plan);
+    model.engine->tier(0).state.streams_all = true;
+    std::minstd_rand random(41);
+    std::atomic<int> num_reads{0};
+    faults::answer_reads([&](int file, void *room, size_t length, off_t offset) {
+        return num_reads++ % 100 == 99 ? -EIO : faults::read_truly(file, room, length, offset);
+    });
+    for (int i = 0; i < 100; ++i) {
+        end_pass(model, run_pass(model, random, i % 3 ? 20 : 1));
+        CHECK(!model.engine->tiers_fault());
+    }
+    CHECK(tier_state(model).streamed > 0);
+    model.engine->withdraw();
+    CHECK(model.engine->pool(0).high.num_unpinned() == 2 * NUM_EXPERTS);
+}
+
+TEST(a_batch_that_is_begun_again_takes_back_what_was_copied) {
+    constexpr int64_t NUM_ROWS = 9;
+    OnDevice device(NUM_EXPERTS, false, false, 2);
+    Model model(THREADS, NUM_EXPERTS, TYPE_F32, 4, true, &device.plan);
+    model.engine->tier(0).state.streams_all = true;
+    std::vector<uint64_t> digests(NUM_LAYERS * NUM_EXPERTS, 1);  // every LOW copy is damaged
+    model.engine->set_precision({0.4f, 0.7f, 0.5, digests.data(), nullptr, NUM_EXPERTS, 0});
+    std::minstd_rand random(43);
+    for (int i = 0; i < 40; ++i) run_whole_pass(model, random, NUM_ROWS);
+    CHECK(tier_state(model).streamed > 0);
 }
 
 TEST(a_layer_that_is_begun_again_leaves_devices_what_they_began) {
@@ -168,6 +234,52 @@ TEST(pools_change_and_reads_fail_while_experts_move_up) {
     }
     model.engine->withdraw();
     CHECK(model.engine->pool(0).high.num_unpinned() == model.engine->pool(0).high.num_slots());
+}
+
+// ------------------------------------------------------------------------- costs
+namespace {
+
+// How many of 100 experts of 16 rows are copied in the end, by a device that takes these times.
+int32_t copied_in_the_end(double copy_s, double row_s, double host_work_s) {
+    BatchCosts costs;
+    BatchShare share{std::vector<int32_t>(100, 16), 100 * BatchCosts::work(16), 0, 1000};
+    costs.note_copy(1000, copy_s);
+    int32_t count = 0;
+    for (int i = 0; i < 62; i++) {
+        count = costs.most_worth(share);
+        const int64_t work = (100 - count) * BatchCosts::work(16);
+        costs.note_host(work, count == 0, work * host_work_s);
+        if (count > 0) costs.note_copy(1000, copy_s), costs.note_device(16, 16 * row_s);
+    }
+    return count;
+}
+
+}  // namespace
+
+TEST(a_batch_is_shared_so_that_both_are_done_together) {
+    CHECK(copied_in_the_end(18e-6, 1e-9, 1e-6) == 50);  // an expert takes 18 us on both sides
+    CHECK(copied_in_the_end(1e-9, 1e-9, 1e-6) > 98);
+    CHECK(copied_in_the_end(9e-6, 1e-9, 1e-6) / 5 == 13);  // twice as fast: two of three
+    CHECK(copied_in_the_end(1e-9, 36e-6 / 16, 1e-6) / 3 == 11);  // half as fast: one of three
+}
+
+TEST(nothing_is_copied_where_it_does_not_pay) {
+    CHECK(copied_in_the_end(18e-6 * 60, 1e-9, 1e-6) == 0);
+    CHECK(copied_in_the_end(1e-9, 1, 1e-6) == 0);
+    CHECK(copied_in_the_end(1, 1e-9, 1e-6) == 0);
+}
+
+TEST(a_host_that_is_slower_beside_copies_does_without) {
+    BatchCosts costs;
+    BatchShare share{std::vector<int32_t>(100, 16), 1800, 0, 1000};
+    costs.note_copy(1000, 100e-6);
+    int32_t count = 0;
+    for (int i = 0; i < 62; i++) {
+        count = costs.most_worth(share);
+        costs.note_host(1800 - 18 * count, count == 0, (1800 - 18 * count) * (count ? 2e-6 : 1e-6));
+        if (count > 0) costs.note_device(16, 1e-6);
+    }
+    CHECK(count == 0);
 }
 
 TEST(a_device_that_began_slowly_is_tried_again) {

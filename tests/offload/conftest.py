@@ -52,7 +52,7 @@ class DrivenFile(DirectFile):
         super().read_into(buffer, offset, need_bytes)
 
 
-def device_tier(plans: Sequence[PoolPlan], device: Any, share: float, **how: bool) -> DeviceTier:
+def device_tier(plans: Sequence[PoolPlan], device: Any, share: float, **how: Any) -> DeviceTier:
     """A tier on a device with slots for `share` of a model's experts, in each pool."""
     num_slots = tuple(int(share * len(p.layers) * p.num_experts) for p in plans)
     return DeviceTier(device.address, device.name, num_slots, **how)
@@ -148,6 +148,10 @@ class Opened:
         counts = self.experts.readers.counts
         while counts().num_ahead or counts().num_reading:
             threading.Event().wait(0.001)
+
+    def stream_all(self) -> None:
+        """From now on copy each expert of a batch to the device that may be copied there."""
+        native.engine_tier_state(self.experts.address, 0).contents.streams_all = True
 
     def num_unpinned(self) -> int:
         """Return how many slots could be claimed now, after withdrawing all prefetches."""

@@ -18,6 +18,7 @@ from haversack.tools.models.synth import TinyLayout
 CTX, THREADS, PREFILL = 256, 1, 20
 SHAPE = TinyShape(num_hidden_layers=2, num_experts=16, num_experts_per_tok=4)
 TOKENS = np.random.default_rng(2).integers(0, SHAPE.vocab_size, 26).tolist()
+LONG = np.random.default_rng(3).integers(0, SHAPE.vocab_size, 122).tolist()
 SHARES = (0.25, 1.0)  # of the experts, on the device
 
 Logits = npt.NDArray[np.float32]
@@ -98,6 +99,61 @@ def test_one_expert_a_token_and_waves(
 ) -> None:
     path = tiny_model(architecture, shape=TinyShape(num_experts=8, num_experts_per_tok=1))
     assert_exact(path, open_model, rpc_device, share=0.0)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3moe", "gpt-oss"])
+def test_a_batch_that_a_device_computes_in_parts(
+    architecture: str, tiny_model: Any, open_model: Any, rpc_device: Any
+) -> None:
+    """All experts lie there, and a graph takes 256 pairs of a row and an expert."""
+    path, rows = tiny_model(architecture, shape=SHAPE), LONG[:120]
+    assert len(rows) * SHAPE.num_experts_per_tok > 256
+    with PlainLlama(path, CTX, THREADS) as plain:
+        expected = plain.logits(LONG, len(rows))
+    model = open_model(path, 0.25, tiers=[{"device": rpc_device, "share": 1.0, "fixed": True}])
+    np.testing.assert_array_equal(model.logits(LONG, len(rows)), expected)
+
+
+# --------------------------------------------------------- experts copied for a batch
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_batchs_experts_pass_through_a_device(
+    architecture: str, tiny_model: Any, open_model: Any, rpc_device: Any
+) -> None:
+    layers = 1 + ARCHITECTURES[architecture].least_layers  # the last one computes a single row
+    path = tiny_model(architecture, shape=replace(SHAPE, num_hidden_layers=layers))
+    assert_streamed_exactly(path, open_model, rpc_device)
+
+
+@pytest.mark.parametrize("layout", [TinyLayout(all_optional=True), TinyLayout(fused=True)])
+def test_every_layout_passes_through_a_device(
+    layout: TinyLayout, tiny_model: Any, open_model: Any, rpc_device: Any
+) -> None:
+    shape = replace(SHAPE, num_hidden_layers=3)
+    path = tiny_model("deepseek2", layout=layout, expert_type="Q4_K", shape=shape)
+    assert_streamed_exactly(path, open_model, rpc_device)
+
+
+def test_a_batchs_experts_pass_through_a_device_while_others_are_read(
+    tiny_model: Any, open_model: Any, rpc_device: Any
+) -> None:
+    path = tiny_model("qwen3moe", shape=replace(SHAPE, num_hidden_layers=4))
+    assert_streamed_exactly(path, open_model, rpc_device, share=0.6)
+
+
+def assert_streamed_exactly(path: Path, open_model: Any, device: Any, share: float = 1.0) -> None:
+    """Batches and single tokens; `share` of the experts have a slot on the host, some lie on the
+    device."""
+    with PlainLlama(path, CTX, THREADS) as plain:
+        expected = [plain.logits(TOKENS, PREFILL), plain.logits(LONG, 120)]
+    there = {"device": device, "share": 0.25, "exclusive": True, "num_staging": 2}
+    model = open_model(path, share, tiers=[there])
+    model.stream_all()
+    for _ in range(2):
+        np.testing.assert_array_equal(model.logits(TOKENS, PREFILL), expected[0])
+        np.testing.assert_array_equal(model.logits(LONG, 120), expected[1])
+    (counts,) = model.experts.tier_counts()
+    assert 0 < counts.streamed <= model.experts.hits
+    assert model.num_unpinned() == model.num_slots()
 
 
 def test_what_does_not_fit_is_refused(tiny_model: Any, open_model: Any, rpc_device: Any) -> None:

@@ -106,6 +106,50 @@ def test_a_device_that_failed_is_sent_nothing_more(
     assert device.counts().num_copies == 0
 
 
+@pytest.mark.parametrize("nth", [1, 2, 7])
+@pytest.mark.parametrize("what", ["copy", "graph", "synchronize"])
+def test_a_device_that_fails_while_a_batch_passes_through_it(
+    what: str, nth: int, device: Any, path: Any, open_model: Any
+) -> None:
+    model = open_model(path, 1.0, tiers=[{"device": device, "share": 0.125, "num_staging": 2}])
+    model.stream_all()
+    expected = expected_logits(path, PREFILL)
+    for _ in range(3):
+        np.testing.assert_array_equal(model.logits(TOKENS, PREFILL), expected)
+    assert model.experts.tier_counts()[0].streamed > 0
+    model.num_unpinned()  # nothing moves up meanwhile
+    device.fail(what, nth)
+    with pytest.raises(HaversackError, match="failed while it computed experts"):
+        model.logits(TOKENS, PREFILL)
+    lost = model.experts.tier_counts()[0]
+    assert lost.is_lost
+    for _ in range(2):
+        np.testing.assert_array_equal(model.logits(TOKENS, PREFILL), expected)
+    assert model.experts.tier_counts()[0].streamed == lost.streamed
+    assert model.num_unpinned() == model.num_slots()
+
+
+def test_a_read_that_fails_while_a_batch_passes_through_a_device(
+    device: Any, path: Path, open_model: Any
+) -> None:
+    model = open_model(path, 0.5, tiers=[{"device": device, "share": 0.125, "num_staging": 2}])
+    model.stream_all()
+    expected = expected_logits(path, PREFILL)
+    np.testing.assert_array_equal(model.logits(TOKENS, PREFILL), expected)
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "no answer")
+
+    model.drive.on_read = fail
+    with pytest.raises(OSError, match="no answer"):
+        model.logits(TOKENS, PREFILL)
+    model.drive.on_read = lambda _: None
+    np.testing.assert_array_equal(model.logits(TOKENS, PREFILL), expected)
+    (counts,) = model.experts.tier_counts()
+    assert counts.streamed > 0 and not counts.is_lost
+    assert model.num_unpinned() == model.num_slots()
+
+
 def test_a_device_that_fails_beside_a_read_is_told_by_the_next_call(
     device: Any, path: Path, open_model: Any
 ) -> None:
