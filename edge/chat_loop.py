@@ -46,8 +46,7 @@ class ChatLoop:
     ) -> None:
         self._models, self._settings, self._show_stats = models, settings, show_stats
         self._turns: list[Turn] = []
-        self._last: str | None = None
-        self._last_failed = False
+        self._failed: str | None = None  # the last message, where it has no reply
         self._talk = talk
         self._edited: str | None = None  # the last message, while it is being changed
         self._commands: dict[str, Callable[[str], None]] = {
@@ -101,13 +100,13 @@ class ChatLoop:
     def _answer(self, message: str, turns: list[Turn]) -> None:
         """Answer `message` after `turns`. If that succeeds, the turns with the reply are the
         conversation."""
-        self._last, self._last_failed = message, True
+        self._failed = message
         reply, turns = self._reply_to(message, turns)
         self._talk.show(self._model, reply, self._settings)
         generation = reply.generation
         if reply.answer or generation.finish_reason != "cancelled":
             self._turns = [*turns, (message, reply.answer)]
-            self._last_failed = False
+            self._failed = None
         reason = _WHY.get(generation.finish_reason or "")
         if reason:
             notice(f"({reason})")
@@ -152,7 +151,7 @@ class ChatLoop:
         notice(f"model: {self._model.plan.path.name}")
 
     def _clear(self, _: str) -> None:
-        self._turns, self._last = [], None
+        self._turns, self._failed = [], None
         notice("forgotten")
 
     def _system(self, text: str) -> None:
@@ -179,18 +178,20 @@ class ChatLoop:
             raise PromptError("/edit lacks a text: give the message as it should have been")
 
     def _last_message(self) -> str:
-        if self._last is None:
+        if self._failed is not None:
+            return self._failed
+        if not self._turns:
             raise PromptError("nothing was said yet: write a message first")
-        return self._last
+        return self._turns[-1][0]
 
     def _before_last(self) -> list[Turn]:
         """Return the turns before the last message, which has no reply if that failed."""
-        return self._turns if self._last_failed else self._turns[:-1]
+        return self._turns[:-1] if self._failed is None else self._turns
 
     def _undo(self, _: str) -> None:
         if not self._turns:
             raise PromptError("nothing was said yet: there is nothing to undo")
-        (said, _), self._last = self._turns.pop(), None
+        (said, _), self._failed = self._turns.pop(), None
         notice(f"forgotten: {said}")
 
     def _save(self, text: str) -> None:
@@ -202,7 +203,7 @@ class ChatLoop:
         path = _file_of("/load", name)
         kept, told = load_chat(self._model, path, words_alone=name != text)
         self._settings = replace(self._settings, system=kept.system)
-        self._turns, self._last = list(kept.turns), None
+        self._turns, self._failed = list(kept.turns), None
         notice(told)
 
     def _stats(self, _: str) -> None:

@@ -202,6 +202,17 @@ def test_a_message_that_is_edited_is_answered_in_place_of_the_last(chat: Chat) -
     assert "nothing was said yet" in chat("/edit Once\n").stderr
 
 
+def test_the_last_message_is_that_before_one_forgotten_or_that_of_a_chat_loaded(
+    chat: Chat, tmp_path: Path
+) -> None:
+    path, options = tmp_path / "chat.json", ("-n", "5", "--temp", "0")
+    once, _, regenerated = chat(
+        f"Once\n/save {path}\nThen\n/undo\n/regen\n", *options
+    ).stdout.splitlines()
+    edited = chat(f"/load {path}\n/edit Once\n", *options).stdout.splitlines()
+    assert [regenerated, *edited] == [once, once]
+
+
 # ------------------------------------------------------------------------ models
 def test_another_model_goes_on_with_the_chat(chat: Chat, tiny_model: TinyModel) -> None:
     """A model that cannot be had leaves the chat as it was."""
