@@ -15,6 +15,7 @@ from haversack.offload.simulated import SimulatedDevice
 
 LLAMA_CPP = "llama.cpp"  # the engine that a benchmark can compare with
 LEAST_EVAL_TOKENS = 256  # of a text; fewer say little of a fidelity
+_SWEEP_PNG, _FIDELITY_PNG = Path("sweep.png"), Path("fidelity.png")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class BenchOptions:
         ),
     ] = None
     png: Annotated[Path, typer.Option(metavar="FILE", help="The picture that --sweep draws.")] = (
-        Path("sweep.png")
+        _SWEEP_PNG
     )
 
     def __post_init__(self) -> None:
@@ -102,6 +103,8 @@ class BenchOptions:
         for flag, value, least_value in least:
             if value < least_value:
                 raise PromptError(f"{flag} is {value}: give {least_value} or more")
+        if self.sweep is None and self.png != _SWEEP_PNG:
+            raise PromptError(f"--png is {self.png}, but only a sweep is drawn: give --sweep N too")
         if self.compare not in (None, LLAMA_CPP):
             raise PromptError(f"--compare is {self.compare!r}: give {LLAMA_CPP}")
         self._check_gpu()
@@ -155,8 +158,8 @@ class EvalOptions:
             help="Measure every fidelity and KV type, and draw bytes read against quality.",
         ),
     ] = False
-    png: Annotated[Path, typer.Option(metavar="FILE", help="The picture that --all draws.")] = Path(
-        "fidelity.png"
+    png: Annotated[Path, typer.Option(metavar="FILE", help="The picture that --all draws.")] = (
+        _FIDELITY_PNG
     )
 
     def __post_init__(self) -> None:
@@ -164,3 +167,5 @@ class EvalOptions:
             raise PromptError(f"-n is {self.tokens}: give {LEAST_EVAL_TOKENS} or more")
         if self.text is None:
             raise PromptError("no text is given: give --text FILE")
+        if not self.all and self.png != _FIDELITY_PNG:
+            raise PromptError(f"--png is {self.png}, but one mode is not drawn: give --all too")

@@ -9,7 +9,7 @@ from haversack.devices.errors import PromptError
 from haversack.edge.cache_dir import default_cache_dir
 from haversack.edge.given_text import checked_text, decoded, longest_text_bytes, read_at_most
 from haversack.edge.loading import builtin_model
-from haversack.edge.measure_options import BenchOptions
+from haversack.edge.measure_options import BenchOptions, EvalOptions
 from haversack.edge.options import CacheOptions, ModelOptions, RunOptions, SamplingOptions
 from haversack.edge.sampling import Sampling
 
@@ -97,6 +97,13 @@ def test_of_a_grammar_or_schema_no_more_is_read_than_one_may_have(tmp_path: Path
 def test_a_benchmark_of_nothing_is_refused() -> None:
     with pytest.raises(PromptError, match="-p is 0: give 1 or more"):
         BenchOptions(prompt_tokens=0)
+
+
+def test_a_picture_that_nothing_draws_is_refused() -> None:
+    with pytest.raises(PromptError, match="--png is x, but only a sweep is drawn: give --sweep"):
+        BenchOptions(png=Path("x"))
+    with pytest.raises(PromptError, match="--png is x, but one mode is not drawn: give --all"):
+        EvalOptions(text=Path("text"), png=Path("x"))
 
 
 def test_a_byte_order_mark_in_a_file_is_no_content(tmp_path: Path) -> None:
