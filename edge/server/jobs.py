@@ -241,10 +241,12 @@ class JobQueue:
                 event = await job.take()
                 is_over = isinstance(event, End)
                 yield event
+        except (GeneratorExit, asyncio.CancelledError):
+            self.num_cancelled += not task.done() and not is_over
+            raise
         finally:
             self._jobs.discard(job)
             if not task.done() and not is_over:
-                self.num_cancelled += 1
                 job.cancel()
                 if not job.has_started:
                     task.cancel()

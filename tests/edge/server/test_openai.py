@@ -146,7 +146,8 @@ def test_a_completion_goes_on_from_a_text(client: openai.OpenAI) -> None:
     assert "The fox" + "".join(pieces) == choice.text
 
 
-def test_errors_are_the_client_s_own(client: openai.OpenAI) -> None:
+def test_errors_are_the_client_s_own(client: openai.OpenAI, running: Any) -> None:
+    before = running.server.queue.num_cancelled
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(**(ASKED | {"model": "gpt-9"}))
     with pytest.raises(openai.BadRequestError, match="temperature is -1"):
@@ -155,6 +156,7 @@ def test_errors_are_the_client_s_own(client: openai.OpenAI) -> None:
         long = [{"role": "user", "content": "fox " * 600}]
         client.chat.completions.create(**(ASKED | {"messages": long}))
     assert caught.value.code == "context_length_exceeded"
+    assert running.server.queue.num_cancelled == before
 
 
 def test_answers_in_parallel_are_those_of_a_lone_client(client: openai.OpenAI) -> None:
