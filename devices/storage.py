@@ -208,7 +208,10 @@ def keep_measured(path: Path, figures: Any) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(asdict(figures)).encode())
     except OSError as error:
-        raise StorageError(f"cannot keep what was measured in {path.parent}: {error}") from error
+        raise StorageError(
+            f"cannot keep what was measured in {path.parent}: {error.strerror or error}; choose"
+            " another folder with --cache-dir"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,7 @@ def read_records(path: Path) -> tuple[Layout, npt.NDArray[np.uint64]]:
     try:
         with path.open("rb", buffering=0) as file:
             if os.fstat(file.fileno()).st_size < layout.num_bytes:
-                raise StorageError("it was cut: run `haversack prepare` again")
+                raise StorageError("it was cut")
             return layout, _read_digests(file.fileno(), layout)
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error}") from error

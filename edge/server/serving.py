@@ -1,6 +1,7 @@
 """Running the server until Ctrl-C."""
 
 import asyncio
+import errno
 import logging
 import socket
 from collections.abc import Mapping
@@ -107,7 +108,8 @@ def listener_of(host: str, port: int) -> socket.socket:
         listener.listen()
     except OSError as error:
         listener.close()
+        flag = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
         raise HaversackError(
-            f"cannot listen on {host} port {port}: {error.strerror or error}; give another --port"
+            f"cannot listen on {host} port {port}: {error.strerror or error}; give another {flag}"
         ) from None
     return listener

@@ -162,6 +162,11 @@ def test_damaged_beginnings_are_reported(
     assert prepared_low(read_geometry(model), folder) is None
     assert "is damaged: its layout was changed or cut; run `haversack prepare`" in caplog.text
     assert made(model, folder).num_made == 8
+    os.truncate(first.path, first.path.stat().st_size - 1)
+    assert prepared_low(read_geometry(model), folder) is None
+    assert (
+        ".low: it was cut; run `haversack prepare` again, until then there are none" in caplog.text
+    )
 
 
 def test_a_full_disk_is_told_before_anything_is_made(

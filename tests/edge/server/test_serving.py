@@ -1,4 +1,5 @@
-"""Ctrl-C on `haversack serve`: answers under way end with an error, and nothing is told of it."""
+"""The address of `haversack serve`, and Ctrl-C on it: answers under way end with an error, and
+nothing is told of it."""
 
 import re
 import signal
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+from haversack.devices.errors import HaversackError
+from haversack.edge.server.serving import listener_of
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="Ctrl-C is no signal to one process there"
@@ -82,3 +86,11 @@ def test_two_signals_end_an_idle_server_quietly(
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGINT)
     assert_ends_quietly(process)
+
+
+def test_an_address_that_cannot_be_had_names_the_flag_to_change() -> None:
+    with listener_of("127.0.0.1", 0) as taken:
+        with pytest.raises(HaversackError, match="give another --port"):
+            listener_of("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(HaversackError, match="give another --host"):
+        listener_of("192.0.2.1", 0)  # an address for examples, which no computer has
