@@ -1,6 +1,7 @@
 """Models for tests: tiny random ones, written once for a whole run; and a second device, which a
 server process lends."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -14,12 +15,19 @@ from typing import Any
 import psutil
 import pytest
 
+# Plain llama.cpp's threads sleep while they wait. By default OpenMP has them spin: beside another
+# busy process they then take 20 times the processor time. OpenMP reads this when llama.cpp is
+# loaded. Later it would say that our own threads are not wanted (devices/team.py).
+os.environ["OMP_WAIT_POLICY"] = "passive"
+
 from haversack.devices import module_build, modules
 from haversack.devices.backends import Device, find_device
 from haversack.devices.errors import DeviceError
 from haversack.edge.cache_dir import modules_folder
 from haversack.tools.models.known_answer import write_known_answer
 from haversack.tools.models.synth import write_tiny
+
+del os.environ["OMP_WAIT_POLICY"]
 
 TinyModel = Callable[..., Path]
 
