@@ -19,6 +19,11 @@ class Pace:
         """Queue a read. Return the moment (of `time.perf_counter`) when it is done."""
         return float(own.pace_admit(self.address, num_bytes))
 
+    def set_copies(self, copies: bool) -> None:
+        """Say whether reads of `Readers` bring bytes. Without, a read takes its time, but
+        none of the processor's, as on a drive that writes to memory by itself. Not by a ring."""
+        own.pace_set_copies(self.address, copies)
+
     def __del__(self) -> None:
         own.pace_delete(self.address)
 

@@ -119,6 +119,7 @@ if library is not None:
     readers_add_file = own_prototype("readers_add_file", None, _A, _I, _B, _A)
     pace_new = own_prototype("pace_new", _A, c.c_double, c.c_double)
     pace_admit = own_prototype("pace_admit", c.c_double, _A, c.c_int64)
+    pace_set_copies = own_prototype("pace_set_copies", None, _A, c.c_bool)
     pace_delete = own_prototype("pace_delete", None, _A)
     readers_touch_ahead = own_prototype("readers_touch_ahead", None, _A, _A, c.c_int64)
     # The engine submits reads and waits for them in C++; these two serve tests.

@@ -29,6 +29,7 @@ API Pace *haversack_pace_new(double bytes_s, double latency_s) {
     return new Pace(bytes_s, latency_s);
 }
 API double haversack_pace_admit(Pace *pace, int64_t num_bytes) { return pace->admit(num_bytes); }
+API void haversack_pace_set_copies(Pace *pace, bool copies) { pace->copies = copies; }
 API void haversack_pace_delete(Pace *pace) { delete pace; }
 // The engine submits reads and waits for them itself; these two serve tests.
 API void haversack_readers_submit(Readers *readers, Read *const *reads, size_t count) {

@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <limits>
 #include <system_error>
 
 #include "clock.hpp"
@@ -145,9 +146,11 @@ void Readers::drain() {
     progress_.wait(lock, [this] { return reading_ == 0 && moving_ == 0; });
 }
 
-bool Readers::pages_are_dear() {
+bool Readers::pages_are_dear() { return toucher_.s_per_byte() > s_per_byte(); }
+
+double Readers::s_per_byte() {
     const Counts found = counts();
-    return toucher_.s_per_byte() * found.bytes_read > found.busy_s;
+    return found.bytes_read ? found.busy_s / found.bytes_read : std::numeric_limits<double>::infinity();
 }
 
 Counts Readers::counts() {
@@ -213,12 +216,13 @@ void Readers::serve() {
 
 void Readers::perform(Read *read) {
     const File &file = files_[read->file];
+    const bool copies = !file.pace || file.pace->copies;
     if (file.descriptor < 0) {
         if (read_into_(read) != 0) read->error = FOREIGN_ERROR;
-    } else if (!fill(file, read)) {
+    } else if (copies && !fill(file, read)) {
         return;
     }
-    move(read);
+    if (copies) move(read);
     double early_s = read->due_s - now_s();
     if (early_s > 0) std::this_thread::sleep_for(std::chrono::duration<double>(early_s));
 }

@@ -56,6 +56,8 @@ class Pace {
     Pace(double bytes_s, double latency_s) : bytes_s_(bytes_s), latency_s_(latency_s) {}
     // Queue a read that begins at `earliest_s` or later. Returns the moment (of `now_s`) when it is done.
     double admit(int64_t num_bytes, double earliest_s = 0);
+    // Without it a read takes its time, and the bytes in its room stay as they are.
+    std::atomic<bool> copies{true};
 
   private:
     const double bytes_s_, latency_s_;
@@ -84,6 +86,8 @@ class Readers {
     int64_t made_bytes(const uint8_t *base) { return toucher_.made_bytes(base); }
     // Whether making a page takes longer than reading its bytes.
     bool pages_are_dear();
+    // Seconds that the drive took for a byte; infinite before it was read from.
+    double s_per_byte();
     // Begin `reads` in this order as soon as possible. After `close` they are cancelled.
     void submit(Read *const *reads, size_t count);
     void demand(Read *const *reads, size_t count);

@@ -127,6 +127,21 @@ def test_no_read_of_a_paced_file_comes_early_and_all_come_though_nobody_waits(
         bench.close()
 
 
+def test_a_paced_read_that_copies_nothing_takes_its_time(path: Path) -> None:
+    pace = Pace(bytes_s=100 * ROOM_BYTES, latency_s=0.0)
+    pace.set_copies(False)
+    bench = Bench(PacedFile(path, pace), path.read_bytes(), ring=True)
+    try:
+        before, began_s = bench.held(0, ROOM_BYTES), time.perf_counter()
+        read = bench.submit(0, 0, ROOM_BYTES)
+        assert bench.wait([read])
+        assert time.perf_counter() - began_s >= 0.01
+        assert read.state == CAME
+        assert bench.held(0, ROOM_BYTES) == before != bench.data[:ROOM_BYTES]
+    finally:
+        bench.close()
+
+
 @pytest.mark.parametrize("ring", [True, False], ids=["ring", "threads"])
 def test_a_wait_asks_whether_to_stop_though_other_reads_come(path: Path, ring: bool) -> None:
     pace = Pace(bytes_s=20 * ROOM_BYTES, latency_s=0.0)  # a room takes 50 ms, all 5 s

@@ -10,9 +10,16 @@ the routing has to be forced, which the trace does.
 
 The bound of a token is the largest of four times: the host's (all but the experts, and the experts
 that are not on the GPU), the GPU's (all but the experts, and those that are on it), the link's and
-the drive's. The eviction rule says how many are on the GPU, or on neither: it is replayed on the
-trace with as many slots; what the GPU computed counts if it was more. The link's time is that of
-the bytes that were copied. With `--placement fixed` no expert moves, and what was measured counts.
+the drive's. From a token's last choice to the next token's first nobody knows what to read: that
+time is part of the drive's. The eviction rule says how many are on the GPU, or on neither: it is
+replayed on the trace with as many slots; what the GPU computed counts if it was more. The link's
+time is that of the bytes that were copied. With `--placement fixed` no expert moves, and what was
+measured counts.
+
+Where experts are read from a drive, the replay predicts `--recall` of a layer's experts, as in
+`tools/bench/stream.py`, because the routers of a random model cannot predict a forced choice. A
+clock says when their bytes are there, as with the GPU's results: copying them would take this
+computer's processor, which a drive leaves alone.
 
 Exit code 1 says that a case does not hold: of 25 % of the experts on the GPU behind 12 GB/s a token
 that takes more than 1.25 of its bound, or of 50 % behind a link ten times slower one that takes 2 %
@@ -21,11 +28,13 @@ longer than the CPU alone. All times are those of the median token.
 
 import argparse
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from haversack import edge
 from haversack.cache.policies import ExpectedUse
@@ -71,8 +80,9 @@ _AT_ONCE = Processor(_NO_TIME, launch_s=0, computes=False)
 class TierResult:
     """What a case measured, in seconds a token. `alone_s` is the CPU's alone with all experts in
     memory, `trunk_s` that of all but the experts; the bound is the largest of the last four.
-    `on_gpu` is the share of uses there, by the rule, or as measured if that is more. `late_s` is
-    how much longer waits took than on the GPU that is simulated."""
+    `on_gpu` is the share of uses there, by the rule, or as measured if that is more. What was read
+    was waited for so long. `late_s` is how much longer waits took than on the GPU that is
+    simulated."""
 
     trace: str
     vram_share: float
@@ -88,6 +98,8 @@ class TierResult:
     on_gpu: float
     measured_on_gpu: float
     moved_bytes: float
+    read_bytes: float
+    waited_s: float
     late_s: float
 
     @property
@@ -117,33 +129,63 @@ class TierResult:
             f" {1e3 * self.s_per_token:.1f} ms a token, {self.ratio:.2f} of the bound ({times});"
             f" {self.beside_alone:.3f} of the CPU alone ({1e3 * self.alone_s:.1f}); of uses"
             f" {100 * self.measured_on_gpu:.0f} % on the GPU (bound: {100 * self.on_gpu:.0f} %),"
-            f" copied there {self.moved_bytes / 1e6:.1f} MB,"
-            f" simulation late by {1e3 * self.late_s:.2f} ms"
+            f" copied there {self.moved_bytes / 1e6:.1f} MB, read {self.read_bytes / 1e6:.1f} MB,"
+            f" waited {1e3 * self.waited_s:.1f} ms, simulation late by {1e3 * self.late_s:.2f} ms"
         )
 
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds of the median token; what the drive gave for a token, the share of uses that the GPU
+    """Seconds of the median token; what the drive gave for a token and how long that was waited
+    for, the time from a token's last choice to the next one's first, the share of uses that the GPU
     computed, what was copied there for a token, and how much longer waits took than on the GPU that
     is simulated."""
 
     s_per_token: float
     read_bytes: float
+    waited_s: float
+    blind_s: float
     on_gpu: float = 0.0
     moved_bytes: float = 0.0
     late_s: float = 0.0
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What all cases share: tokens, the GPU's processor, placement, and recall of predictions."""
+
+    tokens: int
+    processor: Processor
+    placement: str
+    recall: float
+
+
+class TimedReplay(Replay):
+    """A replay that knows how long each token's first choice came after the last one's last."""
+
+    _last_layer, _last_s = -1, 0.0
+
+    def rewind(self) -> None:
+        super().rewind()
+        self._gaps_s = list[float]()
+
+    def __call__(self, layer: int, ids: npt.NDArray[np.int32], node: object = None) -> None:
+        if layer < self._last_layer:
+            self._gaps_s.append(time.perf_counter() - self._last_s)
+        super().__call__(layer, ids, node)
+        self._last_layer, self._last_s = layer, time.perf_counter()
+
+    def blind_s(self) -> float:
+        """Return the seconds between, of the median token since the start."""
+        return float(np.median(self._gaps_s))
+
+
 class TierBench:
     """Measures cases on one model."""
 
-    def __init__(
-        self, model: Path, trace: Trace, tokens: int, memory_bytes_s: float, placement: str
-    ) -> None:
+    def __init__(self, model: Path, trace: Trace, setting: Setting) -> None:
         self._planned = edge.plan(model, ram="1TiB", ctx=512)
-        self._trace, self._tokens = suited(trace, self._planned.geometry), tokens
-        self._processor, self._placement = Processor(memory_bytes_s, computes=False), placement
+        self._trace, self._setting = suited(trace, self._planned.geometry), setting
 
     def measure(self, cases: Sequence[Case]) -> Iterator[tuple[Case, TierResult]]:
         """Yield each case with its result. The CPU alone is timed before and after, because the
@@ -151,10 +193,10 @@ class TierBench:
         before = self._run(streamed(self._planned))
         for case in cases:
             trunk = self._run_beside(_ALL_ON_GPU, _AT_ONCE)
-            found = self._run_beside(case, self._processor)
+            found = self._run_beside(case, self._setting.processor)
             after = self._run(streamed(self._planned))
             alone_s = (before.s_per_token + after.s_per_token) / 2
-            yield case, self._result(case, found, alone_s, trunk.s_per_token)
+            yield case, self._result(case, found, alone_s, trunk)
             before = after
 
     def _run_beside(self, case: Case, processor: Processor) -> Run:
@@ -164,7 +206,11 @@ class TierBench:
         with SimulatedDevice(2 * vram_bytes, case.link, processor) as device:
             vram = {device.name: vram_bytes}
             planned = edge.plan(
-                self._planned.path, ram="1TiB", ctx=512, vram=vram, placement=self._placement
+                self._planned.path,
+                ram="1TiB",
+                ctx=512,
+                vram=vram,
+                placement=self._setting.placement,
             )
             if case.vram_share + case.ram_share < 1:
                 warm(planned.path)
@@ -175,26 +221,29 @@ class TierBench:
         self, planned: Plan, drive: SteadyDrive | None = None, device: SimulatedDevice | None = None
     ) -> Run:
         """Decode the trace once, so that slots are full, and then once timed."""
-        options = edge.LoadOptions(warm_start=False)
+        options, recall, tokens = edge.LoadOptions(warm_start=False), 0.0, self._setting.tokens
         if drive is not None:
-            options = replace(options, open_file=drive.open)
-        replay = Replay(self._trace, planned.geometry)
+            options, recall = replace(options, open_file=drive.open), self._setting.recall
+        replay = TimedReplay(self._trace, planned.geometry, recall)
+        predict = replay.predict if recall else None
         with edge.load(planned, options=options) as model:
-            replayed(model, replay, self._tokens)
+            replayed(model, replay, tokens, predict)
+            if drive is not None:
+                drive.stop_copying()
             before = None if device is None else device.counts()
-            decoded = replayed(model, replay, self._tokens)
+            decoded = replayed(model, replay, tokens, predict)
             after = None if device is None else device.counts()
         median_s = float(np.median(decoded.tokens_s))
         spent = decoded.timed
-        read_bytes = spent.bytes_read / spent.tokens
+        read_bytes, waited_s = spent.bytes_read / spent.tokens, spent.wait_s / spent.tokens
         if before is None or after is None:
-            return Run(median_s, read_bytes)
-        num_tokens = WARM_TOKENS + self._tokens
+            return Run(median_s, read_bytes, waited_s, replay.blind_s())
+        num_tokens = WARM_TOKENS + tokens
         moved_bytes = (after.to_device_bytes - before.to_device_bytes) / num_tokens
         on_gpu = spent.device_hits / max(1, spent.hits + spent.misses)
-        return Run(
-            median_s, read_bytes, on_gpu, moved_bytes, (after.late_s - before.late_s) / num_tokens
-        )
+        late_s = (after.late_s - before.late_s) / num_tokens
+        blind_s = replay.blind_s()
+        return Run(median_s, read_bytes, waited_s, blind_s, on_gpu, moved_bytes, late_s)
 
     def _missed(self, share: float) -> float:
         """Return the share of uses whose expert is not in slots for `share` of all experts, once
@@ -203,23 +252,24 @@ class TierBench:
         num_slots = int(share * layers * self._trace.num_experts)
         if share >= 1:
             return 0.0
-        steps = np.arange(WARM_TOKENS + self._tokens) % self._trace.num_steps
+        tokens = self._setting.tokens
+        steps = np.arange(WARM_TOKENS + tokens) % self._trace.num_steps
         twice = [choice[np.tile(steps, 2)] for choice in self._trace.layers[:layers]]
         cut = Trace(self._trace.name, self._trace.num_experts, twice)
         policy = ExpectedUse(layers, self._trace.num_experts)
-        misses = missed(cut, num_slots, policy, spare_slots(num_slots))[-self._tokens :]
+        misses = missed(cut, num_slots, policy, spare_slots(num_slots))[-tokens:]
         return float(misses.mean()) / (layers * self._trace.num_experts_per_tok)
 
-    def _result(self, case: Case, found: Run, alone_s: float, trunk_s: float) -> TierResult:
-        geometry = self._planned.geometry
+    def _result(self, case: Case, found: Run, alone_s: float, trunk: Run) -> TierResult:
+        geometry, trunk_s = self._planned.geometry, trunk.s_per_token
         expert_bytes = geometry.expert_bytes / len(geometry.layers) / self._trace.num_experts
         used_bytes = expert_bytes * len(geometry.layers) * self._trace.num_experts_per_tok
         on_gpu, read_bytes = found.on_gpu, found.read_bytes
-        if self._placement != FIXED:
+        if self._setting.placement != FIXED:
             on_gpu = max(on_gpu, 1 - self._missed(case.vram_share))
             read_bytes = self._missed(case.vram_share + case.ram_share) * used_bytes
         experts_s = max(0.0, alone_s - trunk_s)
-        memory_bytes_s = self._processor.memory_bytes_s or _NO_TIME
+        memory_bytes_s = self._setting.processor.memory_bytes_s or _NO_TIME
         return TierResult(
             trace=self._trace.name,
             vram_share=case.vram_share,
@@ -231,10 +281,12 @@ class TierBench:
             host_s=trunk_s + (1 - on_gpu) * experts_s,
             gpu_s=trunk_s + on_gpu * used_bytes / memory_bytes_s,
             link_s=found.moved_bytes / case.link.bytes_s,
-            drive_s=read_bytes / _DRIVE_BYTES_S,
+            drive_s=trunk.blind_s + read_bytes / _DRIVE_BYTES_S if read_bytes else 0.0,
             on_gpu=on_gpu,
             measured_on_gpu=found.on_gpu,
             moved_bytes=found.moved_bytes,
+            read_bytes=found.read_bytes,
+            waited_s=found.waited_s,
             late_s=found.late_s,
         )
 
@@ -246,8 +298,9 @@ def main(arguments: Sequence[str] | None) -> int:
     trace = Trace.load(given.trace)
     if given.make:
         write_model(given.model, trace, given.make)
-    memory_bytes_s = float(parse_bytes(given.memory))
-    bench = TierBench(given.model, trace, given.tokens, memory_bytes_s, given.placement)
+    processor = Processor(float(parse_bytes(given.memory)), computes=False)
+    setting = Setting(given.tokens, processor, given.placement, given.recall)
+    bench = TierBench(given.model, trace, setting)
     rows, held = [], list[bool]()
     for case, result in bench.measure(CASES):
         held.append(verdict(str(result), result.holds(case)))
@@ -261,6 +314,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = traced_parser(__doc__)
     parser.add_argument("--memory", default="300GB", help="bytes a second of the GPU's memory")
     parser.add_argument("--placement", default=FREE, choices=PLACEMENTS)
+    parser.add_argument("--recall", type=float, default=0.72, help="of predictions; 0: none")
     parser.add_argument("--tokens", type=positive, default=64)
     parser.add_argument("--make", type=positive, help="write MODEL first, with so many layers")
     return parser

@@ -38,7 +38,7 @@ def test_a_case_holds_within_its_bounds() -> None:
     result = TierResult(
         "t", 0.25, 1.0, 12e9, s_per_token=0.025, alone_s=0.03, trunk_s=0.01, host_s=0.02,
         gpu_s=0.01, link_s=0.005, drive_s=0.0, on_gpu=0.5, measured_on_gpu=0.5, moved_bytes=1e6,
-        late_s=0.0,
+        read_bytes=0.0, waited_s=0.0, late_s=0.0,
     )  # fmt: skip
     assert result.bound_s == 0.02
     assert result.holds(beside_bound)
