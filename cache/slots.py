@@ -103,11 +103,15 @@ class SlotTable:
         Evicts the experts that the policy names. There must be that many unpinned slots.
         """
         slots = self._vacate(len(experts))
-        keys = self._keys(layer, experts)
+        self.adopt(slots, self._keys(layer, experts))
+        return slots
+
+    def adopt(self, slots: Slots, keys: Keys) -> None:
+        """Note that these borrowed slots are those of experts `keys` that have none. They are
+        LOADING."""
         self._slot_of.reshape(-1)[keys] = slots
         self._owner[slots] = keys
         self._state[slots] = LOADING
-        return slots
 
     def fill(self, slots: Slots) -> None:
         """Note that the bytes of the experts in these LOADING slots are all there."""

@@ -18,18 +18,23 @@ MOST_SHARE = 0.7  # of the coming expert's uses: one used less than that leaves,
 
 @dataclass(frozen=True)
 class Promotion:
-    """An expert's copy moves up: its slot on the host is pinned, the one on the device LOADING."""
+    """An expert's copy moves up: its slot on the host is pinned, the one on the device LOADING. If
+    another one is `leaving` the device for the host, that goes first, and until then stays READY on
+    the device: its slot there is pinned, and `left_slot` of the host's is borrowed for it."""
 
     key: int
     host_slot: int
     device_slot: int
+    leaving: int = NOWHERE
+    left_slot: int = NOWHERE
 
 
 class Promotions:
     """Moves experts from the slots of `host` to those of `device`, which share `rule`.
 
     `above` are the tables of all devices with slots for these experts, `device` among them. With
-    `exclusive` an expert that has moved leaves its slot on the host.
+    `exclusive` an expert that has moved leaves its slot on the host, and one that leaves the device
+    moves to the host.
     """
 
     def __init__(
@@ -51,18 +56,47 @@ class Promotions:
         coming = self._most_used()
         if not len(coming) or self._device.num_slots == 0:
             return None
+        leaving = None
         if self._device.num_empty == 0:
             leaving = self._least_used()
             if not len(leaving):
                 return None
             if self._rule.rates(leaving)[0] >= MOST_SHARE * self._rule.rates(coming)[0]:
                 return None
-            self._device.drop(self._device.slots_of(leaving))
-        host_slot = self._host.slots_of(coming)
+        key, host_slot = int(coming[0]), self._host.slots_of(coming)
         self._host.pin(host_slot)
-        layer, expert = self._device.place(int(coming[0]))
-        device_slot = self._device.claim(layer, np.array([expert], np.int32))
-        return Promotion(int(coming[0]), int(host_slot[0]), int(device_slot[0]))
+        if leaving is not None:
+            device_slot = self._device.slots_of(leaving)
+            if self._exclusive and self._is_worth_a_slot(int(leaving[0])):
+                self._device.pin(device_slot)
+                there, left = int(device_slot[0]), int(self._host.borrow(1)[0])
+                return Promotion(key, int(host_slot[0]), there, int(leaving[0]), left)
+            self._device.drop(device_slot)
+        return Promotion(key, int(host_slot[0]), self._claim(key))
+
+    def _claim(self, key: int) -> int:
+        layer, expert = self._device.place(key)
+        return int(self._device.claim(layer, np.array([expert], np.int32))[0])
+
+    def _is_worth_a_slot(self, key: int) -> bool:
+        layer, expert = self._host.place(key)
+        if self._host.holds(layer, expert):
+            return False
+        return len(self._host.outlasting(layer, np.array([expert], np.int32))) > 0
+
+    def take_down(self, promotion: Promotion) -> Promotion:
+        """Note that the bytes of the expert that is leaving are all on the host: its slot is the
+        coming one's. Return what is left of the promotion."""
+        left_slot = np.array([promotion.left_slot], np.int32)
+        leaving = np.array([promotion.leaving], np.int32)
+        if self._host.slots_of(leaving)[0] == NOWHERE:
+            self._host.adopt(left_slot, leaving)
+            self._host.fill(left_slot)
+        self._host.unpin(left_slot)
+        device_slot = np.array([promotion.device_slot], np.int32)
+        self._device.unpin(device_slot)
+        self._device.drop(device_slot)
+        return Promotion(promotion.key, promotion.host_slot, self._claim(promotion.key))
 
     def _most_used(self) -> Keys:
         """Return the expert that is used most of those with a copy on the host alone; of equal ones
@@ -84,10 +118,13 @@ class Promotions:
         return least
 
     def finish(self, promotion: Promotion, *, came: bool) -> None:
-        """Note that the bytes of `promotion` are all there, or that the copy was given up."""
+        """Note that the bytes of `promotion` are all there, or that the copies were given up."""
         device_slot = np.array([promotion.device_slot], np.int32)
         host_slot = np.array([promotion.host_slot], np.int32)
-        (self._device.fill if came else self._device.drop)(device_slot)
+        if promotion.leaving != NOWHERE:
+            self._host.unpin(np.array([promotion.left_slot], np.int32))
+        else:
+            (self._device.fill if came else self._device.drop)(device_slot)
         self._device.unpin(device_slot)
         self._host.unpin(host_slot)
         if came and self._exclusive and not self._host.is_pinned(host_slot)[0]:

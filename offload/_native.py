@@ -93,7 +93,9 @@ class TierPlan(c.Structure):
 class Promotion(c.Structure):
     """struct Promotion (native/promotions.hpp)"""
 
-    _fields_ = tuple((name, c.c_int32) for name in ("key", "host_slot", "device_slot"))
+    _fields_ = tuple(
+        (name, c.c_int32) for name in ("key", "host_slot", "device_slot", "leaving", "left_slot")
+    )
 
 
 class TierState(c.Structure):
@@ -211,6 +213,7 @@ if own.library is not None:
     slots_on_device = _prototype("slots_on_device", _A, _A, _L)
     promotions_new = _prototype("promotions_new", _A, _A, _A, _B)
     promotions_next = _prototype("promotions_next", _B, _A, c.POINTER(Promotion))
+    promotions_take_down = _prototype("promotions_take_down", None, _A, c.POINTER(Promotion))
     promotions_finish = _prototype("promotions_finish", None, _A, c.POINTER(Promotion), _B)
     promotions_delete = _prototype("promotions_delete", None, _A)
     precision_row_levels = _prototype(

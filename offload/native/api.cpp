@@ -224,11 +224,14 @@ API Promotions *haversack_promotions_new(Pool *pool, Slots *device, bool is_excl
     pool->above.push_back(device);
     return new Promotions(*pool, *device, is_exclusive);
 }
-// `found`: key, slot on the host and slot on the device. Returns false if no expert is worth moving.
+// Returns false if no expert is worth moving.
 API bool haversack_promotions_next(Promotions *promotions, Promotion *found) {
     const auto next = promotions->next();
     if (next) *found = *next;
     return next.has_value();
+}
+API void haversack_promotions_take_down(Promotions *promotions, Promotion *promotion) {
+    promotions->take_down(*promotion);
 }
 API void haversack_promotions_finish(Promotions *promotions, const Promotion *promotion, bool came) {
     promotions->finish(*promotion, came);

@@ -105,6 +105,21 @@ bool DeviceTier::write(const Layer &layer, int32_t matrix, int32_t slot, const v
     }
 }
 
+bool DeviceTier::read(const Layer &layer, int32_t matrix, int32_t slot, void *to, int64_t offset,
+                      int64_t num_bytes) {
+    const Tensor *tensor = pools_[layer.pool].layers.at(layer.number).of_layer[matrix];
+    std::lock_guard<std::mutex> lock(calls_);
+    try {
+        call_device([&] {
+            ggml().backend_tensor_get(tensor, to, slot * tensor->nb[2] + offset, num_bytes);
+        });
+        return true;
+    } catch (const DeviceError &) {
+        has_failed = true;
+        return false;
+    }
+}
+
 // --------------------------------------------------------------------- graphs
 int32_t DeviceTier::most_pairs(const ExpertsGraph &form) const {
     const int64_t padding = (form.steps.size() + form.inputs.size() + 1) * workspace_.alignment;

@@ -48,6 +48,8 @@ class DeviceTier {
     // Returns false if the device fails.
     bool write(const Layer &layer, int32_t matrix, int32_t slot, const void *from, int64_t offset,
                int64_t num_bytes);
+    // The same the other way.
+    bool read(const Layer &layer, int32_t matrix, int32_t slot, void *to, int64_t offset, int64_t num_bytes);
 
     // Keep the results of so many pairs of a layer, until they are collected.
     void reserve(const ExpertsGraph &form, size_t num_pairs);

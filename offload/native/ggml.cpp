@@ -61,6 +61,7 @@ std::string load_functions(void *llama, void *cpu) {
     load(found.backend_tensor_alloc, "ggml_backend_tensor_alloc");
     load(found.backend_view_init, "ggml_backend_view_init");
     load(found.backend_tensor_set, "ggml_backend_tensor_set");
+    load(found.backend_tensor_get, "ggml_backend_tensor_get");
     load(found.backend_tensor_set_async, "ggml_backend_tensor_set_async");
     load(found.backend_tensor_get_async, "ggml_backend_tensor_get_async");
     load(found.backend_graph_compute_async, "ggml_backend_graph_compute_async");

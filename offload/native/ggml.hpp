@@ -229,6 +229,7 @@ struct Ggml {
     Status (*backend_tensor_alloc)(Buffer *, Tensor *, void *address);
     Status (*backend_view_init)(Tensor *);
     void (*backend_tensor_set)(Tensor *, const void *from, size_t offset, size_t num_bytes);
+    void (*backend_tensor_get)(const Tensor *, void *to, size_t offset, size_t num_bytes);
     void (*backend_tensor_set_async)(Backend *, Tensor *, const void *from, size_t offset,
                                      size_t num_bytes);
     void (*backend_tensor_get_async)(Backend *, const Tensor *, void *to, size_t offset,

@@ -13,7 +13,8 @@ constexpr int32_t RESTING_PASSES = 8;                   // after no expert was w
 
 Promoter::Promoter(DeviceTier &tier, const std::vector<Layer> &layers, std::vector<Pool> &pools,
                    bool is_exclusive, int32_t reserve)
-    : tier_(tier), layers_(layers), pools_(pools), reserve_(reserve), most_(LEAST_UPLOADS),
+    : tier_(tier), layers_(layers), pools_(pools), reserve_(reserve), was_full_(pools.size()),
+      most_(LEAST_UPLOADS),
       uploads_(tier) {
     static Slots none(1, 1, 0, 0);
     for (size_t number = 0; number < pools.size(); number++) {
@@ -24,7 +25,7 @@ Promoter::Promoter(DeviceTier &tier, const std::vector<Layer> &layers, std::vect
 
 void Promoter::go_on() {
     take_in();
-    if (tier_.has_failed) return;
+    if (tier_.has_failed) return withdraw();
     if (passes_to_rest_ > 0) return void(passes_to_rest_--);
     const bool has_room = uploads_.under_way().empty();
     most_ = has_room ? std::min(2 * most_, MOST_UPLOADS) : std::max(most_ / 2, LEAST_UPLOADS);
@@ -33,22 +34,33 @@ void Promoter::go_on() {
 
 // Returns whether an expert was worth moving.
 bool Promoter::start_more() {
-    bool found = false;
-    for (size_t number = 0; number < pools_.size(); number++)
+    bool found = !freed_.empty();
+    for (const auto &[pool, promotion] : freed_) submit(pool, promotion);
+    freed_.clear();
+    for (size_t number = 0; number < pools_.size(); number++) {
+        const Slots &host = pools_[number].high;
         while (is_open(number) && uploads_.under_way().size() < most_ &&
-               pools_[number].high.num_unpinned() > reserve_) {
+               host.num_unpinned() > reserve_ + 1) {
             const auto promotion = promotions_[number].next();
             if (!promotion) break;
-            uploads_.submit(layer_of(number, promotion->key), *promotion);
+            submit(number, *promotion);
             found = true;
         }
+    }
     return found;
 }
 
+void Promoter::submit(int32_t pool, const Promotion &promotion) {
+    const int32_t key = promotion.leaving == NOWHERE ? promotion.key : promotion.leaving;
+    uploads_.submit(layer_of(pool, key), promotion);
+}
+
 // Empty slots are filled once, to see what the device is good for.
-bool Promoter::is_open(int32_t pool) const {
+bool Promoter::is_open(int32_t pool) {
     const Slots *slots = tier_.slots(pool);
-    return slots && (slots->num_empty() > 0 || tier_.costs.pays());
+    if (!slots) return false;
+    was_full_[pool] = was_full_[pool] || slots->num_empty() == 0;
+    return !was_full_[pool] || tier_.costs.pays();
 }
 
 const Layer &Promoter::layer_of(int32_t pool, int32_t key) const {
@@ -67,16 +79,23 @@ int32_t Promoter::num_under_way(int32_t pool) const {
 void Promoter::take_in() {
     for (const auto &upload : uploads_.ended()) {
         const bool came = upload->state == UPLOADED;
-        promotions_[upload->layer->pool].finish(upload->promotion, came);
+        const int32_t pool = upload->layer->pool;
+        if (came && upload->promotion.leaving != NOWHERE) {
+            promotions_[pool].take_down(upload->promotion);
+            freed_.emplace_back(pool, upload->promotion);
+            continue;
+        }
+        promotions_[pool].finish(upload->promotion, came);
         tier_.state.promoted += came;
         tier_.state.moved_bytes += came ? upload->layer->expert_bytes(HIGH) : 0;
     }
 }
 
 void Promoter::withdraw() {
-    if (uploads_.under_way().empty()) return;
     uploads_.give_up();
     take_in();
+    for (const auto &[pool, promotion] : freed_) promotions_[pool].finish(promotion, false);
+    freed_.clear();
 }
 
 }  // namespace haversack

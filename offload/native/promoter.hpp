@@ -20,7 +20,8 @@ class Promoter {
   private:
     void take_in();
     bool start_more();
-    bool is_open(int32_t pool) const;
+    void submit(int32_t pool, const Promotion &promotion);
+    bool is_open(int32_t pool);
     const Layer &layer_of(int32_t pool, int32_t key) const;
 
     DeviceTier &tier_;
@@ -28,6 +29,8 @@ class Promoter {
     std::vector<Pool> &pools_;
     const int32_t reserve_;
     std::vector<Promotions> promotions_;  // by pool
+    std::vector<std::pair<int32_t, Promotion>> freed_;  // by pool: in whose place no other expert lies now
+    std::vector<bool> was_full_;  // by pool
     size_t most_;                         // under way at once
     int32_t passes_to_rest_ = 0;
     Uploads uploads_;

@@ -14,15 +14,45 @@ std::optional<Promotion> Promotions::next() {
     const int32_t key = most_used();
     if (key == NOWHERE || device_.num_slots() == 0) return std::nullopt;
     const ExpectedUse &rule = *device_.rule();
+    int32_t leaving = NOWHERE;
     if (device_.num_empty() == 0) {
-        const int32_t leaving = least_used();
+        leaving = least_used();
         if (leaving == NOWHERE || rule.rate(leaving) >= MOST_SHARE * rule.rate(key)) return std::nullopt;
-        device_.drop(device_.slot_of(leaving));
     }
     const int32_t host_slot = pool_.high.slot_of(key);
     pool_.high.pin(host_slot);
-    const int32_t row = key / device_.num_experts, expert = key % device_.num_experts;
-    return Promotion{key, host_slot, device_.claim(row, {expert})[0]};
+    if (leaving != NOWHERE) {
+        const int32_t device_slot = device_.slot_of(leaving);
+        if (is_exclusive_ && is_worth_a_slot(leaving)) {
+            device_.pin(device_slot);
+            return Promotion{key, host_slot, device_slot, leaving, pool_.high.borrow(1)[0]};
+        }
+        device_.drop(device_slot);
+    }
+    return Promotion{key, host_slot, claim(key)};
+}
+
+// The slot on the device that the expert gets.
+int32_t Promotions::claim(int32_t key) {
+    return device_.claim(key / device_.num_experts, {key % device_.num_experts})[0];
+}
+
+bool Promotions::is_worth_a_slot(int32_t key) const {
+    const Slots &host = pool_.high;
+    if (host.slot_of(key) != NOWHERE) return false;
+    return !host.outlasting(key / host.num_experts, {key % host.num_experts}).empty();
+}
+
+void Promotions::take_down(Promotion &promotion) {
+    Slots &host = pool_.high;
+    if (host.slot_of(promotion.leaving) == NOWHERE) {
+        host.adopt(promotion.left_slot, promotion.leaving);
+        pool_.fill(HIGH, promotion.left_slot);
+    }
+    host.unpin(promotion.left_slot);
+    device_.unpin(promotion.device_slot);
+    device_.drop(promotion.device_slot);
+    promotion = {promotion.key, promotion.host_slot, claim(promotion.key)};
 }
 
 // Of the experts with a READY copy on the host alone; of equal ones the lowest key.
@@ -56,7 +86,8 @@ int32_t Promotions::least_used() const {
 }
 
 void Promotions::finish(const Promotion &promotion, bool came) {
-    if (came) device_.fill(promotion.device_slot);
+    if (promotion.leaving != NOWHERE) pool_.high.unpin(promotion.left_slot);
+    else if (came) device_.fill(promotion.device_slot);
     else device_.drop(promotion.device_slot);
     device_.unpin(promotion.device_slot);
     pool_.high.unpin(promotion.host_slot);

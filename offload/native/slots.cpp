@@ -28,12 +28,14 @@ std::vector<int32_t> Slots::first_to_leave(std::vector<int32_t> keys, size_t cou
 // ----------------------------------------------------------------------- slots
 std::vector<int32_t> Slots::claim(int32_t row, const std::vector<int32_t> &experts) {
     std::vector<int32_t> slots = borrow(experts.size());
-    for (size_t i = 0; i < experts.size(); i++) {
-        owner_[slots[i]] = row * num_experts + experts[i];
-        slot_of_[owner_[slots[i]]] = slots[i];
-        state_[slots[i]] = LOADING;
-    }
+    for (size_t i = 0; i < experts.size(); i++) adopt(slots[i], row * num_experts + experts[i]);
     return slots;
+}
+
+void Slots::adopt(int32_t slot, int32_t key) {
+    owner_[slot] = key;
+    slot_of_[key] = slot;
+    state_[slot] = LOADING;
 }
 
 std::vector<int32_t> Slots::borrow(int32_t count) {
@@ -95,7 +97,7 @@ void Slots::recover() {
 
 int32_t Slots::num_used() const {
     int32_t count = num_slots();
-    while (count > 0 && state_[count - 1] == EMPTY) count--;
+    while (count > 0 && state_[count - 1] == EMPTY && pins_[count - 1] == 0) count--;
     return count;
 }
 

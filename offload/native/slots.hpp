@@ -39,7 +39,7 @@ class Slots {
     bool is_pinned(int32_t slot) const { return pins_[slot] != 0; }
     int32_t num_pinned_ready() const;
 
-    // All slots from this one on are empty.
+    // All slots from this one on are empty and not pinned.
     int32_t num_used() const;
     // How many slots could be claimed without an eviction.
     int32_t num_empty() const;
@@ -56,6 +56,8 @@ class Slots {
     std::vector<int32_t> claim(int32_t row, const std::vector<int32_t> &experts);
     // `count` slots emptied and pinned, for bytes that will not stay; `unpin` returns them.
     std::vector<int32_t> borrow(int32_t count);
+    // The bytes in this borrowed slot are those of an expert that has none: LOADING until `fill`.
+    void adopt(int32_t slot, int32_t key);
     // The bytes of the expert in this LOADING slot are all there.
     void fill(int32_t slot) { state_[slot] = READY; }
     // The slot's expert has none any more.

@@ -45,18 +45,29 @@ bool TierCosts::is_trial(int32_t num_there) const {
     return num_asked_ % (is_known ? ASKS_PER_TRIAL : ASKS_PER_EARLY_TRIAL) == 0;
 }
 
-int32_t TierCosts::most_worth(int32_t num_used, int32_t num_there, int32_t num_must) {
+// A device that is faster than the drive alone is no place for more experts of the host's. A single slow
+// answer is no reason to read: then times would be measured seldom, and many reads follow.
+int32_t TierCosts::most_worth(int32_t num_used, int32_t num_there, int32_t num_lone, double read_s) {
     num_asked_++;
     if (num_used > MOST_EXPERTS || is_trial(num_there)) return num_there;
     if (host_.mean_s == 0)
-        return num_asked_ % ASKS_FOR_HOST ? num_there : std::max(num_must, num_there - 1);
+        return num_asked_ % ASKS_FOR_HOST ? num_there : std::max(num_lone, num_there - 1);
+    const bool is_in_vain = soonest(num_used, num_there, 0, 0) == 0;
+    num_in_vain_ = is_in_vain ? std::min(num_in_vain_ + 1, MOST_IN_VAIN) : 0;
+    const int32_t best = soonest(num_used, num_there, num_lone, read_s);
+    num_too_slow_ = best < num_lone ? std::min(num_too_slow_ + 1, MOST_IN_VAIN) : 0;
+    return num_too_slow_ < MOST_IN_VAIN ? std::max(best, num_lone) : best;
+}
+
+// The number of experts with which the device and the host are done soonest.
+int32_t TierCosts::soonest(int32_t num_used, int32_t num_there, int32_t num_lone, double read_s) const {
     const auto cost_s = [&](int32_t count) {
-        return std::max(host_.mean_s * (num_used - count), device_s(count));
+        const double reading_s = count < num_lone ? (num_lone - count) * read_s : 0;
+        return std::max(host_.mean_s * (num_used - count) + reading_s, device_s(count));
     };
-    int32_t best = num_must;
-    for (int32_t count = num_must + 1; count <= num_there; count++)
+    int32_t best = 0;
+    for (int32_t count = 1; count <= num_there; count++)
         if (cost_s(count) < (1 - LEAST_GAIN) * cost_s(best)) best = count;
-    num_in_vain_ = best == num_must ? std::min(num_in_vain_ + 1, MOST_IN_VAIN) : 0;
     return best;
 }
 

@@ -53,13 +53,13 @@ void Engine::find_elsewhere(const Call &call) {
         }
 }
 
-// The positions of the chosen experts that a device computes. Where the host has an expert as well, times
-// tell which of both does.
+// The positions of the chosen experts that a device computes. Times tell whether the host does it sooner,
+// which has to read those first that lie on the device alone.
 std::vector<int32_t> Engine::chosen_there(const Call &call, int32_t number) {
     DeviceTier &tier = *tiers_[number];
     const Slots &host = pools_[call.layer.pool].high;
     const int32_t most_pairs = tier.most_pairs(form_);
-    std::vector<int32_t> found, on_both;
+    std::vector<int32_t> found, on_both;  // first those that lie on the device alone
     for (size_t i = 0; i < call.choice.experts.size(); i++) {
         const int32_t expert = call.choice.experts[i];
         if (is_elsewhere(i) || call.choice.count(i) > most_pairs) continue;
@@ -67,13 +67,18 @@ std::vector<int32_t> Engine::chosen_there(const Call &call, int32_t number) {
         const bool is_here = host.state_of(call.layer.row, expert) == READY;
         (is_here ? on_both : found).push_back(i);
     }
-    if (!on_both.empty() && promoters_[number] && call.choice.num_rows == 1) {
-        const size_t num_must = found.size();
-        const int32_t count = tier.costs.most_worth(call.choice.experts.size(),
-                                                    num_must + on_both.size(), num_must);
-        on_both.resize(count - num_must);
-    }
+    const int32_t num_lone = found.size();
     found.insert(found.end(), on_both.begin(), on_both.end());
+    if (found.empty() || !promoters_[number] || call.choice.num_rows > 1) return found;
+    const double read_s = readers_.s_per_byte() * call.layer.expert_bytes(HIGH);
+    const int32_t count =
+        tier.costs.most_worth(call.choice.experts.size(), found.size(), num_lone, read_s);
+    Slots &there = *tier.slots(call.layer.pool);
+    for (int32_t i = count; i < num_lone; i++) {  // the host reads it, and keeps it
+        const int32_t slot = there.find(call.layer.row, call.choice.experts[found[i]]);
+        if (!there.is_pinned(slot)) there.drop(slot);
+    }
+    found.resize(count);
     return found;
 }
 

@@ -66,14 +66,16 @@ void Uploads::work() {
 
 void Uploads::copy(Upload &upload) {
     const Promotion &promotion = upload.promotion;
+    const bool leaves = promotion.leaving != NOWHERE;
     for (int32_t m = 0; m < upload.layer->num_matrices; m++) {
         const Matrix &matrix = upload.layer->matrices[HIGH][m];
-        const uint8_t *from = matrix.in_slot(promotion.host_slot);
+        uint8_t *here = matrix.in_slot(leaves ? promotion.left_slot : promotion.host_slot);
         for (int64_t at = 0; at < matrix.num_bytes; at += BLOCK_BYTES) {
             const int64_t count = std::min(BLOCK_BYTES, matrix.num_bytes - at);
             while (tier_.is_computing() && !gives_up_) std::this_thread::sleep_for(PAUSE);
             if (gives_up_ || tier_.has_failed ||
-                !tier_.write(*upload.layer, m, promotion.device_slot, from + at, at, count)) {
+                !(leaves ? tier_.read(*upload.layer, m, promotion.device_slot, here + at, at, count)
+                         : tier_.write(*upload.layer, m, promotion.device_slot, here + at, at, count))) {
                 upload.state = UPLOAD_GIVEN_UP;
                 return;
             }

@@ -1,5 +1,5 @@
-// Copies of experts on their way to a device, in a thread of its own. They go in blocks, between which
-// they can be given up: giving them up takes one block at most.
+// Copies of experts on their way to a device, or from it to the host where one leaves for another, in a
+// thread of its own. They go in blocks, between which they can be given up: that takes one block at most.
 #pragma once
 
 #include <atomic>
@@ -16,7 +16,7 @@ namespace haversack {
 enum UploadState : int32_t { UPLOAD_WAITING, UPLOADED, UPLOAD_GIVEN_UP };
 
 struct Upload {
-    const Layer *layer;
+    const Layer *layer;  // of the expert whose bytes are copied
     Promotion promotion;
     std::atomic<int32_t> state{UPLOAD_WAITING};
 };

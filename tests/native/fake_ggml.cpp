@@ -112,6 +112,9 @@ void add_device(Ggml &g) {
     g.backend_tensor_set = [](Tensor *tensor, const void *from, size_t offset, size_t num_bytes) {
         std::memcpy((char *)tensor->data + offset, from, num_bytes);
     };
+    g.backend_tensor_get = [](const Tensor *tensor, void *to, size_t offset, size_t num_bytes) {
+        std::memcpy(to, (const char *)tensor->data + offset, num_bytes);
+    };
     g.backend_tensor_set_async = [](Backend *, Tensor *tensor, const void *from, size_t offset,
                                     size_t num_bytes) {
         std::memcpy((char *)tensor->data + offset, from, num_bytes);

@@ -218,6 +218,32 @@ TEST(a_fault_in_the_books_of_devices_is_found) {
     CHECK(fault(model) == "");
 }
 
+TEST(an_expert_that_leaves_an_exclusive_device_is_not_read_again) {
+    const std::vector<int32_t> texts[] = {{0, 1, 2}, {3, 4, 5}};
+    const OnDevice device(NUM_LAYERS * NUM_USED, true);
+    Model model(THREADS, 3 * NUM_LAYERS * NUM_USED, TYPE_F32, 4, false, &device.plan);
+    const auto is_there = [&](const std::vector<int32_t> &experts) {
+        return std::all_of(experts.begin(), experts.end(), [&](int32_t expert) {
+            for (int32_t layer = 0; layer < NUM_LAYERS; ++layer)
+                if (model.engine->tier(0).slots(0)->state_of(layer, expert) != READY) return false;
+            return true;
+        });
+    };
+    for (int i = 0; i < 4; ++i) {
+        std::vector<int32_t> chosen = texts[i % 2];  // of two rows, so that no times decide
+        chosen.insert(chosen.end(), texts[i % 2].begin(), texts[i % 2].end());
+        while (!is_there(texts[i % 2])) {
+            for (int32_t layer = 0; layer < NUM_LAYERS; ++layer) {
+                LayerCall call(layer, chosen, 2);
+                CHECK(call.compute(model) == SUCCESS && call.is_right(model));
+            }
+            CHECK(end_pass(model, true) == NO_FAILURE);
+        }
+    }
+    CHECK(model.engine->state.misses == 2 * NUM_LAYERS * NUM_USED);
+    CHECK(!model.engine->tiers_fault());
+}
+
 TEST(pools_change_and_reads_fail_while_experts_move_up) {
     const OnDevice device(2 * NUM_EXPERTS, true);
     Model model(THREADS, NUM_EXPERTS, TYPE_F32, 4, false, &device.plan);
@@ -288,7 +314,7 @@ TEST(a_device_that_began_slowly_is_tried_again) {
     costs.note_device(8, 1.0, 1.0);  // it made its graph
     int32_t num_left = 0;
     for (int i = 0; i < 400; i++) {
-        num_left = costs.most_worth(8, 8, 0);
+        num_left = costs.most_worth(8, 8, 0, 0);
         if (num_left > 0) costs.note_device(num_left, 1e-4, 1e-4);
     }
     CHECK(num_left == 8);
@@ -300,10 +326,25 @@ TEST(a_slow_device_is_left_alone_but_for_trials) {
     int32_t num_used = 0;
     for (int i = 0; i < 5120; i++) {
         costs.note_host(8, 1e-3);
-        const int32_t count = costs.most_worth(8, 8, 0);
+        const int32_t count = costs.most_worth(8, 8, 0, 0);
         num_used += count > 0;
         if (count > 0) costs.note_device(count, 5e-3, 1e-3);
     }
     CHECK(num_used < 40);
     CHECK(!costs.pays());
+}
+
+TEST(an_expert_on_a_device_alone_is_read_where_that_is_sooner) {
+    for (const double device_s : {1e-3, 50e-3}) {
+        TierCosts costs;
+        int32_t num_left = 0;
+        for (int i = 0; i < 2000; i++) {
+            costs.note_host(8, 8e-4);
+            const int32_t num_there = 1 + i % 8;
+            num_left = costs.most_worth(8, num_there, num_there, 4e-3);
+            if (num_left > 0) costs.note_device(num_left, device_s, 1e-3);
+        }
+        CHECK(num_left == (device_s == 1e-3 ? 8 : 0));
+        CHECK(!costs.pays());  // the host is faster with the experts in its slots
+    }
 }

@@ -1,6 +1,7 @@
 """The engine moves experts up to a device as `cache/tiers.py` does, whatever is asked of both."""
 
 from collections.abc import Sequence
+from dataclasses import astuple
 
 import numpy as np
 from hypothesis import settings
@@ -9,10 +10,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from haversack.cache.policies import ExpectedUse
 from haversack.cache.precision import HIGH
-from haversack.cache.slots import SlotTable
+from haversack.cache.slots import NOWHERE, SlotTable
 from haversack.cache.tiers import Promotion, Promotions
 from haversack.devices._native import address_of
 from haversack.offload import _native as native
+
+
+def promotion_of(found: native.Promotion) -> Promotion:
+    return Promotion(found.key, found.host_slot, found.device_slot, found.leaving, found.left_slot)
 
 
 class Twins:
@@ -52,13 +57,19 @@ class Twins:
         found, expected = native.Promotion(), self.promotions.next()
         assert native.promotions_next(self._promotions, found) == (expected is not None)
         if expected is not None:
-            assert expected == Promotion(found.key, found.host_slot, found.device_slot)
+            assert expected == promotion_of(found)
             self.under_way.append(expected)
 
-    def finish(self, index: int, came: bool) -> None:
+    def go_on(self, index: int, came: bool) -> None:
+        """Its bytes came or were given up: of the expert that is leaving, if there is one."""
         done = self.under_way.pop(index)
+        one = native.Promotion(*astuple(done))
+        if came and done.leaving != NOWHERE:
+            native.promotions_take_down(self._promotions, one)
+            self.under_way.append(self.promotions.take_down(done))
+            assert self.under_way[-1] == promotion_of(one)
+            return
         self.promotions.finish(done, came=came)
-        one = native.Promotion(done.key, done.host_slot, done.device_slot)
         native.promotions_finish(self._promotions, one, came)
 
     def assert_alike(self) -> None:
@@ -101,8 +112,8 @@ class Asked(RuleBasedStateMachine):
 
     @precondition(lambda self: self.twins.under_way)
     @rule(data=st.data(), came=st.booleans())
-    def finish(self, data: st.DataObject, came: bool) -> None:
-        self.twins.finish(data.draw(st.integers(0, len(self.twins.under_way) - 1)), came)
+    def go_on(self, data: st.DataObject, came: bool) -> None:
+        self.twins.go_on(data.draw(st.integers(0, len(self.twins.under_way) - 1)), came)
 
     @invariant()
     def agree(self) -> None:
@@ -124,7 +135,8 @@ def moved(twins: Twins) -> list[tuple[int, int]]:
         twins.move_next()
         if not twins.under_way:
             return sorted(twins.device.residents())
-        twins.finish(0, came=True)
+        while twins.under_way:
+            twins.go_on(0, came=True)
 
 
 def test_the_experts_that_are_used_most_lie_on_the_device() -> None:
@@ -158,4 +170,20 @@ def test_an_exclusive_device_leaves_the_host_a_free_slot() -> None:
     assert twins.host.num_empty == 2
     twins.load(0, [2, 3])
     assert {expert for _, expert in twins.host.residents()} == {2, 3}
+    twins.close()
+
+
+def test_an_expert_that_leaves_an_exclusive_device_moves_to_the_host() -> None:
+    twins = Twins(1, 4, (2, 1), exclusive=True)
+    twins.load(0, [0])
+    assert moved(twins) == [(0, 0)]
+    for _ in range(40):
+        twins.load(0, [1])
+    twins.move_next()
+    assert [each.leaving for each in twins.under_way] == [0]
+    assert twins.device.residents() == [(0, 0)]  # it is computed there meanwhile
+    while twins.under_way:
+        twins.go_on(0, came=True)
+    assert twins.device.residents() == [(0, 1)]
+    assert twins.host.residents() == [(0, 0)]
     twins.close()
