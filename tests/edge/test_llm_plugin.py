@@ -18,7 +18,7 @@ def model() -> Iterator[llm.Model]:
 
 
 def test_a_prompt_is_answered(model: llm.Model) -> None:
-    asked: Any = {"ram": "2GiB", "max_tokens": 16, "seed": 1}
+    asked: Any = {"ram": "2GiB", "max_tokens": 16, "seed": 1, "temperature": 0.3}
     response = model.prompt("Tell me a story about a fox.", system="Be brief.", **asked)
     assert len(list(response)) > 5
     assert (response.output_tokens, bool(response.input_tokens)) == (16, True)
@@ -28,7 +28,7 @@ def test_a_prompt_is_answered(model: llm.Model) -> None:
 
 def test_a_chat_goes_on(model: llm.Model) -> None:
     chat = model.conversation()
-    asked: Any = {"ram": "2GiB", "max_tokens": 8, "seed": 1}
+    asked: Any = {"ram": "2GiB", "max_tokens": 8, "seed": 1, "temperature": 0.3}
     first = chat.prompt("Hello!", **asked)
     first.text()
     second = chat.prompt("And then?", **asked)

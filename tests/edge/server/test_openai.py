@@ -16,6 +16,7 @@ ASKED: Any = {
     "messages": [{"role": "user", "content": "Tell me a story about a fox."}],
     "max_tokens": 24,
     "seed": 7,
+    "temperature": 0.3,  # where the usual one ends one text in thirty before
 }
 TOOL: Any = {
     "type": "function",
@@ -31,7 +32,7 @@ TOOL: Any = {
 }
 SCHEMA = {
     "type": "object",
-    "properties": {"animal": {"enum": ["fox", "hare"]}, "legs": {"type": "integer", "maximum": 9}},
+    "properties": {"animal": {"enum": ["fox", "hare"]}, "legs": {"enum": [2, 4]}},
     "required": ["animal", "legs"],
     "additionalProperties": False,
 }
@@ -77,13 +78,13 @@ def test_a_stop_string_ends_the_text(client: openai.OpenAI) -> None:
 
 def test_a_schema_is_followed(client: openai.OpenAI) -> None:
     format: Any = {"type": "json_schema", "json_schema": {"name": "beast", "schema": SCHEMA}}
-    answer = client.chat.completions.create(**(ASKED | {"max_tokens": 60}), response_format=format)
+    answer = client.chat.completions.create(**(ASKED | {"max_tokens": 300}), response_format=format)
     found = json.loads(answer.choices[0].message.content or "")
-    assert found["animal"] in ("fox", "hare") and found["legs"] <= 9
+    assert found["animal"] in ("fox", "hare") and found["legs"] in (2, 4)
 
 
 def test_a_tool_is_called_whole_and_streamed(client: openai.OpenAI) -> None:
-    asked = ASKED | {"max_tokens": 80, "tools": [TOOL], "tool_choice": "required"}
+    asked = ASKED | {"max_tokens": 300, "tools": [TOOL], "tool_choice": "required"}
     answer = client.chat.completions.create(**asked)
     [choice] = answer.choices
     assert choice.finish_reason == "tool_calls"
@@ -151,7 +152,7 @@ def test_errors_are_the_client_s_own(client: openai.OpenAI, running: Any) -> Non
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(**(ASKED | {"model": "gpt-9"}))
     with pytest.raises(openai.BadRequestError, match="temperature is -1"):
-        client.chat.completions.create(**ASKED, temperature=-1)
+        client.chat.completions.create(**(ASKED | {"temperature": -1}))
     with pytest.raises(openai.BadRequestError) as caught:
         long = [{"role": "user", "content": "fox " * 600}]
         client.chat.completions.create(**(ASKED | {"messages": long}))
@@ -161,7 +162,7 @@ def test_errors_are_the_client_s_own(client: openai.OpenAI, running: Any) -> Non
 
 def test_answers_in_parallel_are_those_of_a_lone_client(client: openai.OpenAI) -> None:
     def text(seed: int) -> str:
-        answer = client.chat.completions.create(**(ASKED | {"seed": seed}))
+        answer = client.chat.completions.create(**(ASKED | {"seed": seed, "temperature": 0.8}))
         return answer.choices[0].message.content or ""
 
     alone = [text(seed) for seed in range(6)]
@@ -193,7 +194,8 @@ def test_a_stream_that_is_closed_is_cancelled(
 
 def test_a_response_and_its_stream_are_the_same(client: openai.OpenAI) -> None:
     asked: Any = {"model": "tales-moe", "input": "Tell me a story about a fox."}
-    asked |= {"max_output_tokens": 24, "extra_body": {"seed": 7}, "instructions": "Be brief."}
+    asked |= {"max_output_tokens": 24, "temperature": 0.3, "instructions": "Be brief."}
+    asked |= {"extra_body": {"seed": 7}}
     whole = client.responses.create(**asked)
     assert whole.status == "incomplete" and whole.output_text
     assert whole.usage is not None and whole.usage.output_tokens == 24
