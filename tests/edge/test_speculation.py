@@ -301,12 +301,14 @@ def test_nothing_is_drafted_while_routing_is_watched(
 
 
 def test_how_tokens_are_drafted_can_be_changed(tiny_model: TinyModel, trunk_dir: Path) -> None:
+    """The penalty makes it repeat the prompt's only token, so that a draft is found."""
+    settings: dict[str, Any] = {"temperature": 0, "presence_penalty": -100}
     with opened(tiny_model(shape=SHAPE), trunk_dir, speculate="ngram") as model:
-        text = model.generate(PROMPT, TEXT_TOKENS, temperature=0).text
+        text = model.generate([7], TEXT_TOKENS, None, **settings).text
         rounds = model.stats().draft_rounds
         for how in ("off", "ngram:2"):
             model.speculate(how)
-            assert model.generate(PROMPT, TEXT_TOKENS, temperature=0).text == text
+            assert model.generate([7], TEXT_TOKENS, None, **settings).text == text
             assert (model.stats().draft_rounds > rounds) == (how == "ngram:2")
         passes = model.pass_counts()
         assert passes[3].number and passes[7].number and passes[1].taken_s > 0
