@@ -34,7 +34,7 @@ class BatchCosts {
     int32_t most_worth(const BatchShare &share);
 
   private:
-    static constexpr int64_t ROWS_OF_READING = 2;
+    static constexpr int64_t ROWS_OF_READING = 8;
 
     int32_t least_time(const BatchShare &share) const;
 

@@ -12,7 +12,7 @@ namespace {
 constexpr int32_t KEPT_PAIRS = 16;  // graphs of more pairs are made anew for each batch
 constexpr size_t LEAST_ALIGNMENT = 64;
 constexpr int64_t LINK_TRIAL_BYTES = 1024 * 1024;
-constexpr double LEAST_WAITED_S = 10e-6;  // a shorter wait does not tell when the device was done
+constexpr double LEAST_WAITED = 0.5;  // of the time taken: a shorter wait may not tell when it was done
 
 }  // namespace
 
@@ -187,7 +187,8 @@ void DeviceTier::wait() {
         const double ended_s = now_s();
         const int32_t num_pairs = pairs_.size() - num_waited_;
         if (is_one_row_) costs.note_device(num_pairs, ended_s - began_s_, ended_s - ready_s);
-        else if (ended_s - ready_s >= LEAST_WAITED_S) batch_costs.note_device(num_pairs, ended_s - began_s_);
+        else if (ended_s - ready_s >= LEAST_WAITED * (ended_s - began_s_))
+            batch_costs.note_device(num_pairs, ended_s - began_s_);
     });
     num_waited_ = pairs_.size();
     is_computing_ = false;

@@ -179,7 +179,7 @@ void SimulatedDevice::set_tensor(Buffer *buffer, Tensor *tensor, const void *dat
     SimulatedDevice &self = of(buffer);
     self.count_copy(self.counts_.to_device_bytes, num_bytes);
     const double due_s = self.to_device_.admit(num_bytes);
-    std::memcpy(at(tensor, offset), data, num_bytes);
+    if (self.shape_.computes) std::memcpy(at(tensor, offset), data, num_bytes);
     wait_until(due_s);
 }
 
@@ -235,8 +235,9 @@ void SimulatedDevice::set_async(Backend *backend, Tensor *tensor, const void *da
     SimulatedDevice &self = of(backend).device;
     self.count_copy(self.counts_.to_device_bytes, num_bytes);
     char *target = at(tensor, offset);
-    of(backend).stream.add([=] { std::memcpy(target, data, num_bytes); }, self.to_device_, num_bytes,
-                           num_bytes <= SHORT_COPY_BYTES);
+    const bool computes = self.shape_.computes;
+    of(backend).stream.add([=] { if (computes) std::memcpy(target, data, num_bytes); }, self.to_device_,
+                           num_bytes, !computes || num_bytes <= SHORT_COPY_BYTES);
 }
 
 void SimulatedDevice::get_async(Backend *backend, const Tensor *tensor, void *data, size_t offset,

@@ -265,17 +265,24 @@ TEST(pools_change_and_reads_fail_while_experts_move_up) {
 // ------------------------------------------------------------------------- costs
 namespace {
 
-// How many of 100 experts of 16 rows are copied in the end, by a device that takes these times.
-int32_t copied_in_the_end(double copy_s, double row_s, double host_work_s) {
+constexpr int32_t NUM_HERE = 100, ROWS = 16;  // experts, and of each
+constexpr double HOST_S = 24e-6;               // for an expert
+
+BatchShare all_here() {
+    return {std::vector<int32_t>(NUM_HERE, ROWS), NUM_HERE * BatchCosts::work(ROWS), 0, 1000};
+}
+
+// How many experts are copied in the end, where these are the times of a copy, of a row on the device and
+// of the host's expert.
+int32_t copied_in_the_end(double copy_s, double row_s, double beside_s = HOST_S) {
     BatchCosts costs;
-    BatchShare share{std::vector<int32_t>(100, 16), 100 * BatchCosts::work(16), 0, 1000};
     costs.note_copy(1000, copy_s);
     int32_t count = 0;
     for (int i = 0; i < 62; i++) {
-        count = costs.most_worth(share);
-        const int64_t work = (100 - count) * BatchCosts::work(16);
-        costs.note_host(work, count == 0, work * host_work_s);
-        if (count > 0) costs.note_copy(1000, copy_s), costs.note_device(16, 16 * row_s);
+        count = costs.most_worth(all_here());
+        const int32_t left = NUM_HERE - count;
+        costs.note_host(left * BatchCosts::work(ROWS), count == 0, left * (count ? beside_s : HOST_S));
+        if (count > 0) costs.note_copy(1000, copy_s), costs.note_device(ROWS, ROWS * row_s);
     }
     return count;
 }
@@ -283,29 +290,21 @@ int32_t copied_in_the_end(double copy_s, double row_s, double host_work_s) {
 }  // namespace
 
 TEST(a_batch_is_shared_so_that_both_are_done_together) {
-    CHECK(copied_in_the_end(18e-6, 1e-9, 1e-6) == 50);  // an expert takes 18 us on both sides
-    CHECK(copied_in_the_end(1e-9, 1e-9, 1e-6) > 98);
-    CHECK(copied_in_the_end(9e-6, 1e-9, 1e-6) / 5 == 13);  // twice as fast: two of three
-    CHECK(copied_in_the_end(1e-9, 36e-6 / 16, 1e-6) / 3 == 11);  // half as fast: one of three
+    CHECK(copied_in_the_end(HOST_S, 1e-9) == 50);
+    CHECK(copied_in_the_end(1e-9, 1e-9) > 98);
+    CHECK(copied_in_the_end(HOST_S / 2, 1e-9) / 5 == 13);        // two of three
+    CHECK(copied_in_the_end(1e-9, 2 * HOST_S / ROWS) / 3 == 11);  // one of three
 }
 
 TEST(nothing_is_copied_where_it_does_not_pay) {
-    CHECK(copied_in_the_end(18e-6 * 60, 1e-9, 1e-6) == 0);
-    CHECK(copied_in_the_end(1e-9, 1, 1e-6) == 0);
-    CHECK(copied_in_the_end(1, 1e-9, 1e-6) == 0);
+    CHECK(copied_in_the_end(60 * HOST_S, 1e-9) == 0);
+    CHECK(copied_in_the_end(1e-9, 1) == 0);
+    CHECK(copied_in_the_end(1, 1e-9) == 0);
 }
 
 TEST(a_host_that_is_slower_beside_copies_does_without) {
-    BatchCosts costs;
-    BatchShare share{std::vector<int32_t>(100, 16), 1800, 0, 1000};
-    costs.note_copy(1000, 100e-6);
-    int32_t count = 0;
-    for (int i = 0; i < 62; i++) {
-        count = costs.most_worth(share);
-        costs.note_host(1800 - 18 * count, count == 0, (1800 - 18 * count) * (count ? 2e-6 : 1e-6));
-        if (count > 0) costs.note_device(16, 1e-6);
-    }
-    CHECK(count == 0);
+    CHECK(copied_in_the_end(4 * HOST_S, 1e-9, 1.1 * HOST_S) > 10);
+    CHECK(copied_in_the_end(4 * HOST_S, 1e-9, 2 * HOST_S) == 0);
 }
 
 TEST(a_device_that_began_slowly_is_tried_again) {
