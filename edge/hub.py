@@ -270,6 +270,11 @@ def _told(name: HubName) -> Iterator[None]:
             raise ModelFileError(
                 f"{name} cannot be written ({text}): make room, or set HF_HOME to another folder"
             ) from error
+        if isinstance(error, (ValueError, LookupError, TypeError, AttributeError)):
+            raise ModelFileError(
+                f"{name} is no file here, and what answers in place of the hub is none ({text}):"
+                " check whether the network asks for a login, or give a file"
+            ) from error
         raise
 
 

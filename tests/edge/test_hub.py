@@ -123,6 +123,8 @@ class _Request(BaseHTTPRequestHandler):
             listed = [{"rfilename": name, "size": found[name].stat().st_size} for name in found]
             info = json.dumps({"id": REPO, "siblings": listed})
             return self._answer(info.encode(), {"Content-Type": "application/json"})
+        if path == "/api/models/tester/login":
+            return self._answer(b"<html>Log in to this network</html>", {})
         name = path.removeprefix(f"/{REPO}/resolve/main/")
         if name not in found:
             self.send_response(404)
@@ -229,6 +231,7 @@ def test_what_a_model_is(haversack: Haversack, hub: Hub) -> None:
     [
         (f"{REPO}:Q2_K", {}, "is no model: .*tiny-Q4_K_M"),
         ("tester/nothing", {}, "no file here and no model on the hub: check the name"),
+        ("tester/login", {}, "check whether the network asks for a login"),
         (f"{REPO}:Q8_0", {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set: unset it"),
         (f"{REPO}:Q8_0", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "the hub cannot be reached"),
     ],
