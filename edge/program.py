@@ -28,6 +28,9 @@ def run() -> int:
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
         )  # nor can the rest be written
         return _USAGE_EXIT_CODE
+    except MemoryError as error:  # below what was planned: a limit from outside
+        notice(f"haversack: the system gives no more memory ({error}): raise its limit (ulimit -v)")
+        return _USAGE_EXIT_CODE
     except typer.TyperException as error:
         notice(f"haversack: {error.format_message().rstrip('.')}: see haversack --help")
         return _USAGE_EXIT_CODE

@@ -505,6 +505,18 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
     assert result.stderr.count("\n") == 1 and "cannot write the output" in result.stderr
 
 
+def test_memory_that_the_system_does_not_give_is_one_line() -> None:
+    code = (
+        "from haversack.edge import program\n"
+        "def app(**_): raise MemoryError('Unable to allocate 1 MiB')\n"
+        "program.app = app\n"
+        "raise SystemExit(program.run())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1 and "Unable to allocate 1 MiB" in result.stderr
+
+
 def test_the_shell_completes_commands() -> None:
     asked = {
         "_HAVERSACK_COMPLETE": "complete_bash",
