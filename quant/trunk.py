@@ -155,7 +155,7 @@ def remove_trunks(cache_dir: Path) -> int:
     """Remove every trunk and what lies beside it from `cache_dir`, but not what is being written.
     Return the bytes of disk that this frees. Raises StorageError if the system refuses."""
     freed_bytes = 0
-    if not cache_dir.is_dir():
+    if not our_files(cache_dir):  # a lock would be left in a folder that is none of ours
         return freed_bytes
     try:
         with _sole_writer(cache_dir, wait=False) as nobody_writes:

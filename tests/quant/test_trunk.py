@@ -362,6 +362,12 @@ def test_other_files_in_the_folder_are_let_be(model: Path) -> None:
     assert names(folder) == precious
 
 
+def test_in_a_folder_without_files_of_ours_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_text("precious")
+    assert remove_trunks(tmp_path) == 0
+    assert names(tmp_path) == {"model.gguf"}
+
+
 def test_what_cannot_be_removed_is_an_error(folder: Path) -> None:
     stubborn = folder / f"{'0' * 12}-{'0' * 20}.gguf"
     stubborn.mkdir(parents=True)
