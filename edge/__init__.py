@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         StorageError,
         UnitError,
     )
+    from haversack.edge.async_loading import aload
     from haversack.edge.fidelity import Fidelity
     from haversack.edge.forecasting import Forecast, forecast
     from haversack.edge.generation import Generation
@@ -66,6 +67,7 @@ __all__ = [
     "Stats",
     "StorageError",
     "UnitError",
+    "aload",
     "builtin_model",
     "forecast",
     "load",
@@ -88,6 +90,7 @@ _MODULES = {
     "Prepared": "haversack.edge.preparation",
     "Sampling": "haversack.edge.sampling",
     "Stats": "haversack.edge.stats",
+    "aload": "haversack.edge.async_loading",
     "builtin_model": "haversack.edge.loading",
     "forecast": "haversack.edge.forecasting",
     "load": "haversack.edge.loading",

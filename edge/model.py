@@ -1,5 +1,6 @@
 """A loaded model: generate, chat, logits, verify, rewind, stats."""
 
+import importlib
 import random
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -448,6 +449,12 @@ class Model:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    async def __aenter__(self) -> "Model":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await importlib.import_module("asyncio").to_thread(self.close)
 
 
 def _whole(entries: list[Entry], limit_bytes: int) -> list[Entry]:

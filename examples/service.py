@@ -20,7 +20,7 @@ async def answer(model: edge.Model, question: str) -> str:
 async def main() -> None:
     path = sys.argv[1] if len(sys.argv) > 1 else edge.builtin_model()
     options = edge.LoadOptions(sequences=len(QUESTIONS))
-    with await asyncio.to_thread(edge.load, path, "1GiB", 1024, options=options) as model:
+    async with await edge.aload(path, "1GiB", 1024, options=options) as model:
         answers = await asyncio.gather(*(answer(model, question) for question in QUESTIONS))
     for question, reply in zip(QUESTIONS, answers, strict=True):
         print(f"{question}\n{reply}\n")
