@@ -266,6 +266,8 @@ class Engine {
     KeptInputs kept_inputs_;
     bool is_form_known_ = false;
     std::vector<int32_t> tier_of_;  // by position in the choice; empty: none lies on a device
+    // By position: its slot there. An expert may leave it meanwhile, but its bytes stay until the pass ends.
+    std::vector<int32_t> slot_there_;
     std::vector<std::vector<int32_t>> there_, streamed_;  // by tier: positions that lie there, or are copied
     // Of the pass under way:
     int64_t products_seen_ = 0, rows_ = 0, needed_before_ = 0;

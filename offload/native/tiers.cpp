@@ -48,6 +48,8 @@ void Engine::find_elsewhere(const Call &call) {
         for (int32_t position : chosen_there(call, tier)) {
             tier_of_.resize(call.choice.experts.size(), NOWHERE);
             tier_of_[position] = tier;
+            slot_there_.resize(tier_of_.size());
+            slot_there_[position] = tiers_[tier]->find(call.layer, call.choice.experts[position]);
             there_[tier].push_back(position);
             tiers_[tier]->state.hits++;
         }
@@ -145,8 +147,7 @@ std::vector<Portion> Engine::portions(const Call &call, int32_t number) const {
         if (found.empty() || found.back().pairs.size() + call.choice.count(position) > most_pairs)
             found.emplace_back();
         add(position);
-        found.back().slots.resize(found.back().pairs.size(),
-                                  tier.find(call.layer, call.choice.experts[position]));
+        found.back().slots.resize(found.back().pairs.size(), slot_there_[position]);
     }
     // Beside the last one nothing is copied, so its time is known: that of many rows tells more.
     for (auto position = streamed_[number].rbegin(); position != streamed_[number].rend(); ++position) {
