@@ -52,7 +52,14 @@ from haversack.edge.trunk_plan import (
     may_hold_trunk,
     plan_trunk,
 )
-from haversack.edge.vram import DeviceBudget, Vram, VramAsk, asked_vram, device_budgets
+from haversack.edge.vram import (
+    DeviceBudget,
+    Vram,
+    VramAsk,
+    asked_vram,
+    device_budgets,
+    is_remote,
+)
 from haversack.offload.expert_engine import scratch_bytes
 from haversack.offload.pool import PoolPlan, all_slots, plan_pools, pools_bytes
 from haversack.offload.tier import tier_host_bytes, workspace_bytes
@@ -116,6 +123,8 @@ def plan(
         host.give_back_freed_memory()
     holder = [each for each in budgets[:1] if may_hold_trunk(each.device, asked_trunk)]
     num_layers = num_layers if holder else 0
+    if any(is_remote(each.device) for each in holder):
+        placement = FIXED  # llama.cpp computes over the connection that copies would go through
     devices, trunk = _on_devices(geometry, shape, budgets, num_layers, placement)
     needs = needs if trunk is None else trunk.needs
     costs = _costs(geometry, shape, needs, process_bytes, sampling_bytes, draft_bytes)

@@ -115,6 +115,7 @@ def test_layers_and_their_keys_and_values_lie_on_a_device(
     vram = {rpc_device.name: "64MiB"}
     options = replace(options, trunk="device")
     whole = edge.plan(path, "1GiB", 256, 1, vram=vram, trunk="device")
+    assert whole.placement == "fixed"  # copies would share llama.cpp's connection
     (all_there,) = whole.devices
     assert all_there.num_layers == 4 + 1 and all_there.trunk_bytes > all_there.kv_bytes > 0
     assert all_there.num_slots == 64
