@@ -90,14 +90,12 @@ const char *DeviceTier::fault(int32_t pool, int32_t num_moving) const {
     return slots->fault();
 }
 
-bool DeviceTier::write(const Layer &layer, int32_t matrix, int32_t slot, const void *from,
-                       int64_t offset, int64_t num_bytes) {
+template <typename Call>
+bool DeviceTier::copy(const Layer &layer, int32_t matrix, Call call) {
     Tensor *tensor = pools_[layer.pool].layers.at(layer.number).of_layer[matrix];
     std::lock_guard<std::mutex> lock(calls_);
     try {
-        call_device([&] {
-            ggml().backend_tensor_set(tensor, from, slot * tensor->nb[2] + offset, num_bytes);
-        });
+        call_device([&] { call(tensor); });
         return true;
     } catch (const DeviceError &) {
         has_failed = true;
@@ -105,19 +103,18 @@ bool DeviceTier::write(const Layer &layer, int32_t matrix, int32_t slot, const v
     }
 }
 
+bool DeviceTier::write(const Layer &layer, int32_t matrix, int32_t slot, const void *from,
+                       int64_t offset, int64_t num_bytes) {
+    return copy(layer, matrix, [&](Tensor *tensor) {
+        ggml().backend_tensor_set(tensor, from, slot * tensor->nb[2] + offset, num_bytes);
+    });
+}
+
 bool DeviceTier::read(const Layer &layer, int32_t matrix, int32_t slot, void *to, int64_t offset,
                       int64_t num_bytes) {
-    const Tensor *tensor = pools_[layer.pool].layers.at(layer.number).of_layer[matrix];
-    std::lock_guard<std::mutex> lock(calls_);
-    try {
-        call_device([&] {
-            ggml().backend_tensor_get(tensor, to, slot * tensor->nb[2] + offset, num_bytes);
-        });
-        return true;
-    } catch (const DeviceError &) {
-        has_failed = true;
-        return false;
-    }
+    return copy(layer, matrix, [&](Tensor *tensor) {
+        ggml().backend_tensor_get(tensor, to, slot * tensor->nb[2] + offset, num_bytes);
+    });
 }
 
 // --------------------------------------------------------------------- graphs

@@ -95,6 +95,8 @@ class DeviceTier {
     DeviceGraph *graph_of(const Layer &layer, const ExpertsGraph &form, int32_t num_pairs,
                           bool is_one_row);
     bool measure_link(const Layer &layer);
+    // Have `call` copy a part of the matrix's tensor. Returns false if the device failed.
+    template <typename Call> bool copy(const Layer &layer, int32_t matrix, Call call);
     void fetch();
     void forget();
 
