@@ -4,7 +4,7 @@ import ctypes as c
 from collections.abc import Sequence
 from typing import Any
 
-from haversack.devices._native import Address, own
+from haversack.devices._native import Address, address_of_function, addressof, own
 
 available = own.library is not None  # our library is not built on every system
 
@@ -13,8 +13,22 @@ if own.library is not None:
     suffixes_bytes = _prototype("suffixes_bytes", _L, _I)
     drafter_new = _prototype("drafter_new", Address, _I, _L, Address, _L, Address)
     drafter_propose = _prototype("drafter_propose", _I, Address, Address, _L, Address, Address, _I)
+    drafter_num_tokens = _prototype("drafter_num_tokens", _L, Address)
     drafter_match_length = _prototype("drafter_match_length", _I, Address)
     drafter_delete = _prototype("drafter_delete", None, Address)
+    drafter_stops = _prototype("drafter_stops", c.c_bool, Address, _I)
+    DRAFTER_STOPS = address_of_function(drafter_stops)
+
+
+class Watch(c.Structure):
+    """struct Watch (native/drafter.hpp)"""
+
+    _fields_ = (("drafter", Address), ("needs", Address), ("most", c.c_int32))
+
+    @property
+    def address(self) -> int:
+        """Where it lies."""
+        return addressof(self)
 
 
 def int_array(values: Sequence[int]) -> Any:
@@ -25,3 +39,8 @@ def int_array(values: Sequence[int]) -> Any:
 def double_array(num_values: int) -> Any:
     """double [num_values]"""
     return (c.c_double * num_values)()
+
+
+def watch(drafter: int, needs: Any) -> Watch:
+    """Return a watch of the drafter that looks at none of `needs` yet, a double array."""
+    return Watch(drafter, addressof(needs), 0)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.cache import _native as native
+from haversack.devices.steps import Watch
 
 TABLE_BYTES = 1 << 20
 _DRAFTER_BYTES = 40 << 10  # of a text: rest of pages, and what is handed over to our library
@@ -90,22 +91,35 @@ class NgramDrafter:
         self._drafter = native.drafter_new(
             _most_tokens(ctx_tokens), num_given, table.ctypes.data, len(table), rates.ctypes.data
         )
-        self._num_seen = 0
         # made once, because a call is to take a few microseconds
         self._one, self._tokens = native.int_array([0]), native.int_array([0] * most)
-        self._rates = native.double_array(most)
+        self._rates, self._needs = native.double_array(most), native.double_array(most)
+        self._watch = native.watch(self._drafter, self._needs)
 
     def propose(self, text: Sequence[int], most: int) -> Draft:
         """Return how `text` may go on, at most `most` tokens. It begins with the text of the call
         before; what is new costs about a microsecond a token."""
-        num_new, new = len(text) - self._num_seen, self._one
+        num_seen, new = native.drafter_num_tokens(self._drafter), self._one
+        num_new = len(text) - num_seen
         if num_new == 1:
             new[0] = text[-1]
         else:
-            new = native.int_array(text[self._num_seen :])
-        self._num_seen = len(text)
+            new = native.int_array(text[num_seen:])
         found = native.drafter_propose(self._drafter, new, num_new, self._tokens, self._rates, most)
         return Draft(self._tokens[:found], self._rates[:found]) if found else NONE
+
+    def has_read(self, text: Sequence[int]) -> bool:
+        """Return whether it has read all of `text`, of which it was given the beginning."""
+        return int(native.drafter_num_tokens(self._drafter)) == len(text)
+
+    def watch(self, needs: Sequence[float]) -> Watch:
+        """Return what reads on for `propose` and stops where a draft may pay: where the chances to
+        be kept of its first 1, 2, ... tokens add up to what one of `needs` says. Valid until the
+        next call."""
+        number = min(len(needs), len(self._needs))
+        self._needs[:number] = needs[:number]
+        self._watch.most = number
+        return Watch(native.DRAFTER_STOPS, self._watch.address)
 
     @property
     def match_length(self) -> int:

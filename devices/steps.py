@@ -17,13 +17,23 @@ _LOGITS_AFTER = native.llama_function("llama_get_logits_ith")
 _ENDS = native.llama_function("llama_vocab_is_eog")
 
 
+class Watch(NamedTuple):
+    """A native function that is told of each token that was chosen, and says whether its pass is
+    left to the caller: the addresses of `bool stops(void *data, int32_t token)` and of `data`."""
+
+    stops: int
+    data: int
+
+
 class Ahead(NamedTuple):
     """What follows a row, a pass for each: at most `most` of the likeliest tokens, until the text
-    ends, or the tokens `given`, whose logits are wanted. Both count the row itself."""
+    ends or `watch` says so, or the tokens `given`, whose logits are wanted. Both count the row
+    itself."""
 
     most: int
     given: Sequence[int] = ()
     most_s: float = MOST_S  # no pass begins later
+    watch: Watch | None = None
 
 
 class Steps:
@@ -47,6 +57,7 @@ class Steps:
         """Compute `ahead` next."""
         struct, given = self._struct, ahead.given
         struct.num_done, struct.most_s = 0, ahead.most_s
+        struct.stops, struct.watch = ahead.watch or (None, None)
         struct.most = min(len(given) or ahead.most, MOST_STEPS)
         struct.given, self._logits = None, None
         if given:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
+from math import inf
 
 from haversack.devices.llama import MOST_ROWS
 
@@ -15,8 +16,7 @@ _LEAST_GAIN = 1.02  # of the tokens a second that are expected: what a draft mus
 _MARGIN = 0.005  # of the time of passes without drafts: what trials may lose in all, and no more
 _FIRST_CREDIT, _MOST_CREDIT = 3.0, 8.0  # in single tokens
 _REFRESH_PASSES = 128  # of passes with drafts: then two without, so that both stay comparable
-_LONGEST_SKIP = 15  # passes until the next look for a draft, where the latest looks found none
-_LOOKS_A_SKIP = 8  # that found none, for each pass that is skipped
+_CREDIT_PASSES = 16  # that earn credit before drafts are looked for again
 _TRIAL_ROWS = (1, 3, 6, 2, 5, 4)  # drafted to see what they cost, in this order at first
 _FIRST_TRIALS = 3  # of them follow each other soon
 _FIRST_QUIET, _LONGEST_QUIET = 32, 2048  # passes without drafts until a trial
@@ -109,7 +109,7 @@ class Gate:
         self.saved_s = 0.0  # negative: lost
         self.why_closed = "too few tokens were decoded to know what pays"  # empty: it is open
         self._credit_s = 0.0
-        self._skip = self._num_vain = 0  # passes without a look, and looks since the latest draft
+        self._skip = 0  # passes without a look
         self._quiet, self._since_round, self._num_trials = _FIRST_QUIET, 0, 0
         self._steady, self._since_trial = _FIRST_STEADY, 0
         self._since_plain = 0
@@ -118,8 +118,13 @@ class Gate:
         self._round: tuple[int, int, int, float] | None = None  # until its costs are known
 
     @property
+    def is_looking(self) -> bool:
+        """Return whether drafts are looked for before every pass now."""
+        return not self._skip and self._credit_s > 0
+
+    @property
     def most_blind(self) -> int:
-        """Return how many passes may follow without a look: the one that was looked at, and those
+        """Return how many passes may follow without a look: the one that was asked for, and those
         that are skipped after it."""
         return 1 + self._skip
 
@@ -131,13 +136,26 @@ class Gate:
         if self.times.num_timed[base] < _FIRST_PASSES:
             return False
         if self._credit_s <= 0:
-            return self._close("drafts have lost time", _LONGEST_SKIP)
+            return self._close("drafts have lost time", _CREDIT_PASSES - 1)
         if self._since_plain >= _REFRESH_PASSES:
             self._since_plain, self._skip = 0, 1
             return False
         if not self._is_trial_due and self._is_dear(base):
             return self._close(self._why_dear(base), self._quiet - self._since_round)
         return True
+
+    def needs(self, base: int) -> list[float]:
+        """Return what the chances of 1, 2, ... drafted rows must add up to, at least, for
+        `num_worth` to want any."""
+        return [self._need(base, number) for number in range(1, MOST_ROWS - base + 1)]
+
+    def _need(self, base: int, number: int) -> float:
+        plain_s, need = self.times.of(base) / base, inf
+        if base + number <= self.times.most_timed + 1:
+            need = _LEAST_GAIN * self._spent_s(base, number) / plain_s - base
+        if self._is_trial_due:
+            need = min(need, (self._trial_cost_s(base, number) - self._credit_s) / plain_s)
+        return need
 
     @property
     def most_read(self) -> int:
@@ -159,7 +177,7 @@ class Gate:
         kept, the likeliest first."""
         number = self._best(base, survivals)
         if number:
-            self._num_vain, self._quiet, self.why_closed = 0, _FIRST_QUIET, ""
+            self._quiet, self.why_closed = _FIRST_QUIET, ""
             self._since_trial += 1
             if self._since_trial < self._steady:
                 return number
@@ -169,10 +187,8 @@ class Gate:
             if self._num_trials >= _FIRST_TRIALS:
                 self._quiet = min(2 * self._quiet, _LONGEST_QUIET)
             return number
-        self._num_vain += 1
-        why = "no token is likely enough"
-        skip = min(self._num_vain // _LOOKS_A_SKIP, _LONGEST_SKIP)
-        self._close(self._why_dear(base) if self._is_dear(base) else why, skip)
+        is_dear = self._is_dear(base)
+        self.why_closed = self._why_dear(base) if is_dear else "no token is likely enough"
         return 0
 
     def _is_dear(self, base: int) -> bool:
@@ -191,23 +207,23 @@ class Gate:
         are known least. 0: the credit allows none."""
         lengths = [each for each in _TRIAL_ROWS if each <= len(survivals) and each != but]
         number = min(lengths, key=lambda each: self.times.known(base + each), default=0)
-        if not number or self._trial_loss_s(base, survivals[:number]) > self._credit_s:
+        worth_s = sum(survivals[:number]) * self.times.of(base) / base
+        if not number or self._trial_cost_s(base, number) - worth_s > self._credit_s:
             return 0
         self._num_trials, self._since_trial = self._num_trials + 1, 0
         return number
 
-    def _trial_loss_s(self, base: int, survivals: Sequence[float]) -> float:
-        """Return what computing these rows is expected to lose, less what their tokens bring.
+    def _trial_cost_s(self, base: int, number: int) -> float:
+        """Return what `number` drafted rows are expected to take longer.
 
         A row more than was ever timed is hoped to cost no more than rows do on most machines: where
         the second row is dear because other code computes it, the seventh may cost little.
         """
-        times, rows = self.times, base + len(survivals)
+        times, rows = self.times, base + number
         most = min(rows, times.most_timed)
         more_s = times.of(rows) - times.of(most)
         hoped_s = (rows - most) * _FIRST_ROW_COST * times.of(base) / base
-        cost_s = times.of(most) + min(more_s, hoped_s) - times.of(base)
-        return cost_s - sum(survivals) * times.of(base) / base
+        return times.of(most) + min(more_s, hoped_s) - times.of(base)
 
     def _close(self, why: str, skip: int) -> bool:
         self.why_closed, self._skip = why, max(0, skip)
@@ -220,13 +236,16 @@ class Gate:
     def _best(self, base: int, survivals: Sequence[float]) -> int:
         """Return how many of the rows give the most tokens a second."""
         best, best_tok_s = 0, _LEAST_GAIN * base / self.times.of(base)
-        draft_s = self.draft_times.drafted_s
         most = self.times.most_timed + 1 - base  # what wider passes cost is not known yet
         for number, expected in enumerate(accumulate(survivals[:most], initial=float(base))):
-            tok_s = expected / (self.times.of(base + number) + number * draft_s)
+            tok_s = expected / self._spent_s(base, number)
             if number and tok_s > best_tok_s:
                 best, best_tok_s = number, tok_s
         return best
+
+    def _spent_s(self, base: int, number: int) -> float:
+        """Return the time of a pass with `number` drafted rows, and of drafting them."""
+        return self.times.of(base + number) + number * self.draft_times.drafted_s
 
     # ------------------------------------------------------------------ outcomes
     def note_drafter(

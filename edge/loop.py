@@ -187,7 +187,8 @@ class EngineLoop:
         if work.most_ahead == 1 or not self.engine.context.goes_on:
             return None
         call = work.parts[0].call
-        return call.ahead(work.most_ahead) if call.lacks_last_alone else None
+        ahead = call.ahead(work.most_ahead) if call.lacks_last_alone else None
+        return ahead and ahead._replace(watch=work.watch)
 
     def _go_on(self, part: Part, ahead: Ahead) -> None:
         """Compute several passes of a token each."""

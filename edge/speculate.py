@@ -15,7 +15,7 @@ from haversack.cache import ngram
 from haversack.cache.ngram import Drafter, NgramDrafter, NgramMemory
 from haversack.devices.errors import HaversackError, PromptError
 from haversack.devices.llama import MOST_ROWS
-from haversack.devices.steps import MOST_STEPS
+from haversack.devices.steps import MOST_STEPS, Watch
 from haversack.devices.units import size_bytes
 from haversack.edge.call import Call
 from haversack.edge.draft_model import DraftModel, DrawnDrafter, MixedDrafter, ModelDrafter
@@ -85,6 +85,15 @@ class PassCount(NamedTuple):
 
     number: int = 0
     taken_s: float = 0.0
+
+    @property
+    def mean_s(self) -> float:
+        """Return what one takes; 0 if there were none."""
+        return self.taken_s / self.number if self.number else 0.0
+
+    def plus(self, number: int, taken_s: float) -> "PassCount":
+        """Return the count with so many passes more."""
+        return PassCount(self.number + number, self.taken_s + taken_s)
 
     def __sub__(self, other: "PassCount") -> "PassCount":
         return PassCount(self.number - other.number, self.taken_s - other.taken_s)
@@ -228,15 +237,22 @@ class Speculation:
         """As `Advice.pays`."""
         return self._fixed is not None or self.gate.pays(self._base, survivals)
 
-    @property
-    def most_blind(self) -> int:
+    def until_drafts(self, call: Call) -> tuple[int, Watch | None]:
         """Return how many passes of a lone call may follow each other without `drafts`, after it
-        gave none."""
+        gave none, and what ends them where a draft may pay."""
         if self.is_off:
-            return MOST_STEPS
-        if self.learner is not None and not self.learner.why_not:
-            return 1  # their logits are looked at
-        return min(self.gate.most_blind, MOST_STEPS) if self._fixed is None else 1
+            return MOST_STEPS, None
+        looks_at_logits = self.learner is not None and not self.learner.why_not
+        if looks_at_logits or self._fixed is not None:
+            return 1, None
+        drafter = call.drafter
+        if (
+            self.gate.is_looking
+            and isinstance(drafter, NgramDrafter)
+            and drafter.has_read(call.tokens)
+        ):
+            return MOST_STEPS, drafter.watch(self.gate.needs(1))
+        return min(self.gate.most_blind, MOST_STEPS), None
 
     def note_plain(self, num_passes: int, passes_s: float) -> None:
         """Count usual passes of one row that followed each other."""
@@ -257,9 +273,11 @@ class Speculation:
             self.gate.note(num_calls, num_drafted, num_right, pass_s)
 
     def _count(self, num_rows: int, num_passes: int, taken_s: float) -> None:
-        kind = 0 if num_rows == 1 < self._latest_rows else num_rows
-        number, before_s = self.passes[kind]
-        self.passes[kind] = PassCount(number + num_passes, before_s + taken_s)
+        if num_rows == 1 < self._latest_rows:  # the first one of these makes its graph anew
+            others_s = self.passes[1].mean_s * (num_passes - 1)
+            self.passes[0] = self.passes[0].plus(1, taken_s - others_s)
+            num_passes, taken_s = num_passes - 1, others_s
+        self.passes[num_rows] = self.passes[num_rows].plus(num_passes, taken_s)
         self._latest_rows = num_rows
 
     def note_unusual(self) -> None:

@@ -16,5 +16,11 @@ API int32_t haversack_drafter_propose(Drafter *drafter, const int32_t *appended,
     drafter->append(appended, num_appended);
     return drafter->propose(tokens, rates, most);
 }
+// Steps::stops of devices/native/pass.hpp
+API bool haversack_drafter_stops(Watch *watch, int32_t token) {
+    watch->drafter->append(&token, 1);
+    return watch->drafter->promises(watch->needs, watch->most);
+}
+API int64_t haversack_drafter_num_tokens(const Drafter *drafter) { return drafter->num_tokens(); }
 API int32_t haversack_drafter_match_length(const Drafter *drafter) { return drafter->match_length(); }
 API void haversack_drafter_delete(Drafter *drafter) { delete drafter; }

@@ -69,4 +69,16 @@ int32_t Drafter::propose(int32_t *tokens, double *rates, int32_t most) const {
     return most;
 }
 
+bool Drafter::promises(const double *needs, int32_t most) const {
+    int32_t tokens[Watch::MOST];
+    double rates[Watch::MOST], chance = 1, sum = 0;
+    const int32_t found = propose(tokens, rates, std::min(most, Watch::MOST));
+    for (int32_t idx = 0; idx < found; ++idx) {
+        chance *= rates[idx];
+        sum += chance;
+        if (sum >= needs[idx]) return true;
+    }
+    return false;
+}
+
 }  // namespace haversack

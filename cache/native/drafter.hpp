@@ -33,6 +33,10 @@ class Drafter {
     // Put the next tokens, at most `most`, into `tokens`, and into `rates` how often such tokens
     // were right after a right one. Returns their number.
     int32_t propose(int32_t *tokens, double *rates, int32_t most) const;
+    // Whether the chances to be kept of the first 1, 2, ... `most` tokens that would be proposed add
+    // up to what one of `needs` says.
+    bool promises(const double *needs, int32_t most) const;
+    int64_t num_tokens() const { return num_tokens_; }  // of the text
     int32_t match_length() const { return suffixes_.match_length(); }
 
   private:
@@ -43,6 +47,15 @@ class Drafter {
     Ngrams ngrams_;
     Rates *const rates_;
     int64_t num_tokens_ = 0;
+};
+
+// Reads a text that goes on without Python, up to a place where a draft may pay.
+struct Watch {
+    static constexpr int32_t MOST = 16;
+
+    Drafter *drafter;
+    const double *needs;  // as of Drafter::promises
+    int32_t most;         // of them, up to MOST
 };
 
 }  // namespace haversack

@@ -89,7 +89,7 @@ class Steps(c.Structure):
         *((name, Address) for name in ("logits_after", "ends", "vocabulary")),
         *((name, c.c_int32) for name in ("num_logits", "most")),
         ("most_s", c.c_double),
-        *((name, Address) for name in ("given", "logits", "likeliest")),
+        *((name, Address) for name in ("stops", "watch", "given", "logits", "likeliest")),
         ("passes_s", c.c_double),
         ("num_done", c.c_int32),
     )

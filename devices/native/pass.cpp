@@ -104,6 +104,7 @@ API int32_t haversack_pass_go_on(Pass *pass, Steps *steps) {
         steps->passes_s += pass->pass_s;
         const int32_t token = next_token(*pass, *steps);
         if (token < 0 || now_s() >= end_s) break;
+        if (steps->stops && steps->stops(steps->watch, token)) break;
         pass->batch->tokens[0] = token;
         pass->batch->positions[0]++;
     }

@@ -52,6 +52,10 @@ struct Steps {
     int32_t num_logits;
     int32_t most;  // passes
     double most_s;  // no pass begins later than that
+    // Told of each token that was chosen: whether its pass is left to the caller, and all behind it.
+    // It may be null.
+    bool (*stops)(void *watch, int32_t token);
+    void *watch;
     const int32_t *given;  // the tokens of all passes; null: the likeliest after each
     float *logits;         // (most, num_logits) after each pass, if tokens are given
     int32_t *likeliest;    // the token after each pass, if none are given; -1: not finite logits

@@ -1,6 +1,9 @@
 """Drafts without a model: matches against a naive search, and how their rates are learnt."""
 
 from collections.abc import Sequence
+from ctypes import CFUNCTYPE, c_bool, c_int32, c_void_p
+from itertools import accumulate
+from operator import mul
 
 import numpy as np
 import pytest
@@ -54,6 +57,24 @@ def test_a_draft_followed_the_match(text: list[int]) -> None:
     assert len(draft.tokens) == (MOST if drafter.match_length else 0)
     assert not drafter.match_length or ends_earlier(text, drafter.match_length, draft.tokens)
     drafter.close()
+
+
+@given(texts, st.lists(st.floats(0, MOST), min_size=1, max_size=MOST))
+def test_a_watch_stops_where_the_chances_add_up_to_what_is_needed(
+    text: list[int], needs: list[float]
+) -> None:
+    watching, looking = drafter_of(), drafter_of()
+    watching.propose(text[:1], 0)
+    watch = watching.watch(needs)
+    stops = CFUNCTYPE(c_bool, c_void_p, c_int32)(watch.stops)
+    for num_tokens in range(2, len(text) + 1):
+        chances = accumulate(looking.propose(text[:num_tokens], MOST).rates, mul)
+        is_due = any(a >= b for a, b in zip(accumulate(chances), needs, strict=False))
+        assert stops(watch.data, text[num_tokens - 1]) == is_due
+        assert watching.has_read(text[:num_tokens])
+    assert watching.propose(text, MOST) == looking.propose(text, MOST)
+    watching.close()
+    looking.close()
 
 
 @given(texts, st.integers(2, 16))

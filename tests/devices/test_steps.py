@@ -1,6 +1,7 @@
 """Passes that follow each other without Python give what passes one by one give, to the bit."""
 
 from collections.abc import Callable, Iterator
+from ctypes import CFUNCTYPE, c_bool, c_int32, c_void_p
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from haversack.devices._native import own
 from haversack.devices.errors import HaversackError
 from haversack.devices.llama import ContextShape, LlamaContext, Row
 from haversack.devices.llama_model import LlamaModel
-from haversack.devices.steps import MOST_STEPS, Ahead
+from haversack.devices.steps import MOST_STEPS, Ahead, Watch
 from haversack.tools.models.synth import TinyShape
 
 SMALL = TinyShape(num_hidden_layers=2, num_experts=4, vocab_size=64)
@@ -74,6 +75,21 @@ def test_given_tokens_have_the_logits_of_passes_one_by_one(context: LlamaContext
     assert (steps.num_done, context.num_tokens()) == (5, 5)
     assert all((one == other).all() for one, other in zip(steps.logits, expected, strict=True))
     assert steps.passes_s > 0
+
+
+def test_a_watch_leaves_the_pass_of_a_token_to_the_caller(context: LlamaContext) -> None:
+    told = list[int]()
+
+    @CFUNCTYPE(c_bool, c_void_p, c_int32)
+    def stops(_: int | None, token: int) -> bool:
+        told.append(token)
+        return len(told) == 3
+
+    watch = Watch(native.address_of_function(stops), 0)
+    context.go_on(row(5, 0), Ahead(MOST_STEPS, most_s=HOURS_S, watch=watch))
+    assert told == context.steps.likeliest and context.num_tokens() == 3
+    context.go_on(row(told[-1], 3), Ahead(4, most_s=HOURS_S))
+    assert len(told) == 3 and context.num_tokens() == 7  # that watch is gone
 
 
 def test_the_likeliest_token_follows_each(context: LlamaContext) -> None:

@@ -1,6 +1,8 @@
 """When drafts are computed: a gate on simulated machines."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from itertools import accumulate
 from random import Random
 
 import pytest
@@ -86,17 +88,25 @@ def test_a_wrong_expectation_loses_little() -> None:
     assert machine.speedup > 0.98
 
 
-def test_a_text_that_begins_to_repeat_is_drafted_soon() -> None:
-    """After each token that is not likely, drafts are looked for soon; later less often."""
-    gate = Machine(CHEAP, 0.9).run(300).gate
-    skipped = list[int]()
-    for _ in range(160):
-        while not gate.looks(1):
-            gate.note(1, 0, 0, 1.0)
-        drafted = gate.num_worth(1, [0.05] * 6)  # at times for a trial
-        skipped.append(gate.most_blind - 1)
-        gate.note(1, drafted, 0, CHEAP(1 + drafted))
-    assert skipped[:7] == [0] * 7 and max(skipped[:16]) <= 2 and skipped[-1] == 15
+@pytest.mark.parametrize("cost", [CHEAP, DEAR, STEP])
+@pytest.mark.parametrize("num_plain", [0, 40])  # after 32 a trial is due
+def test_what_is_not_watched_for_is_not_worth_it(cost: Cost, num_plain: int) -> None:
+    """`needs` say where a look at a draft is worth it: they leave none out that would be computed,
+    and without a trial they name no other."""
+    gate, random = Machine(cost, 0.9).run(400).gate, Random(1)
+    gate.note(1, 1, 0, cost(2))
+    for _ in range(num_plain):
+        gate.note(1, 0, 0, 1.0)
+    num_wanted = 0
+    for _ in range(300):
+        survivals = sorted((random.random() for _ in range(random.randint(1, 6))), reverse=True)
+        sums = list(accumulate(survivals))
+        is_watched = any(a >= b for a, b in zip(sums, gate.needs(1), strict=False))
+        is_wanted = deepcopy(gate).num_worth(1, survivals) > 0
+        assert is_watched or not is_wanted
+        assert is_wanted or not is_watched or num_plain
+        num_wanted += is_wanted
+    assert num_wanted or (cost is DEAR and not num_plain)
 
 
 def test_trials_find_that_many_rows_pay_where_two_do_not() -> None:

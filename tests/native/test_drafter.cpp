@@ -63,6 +63,8 @@ TEST(drafts_are_within_the_text_and_the_table) {
         double found[6];
         const int32_t count = drafter.propose(tokens, found, 6);
         for (int32_t idx = 0; idx < count; ++idx) CHECK(tokens[idx] >= 0 && tokens[idx] < 8);
+        const double none = 7, any = 0;
+        CHECK(!drafter.promises(&none, 1) && drafter.promises(&any, 1) == (count > 0));
         CHECK(std::all_of(found, found + count, [](double rate) { return rate >= 0 && rate <= 1; }));
     }
 }

@@ -144,8 +144,8 @@ class Replay:
         call, spent_s = ReplayedCall(text), 0.0
         while call.left:
             found = self.speculation.drafts([call], MOST_ROWS)
-            most_blind = 1 if found else self.speculation.most_blind
-            if most_blind == 1:
+            most_blind, watch = self.speculation.until_drafts(call)
+            if found or watch or most_blind == 1:  # what is watched for is looked for here
                 spent_s += self._pass_s(call, found[0] if found else ())
                 continue
             num_passes = min(most_blind, len(call.left))
