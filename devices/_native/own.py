@@ -99,6 +99,7 @@ class Steps(c.Structure):
 ReadInto = CFunction(c.c_int32, c.POINTER(Read))
 ShouldStop = CFunction(c.c_bool)
 PassEnd = CFunction(c.c_int32, Address, c.c_bool)  # the type of Pass.end
+Stops = CFunction(c.c_bool, Address, c.c_int32)  # the type of Steps.stops
 
 NUM_PASSED = 4  # structures of llama.cpp that are passed by value, of two versions
 NUM_RUNS = 3  # kinds of runs that longest_runs counts

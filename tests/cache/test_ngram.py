@@ -1,7 +1,6 @@
 """Drafts without a model: matches against a naive search, and how their rates are learnt."""
 
 from collections.abc import Sequence
-from ctypes import CFUNCTYPE, c_bool, c_int32, c_void_p
 from itertools import accumulate
 from operator import mul
 
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from haversack.cache.ngram import NgramDrafter, NgramMemory, text_bytes
+from haversack.devices._native import own
 
 MOST = 6
 CTX = 64
@@ -66,7 +66,7 @@ def test_a_watch_stops_where_the_chances_add_up_to_what_is_needed(
     watching, looking = drafter_of(), drafter_of()
     watching.propose(text[:1], 0)
     watch = watching.watch(needs)
-    stops = CFUNCTYPE(c_bool, c_void_p, c_int32)(watch.stops)
+    stops = own.Stops(watch.stops)
     for num_tokens in range(2, len(text) + 1):
         chances = accumulate(looking.propose(text[:num_tokens], MOST).rates, mul)
         is_due = any(a >= b for a, b in zip(accumulate(chances), needs, strict=False))

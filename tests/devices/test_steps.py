@@ -1,7 +1,6 @@
 """Passes that follow each other without Python give what passes one by one give, to the bit."""
 
 from collections.abc import Callable, Iterator
-from ctypes import CFUNCTYPE, c_bool, c_int32, c_void_p
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +79,7 @@ def test_given_tokens_have_the_logits_of_passes_one_by_one(context: LlamaContext
 def test_a_watch_leaves_the_pass_of_a_token_to_the_caller(context: LlamaContext) -> None:
     told = list[int]()
 
-    @CFUNCTYPE(c_bool, c_void_p, c_int32)
+    @own.Stops
     def stops(_: int | None, token: int) -> bool:
         told.append(token)
         return len(told) == 3
