@@ -6,18 +6,14 @@ from typing import Any
 
 from haversack.devices._native import Address, address_of_function, addressof, own
 
-available = own.library is not None  # our library is not built on every system
-
-if own.library is not None:
-    _prototype, _I, _L = own.own_prototype, c.c_int32, c.c_int64
-    suffixes_bytes = _prototype("suffixes_bytes", _L, _I)
-    drafter_new = _prototype("drafter_new", Address, _I, _L, Address, _L, Address)
-    drafter_propose = _prototype("drafter_propose", _I, Address, Address, _L, Address, Address, _I)
-    drafter_num_tokens = _prototype("drafter_num_tokens", _L, Address)
-    drafter_match_length = _prototype("drafter_match_length", _I, Address)
-    drafter_delete = _prototype("drafter_delete", None, Address)
-    drafter_stops = _prototype("drafter_stops", c.c_bool, Address, _I)
-    DRAFTER_STOPS = address_of_function(drafter_stops)
+_prototype, _I, _L = own.own_prototype, c.c_int32, c.c_int64
+suffixes_bytes = _prototype("suffixes_bytes", _L, _I)
+drafter_new = _prototype("drafter_new", Address, _I, _L, Address, _L, Address)
+drafter_propose = _prototype("drafter_propose", _I, Address, Address, _L, Address, Address, _I)
+drafter_num_tokens = _prototype("drafter_num_tokens", _L, Address)
+drafter_match_length = _prototype("drafter_match_length", _I, Address)
+drafter_delete = _prototype("drafter_delete", None, Address)
+DRAFTER_STOPS = address_of_function(_prototype("drafter_stops", c.c_bool, Address, _I))
 
 
 class Watch(c.Structure):

@@ -29,13 +29,9 @@ _FIRST_TABLE_RATES = [0.2, 0.3, 0.4, 0.3, 0.4, 0.5, 0.4, 0.5, 0.7]
 _FIRST_OUTCOMES = 4.0  # that these count for
 _FIRST = [[rate, _FIRST_OUTCOMES] for rate in _FIRST_RATES + _FIRST_TABLE_RATES]
 
-available = native.available
-
 
 def text_bytes(ctx_tokens: int) -> int:
     """Return the most memory that the drafter of a text takes beside the shared memory."""
-    if not available:
-        return 0
     return int(native.suffixes_bytes(_most_tokens(ctx_tokens))) + _DRAFTER_BYTES
 
 
@@ -71,8 +67,8 @@ class Drafter(Protocol):
     """Drafts how one text goes on."""
 
     def propose(self, text: Sequence[int], most: int) -> Draft:
-        """Return how `text` may go on, at most `most` tokens. It begins with the text of the call
-        before."""
+        """Return how `text` may go on, at most `most` tokens. Each call's text continues the
+        text of the call before."""
         ...
 
     def close(self) -> None:
@@ -97,8 +93,8 @@ class NgramDrafter:
         self._watch = native.watch(self._drafter, self._needs)
 
     def propose(self, text: Sequence[int], most: int) -> Draft:
-        """Return how `text` may go on, at most `most` tokens. It begins with the text of the call
-        before; what is new costs about a microsecond a token."""
+        """Return how `text` may go on, at most `most` tokens. Each call's text continues the
+        text of the call before; a new token costs about a microsecond."""
         num_seen, new = native.drafter_num_tokens(self._drafter), self._one
         num_new = len(text) - num_seen
         if num_new == 1:

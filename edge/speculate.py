@@ -297,8 +297,6 @@ def speculation_of(
     tokens alone. The last `text_tokens` of a text are searched for what it repeats, and the table
     of all texts takes `table_bytes`."""
     why_never = ""
-    if not ngram.available:
-        why_never = "our library is not built on this system"
-    elif not drops_parts:
+    if not drops_parts:
         why_never = "this model has recurrent layers, which cannot drop a wrong token"
     return Speculation(asked, NgramMemory(table_bytes), text_tokens, why_never, helper)

@@ -11,7 +11,7 @@ from haversack.devices._native.libraries import prototype
 from haversack.devices.errors import BindingError
 
 
-def _own_library() -> c.CDLL | None:
+def _own_library() -> c.CDLL:
     """Load our own library; an editable installation has it in another folder than the sources."""
     paths = [Path(found, "native", "libhaversack.so") for found in haversack.devices.__path__]
     for path in filter(Path.exists, paths):
@@ -105,77 +105,73 @@ NUM_PASSED = 4  # structures of llama.cpp that are passed by value, of two versi
 NUM_RUNS = 3  # kinds of runs that longest_runs counts
 
 # ----------------------------------------------------------------- prototypes
-# In native/api.cpp, native/sizes.cpp and where it is said.
+# Their sources are native/api.cpp and native/sizes.cpp, unless a comment names another file.
 library = _own_library()
-if library is not None:
-    ReadPointer = c.POINTER(Read)
-    _A, _Reads = Address, c.POINTER(ReadPointer)
-    _I, _L, _B = c.c_int, c.c_int32, c.c_bool
+ReadPointer = c.POINTER(Read)
+_A, _Reads = Address, c.POINTER(ReadPointer)
+_I, _L, _B = c.c_int, c.c_int32, c.c_bool
 
-    def own_prototype(name: str, *types: Any, of: c.CDLL = library) -> Any:
-        """Return the function `haversack_NAME` of our library."""
-        return prototype(of, "haversack_" + name, *types)
 
-    readers_new = own_prototype("readers_new", _A, _I, _I, ReadInto, _B)
-    readers_add_file = own_prototype("readers_add_file", None, _A, _I, _B, _A)
-    pace_new = own_prototype("pace_new", _A, c.c_double, c.c_double)
-    pace_admit = own_prototype("pace_admit", c.c_double, _A, c.c_int64)
-    pace_set_copies = own_prototype("pace_set_copies", None, _A, c.c_bool)
-    pace_delete = own_prototype("pace_delete", None, _A)
-    readers_touch_ahead = own_prototype("readers_touch_ahead", None, _A, _A, c.c_int64)
-    # The engine submits reads and waits for them in C++; these two serve tests.
-    readers_submit = own_prototype("readers_submit", None, _A, _Reads, c.c_size_t)
-    readers_wait = own_prototype("readers_wait", _B, _A, _Reads, c.c_size_t, _B, ShouldStop)
-    readers_counts = own_prototype("readers_counts", None, _A, c.POINTER(ReadCounts))
-    readers_close = own_prototype("readers_close", None, _A)
-    readers_delete = own_prototype("readers_delete", None, _A)
-    _context_sizes = own_prototype(
-        "context_sizes", c.c_size_t, _A, _A, c.POINTER(BufferSizes), c.c_size_t
-    )
-    # In native/guard.cpp. The functions of llama.cpp are given by their addresses.
-    guard_install = own_prototype("guard_install", None, _A)
-    guard_end_process = own_prototype("guard_end_process", None, _I)
-    guard_advise = own_prototype("guard_advise", None, c.c_char_p)
-    guard_failure = own_prototype("guard_failure", c.c_char_p)
-    guard_sizes = own_prototype("guard_sizes", None, c.POINTER(c.c_int64 * NUM_PASSED))
-    guard_load_model = own_prototype("guard_load_model", _A, _A, c.c_char_p, _A)
-    guard_init_context = own_prototype("guard_init_context", _A, _A, _A, _A, c.c_int64, _A)
-    guard_piece = own_prototype("guard_piece", _L, _A, _A, _L, c.c_char_p, _L, _B)
-    guard_apply = own_prototype("guard_apply", None, _A, _A, _A)
-    guard_accept = own_prototype("guard_accept", None, _A, _A, _L)
-    # In native/tokenizing.cpp.
-    tokenizing_start = own_prototype(
-        "tokenizing_start", _A, _A, _A, c.c_char_p, c.c_int64, c.c_int64, c.POINTER(_L)
-    )
-    tokenizing_wait = own_prototype("tokenizing_wait", _B, _A, c.c_double)
-    tokenizing_tokens = own_prototype(
-        "tokenizing_tokens",
-        c.c_int64,
-        _A,
-        c.POINTER(_A),
-        c.POINTER(c.c_char_p),
-        c.POINTER(c.c_int64),
-    )
-    tokenizing_let_go = own_prototype("tokenizing_let_go", None, _A)
-    tokenize_here = own_prototype("tokenize_here", _L, _A, _A, c.c_char_p, _L, _A, _L)
-    longest_piece = own_prototype("longest_piece", _L, _A, _A, _L)
-    longest_runs = own_prototype(
-        "longest_runs", None, c.c_char_p, c.c_int64, c.POINTER(c.c_int64 * NUM_RUNS)
-    )
-    # threads that compute (native/team.hpp); the library is named by a function of it
-    team_take_over = own_prototype("team_take_over", _I, _A)
-    pass_compute = own_prototype("pass_compute", _L, _A)  # in native/pass.cpp
-    pass_go_on = own_prototype("pass_go_on", _L, _A, _A)
-    _Checksum = c.POINTER(Checksum)
-    checksum_add = own_prototype("checksum_add", None, _Checksum, _A, c.c_size_t)
-    checksum_pad = own_prototype("checksum_pad", None, _Checksum)
-    checksum_add_file = own_prototype("checksum_add_file", _L, _Checksum, _I, c.c_int64, c.c_int64)
-    read_at = own_prototype("read_at", c.c_int64, _I, _A, c.c_int64, c.c_int64)
-    checksum_digest = own_prototype("checksum_digest", c.c_uint64, _Checksum)
-    nested_join = own_prototype("nested_join", _B, _L, _A, _A, _A, c.c_size_t)
-    model_tensors = own_prototype(
-        "model_tensors", c.c_size_t, _A, _A, c.c_size_t, c.POINTER(Address), c.c_size_t
-    )
+def own_prototype(name: str, *types: Any) -> Any:
+    """Return the function `haversack_NAME` of our library."""
+    return prototype(library, "haversack_" + name, *types)
+
+
+readers_new = own_prototype("readers_new", _A, _I, _I, ReadInto, _B)
+readers_add_file = own_prototype("readers_add_file", None, _A, _I, _B, _A)
+pace_new = own_prototype("pace_new", _A, c.c_double, c.c_double)
+pace_admit = own_prototype("pace_admit", c.c_double, _A, c.c_int64)
+pace_set_copies = own_prototype("pace_set_copies", None, _A, c.c_bool)
+pace_delete = own_prototype("pace_delete", None, _A)
+readers_touch_ahead = own_prototype("readers_touch_ahead", None, _A, _A, c.c_int64)
+# The engine submits reads and waits for them in C++; these two serve tests.
+readers_submit = own_prototype("readers_submit", None, _A, _Reads, c.c_size_t)
+readers_wait = own_prototype("readers_wait", _B, _A, _Reads, c.c_size_t, _B, ShouldStop)
+readers_counts = own_prototype("readers_counts", None, _A, c.POINTER(ReadCounts))
+readers_close = own_prototype("readers_close", None, _A)
+readers_delete = own_prototype("readers_delete", None, _A)
+_context_sizes = own_prototype(
+    "context_sizes", c.c_size_t, _A, _A, c.POINTER(BufferSizes), c.c_size_t
+)
+# In native/guard.cpp. The functions of llama.cpp are given by their addresses.
+guard_install = own_prototype("guard_install", None, _A)
+guard_end_process = own_prototype("guard_end_process", None, _I)
+guard_advise = own_prototype("guard_advise", None, c.c_char_p)
+guard_failure = own_prototype("guard_failure", c.c_char_p)
+guard_sizes = own_prototype("guard_sizes", None, c.POINTER(c.c_int64 * NUM_PASSED))
+guard_load_model = own_prototype("guard_load_model", _A, _A, c.c_char_p, _A)
+guard_init_context = own_prototype("guard_init_context", _A, _A, _A, _A, c.c_int64, _A)
+guard_piece = own_prototype("guard_piece", _L, _A, _A, _L, c.c_char_p, _L, _B)
+guard_apply = own_prototype("guard_apply", None, _A, _A, _A)
+guard_accept = own_prototype("guard_accept", None, _A, _A, _L)
+# In native/tokenizing.cpp.
+tokenizing_start = own_prototype(
+    "tokenizing_start", _A, _A, _A, c.c_char_p, c.c_int64, c.c_int64, c.POINTER(_L)
+)
+tokenizing_wait = own_prototype("tokenizing_wait", _B, _A, c.c_double)
+tokenizing_tokens = own_prototype(
+    "tokenizing_tokens", c.c_int64, _A, c.POINTER(_A), c.POINTER(c.c_char_p), c.POINTER(c.c_int64)
+)
+tokenizing_let_go = own_prototype("tokenizing_let_go", None, _A)
+tokenize_here = own_prototype("tokenize_here", _L, _A, _A, c.c_char_p, _L, _A, _L)
+longest_piece = own_prototype("longest_piece", _L, _A, _A, _L)
+longest_runs = own_prototype(
+    "longest_runs", None, c.c_char_p, c.c_int64, c.POINTER(c.c_int64 * NUM_RUNS)
+)
+# Puts our threads in place of OpenMP's (native/openmp.hpp), in the library of a function's address.
+team_take_over = own_prototype("team_take_over", _I, _A)
+pass_compute = own_prototype("pass_compute", _L, _A)  # in native/pass.cpp
+pass_go_on = own_prototype("pass_go_on", _L, _A, _A)
+_Checksum = c.POINTER(Checksum)
+checksum_add = own_prototype("checksum_add", None, _Checksum, _A, c.c_size_t)
+checksum_pad = own_prototype("checksum_pad", None, _Checksum)
+checksum_add_file = own_prototype("checksum_add_file", _L, _Checksum, _I, c.c_int64, c.c_int64)
+read_at = own_prototype("read_at", c.c_int64, _I, _A, c.c_int64, c.c_int64)
+checksum_digest = own_prototype("checksum_digest", c.c_uint64, _Checksum)
+nested_join = own_prototype("nested_join", _B, _L, _A, _A, _A, c.c_size_t)
+model_tensors = own_prototype(
+    "model_tensors", c.c_size_t, _A, _A, c.c_size_t, c.POINTER(Address), c.c_size_t
+)
 
 
 # -------------------------------------------------------------------- helpers
