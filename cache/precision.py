@@ -9,7 +9,7 @@ LOW copy those for LOW and SKIP. Nothing is taken away from an expert that is th
 
 Weights, scores and thresholds are compared in float32, and sums run in the order of the ranks, so
 that the engine, in C++, comes to the same levels to the bit. Axis letters: T rows of a pass, K
-experts chosen for a row, E experts of a layer.
+experts chosen for a row.
 """
 
 from dataclasses import dataclass
@@ -63,33 +63,6 @@ def levels(weights: Weights, thresholds: Thresholds) -> Levels:
     found = scores(weights)
     above = (found > np.float32(thresholds.low)).astype(np.int32)
     return above + (found > np.float32(thresholds.skip))
-
-
-def pass_levels(
-    choice: npt.NDArray[np.integer], weights: Weights, thresholds: Thresholds
-) -> dict[int, int]:
-    """Return the level of each expert that a pass of few rows wants, from its `choice` (T, K): the
-    best that any row wants. So it is skipped only if all rows skip it."""
-    wanted: dict[int, int] = {}
-    for expert, level in zip(
-        choice.ravel().tolist(), levels(weights, thresholds).ravel().tolist(), strict=True
-    ):
-        wanted[expert] = min(level, wanted.get(expert, SKIP))
-    return wanted
-
-
-def batch_levels(votes: npt.NDArray[np.integer], low_share: float) -> Levels:
-    """Return the level of each expert in a batch, (E,): HIGH, and LOW for those with the fewest
-    `votes` (E,), which together have at most `low_share` of all votes (Fate, arXiv 2502.12224).
-
-    A vote is a row that chose the expert. Of equal votes the higher expert goes LOW first. Nothing
-    is skipped, because in a batch some row would miss much.
-    """
-    most = int(low_share * int(votes.sum()))
-    order = np.lexsort((-np.arange(len(votes)), votes))
-    found = np.full(len(votes), HIGH, np.int32)
-    found[order[np.cumsum(votes[order]) <= most]] = LOW
-    return found
 
 
 # --------------------------------------------------------------- fit to a model

@@ -106,7 +106,7 @@ def test_only_the_bindings_import_ctypes() -> None:
 
 SAID_TWICE = (  # a constant in Python, and the C++ that has it too
     ("offload/tier.py", "KEPT_PAIRS", "offload/native/device_tier.cpp"),
-    ("cache/tiers.py", "MOST_SHARE", "offload/native/promotions.cpp"),
+    ("tests/offload/test_promotions.py", "MOST_SHARE", "offload/native/promotions.cpp"),
     ("offload/expert_engine.py", "MOST_TABLE_BYTES", "offload/native/engine.cpp"),
 )
 

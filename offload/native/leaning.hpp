@@ -1,5 +1,5 @@
 // Routing toward the cache: a router's choice that leans to experts with a copy in a slot. Plain numbers;
-// cache/routing.py describes the same rule in Python, and tests hold both against each other.
+// tests/offload/test_leaning.py has the same rule in Python, and holds both against each other.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // Which experts move from the host's slots to a device's: plain integers; others move the bytes.
-// cache/tiers.py describes the same rule in Python, and tests hold both against each other.
+// tests/offload/test_promotions.py has the same rule in Python, and holds both against each other.
 #pragma once
 
 #include <optional>

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from haversack.cache.levels import LevelledSlots, Move, PoolBytes
-from haversack.cache.policies import Lru
 from haversack.cache.precision import HIGH, LOW, SKIP
 from haversack.cache.slots import NOWHERE, READY
+from haversack.tools.routing.policies import Lru
 
 ROWS, EXPERTS = 2, 8
 

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from haversack.cache.precision import (
@@ -11,11 +11,9 @@ from haversack.cache.precision import (
     LOW,
     SKIP,
     Thresholds,
-    batch_levels,
     fit,
     gains_little,
     levels,
-    pass_levels,
     relative_weight,
     scores,
 )
@@ -98,33 +96,6 @@ shares = st.floats(0, 1, width=32)
 def test_levels_are_those_of_a_plain_loop(weights: list[float], one: float, other: float) -> None:
     thresholds = Thresholds(min(one, other), max(one, other))
     assert levels(row(*weights), thresholds).tolist() == [plain_levels(weights, thresholds)]
-
-
-# ------------------------------------------------------------------- many rows
-def test_an_expert_that_any_row_wants_high_is_high() -> None:
-    choice = np.array([[4, 7, 1], [7, 4, 2], [3, 1, 2]])
-    weights = np.tile(row(0.7, 0.25, 0.05), (3, 1))
-    wanted = pass_levels(choice, weights, HOBBIT)
-    assert wanted == {4: HIGH, 7: HIGH, 1: LOW, 2: SKIP, 3: HIGH}
-    assert list(wanted) == [4, 7, 1, 2, 3]  # in the order of the choice
-
-
-def test_the_least_voted_of_a_batch_go_low() -> None:
-    votes = np.array([5, 1, 0, 2, 2])
-    assert batch_levels(votes, 0.0).tolist() == [HIGH, HIGH, LOW, HIGH, HIGH]  # no row chose it
-    assert batch_levels(votes, 0.3).tolist() == [HIGH, LOW, LOW, HIGH, LOW]
-    assert batch_levels(votes, 1.0).tolist() == [LOW] * 5
-
-
-@settings(max_examples=50)
-@given(st.lists(st.integers(0, 30), min_size=1, max_size=20), st.floats(0, 1))
-def test_a_batch_keeps_its_share(votes: list[int], share: float) -> None:
-    wanted = batch_levels(np.array(votes), share)
-    low = [count for count, level in zip(votes, wanted, strict=True) if level == LOW]
-    high = [count for count, level in zip(votes, wanted, strict=True) if level == HIGH]
-    assert sum(low) <= share * sum(votes)
-    assert not low or not high or max(low) <= min(high)
-    assert not high or sum(low) + min(high) > share * sum(votes) - 1
 
 
 # ------------------------------------------------------------------------- fit

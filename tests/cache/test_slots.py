@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from haversack.cache.policies import Lru, Slots
+from haversack.cache.policies import Slots
 from haversack.cache.slots import NOWHERE, READY, SlotTable
+from haversack.tools.routing.policies import Lru
 
 LAYERS = (1, 2, 5)  # a dense layer lies before and between them
 

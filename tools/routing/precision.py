@@ -20,16 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from haversack.cache.levels import LevelledSlots, PoolBytes
-from haversack.cache.policies import (
-    ExpectedUse,
-    Keys,
-    LeastCostlyUsed,
-    Lfu,
-    Lru,
-    Multidimensional,
-    Policy,
-    Scores,
-)
+from haversack.cache.policies import ExpectedUse, Keys, Policy, Scores
 from haversack.cache.precision import HIGH, LOW, SKIP, Levels, Thresholds, fit, levels
 from haversack.cache.slots import NOWHERE
 from haversack.edge.fidelity import BALANCED, FAST, Fidelity
@@ -37,6 +28,7 @@ from haversack.edge.replay import Trace
 from haversack.offload.pool import spare_slots
 from haversack.tools.command_line import give_table, tool
 from haversack.tools.routing.measures import recorded_traces
+from haversack.tools.routing.policies import LeastCostlyUsed, Lfu, Lru, Multidimensional
 
 WARM_STEPS = 32
 HIGH_BYTES = 100  # of a slot; that of a LOW copy is then in percent

@@ -13,22 +13,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from haversack.cache.policies import (
+from haversack.cache.policies import ExpectedUse, Keys, Policy
+from haversack.cache.slots import NOWHERE, SlotTable
+from haversack.edge.replay import Trace
+from haversack.tools.command_line import give_table, tool
+from haversack.tools.routing.measures import CACHE_SHARES, recorded_traces
+from haversack.tools.routing.policies import (
     Arc,
     Belady,
-    ExpectedUse,
-    Keys,
     LeastCostlyUsed,
     LeastStale,
     Lfu,
     Lru,
     Multidimensional,
-    Policy,
 )
-from haversack.cache.slots import NOWHERE, SlotTable
-from haversack.edge.replay import Trace
-from haversack.tools.command_line import give_table, tool
-from haversack.tools.routing.measures import CACHE_SHARES, recorded_traces
 
 DEFAULT = "expected use"
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from haversack.cache.policies import ExpectedUse, Lfu, Lru
+from haversack.cache.policies import ExpectedUse
 from haversack.cache.precision import HIGH, LOW, SKIP, Thresholds
 from haversack.edge.replay import Trace
 from haversack.tools.routing.measures import TRACES
+from haversack.tools.routing.policies import Lfu, Lru
 from haversack.tools.routing.precision import EXACT, Replayed, main, policies, replayed
 
 RULE = Thresholds(0.5, 0.9)

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from haversack.cache.policies import Lru
 from haversack.edge.replay import Trace
 from haversack.offload.pool import spare_slots
 from haversack.tools.routing.measures import CACHE_SHARES, TRACES, recorded_traces
+from haversack.tools.routing.policies import Lru
 from haversack.tools.routing.simulate import DEFAULT, hit_rate, main, missed, policies
 
 

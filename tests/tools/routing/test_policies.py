@@ -6,20 +6,18 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from haversack.cache.policies import (
+from haversack.cache.policies import ExpectedUse, Keys, Policy
+from haversack.cache.slots import NOWHERE, SlotTable
+from haversack.tools.routing.policies import (
     Arc,
     Belady,
-    ExpectedUse,
-    Keys,
     LeastCostlyUsed,
     LeastStale,
     Lfu,
     Lru,
     Multidimensional,
-    Policy,
     Weights,
 )
-from haversack.cache.slots import NOWHERE, SlotTable
 
 ROWS, EXPERTS = 3, 4  # keys 0 to 3 are the first layer's, 4 to 7 the second's, 8 to 11 the third's
 RULES: list[Callable[[], Policy]] = [
