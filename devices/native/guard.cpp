@@ -23,7 +23,7 @@ thread_local void *innermost = nullptr;  // stack address of this thread's inner
 thread_local std::string failure;
 thread_local bool has_failed = false;
 int abort_exit_code = -1;  // for programs that end with a line; -1: the process is aborted
-std::mutex advice_mutex;   // for the next one
+std::mutex advice_mutex;   // guards `advice`
 std::string advice;        // what to do where a device may be the reason
 
 class GaveUp : public std::runtime_error {

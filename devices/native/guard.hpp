@@ -2,7 +2,6 @@
 // that Python calls. Inside a Guard both become a message for the caller.
 #pragma once
 
-#include <cstdint>
 #include <cxxabi.h>
 #include <exception>
 

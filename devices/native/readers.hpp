@@ -65,7 +65,6 @@ class Pace {
     std::mutex mutex_;
 };
 
-
 class Ring;
 
 class Readers {

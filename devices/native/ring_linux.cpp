@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cmath>
-#include <cstring>
 #include <linux/io_uring.h>
 #include <linux/time_types.h>
 #include <sys/mman.h>
@@ -186,4 +185,3 @@ std::unique_ptr<Ring> Ring::open() {
 }
 
 }  // namespace haversack
-

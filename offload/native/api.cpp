@@ -130,47 +130,13 @@ API size_t haversack_engine_not_warm(Engine *engine, int32_t (*experts)[2], size
 API void haversack_engine_delete(Engine *engine) { delete engine; }
 
 // ------------------------------------------------------------------------ slots
-// The engine uses its slots itself. But for state, residents, uses, remember and fault, these serve the
-// tests that hold them against cache/slots.py.
-API Slots *haversack_slots_new(int32_t num_rows, int32_t num_experts, int32_t num_slots,
-                               int32_t num_spare) {
-    return new Slots(num_rows, num_experts, num_slots, num_spare);
-}
-API int32_t haversack_slots_find(Slots *slots, int32_t row, int32_t expert) {
-    return slots->find(row, expert);
-}
 API int32_t haversack_slots_state(Slots *slots, int32_t row, int32_t expert) {
     return slots->state_of(row, expert);
 }
-API int32_t haversack_slots_num_unpinned(Slots *slots) { return slots->num_unpinned(); }
-API void haversack_slots_use(Slots *slots, int32_t row, const int32_t *experts, size_t count) {
-    slots->use(row, {experts, experts + count});
-}
-API void haversack_slots_claim(Slots *slots, int32_t row, const int32_t *experts, size_t count,
-                               int32_t *claimed) {
-    const auto found = slots->claim(row, {experts, experts + count});
-    std::copy(found.begin(), found.end(), claimed);
-}
-API void haversack_slots_borrow(Slots *slots, int32_t count, int32_t *borrowed) {
-    const auto found = slots->borrow(count);
-    std::copy(found.begin(), found.end(), borrowed);
-}
-API void haversack_slots_fill(Slots *slots, int32_t slot) { slots->fill(slot); }
-API void haversack_slots_drop(Slots *slots, int32_t slot) { slots->drop(slot); }
-API void haversack_slots_pin(Slots *slots, int32_t slot) { slots->pin(slot); }
-API void haversack_slots_unpin(Slots *slots, int32_t slot) { slots->unpin(slot); }
-API void haversack_slots_recover(Slots *slots) { slots->recover(); }
 API void haversack_slots_resize(Slots *slots, int32_t num_slots) { slots->resize(num_slots); }
 API size_t haversack_slots_residents(Slots *slots, int32_t *keys, size_t room) {
     const auto found = slots->residents();
     std::copy_n(found.begin(), std::min(room, found.size()), keys);
-    return found.size();
-}
-// Returns how many of `experts` are worth a slot; those are written to `staying`.
-API size_t haversack_slots_outlasting(Slots *slots, int32_t row, const int32_t *experts, size_t count,
-                                      int32_t *staying) {
-    const auto found = slots->outlasting(row, {experts, experts + count});
-    std::copy(found.begin(), found.end(), staying);
     return found.size();
 }
 // `counts`: uses, last passes and last uses of all keys; `clock`: passes, row, layers.
@@ -191,7 +157,73 @@ API void haversack_slots_remember(Slots *slots, const double *counts, const doub
     slots->remember(uses);
 }
 API const char *haversack_slots_fault(Slots *slots) { return slots->fault(); }
-// Serves the tests that hold it against cache/levels.py; so do all of the following, to the leaning choice.
+
+// ---------------------------------------------------------------------- routers
+// How the router chooses whose choice `ids` is; null where that is not known.
+API Router *haversack_router_learn(const Tensor *ids) {
+    const Router router = learn_router(ids);
+    return router.is_known() ? new Router(router) : nullptr;
+}
+API const Tensor *haversack_router_input(const Tensor *ids) { return router_input(ids); }
+API const Tensor *haversack_router_probabilities(const Tensor *ids) { return router_probabilities(ids); }
+// Returns how many experts were written: those that it chooses and the `extra` next ones.
+API int32_t haversack_router_choose(Router *router, const float *input, int32_t extra,
+                                    int32_t *experts) {
+    const auto chosen = router->choose(input, extra);
+    std::copy(chosen.begin(), chosen.end(), experts);
+    return chosen.size();
+}
+API int32_t haversack_router_num_experts(Router *router) { return router->num_experts; }
+API void haversack_router_delete(Router *router) { delete router; }
+
+// ------------------------------------------------------------- simulated device
+API SimulatedDevice *haversack_simulated_new(const SimulatedShape *shape, const char *name,
+                                             const char *description) {
+    return new SimulatedDevice(*shape, name, description);
+}
+API Device *haversack_simulated_device(SimulatedDevice *simulated) { return simulated->device(); }
+API void haversack_simulated_counts(SimulatedDevice *simulated, SimulatedCounts *counts) {
+    *counts = simulated->counts();
+}
+API void haversack_simulated_fail(SimulatedDevice *simulated, int32_t what, int64_t nth) {
+    simulated->fail((SimulatedFault)what, nth);
+}
+API void haversack_simulated_delete(SimulatedDevice *simulated) { delete simulated; }
+
+// -------------------------------------------------------------------- for tests
+// Books, rules and products without an engine: tests hold them against the same in Python.
+API Slots *haversack_slots_new(int32_t num_rows, int32_t num_experts, int32_t num_slots,
+                               int32_t num_spare) {
+    return new Slots(num_rows, num_experts, num_slots, num_spare);
+}
+API int32_t haversack_slots_find(Slots *slots, int32_t row, int32_t expert) {
+    return slots->find(row, expert);
+}
+API int32_t haversack_slots_num_unpinned(Slots *slots) { return slots->num_unpinned(); }
+API void haversack_slots_use(Slots *slots, int32_t row, const int32_t *experts, size_t count) {
+    slots->use(row, {experts, experts + count});
+}
+API void haversack_slots_claim(Slots *slots, int32_t row, const int32_t *experts, size_t count,
+                               int32_t *claimed) {
+    const auto found = slots->claim(row, {experts, experts + count});
+    std::copy(found.begin(), found.end(), claimed);
+}
+API void haversack_slots_borrow(Slots *slots, int32_t count, int32_t *borrowed) {
+    const auto found = slots->borrow(count);
+    std::copy(found.begin(), found.end(), borrowed);
+}
+API void haversack_slots_fill(Slots *slots, int32_t slot) { slots->fill(slot); }
+API void haversack_slots_drop(Slots *slots, int32_t slot) { slots->drop(slot); }
+API void haversack_slots_pin(Slots *slots, int32_t slot) { slots->pin(slot); }
+API void haversack_slots_unpin(Slots *slots, int32_t slot) { slots->unpin(slot); }
+API void haversack_slots_recover(Slots *slots) { slots->recover(); }
+// Returns how many of `experts` are worth a slot; those are written to `staying`.
+API size_t haversack_slots_outlasting(Slots *slots, int32_t row, const int32_t *experts, size_t count,
+                                      int32_t *staying) {
+    const auto found = slots->outlasting(row, {experts, experts + count});
+    std::copy(found.begin(), found.end(), staying);
+    return found.size();
+}
 API Pool *haversack_pool_new(int32_t num_rows, int32_t num_experts, const PoolBytes *bytes,
                              int32_t num_spare) {
     return new Pool(num_rows, num_experts, *bytes, num_spare);
@@ -256,10 +288,8 @@ API int32_t haversack_lean(int32_t *ranked, const float *scores, const bool *res
     return lean(ranked, scores, of_experts, num_used, {bias, num_kept});
 }
 API void haversack_slots_delete(Slots *slots) { delete slots; }
-
-// --------------------------------------------------------------------- products
 // Compute `node`, a MUL_MAT_ID of llama.cpp's form, with experts that lie in slots of their own numbers,
-// `portion` of them at a time. It serves tests.
+// `portion` of them at a time.
 API int32_t haversack_products_compute(const Tensor *node, const Matrix *matrix, int32_t num_experts,
                                        int32_t portion, int64_t most_rows, int num_threads) {
     Cpu cpu(num_threads);
@@ -277,35 +307,3 @@ API int32_t haversack_products_compute(const Tensor *node, const Matrix *matrix,
     }
     return SUCCESS;
 }
-
-// ---------------------------------------------------------------------- routers
-// How the router chooses whose choice `ids` is; null where that is not known.
-API Router *haversack_router_learn(const Tensor *ids) {
-    const Router router = learn_router(ids);
-    return router.is_known() ? new Router(router) : nullptr;
-}
-API const Tensor *haversack_router_input(const Tensor *ids) { return router_input(ids); }
-API const Tensor *haversack_router_probabilities(const Tensor *ids) { return router_probabilities(ids); }
-// Returns how many experts were written: those that it chooses and the `extra` next ones.
-API int32_t haversack_router_choose(Router *router, const float *input, int32_t extra,
-                                    int32_t *experts) {
-    const auto chosen = router->choose(input, extra);
-    std::copy(chosen.begin(), chosen.end(), experts);
-    return chosen.size();
-}
-API int32_t haversack_router_num_experts(Router *router) { return router->num_experts; }
-API void haversack_router_delete(Router *router) { delete router; }
-
-// ------------------------------------------------------------- simulated device
-API SimulatedDevice *haversack_simulated_new(const SimulatedShape *shape, const char *name,
-                                             const char *description) {
-    return new SimulatedDevice(*shape, name, description);
-}
-API Device *haversack_simulated_device(SimulatedDevice *simulated) { return simulated->device(); }
-API void haversack_simulated_counts(SimulatedDevice *simulated, SimulatedCounts *counts) {
-    *counts = simulated->counts();
-}
-API void haversack_simulated_fail(SimulatedDevice *simulated, int32_t what, int64_t nth) {
-    simulated->fail((SimulatedFault)what, nth);
-}
-API void haversack_simulated_delete(SimulatedDevice *simulated) { delete simulated; }

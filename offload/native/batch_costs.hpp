@@ -11,9 +11,9 @@ namespace haversack {
 
 // What is there for a layer of a batch.
 struct BatchShare {
-    std::vector<int32_t> rows;  // of each expert that may be copied, the most first
-    int64_t host_work;          // of the host if none is copied
-    int64_t pairs_there;        // of experts that lie on the device
+    std::vector<int32_t> rows;  // how many each expert has that may be copied, the most first
+    int64_t host_work;          // what the host has to do if no expert is copied
+    int64_t pairs_there;        // pairs whose experts lie on the device
     int64_t expert_bytes;
 };
 

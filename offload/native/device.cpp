@@ -77,19 +77,17 @@ Device device = {device_name, device_name, memory, device_type, properties, make
 
 Device *get_device(Registry *, size_t) { return &device; }
 
-const std::string &register_once(const Build &build) {
+}  // namespace
+
+const char *register_device(const Build &build) {
     static const std::string wrong = [&build] {
         std::string found = load_ggml(build);
         registry.api_version = ggml().api_version;
         if (found.empty()) ggml().backend_register(&registry);
         return found;
     }();
-    return wrong;
+    return wrong.c_str();
 }
-
-}  // namespace
-
-const char *register_device(const Build &build) { return register_once(build).c_str(); }
 
 // ---------------------------------------------------------------- one context
 namespace {
@@ -113,8 +111,8 @@ const ContextDevice::Weight *ContextDevice::weight_of(const Tensor *product) con
 }
 
 // The experts' product that `op` was made from, if no other kind of product lies between.
-const ContextDevice::Weight *ContextDevice::nearest_product(const Tensor *op, int depth) const {
-    for (; op && depth < MOST_STEPS; depth++) {
+const ContextDevice::Weight *ContextDevice::nearest_product(const Tensor *op) const {
+    for (int step = 0; op && step < MOST_STEPS; step++) {
         if (op->op == ggml().op_mul_mat_id) return weight_of(op);
         bool is_view = op->op == ggml().op_view || op->op == ggml().op_reshape;
         if (!is_view && !claims_between(op)) return nullptr;
@@ -149,7 +147,7 @@ bool ContextDevice::claims(const Tensor *op) const {
     }
     if (op->op == ggml().op_mul_mat_id) return false;
     if (weights_.empty() || !claims_between(op)) return false;
-    const Weight *product = nearest_product(op->src[0], 0);
+    const Weight *product = nearest_product(op->src[0]);
     return product && (!product->is_last || op->op == ggml().op_add_id);
 }
 
@@ -195,28 +193,20 @@ Status ContextDevice::compute_run(Graph *graph) {
 // --------------------------------------------------------------- expert buffer
 namespace {
 
-const char *buffer_name(BufferType *) { return NAME; }
-size_t alignment(BufferType *) { return ALIGNMENT_BYTES; }
 void free_nothing(Buffer *) {}
 void set_nothing(Buffer *, Tensor *, const void *, size_t, size_t) {}
 
 }  // namespace
 
-ExpertBuffer::ExpertBuffer()
-    : type2_{buffer_name, allocate, alignment, nullptr, nullptr, is_host, nullptr, this},
-      type3_{buffer_name, allocate, nullptr, alignment, nullptr, nullptr,
-             nullptr,     is_host,  nullptr, this} {}
-
-BufferType *ExpertBuffer::type() {
-    return ggml().api_version == 2 ? (BufferType *)&type2_ : (BufferType *)&type3_;
+ExpertBuffer::ExpertBuffer() {
+    type_.fill([this](auto &made) {
+        made.get_name = [](BufferType *) -> const char * { return NAME; };
+        made.alloc_buffer = allocate;
+        made.get_alignment = [](BufferType *) { return ALIGNMENT_BYTES; };
+        made.is_host = [](BufferType *type) { return !of(type)->loading; };
+        made.context = this;
+    });
 }
-
-ExpertBuffer *ExpertBuffer::of(BufferType *type) {
-    return (ExpertBuffer *)(ggml().api_version == 2 ? ((BufferType2 *)type)->context
-                                                    : ((BufferType3 *)type)->context);
-}
-
-bool ExpertBuffer::is_host(BufferType *type) { return !of(type)->loading; }
 
 ExpertBuffer::~ExpertBuffer() {
     for (auto &[address, num_bytes] : spaces_) release_addresses(address, num_bytes);

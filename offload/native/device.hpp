@@ -31,7 +31,7 @@ class ContextDevice {
         bool is_last;
     };
     const Weight *weight_of(const Tensor *product) const;
-    const Weight *nearest_product(const Tensor *op, int depth) const;
+    const Weight *nearest_product(const Tensor *op) const;
     bool claims_between(const Tensor *op) const;
     int32_t leaning_layer(const Tensor *op) const;
     void begin_run();
@@ -61,20 +61,17 @@ class ExpertBuffer {
     ExpertBuffer(const ExpertBuffer &) = delete;
 
     // For tensor_buft_overrides.
-    BufferType *type();
+    BufferType *type() { return type_.address(); }
     bool loading = true;
     std::vector<Tensor *> weights;  // those placed here, in order
     bool failed = false;            // there was no address space left
 
   private:
-    static ExpertBuffer *of(BufferType *type);
+    static ExpertBuffer *of(BufferType *type) { return (ExpertBuffer *)OwnBufferType::context_of(type); }
     static Buffer *allocate(BufferType *type, size_t num_bytes);
-    static bool is_host(BufferType *type);
     static Status keep(Buffer *buffer, Tensor *tensor);
 
-    // Of these, ggml reads the one of its interface's version.
-    BufferType2 type2_;
-    BufferType3 type3_;
+    OwnBufferType type_;
     std::vector<std::pair<void *, size_t>> spaces_;
 };
 

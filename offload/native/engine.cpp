@@ -2,11 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 
 #include "clock.hpp"
 #include "guard.hpp"
-#include "rows.hpp"
 
 namespace haversack {
 
@@ -57,8 +55,6 @@ void Engine::finish() {
     prefetcher_ =
         std::make_unique<Prefetcher>(layers_, pools_, low_, readers_, num_used_, num_ranks);
 }
-
-bool Engine::Call::is_batch() const { return choice.num_rows > MOST_EXACT_ROWS; }
 
 Status Engine::fail(Failure why, const Tensor *node) {
     state.failure = why;

@@ -14,6 +14,7 @@
 #include "products.hpp"
 #include "promoter.hpp"
 #include "router.hpp"
+#include "rows.hpp"
 #include "streamer.hpp"
 
 namespace haversack {
@@ -159,7 +160,7 @@ class Engine {
         const std::vector<Product> &products;
         const Tensor *weights;
 
-        bool is_batch() const;
+        bool is_batch() const { return choice.num_rows > MOST_EXACT_ROWS; }
     };
 
     Status fail(Failure why, const Tensor *node = nullptr);

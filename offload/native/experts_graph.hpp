@@ -42,11 +42,11 @@ class ExpertsGraph {
         bool is_view() const;
         bool operator==(const Step &other) const;
     };
-    // What comes from outside: a row for each pair, or the same one for all experts of a token.
+    // What comes from outside: rows of pairs, of tokens (the same for all its experts) or of experts.
     struct Input {
         const Tensor *tensor;
         int64_t length;
-        bool is_of_token, is_of_expert;  // else of the pair; a bias has a row for each expert
+        bool is_of_token, is_of_expert;  // whether a row belongs to a token or (a bias) to an expert
 
         const char *row(const Choice &choice, int32_t pair) const;
     };

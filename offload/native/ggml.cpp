@@ -49,7 +49,6 @@ std::string load_functions(void *llama, void *cpu) {
     load(found.backend_dev_init, "ggml_backend_dev_init");
     load(found.backend_dev_buffer_type, "ggml_backend_dev_buffer_type");
     load(found.backend_dev_host_buffer_type, "ggml_backend_dev_host_buffer_type");
-    load(found.backend_dev_supports_op, "ggml_backend_dev_supports_op");
     load(found.backend_buft_alloc_buffer, "ggml_backend_buft_alloc_buffer");
     load(found.backend_buft_get_alignment, "ggml_backend_buft_get_alignment");
     load(found.backend_buft_get_max_size, "ggml_backend_buft_get_max_size");
@@ -75,7 +74,6 @@ std::string load_ops() {
         for (op = 0; op < MAX_OPS && std::strcmp(found.op_name(op), name) != 0; op++) {}
         if (op == MAX_OPS) missing = name;
     };
-    load(found.op_none, "NONE");
     load(found.op_mul_mat, "MUL_MAT");
     load(found.op_mul_mat_id, "MUL_MAT_ID");
     load(found.op_glu, "GLU");
@@ -88,14 +86,15 @@ std::string load_ops() {
     load(found.op_add, "ADD");
     load(found.op_view, "VIEW");
     load(found.op_reshape, "RESHAPE");
-    load(found.op_permute, "PERMUTE");
     load(found.op_flash_attn_ext, "FLASH_ATTN_EXT");
     load(found.op_custom, "CUSTOM");
     load(found.op_argsort, "ARGSORT");
     return missing;
 }
 
-std::string load_all(const Build &build) {
+}  // namespace
+
+std::string load_ggml(const Build &build) {
     void *llama = library_of(build.llama_function), *cpu = library_of(build.cpu_function);
     if (!llama || !cpu) return "its libraries cannot be opened again";
     std::string missing = load_functions(llama, cpu);
@@ -107,13 +106,6 @@ std::string load_all(const Build &build) {
         return "libggml's backend interface has version " + std::to_string(found.api_version) +
                ", need " + std::to_string(build.api_version);
     return "";
-}
-
-}  // namespace
-
-const std::string &load_ggml(const Build &build) {
-    static const std::string wrong = load_all(build);
-    return wrong;
 }
 
 const Ggml &ggml() { return found; }

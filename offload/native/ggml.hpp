@@ -217,7 +217,6 @@ struct Ggml {
     Backend *(*backend_dev_init)(Device *, const char *params);
     BufferType *(*backend_dev_buffer_type)(Device *);
     BufferType *(*backend_dev_host_buffer_type)(Device *);
-    bool (*backend_dev_supports_op)(Device *, const Tensor *);
     Buffer *(*backend_buft_alloc_buffer)(BufferType *, size_t num_bytes);
     size_t (*backend_buft_get_alignment)(BufferType *);
     size_t (*backend_buft_get_max_size)(BufferType *);
@@ -237,18 +236,34 @@ struct Ggml {
     Status (*backend_graph_compute_async)(Backend *, Graph *);
     void (*backend_synchronize)(Backend *);
 
-    int32_t op_none, op_mul_mat, op_mul_mat_id, op_glu, op_add_id, op_unary, op_sqr, op_scale,
-        op_clamp, op_mul, op_add, op_view, op_reshape, op_permute, op_flash_attn_ext, op_custom, op_argsort;
+    int32_t op_mul_mat, op_mul_mat_id, op_glu, op_add_id, op_unary, op_sqr, op_scale, op_clamp, op_mul,
+        op_add, op_view, op_reshape, op_flash_attn_ext, op_custom, op_argsort;
 
     int64_t row_bytes(int32_t type, int64_t count) const {
         return count / blck_size(type) * (int64_t)type_size(type);
     }
 };
 
-// Find all of it in the libraries of a build. Returns what is wrong, or nothing. It does so once; later
-// calls return the same.
-const std::string &load_ggml(const Build &build);
+// Find all of it in the libraries of a build. Returns what is wrong, or an empty text.
+std::string load_ggml(const Build &build);
 // What was loaded.
 const Ggml &ggml();
+
+// A buffer type that haversack makes, in both layouts: ggml reads the one of its interface's version.
+class OwnBufferType {
+  public:
+    // Have `fill` set the fields of both.
+    template <class Fill> void fill(Fill fill) { fill(type2_), fill(type3_); }
+    BufferType *address() { return is_2() ? (BufferType *)&type2_ : (BufferType *)&type3_; }
+    static void *context_of(BufferType *type) {
+        return is_2() ? ((BufferType2 *)type)->context : ((BufferType3 *)type)->context;
+    }
+
+  private:
+    static bool is_2() { return ggml().api_version == 2; }
+
+    BufferType2 type2_{};
+    BufferType3 type3_{};
+};
 
 }  // namespace haversack

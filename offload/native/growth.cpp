@@ -42,11 +42,10 @@ void Engine::grow_pools() {
 
 // How many slots of a pool have pages.
 int32_t Engine::num_made(int32_t number) {
-    const auto layer = std::find_if(layers_.begin(), layers_.end(),
-                                    [number](const Layer &one) { return one.pool == number; });
+    const Layer &layer = layer_at(layers_, number, 0);
     int64_t least = num_slots_[number];
-    for (int32_t m = 0; m < layer->num_matrices; m++) {
-        const Matrix &matrix = layer->matrices[HIGH][m];
+    for (int32_t m = 0; m < layer.num_matrices; m++) {
+        const Matrix &matrix = layer.matrices[HIGH][m];
         least = std::min(least, readers_.made_bytes(matrix.rooms) / matrix.stride);
     }
     return least;

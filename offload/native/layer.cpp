@@ -1,5 +1,6 @@
 #include "layer.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 namespace haversack {
@@ -34,6 +35,11 @@ int64_t Layer::expert_bytes(int32_t level) const {
     int64_t num_bytes = 0;
     for (int32_t m = 0; m < num_matrices; m++) num_bytes += matrices[level][m].num_bytes;
     return num_bytes;
+}
+
+const Layer &layer_at(const std::vector<Layer> &layers, int32_t pool, int32_t row) {
+    return *std::find_if(layers.begin(), layers.end(),
+                         [&](const Layer &one) { return one.pool == pool && one.row == row; });
 }
 
 }  // namespace haversack

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "precision.hpp"
 #include "readers.hpp"
@@ -36,5 +37,8 @@ struct Layer {
 
     int64_t expert_bytes(int32_t level) const;
 };
+
+// The layer that has this row of a pool.
+const Layer &layer_at(const std::vector<Layer> &layers, int32_t pool, int32_t row);
 
 }  // namespace haversack

@@ -3,8 +3,6 @@
 
 #include <algorithm>
 
-#include "rows.hpp"
-
 namespace haversack {
 
 // At which level each chosen expert is wanted: the best that any row wants. Where the rows' weights are
@@ -259,9 +257,7 @@ bool Engine::balance() {
     for (size_t number = 0; number < pools_.size(); number++) {
         Pool &pool = pools_[number];
         const int32_t num_high = pool.high.num_slots(), num_low = pool.low.num_slots();
-        const Layer &layer = *std::find_if(layers_.begin(), layers_.end(), [&](const Layer &one) {
-            return one.pool == (int32_t)number;
-        });
+        const Layer &layer = layer_at(layers_, number, 0);
         for (const Move &move : pool.balance())
             for (int32_t m = 0; m < layer.num_matrices; m++)
                 layer.matrices[move.level][m].move(move.source, move.target);

@@ -280,10 +280,7 @@ void Prefetcher::upgrade() {
         if (key == NOWHERE || pool.high.slot_of(key) != NOWHERE) continue;  // it is coming already
         const int32_t row = key / pool.high.num_experts, expert = key % pool.high.num_experts;
         if (pool.is_above(row, expert)) continue;
-        const auto its_layer = std::find_if(layers_.begin(), layers_.end(), [&](const Layer &one) {
-            return one.pool == layer.pool && one.row == row;
-        });
-        const int32_t number = its_layer - layers_.begin();
+        const int32_t number = &layer_at(layers_, layer.pool, row) - layers_.data();
         const int32_t base_slot = low_.has_rest(number, expert) ? pool.low.slot_of(key) : NOWHERE;
         if (base_slot != NOWHERE) pool.low.pin(base_slot);
         const int32_t slot = pool.high.claim(row, {expert})[0];

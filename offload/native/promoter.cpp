@@ -14,8 +14,7 @@ constexpr int32_t RESTING_PASSES = 8;                   // after no expert was w
 Promoter::Promoter(DeviceTier &tier, const std::vector<Layer> &layers, std::vector<Pool> &pools,
                    bool is_exclusive, int32_t reserve)
     : tier_(tier), layers_(layers), pools_(pools), reserve_(reserve), was_full_(pools.size()),
-      most_(LEAST_UPLOADS),
-      uploads_(tier) {
+      most_(LEAST_UPLOADS), uploads_(tier) {
     static Slots none(1, 1, 0, 0);
     for (size_t number = 0; number < pools.size(); number++) {
         Slots *slots = tier.slots(number);
@@ -52,7 +51,7 @@ bool Promoter::start_more() {
 
 void Promoter::submit(int32_t pool, const Promotion &promotion) {
     const int32_t key = promotion.leaving == NOWHERE ? promotion.key : promotion.leaving;
-    uploads_.submit(layer_of(pool, key), promotion);
+    uploads_.submit(layer_at(layers_, pool, key / pools_[pool].high.num_experts), promotion);
 }
 
 // Empty slots are filled once, to see what the device is good for.
@@ -61,13 +60,6 @@ bool Promoter::is_open(int32_t pool) {
     if (!slots) return false;
     was_full_[pool] = was_full_[pool] || slots->num_empty() == 0;
     return !was_full_[pool] || tier_.costs.pays();
-}
-
-const Layer &Promoter::layer_of(int32_t pool, int32_t key) const {
-    const int32_t row = key / pools_[pool].high.num_experts;
-    return *std::find_if(layers_.begin(), layers_.end(), [&](const Layer &layer) {
-        return layer.pool == pool && layer.row == row;
-    });
 }
 
 int32_t Promoter::num_under_way(int32_t pool) const {

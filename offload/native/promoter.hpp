@@ -22,14 +22,14 @@ class Promoter {
     bool start_more();
     void submit(int32_t pool, const Promotion &promotion);
     bool is_open(int32_t pool);
-    const Layer &layer_of(int32_t pool, int32_t key) const;
 
     DeviceTier &tier_;
     const std::vector<Layer> &layers_;
     std::vector<Pool> &pools_;
     const int32_t reserve_;
     std::vector<Promotions> promotions_;  // by pool
-    std::vector<std::pair<int32_t, Promotion>> freed_;  // by pool: in whose place no other expert lies now
+    // With their pools: promotions whose slot on the device is free now, because its expert has left.
+    std::vector<std::pair<int32_t, Promotion>> freed_;
     std::vector<bool> was_full_;  // by pool
     size_t most_;                         // under way at once
     int32_t passes_to_rest_ = 0;

@@ -42,7 +42,7 @@ SimulatedDevice::SimulatedDevice(const SimulatedShape &shape, const char *name, 
       processor_(speed(shape.memory_bytes_s), shape.launch_s) {
     fill_registry();
     fill_device();
-    fill_buffer_types();
+    fill_buffer_type();
     ggml().backend_register(&registry_);
 }
 
@@ -78,13 +78,13 @@ void SimulatedDevice::fill_device() {
         wanted->is_async = wanted->has_events = true;
     };
     device_.init_backend = make_backend;
-    device_.get_buffer_type = [](Device *device) { return of(device).buffer_type(); };
+    device_.get_buffer_type = [](Device *device) { return of(device).buffer_type_.address(); };
     device_.supports_op = [](Device *, const Tensor *op) {
         Device *cpu = ggml().backend_dev_by_type(DEVICE_TYPE_CPU);
         return cpu->supports_op(cpu, op);
     };
     device_.supports_buft = [](Device *device, BufferType *type) {
-        return type == of(device).buffer_type();
+        return type == of(device).buffer_type_.address();
     };
     device_.event_new = [](Device *device) { return new Event{device, new Stream::Moment}; };
     device_.event_free = [](Device *, Event *event) {
@@ -94,26 +94,15 @@ void SimulatedDevice::fill_device() {
     device_.event_synchronize = [](Device *, Event *event) { moment_of(event).wait(); };
 }
 
-void SimulatedDevice::fill_buffer_types() {
-    const auto fill = [this](auto &type) {
-        type.get_name = [](BufferType *type) { return of(type).name_.c_str(); };
-        type.alloc_buffer = allocate;
-        type.get_alignment = [](BufferType *) { return TENSOR_ALIGNMENT_BYTES; };
-        type.is_host = [](BufferType *) { return false; };
-        type.device = &device_;
-        type.context = this;
-    };
-    fill(type2_);
-    fill(type3_);
-}
-
-BufferType *SimulatedDevice::buffer_type() {
-    return ggml().api_version == 2 ? (BufferType *)&type2_ : (BufferType *)&type3_;
-}
-
-SimulatedDevice &SimulatedDevice::of(BufferType *type) {
-    return *(SimulatedDevice *)(ggml().api_version == 2 ? ((BufferType2 *)type)->context
-                                                        : ((BufferType3 *)type)->context);
+void SimulatedDevice::fill_buffer_type() {
+    buffer_type_.fill([this](auto &made) {
+        made.get_name = [](BufferType *type) { return of(type).name_.c_str(); };
+        made.alloc_buffer = allocate;
+        made.get_alignment = [](BufferType *) { return TENSOR_ALIGNMENT_BYTES; };
+        made.is_host = [](BufferType *) { return false; };
+        made.device = &device_;
+        made.context = this;
+    });
 }
 
 SimulatedCounts SimulatedDevice::counts() {

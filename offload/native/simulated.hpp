@@ -48,12 +48,14 @@ class SimulatedDevice {
     struct OfBackend;  // a stream
 
     static SimulatedDevice &of(Device *device) { return *(SimulatedDevice *)device->context; }
-    static SimulatedDevice &of(BufferType *type);
+    static SimulatedDevice &of(BufferType *type) {
+        return *(SimulatedDevice *)OwnBufferType::context_of(type);
+    }
     static SimulatedDevice &of(Buffer *buffer) { return of(buffer->type); }
     static OfBackend &of(Backend *backend) { return *(OfBackend *)backend->context; }
     void fill_registry();
     void fill_device();
-    void fill_buffer_types();
+    void fill_buffer_type();
 
     static Buffer *allocate(BufferType *type, size_t num_bytes);
     static void free_buffer(Buffer *buffer);
@@ -66,7 +68,6 @@ class SimulatedDevice {
     static Status compute(Backend *, Graph *);
     static void synchronize(Backend *);
 
-    BufferType *buffer_type();
     bool fails(SimulatedFault what);
     void count_copy(int64_t &bytes, size_t num_bytes);
     void note_late(double late_s);
@@ -76,8 +77,7 @@ class SimulatedDevice {
     const std::string name_, description_;
     Registry registry_{};
     Device device_{};
-    BufferType2 type2_{};  // of these, ggml reads the one of its interface's version
-    BufferType3 type3_{};
+    OwnBufferType buffer_type_;
     Pace to_device_, to_host_, processor_;
     std::mutex computing_;  // one graph at a time
     std::atomic<int64_t> left_until_fault_[NUM_FAULTS] = {};

@@ -39,7 +39,7 @@ class Slots {
     bool is_pinned(int32_t slot) const { return pins_[slot] != 0; }
     int32_t num_pinned_ready() const;
 
-    // All slots from this one on are empty and not pinned.
+    // How many slots there are up to the last one in use: those behind it are empty and not pinned.
     int32_t num_used() const;
     // How many slots could be claimed without an eviction.
     int32_t num_empty() const;

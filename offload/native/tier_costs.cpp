@@ -34,7 +34,7 @@ void TierCosts::note_host(int32_t num_experts, double taken_s) {
     if (num_experts > 0) host_.note(taken_s / num_experts);
 }
 
-// Of a number that was never measured: at least what fewer take.
+// A number that was never measured takes at least as long as fewer experts.
 double TierCosts::device_s(int32_t num_experts) const {
     while (num_experts > 0 && device_[num_experts].mean_s == 0) num_experts--;
     return device_[num_experts].mean_s;
@@ -45,8 +45,9 @@ bool TierCosts::is_trial(int32_t num_there) const {
     return num_asked_ % (is_known ? ASKS_PER_TRIAL : ASKS_PER_EARLY_TRIAL) == 0;
 }
 
-// A device that is faster than the drive alone is no place for more experts of the host's. A single slow
-// answer is no reason to read: then times would be measured seldom, and many reads follow.
+// Whether the device pays is judged without the drive: one that only beats reads is not worth more of the
+// host's experts. One slow answer does not make the host read: the device's time would then be measured
+// rarely, and many reads would follow.
 int32_t TierCosts::most_worth(int32_t num_used, int32_t num_there, int32_t num_lone, double read_s) {
     num_asked_++;
     if (num_used > MOST_EXPERTS || is_trial(num_there)) return num_there;

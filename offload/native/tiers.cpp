@@ -2,10 +2,6 @@
 // rows meet in the last node of the layer's experts.
 #include "engine.hpp"
 
-#include <algorithm>
-
-#include "rows.hpp"
-
 namespace haversack {
 
 bool Engine::add_tier(const TierPlan &plan) {

@@ -1,7 +1,6 @@
 #include "worth.hpp"
 
 #include <algorithm>
-#include <numeric>
 
 namespace haversack {
 

@@ -143,20 +143,15 @@ Ggml fake() {
     g.backend_cpu_init = [] { return (Backend *)nullptr; };
     g.backend_cpu_set_n_threads = [](Backend *, int) {};
     g.get_type_traits_cpu = [](int32_t type) { return type == TYPE_F32 ? &F32 : &BF16; };
-    for (int32_t *op : {&g.op_none, &g.op_mul_mat, &g.op_glu, &g.op_add_id, &g.op_sqr, &g.op_scale,
-                        &g.op_clamp, &g.op_mul, &g.op_add, &g.op_view, &g.op_reshape, &g.op_permute,
-                        &g.op_flash_attn_ext, &g.op_custom})
+    for (int32_t *op : {&g.op_mul_mat, &g.op_glu, &g.op_add_id, &g.op_sqr, &g.op_scale, &g.op_clamp,
+                        &g.op_mul, &g.op_add, &g.op_view, &g.op_reshape, &g.op_flash_attn_ext,
+                        &g.op_custom})
         *op = OTHER;
     g.op_mul_mat_id = MUL_MAT_ID, g.op_unary = UNARY;
     return g;
 }
 
 }  // namespace
-
-const std::string &load_ggml(const Build &) {
-    static const std::string nothing_is_wrong;
-    return nothing_is_wrong;
-}
 
 const Ggml &ggml() {
     static const Ggml functions = fake();
