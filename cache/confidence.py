@@ -29,8 +29,8 @@ class Confidence:
 
 
 class DrawnRates:
-    """How often tokens that a model drew were taken, by their place in a draft; the first one's by
-    how sure the model was, whichever it drew."""
+    """How often tokens of drafts that a model drew were taken: a rate for each place in a draft.
+    The first token's rate depends on how likely the model's likeliest token was."""
 
     def __init__(self) -> None:
         self._first = Confidence()
@@ -38,13 +38,13 @@ class DrawnRates:
 
     def of(self, sure: float, number: int) -> list[float]:
         """Return the rates of a draft of `number` tokens; `sure` is the probability of the
-        likeliest first one."""
+        likeliest first token."""
         later = [each.rate(_FIRST_LATER) for each in self._later]
         return [self._first.rate(sure), *later, *later[-1:] * number][:number]
 
     def note(self, sure: float, num_right: int, num_known: int) -> None:
-        """Count a draft of which the first `num_right` tokens were taken, and of which `num_known`
-        were chosen or not."""
+        """Count a draft whose first `num_right` tokens were taken. Of its first `num_known` tokens
+        it is known whether they were."""
         self._first.note([sure], min(num_right, 1))
         for place, rate in enumerate(self._later[: num_known - 1], start=1):
             if place <= num_right:

@@ -133,9 +133,9 @@ class PairStore:
             draft = tuple(numbers[place + 2 : middle])
             target = tuple(numbers[middle : middle + lengths[1]])
             place = middle + lengths[1]
-            if not (_are_tokens(draft, num_draft_tokens) and len(draft) == lengths[0]):
-                raise ValueError("its pairs have wrong tokens")
-            if not (_are_tokens(target, num_target_tokens) and len(target) == lengths[1]):
+            is_whole = [len(draft), len(target)] == lengths
+            known = _are_tokens(draft, num_draft_tokens) and _are_tokens(target, num_target_tokens)
+            if not (is_whole and known):
                 raise ValueError("its pairs have wrong tokens")
             self.learn(Pair(draft, target))
 
@@ -158,9 +158,9 @@ def translated(
     """Return the target tokens that a draft stands for, as far as they are known, and how many of
     its tokens are unknown at its end.
 
-    A run is as likely as all its tokens together. Its first token may stand for a target token too:
-    what the run leaves of that token's chance is its chance alone. The likelier of both is taken.
-    Without `pairs`, only tokens with the same text are known.
+    A run's rate is the product of its tokens' rates. Its first token may also stand for a target
+    token by itself, at the rate that the run leaves over. The likelier of the two is taken. Without
+    `pairs`, only tokens with the same text are known.
     """
     tokens, rates, place = list[int](), list[float](), 0
     while place < len(draft.tokens):

@@ -43,12 +43,7 @@ class SlotTable:
         self._owner = np.full(num_slots, NOWHERE, np.int32)  # row * num_experts + expert
         self._state = np.full(num_slots, EMPTY, np.uint8)
         self._pins = np.zeros(num_slots, np.int32)
-        self._policy = policy or ExpectedUse(len(layers), num_experts)
-
-    @property
-    def policy(self) -> Policy:
-        """The policy that says which expert leaves."""
-        return self._policy
+        self.policy = policy or ExpectedUse(len(layers), num_experts)
 
     def find(self, layer: int, experts: npt.NDArray[np.integer]) -> Slots:
         """Return the slot of each expert of `layer`, NOWHERE for those that have none."""
@@ -74,7 +69,7 @@ class SlotTable:
     ) -> None:
         """Note that `experts` of `layer` are used now and `wanted` at these levels, those with a
         slot and those without."""
-        self._policy.use(self._keys(layer, experts), wanted)
+        self.policy.use(self._keys(layer, experts), wanted)
 
     def _keys(self, layer: int, experts: npt.NDArray[np.integer]) -> Keys:
         return (self._row[layer] * self._num_experts + experts).astype(np.int32)
@@ -102,7 +97,7 @@ class SlotTable:
 
         Evicts the experts that the policy names. There must be that many unpinned slots.
         """
-        slots = self._vacate(len(experts))
+        slots = self.borrow(len(experts))
         self.adopt(slots, self._keys(layer, experts))
         return slots
 
@@ -122,7 +117,7 @@ class SlotTable:
         """Empty `slots`: their experts have no slot any more. Pins stay."""
         owners = self._owner[slots]
         owned = owners[owners != NOWHERE]
-        self._policy.leave(owned)
+        self.policy.leave(owned)
         self._slot_of.reshape(-1)[owned] = NOWHERE
         self._owner[slots] = NOWHERE
         self._state[slots] = EMPTY
@@ -134,12 +129,8 @@ class SlotTable:
         self.drop(slots[self._state[slots] == READY])
 
     def borrow(self, count: int) -> Slots:
-        """Return `count` slots, emptied and pinned, for bytes that will not stay; `unpin` returns
-        them."""
-        return self._vacate(count)
-
-    def _vacate(self, count: int) -> Slots:
-        """Pin `count` slots, empty ones first."""
+        """Return `count` slots, emptied and pinned, for bytes that will not stay. Slots that are
+        empty already are taken first. `unpin` gives the slots back."""
         slots = self._empty()
         if len(slots) < count:
             evicted = self._evict(count - len(slots), self._num_spare)
@@ -166,7 +157,7 @@ class SlotTable:
         return held
 
     def _first_to_go(self, keys: Keys, count: int) -> npt.NDArray[np.intp]:
-        return self._policy.first_to_go(keys, min(count, len(keys)), self.level)
+        return self.policy.first_to_go(keys, min(count, len(keys)), self.level)
 
     # ----------------------------------------------------------------- number
     def resize(self, num_slots: int) -> None:
@@ -213,7 +204,7 @@ class SlotTable:
         held = self._held()
         if not 0 < count <= len(held):
             return float("inf")
-        scores: Scores = self._policy.scores(self._owner[held], self.level)
+        scores: Scores = self.policy.scores(self._owner[held], self.level)
         return float(np.sort(scores)[count - 1])
 
     # ------------------------------------------------------------------ worth
@@ -247,7 +238,7 @@ class SlotTable:
         keys = np.sort(self._owner[(self._state == READY) & (self._pins == 0)])
         if not len(keys):
             return None
-        scores = self._policy.scores(keys, level)
+        scores = self.policy.scores(keys, level)
         best = int(scores.argmax())
         return *self.place(int(keys[best])), float(scores[best])
 

@@ -96,6 +96,6 @@ def _unknown(name: str, backend: str | None) -> str:
     """Return why there is no device of that name, and what to do."""
     names = ", ".join(device.name for device in list_devices())
     if backend is not None and not re.search(rf"\b{backend}", names, re.IGNORECASE):
-        return f"{backend} finds no device: {modules.nothing_found(backend)}"
+        return f"{backend} finds no device: {modules.NOTHING_FOUND[backend]}"
     kinds = ", ".join([*modules.DEVICES, "RPC[host:port]"])
     return f"there is no device {name}: give one of {names}, or a name of another kind ({kinds})"

@@ -35,10 +35,8 @@ class MemoryBudget:
     def left_bytes(self) -> int:
         return self._limit_bytes - self.reserved_bytes
 
-    def reserve(self, name: str, num_bytes: int, *, knob: str = "") -> None:
+    def reserve(self, name: str, num_bytes: int) -> None:
         """Reserve `num_bytes` for `name`, all of them or none.
-
-        `knob` is a remedy for this reservation ("lower --ctx"), named before the budget's own.
 
         Raises BudgetError where fewer are left: `need_bytes` is the budget that would hold every
         reservation so far and this one, `have_bytes` the limit. Raises ValueError for a name in
@@ -49,7 +47,7 @@ class MemoryBudget:
         if num_bytes < 0:
             raise ValueError(f'"{name}" cannot reserve {num_bytes} bytes')
         if num_bytes > self.left_bytes:
-            raise self._refusal(name, num_bytes, knob)
+            raise self._refusal(name, num_bytes)
         self._reservations[name] = num_bytes
 
     def release(self, name: str) -> int:
@@ -86,14 +84,13 @@ class MemoryBudget:
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {format_bytes(num):>10}" for name, num in rows)
 
-    def _refusal(self, name: str, num_bytes: int, knob: str) -> BudgetError:
+    def _refusal(self, name: str, num_bytes: int) -> BudgetError:
         left_bytes = self.left_bytes
         short_bytes = num_bytes - left_bytes
-        remedy = f"{knob} or {self._knob}" if knob else self._knob
         return BudgetError(
             f"{name} needs {format_bytes(num_bytes)} of {self._device}, {format_bytes(left_bytes)} "
             f"of {format_bytes(self._limit_bytes)} is left, {format_bytes(short_bytes)} too few: "
-            f"{remedy}",
+            f"{self._knob}",
             need_bytes=self._limit_bytes + short_bytes,
             have_bytes=self._limit_bytes,
         )

@@ -58,14 +58,14 @@ class DeviceSpeed:
         return self.call_s + expert_bytes / self.weights_bytes_s
 
 
-def measure_device(device: Device, *, cache_dir: Path, refresh: bool = False) -> DeviceSpeed:
+def measure_device(device: Device, *, cache_dir: Path) -> DeviceSpeed:
     """Return the speed of a device, measured once and kept in `cache_dir`. Measuring takes 10 MiB
     of its memory; the first graphs of a GPU may take a while to be made.
 
     Raises DeviceError where it does not give the memory or does not compute, and StorageError where
     the result cannot be kept.
     """
-    speed = None if refresh else known_device_speed(device, cache_dir)
+    speed = known_device_speed(device, cache_dir)
     if speed is None:
         speed = _measure(device)
         keep_measured(_kept(device, cache_dir), speed)

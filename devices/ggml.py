@@ -229,9 +229,6 @@ class GraphNode:
     def source(self, index: int) -> "GraphNode":
         return GraphNode(self._tensor.src[index])
 
-    def source_address(self, index: int) -> int:
-        return int(self._tensor.src[index] or 0)
-
     @property
     def is_sum(self) -> bool:
         """Return whether it adds its sources."""

@@ -4,7 +4,7 @@ holds; and what each holds of the memory of devices."""
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 
@@ -128,7 +128,7 @@ class Ledger(Leases):
 
     def __init__(self) -> None:
         super().__init__()
-        self._loading = threading.RLock()
+        self.loading = threading.RLock()  # load a model while it is held; other threads' loads wait
         self._figure_bytes = _LEAST_BYTES
 
     @contextmanager
@@ -164,13 +164,13 @@ class Ledger(Leases):
     def process_bytes(self) -> int:
         """Return `others_bytes` with slack, for plans: it stays equal while the process changes
         little. While another thread loads a model it is the last figure."""
-        if self._loading.acquire(blocking=False):
+        if self.loading.acquire(blocking=False):
             try:
                 measured_bytes = self.others_bytes()
                 with self._lock:
                     self._figure_bytes = steady_figure(measured_bytes, self._figure_bytes)
             finally:
-                self._loading.release()
+                self.loading.release()
         return self._figure_bytes
 
     def untouched_bytes(self) -> int:
@@ -178,11 +178,6 @@ class Ledger(Leases):
         with self._lock:
             open_bytes = sum(lease.reserved_bytes - lease.held_bytes for lease in self._names)
         return max(0, open_bytes - slots_resident_bytes())
-
-    @property
-    def loading(self) -> AbstractContextManager[bool]:
-        """A lock: load a model while it is held; loads of other threads wait."""
-        return self._loading
 
     @contextmanager
     def measured(self, lease: Lease) -> Iterator[None]:
@@ -196,7 +191,7 @@ class Ledger(Leases):
     def forget_threads(self) -> None:
         """See `Leases.forget_threads`."""
         super().forget_threads()
-        self._loading = threading.RLock()
+        self.loading = threading.RLock()
 
 
 def steady_figure(measured_bytes: int, last_bytes: int) -> int:

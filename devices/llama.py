@@ -33,9 +33,8 @@ _STATUS_NO_ROOM, _STATUS_ABORTED = 1, 2  # of llama_decode
 _STATUS_REFUSED = -1  # the tokens are none: nothing was begun
 _PARTIAL = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: what attention's cells do not hold
 _CELLS_UNIT = 256  # llama.cpp rounds the length of a sequence up to a multiple of it
-MOST_ROWS = (
-    7  # of a pass whose every row has the bits of a single token; see offload/native/rows.cpp
-)
+# Of a pass in which every row has the bits of a single token; see offload/native/rows.cpp.
+MOST_ROWS = 7
 _LAST = -1  # of the rows that want logits
 MOST_SEQUENCES = 64
 EXACT_KV_TYPE = "f16"
@@ -108,7 +107,7 @@ def context_params(shape: ContextShape, placement: TrunkPlacement) -> Any:
     params.n_batch = params.n_ubatch = shape.batch_tokens  # equal: a pass is never split
     params.n_threads = params.n_threads_batch = shape.threads
     params.n_outputs_max = max(shape.logit_rows, shape.sequences)
-    params.offload_kqv = placement.num_layers > 0 and not placement.kv_on_host
+    params.offload_kqv = placement.num_layers > 0
     params.op_offload = params.kv_unified = False
     params.type_k = params.type_v = KV_TYPES[shape.kv_type]
     # Else llama.cpp tries whether its own device computes it, and turns it off where ours does.
@@ -149,9 +148,8 @@ class LlamaContext:
         self._hidden_size, self._gives_hidden = model.hidden_size, False
         self._may_abort = False  # whether llama.cpp calls `_on_abort` now
         self._context: Any = None
-        self._broken: str | None = (
-            None  # why llama.cpp gave up in a pass: its state is unknown since
-        )
+        # Why llama.cpp gave up in a pass. Its state is unknown from then on.
+        self._broken: str | None = None
         self._birthplace = Birthplace()
         refuse_dead_threads(shape.threads)
         self._open(model, params)
@@ -163,7 +161,8 @@ class LlamaContext:
     def _open(self, model: LlamaModel, params: Any) -> None:
         try:
             with captured_logs() as log, self.stop.listening():
-                self._context = guard.init_context(model.address, params, self._owner_address)
+                address = None if self._owner is None else self._owner.address
+                self._context = guard.init_context(model.address, params, address)
         except KeyboardInterrupt:
             self.close()
             raise
@@ -172,10 +171,6 @@ class LlamaContext:
                 f"llama.cpp cannot make a context of {self.ctx_tokens} tokens for {model.path}:"
                 f" {log.reason()}; if memory is short, lower --ctx"
             )
-
-    @property
-    def _owner_address(self) -> int | None:
-        return None if self._owner is None else self._owner.address
 
     @property
     def batch_tokens(self) -> int:

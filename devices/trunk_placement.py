@@ -26,9 +26,8 @@ class LayersOn:
 class TrunkPlacement:
     """Where a model's layers lie: the last ones on devices, as many on each as `layers` says, in
     this order; all others, and the input, in the host's memory. The output counts as one more
-    layer, behind the last. A layer's keys and values lie where it lies, or with `kv_on_host` in the
-    host's memory, where their attention is computed then. Experts that are streamed are in none of
-    it.
+    layer, behind the last. A layer's keys and values lie where it lies. Streamed experts lie in
+    slots, wherever their layer does.
 
     The bits of a device's results may depend on how many rows a pass has. With `rows_alone` each
     row of a pass of a few is computed alone, so that it has the bits of a single token, as in the
@@ -36,7 +35,6 @@ class TrunkPlacement:
     """
 
     layers: tuple[LayersOn, ...] = ()
-    kv_on_host: bool = False
     rows_alone: bool = True
 
     @property

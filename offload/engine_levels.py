@@ -107,10 +107,9 @@ class EngineLevels:
 
 def level_counts(state: native.EngineState, upgraded: int) -> LevelCounts:
     """Return how often experts were used by level."""
-    low, skipped = int(state.low), int(state.skipped)
-    high = int(state.hits) + int(state.misses) - low - skipped
-    saved_bytes, leaned = int(state.saved_bytes), int(state.leaned)
-    return LevelCounts(high, low, skipped, upgraded, saved_bytes, leaned)
+    low, skipped = state.low, state.skipped
+    high = state.hits + state.misses - low - skipped
+    return LevelCounts(high, low, skipped, upgraded, state.saved_bytes, state.leaned)
 
 
 def balance(address: int, pools: Sequence[ExpertPool]) -> BudgetError | None:

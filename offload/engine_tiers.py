@@ -59,14 +59,7 @@ class EngineTiers:
         """Return what each tier did."""
         states = [native.engine_tier_state(address, n).contents for n in range(len(self._tiers))]
         return tuple(
-            TierCounts(
-                tier.name,
-                int(s.hits),
-                int(s.promoted),
-                int(s.moved_bytes),
-                int(s.streamed),
-                bool(s.is_lost),
-            )
+            TierCounts(tier.name, s.hits, s.promoted, s.moved_bytes, s.streamed, bool(s.is_lost))
             for tier, s in zip(self._tiers, states, strict=True)
         )
 

@@ -70,7 +70,7 @@ def _most_rows(batch_tokens: int) -> int:
 def scratch_bytes(layers: Sequence[ExpertLayer], batch_tokens: int, experts_per_tok: int) -> int:
     """Return the most memory that the engine takes besides slots for such layers and batches."""
     matrices = [matrix for layer in layers for matrix in layer.matrices]
-    row_bytes = max(_row_bytes(matrix) for matrix in matrices)
+    row_bytes = max(_row_bytes(matrix, matrix.type_id) for matrix in matrices)
     num_rows = max(matrix.num_rows for matrix in matrices)
     converted_bytes = batch_tokens * experts_per_tok * row_bytes
     limit = _most_rows(batch_tokens)
@@ -85,15 +85,16 @@ def low_scratch_bytes(
     """Return how much more it takes with low copies, whose types may want the rows converted in
     another way than the originals."""
     row_bytes = max(
-        block_type(row_type(copy.type_id)).row_bytes(matrix.row_elements)
+        _row_bytes(matrix, copy.type_id)
         for layer, copies in zip(layers, low.copies, strict=True)
         for matrix, copy in zip(layer.matrices, copies, strict=True)
     )
     return (batch_tokens * experts_per_tok + _most_rows(batch_tokens)) * row_bytes
 
 
-def _row_bytes(matrix: ExpertMatrix) -> int:
-    return block_type(row_type(matrix.type_id)).row_bytes(matrix.row_elements)
+def _row_bytes(matrix: ExpertMatrix, type_id: int) -> int:
+    """Return the bytes of a row as products with weights of this type want it."""
+    return block_type(row_type(type_id)).row_bytes(matrix.row_elements)
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class ExpertEngine:
         how: EngineOptions = _PLAIN,
     ) -> None:
         precision = how.precision
-        self._geometry, self.pools, self._readers = geometry, pools, readers
+        self._geometry, self.pools, self.readers = geometry, pools, readers
         self._tiers = EngineTiers(how.tiers, pools)
         self._levels = None if precision is None else EngineLevels(geometry, precision)
         self._place = {layer.layer: place for place, layer in enumerate(geometry.layers)}
@@ -208,11 +209,6 @@ class ExpertEngine:
         """Return the seconds of the engine's own steps, without waits for reads and products."""
         return float(self._state.own_s)
 
-    @property
-    def readers(self) -> Readers:
-        """Return the readers that bring experts into slots."""
-        return self._readers
-
     def prefetch_counts(self) -> native.PrefetchCounts:
         """Return the counts of prefetches, see `Stats`."""
         assert self.address is not None, "the engine is closed"
@@ -225,7 +221,7 @@ class ExpertEngine:
 
     def level_counts(self) -> LevelCounts:
         """Return how often experts were used by level."""
-        return level_counts(self._state, int(self.prefetch_counts().upgraded))
+        return level_counts(self._state, self.prefetch_counts().upgraded)
 
     def tier_counts(self) -> tuple[TierCounts, ...]:
         """Return what each device tier did, in their order."""
@@ -312,7 +308,7 @@ class ExpertEngine:
                 return error
             case _Failed.READ if self._state.failed_error:
                 numbers = [getattr(self._state, "failed_" + name) for name in Failure._fields]
-                return self._readers.error(Failure(*numbers))
+                return self.readers.error(Failure(*numbers))
             case _Failed.READ:
                 return CancelledError("the call was cancelled before its experts were read")
             case _Failed.STOPPED:

@@ -87,13 +87,20 @@ def _write(file: BinaryIO, about: KvAbout, state_bytes: int, fill: Callable[[Byt
 def read_about(path: Path) -> KvAbout:
     """Return what the file at `path` says of itself. Raises StorageError for one that is damaged,
     is no KV file or cannot be read."""
+    with _opened(path) as file:
+        return _header_of(file, path)[0]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Give the open file; raises StorageError where reading fails inside the block."""
     try:
         with path.open("rb") as file:
-            return _header_of(file, path)[0]
+            yield file
     except StorageError:
         raise
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise StorageError(f"cannot read the KV cache {path}: {error.strerror}") from error
 
 
 def _header_of(file: BinaryIO, path: Path) -> tuple[KvAbout, int, int]:
@@ -118,15 +125,10 @@ def _header_of(file: BinaryIO, path: Path) -> tuple[KvAbout, int, int]:
 def opened_kv(path: Path) -> Iterator[tuple[KvAbout, Bytes]]:
     """Yield what the file at `path` says of itself, and its state, valid inside the block. Raises
     StorageError as `read_about`, and for a wrong checksum."""
-    try:
-        with path.open("rb") as file:
-            about, state_at, state_bytes = _header_of(file, path)
-            _check(file, path, state_at + state_bytes)
-            yield about, np.memmap(file, np.uint8, "c", state_at, (state_bytes,))
-    except StorageError:
-        raise
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    with _opened(path) as file:
+        about, state_at, state_bytes = _header_of(file, path)
+        _check(file, path, state_at + state_bytes)
+        yield about, np.memmap(file, np.uint8, "c", state_at, (state_bytes,))
 
 
 def _check(file: BinaryIO, path: Path, num_bytes: int) -> None:
@@ -139,7 +141,3 @@ def _digest(file: BinaryIO, num_bytes: int) -> bytes:
     checksum = Checksum(_SEED)
     checksum.add_file(file, 0, num_bytes)
     return checksum.digest()
-
-
-def _unreadable(path: Path, error: OSError) -> StorageError:
-    return StorageError(f"cannot read the KV cache {path}: {error.strerror}")

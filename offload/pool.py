@@ -3,9 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
-
 from haversack.cache.levels import PoolBytes
 from haversack.cache.precision import HIGH, LOW
 from haversack.devices.errors import BudgetError
@@ -141,18 +138,13 @@ class ExpertPool:
         low_bytes = self.low.resident_bytes if self.low is not None else 0
         return low_bytes + sum(memory.resident_bytes for memory in self._memories)
 
-    def room(self, index: int, slot: int) -> npt.NDArray[np.uint8]:
-        """Return the bytes of `slot` for the matrix numbered `index`, where a read lands."""
-        stride = self._strides[index]
-        return self._memories[index].bytes[slot * stride : (slot + 1) * stride]
-
     def stride(self, index: int) -> int:
         """Return the bytes from one slot's matrix `index` to the next slot's."""
         return self._strides[index]
 
-    def address(self, index: int, slot: int = 0) -> int:
-        """Return the address of `room(index, slot)`."""
-        return self._memories[index].address + slot * self._strides[index]
+    def address(self, index: int) -> int:
+        """Return where the first slot has its room for the matrix numbered `index`."""
+        return self._memories[index].address
 
     def close(self) -> None:
         """Give the memory back, after its readers were closed; may be called twice."""

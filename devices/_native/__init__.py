@@ -233,11 +233,6 @@ def address_of(array: "np.ndarray[Any, Any]") -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def move_bytes(target: int, source: int, num_bytes: int) -> None:
-    """memmove, which may overlap and releases the interpreter lock."""
-    c.memmove(target, source, num_bytes)
-
-
 def llama_function(name: str) -> int:
     """Return the address of a function of libllama. Raises BindingError if it exports none of that
     name."""

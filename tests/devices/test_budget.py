@@ -15,7 +15,7 @@ def ram(limit_bytes: int = 4 * GIB) -> MemoryBudget:
 def test_a_planner_reserves_in_turn_and_slots_take_the_rest() -> None:
     budget = ram()
     budget.reserve("trunk", GIB)
-    budget.reserve("kv", GIB // 2, knob="lower --ctx")
+    budget.reserve("kv", GIB // 2)
     budget.reserve("compute", 100)
     slot_bytes = 3_000_000
     num_slots = budget.left_bytes // slot_bytes
@@ -32,10 +32,9 @@ def test_a_refusal_carries_need_have_and_knob_and_takes_nothing() -> None:
     budget = ram()
     budget.reserve("trunk", 3 * GIB)
     with pytest.raises(BudgetError) as caught:
-        budget.reserve("kv", 2 * GIB, knob="lower --ctx")
+        budget.reserve("kv", 2 * GIB)
     assert str(caught.value) == (
-        "kv needs 2.0 GiB of ram, 1.0 GiB of 4.0 GiB is left, 1.0 GiB too few: "
-        "lower --ctx or raise --ram"
+        "kv needs 2.0 GiB of ram, 1.0 GiB of 4.0 GiB is left, 1.0 GiB too few: raise --ram"
     )
     assert (caught.value.need_bytes, caught.value.have_bytes) == (5 * GIB, 4 * GIB)
     assert budget.left_bytes == GIB

@@ -105,7 +105,7 @@ def test_a_nodes_fields(graph: Graph) -> None:
     assert node.type_id == F32
     assert node.source(0).shape == (64, 5, 3, 1)
     assert node.source(0).type_id == BLOCK_TYPES["Q8_0"]
-    assert [node.source_address(i) for i in range(4)] == [weights, rows, ids, 0]
+    assert [node.source(i).address for i in range(3)] == [weights, rows, ids]
 
 
 def test_values_are_seen_where_they_lie(graph: Graph) -> None:

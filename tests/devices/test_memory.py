@@ -16,7 +16,6 @@ from haversack.devices.errors import BudgetError, ClosedError, HaversackError
 from haversack.devices.memory import (
     HUGE_PAGE_BYTES,
     PAGE_BYTES,
-    AddressSpace,
     PeakMeter,
     RamProbe,
     SlotMemory,
@@ -417,7 +416,7 @@ def test_an_impossible_arena_is_a_budget_error() -> None:
 @linux
 def test_reserved_addresses_cost_no_memory() -> None:
     before = anonymous_bytes()
-    with AddressSpace(1024 * GIB) as space:
+    with SlotMemory(1024 * GIB, 0) as space:
         assert space.most_bytes == 1024 * GIB
         assert anonymous_bytes() - before < MIB
         line = next(line for line in maps() if covers(line, space.address))
@@ -429,7 +428,7 @@ def test_reserved_addresses_cost_no_memory() -> None:
 @linux
 def test_addresses_the_system_does_not_have() -> None:
     with pytest.raises(HaversackError, match="ulimit -v"):
-        AddressSpace(2**62)
+        SlotMemory(2**62)
 
 
 @linux

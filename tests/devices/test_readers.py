@@ -17,7 +17,7 @@ import pytest
 from haversack.devices import _native as native
 from haversack.devices._native import own
 from haversack.devices.errors import StorageError
-from haversack.devices.memory import PAGE_BYTES, SlotMemory, address_of
+from haversack.devices.memory import PAGE_BYTES, SlotMemory
 from haversack.devices.pace import Pace, PacedFile
 from haversack.devices.readers import Failure, Readers
 from haversack.devices.storage import DirectFile
@@ -46,7 +46,7 @@ class Bench:
         residue = offset % PAGE_BYTES
         need = residue + num_bytes
         length = -(-need // PAGE_BYTES) * PAGE_BYTES
-        address = address_of(self.arena.bytes) + room * ROOM_BYTES
+        address = native.address_of(self.arena.bytes) + room * ROOM_BYTES
         read = own.Read(address, offset - residue, length, need, residue, 0, num_bytes)
         own.readers_submit(self.readers.address, *listed([read]))
         return read

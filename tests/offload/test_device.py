@@ -61,8 +61,7 @@ class Snapshots:
             tensor = waiting.pop()
             if tensor not in self._seen:
                 self._seen[tensor] = _bytes_of(tensor)
-                node = GraphNode(tensor)
-                waiting += filter(None, map(node.source_address, range(10)))
+                waiting += filter(None, devices.Tensor.from_address(tensor).src)
         return False
 
     def assert_unchanged(self) -> None:
