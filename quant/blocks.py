@@ -45,6 +45,12 @@ def weight_types() -> tuple[BlockType, ...]:
     return tuple(sorted(usable, key=lambda t: (t.block_bytes / t.block_elements, t.type_id)))
 
 
+# "Q4_K" to its number 12, for all types that a weight can have, in the order of the numbers.
+BLOCK_TYPES = {
+    each.name.upper(): each.type_id for each in sorted(weight_types(), key=lambda t: t.type_id)
+}
+
+
 def smallest_type(row_elements: int) -> BlockType:
     """Return the type that takes the fewest bytes among those whose blocks divide a row."""
     return next(t for t in weight_types() if row_elements % t.block_elements == 0)

@@ -29,10 +29,9 @@ import numpy.typing as npt
 
 from haversack.devices import _native as native
 from haversack.devices._native import own
-from haversack.devices.authoring import BLOCK_TYPES
 from haversack.devices.conversion import Floats, to_floats
 from haversack.devices.errors import ModelFileError
-from haversack.quant.blocks import block_type
+from haversack.quant.blocks import BLOCK_TYPES, block_type
 from haversack.quant.experts import Blocks, expert_blocks
 from haversack.quant.gguf import ExpertMatrix, ModelGeometry
 from haversack.quant.records import Layout, Stored

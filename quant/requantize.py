@@ -2,10 +2,9 @@
 
 from collections import Counter
 
-from haversack.devices.authoring import BLOCK_TYPES
 from haversack.devices.conversion import requires_importance, to_blocks
 from haversack.devices.errors import ModelFileError
-from haversack.quant.blocks import BlockType, block_type
+from haversack.quant.blocks import BLOCK_TYPES, BlockType, block_type
 from haversack.quant.experts import Blocks, expert_rows
 from haversack.quant.gguf import ExpertMatrix, ModelGeometry
 from haversack.quant.importance import Importance

@@ -145,9 +145,4 @@ void Pool::resize(int32_t num_slots) {
     low.resize(bytes_.first_slots(LOW));
 }
 
-const char *Pool::fault() const {
-    const char *found = high.fault();
-    return found ? found : low.fault();
-}
-
 }  // namespace haversack

@@ -59,7 +59,6 @@ class Pool {
     // Have as many bytes as `num_slots` HIGH slots take, most of them in HIGH slots again. Those that go
     // must not be pinned.
     void resize(int32_t num_slots);
-    const char *fault() const;
 
   private:
     Pool(std::shared_ptr<ExpectedUse> rule, int32_t num_slots, int32_t num_low, int32_t num_spare,

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from haversack.devices.authoring import random_model
 from haversack.devices.errors import ModelFileError
 from haversack.devices.llama import ContextShape
 from haversack.devices.llama_model import LlamaModel
 from haversack.devices.needs import memory_needs
 from haversack.tools.models.architectures import ARCHITECTURES, TinyShape
+from haversack.tools.models.authoring import random_model
 from haversack.tools.models.synth import random_values
 
 SHAPE = ContextShape(ctx_tokens=128, batch_tokens=64, threads=1)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, dequantize
 
-from haversack.devices.authoring import BLOCK_TYPES
 from haversack.devices.conversion import requires_importance, to_blocks, to_floats
+from haversack.quant.blocks import BLOCK_TYPES
 
 ROWS = np.random.default_rng(0).standard_normal((3, 2, 512), np.float32)
 

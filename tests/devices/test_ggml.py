@@ -14,7 +14,6 @@ import pytest
 from gguf import GGUFReader, GGUFWriter
 
 from haversack.devices import _native as native
-from haversack.devices.authoring import BLOCK_TYPES
 from haversack.devices.errors import ModelFileError
 from haversack.devices.ggml import (
     F32,
@@ -24,6 +23,7 @@ from haversack.devices.ggml import (
     row_type,
     type_geometry,
 )
+from haversack.quant.blocks import BLOCK_TYPES
 
 COMPUTE_FLAG = 16
 I32 = 26

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pytest
 
 from haversack import edge
-from haversack.devices.authoring import random_model
 from haversack.tools.models.architectures import TinyShape, tiny_metadata
+from haversack.tools.models.authoring import random_model
 from haversack.tools.routing.trace import main as record_trace
 
 PROGRAM = [sys.executable, "-m", "haversack.edge"]

@@ -62,7 +62,7 @@ bool run_pass_of_levels(Model &model, std::minstd_rand &random, int64_t num_rows
         Tensor weight = make_tensor(TYPE_F32, 1, NUM_USED, num_rows, weights.data());
         std::fill(call.out.begin(), call.out.end(), 99.0f);
         if (call.compute(model, &weight) != SUCCESS) return false;
-        CHECK(!model.engine->pool(0).fault());
+        CHECK(is_sound(model.engine->pool(0)));
         for (size_t pair = 0; pair < call.chosen.size(); ++pair) {
             const int32_t level = level_of(model, call, pair);
             CHECK(level <= wishes[pair % NUM_USED] || num_rows > 7);  // never worse than wanted
@@ -228,7 +228,7 @@ TEST(a_warm_start_fills_slots_while_passes_go_on) {
                     LayerCall call(layer, choose(random, 1), 1);
                     CHECK(call.compute(model) == SUCCESS);
                     CHECK(call.is_right(model));
-                    CHECK(!model.engine->pool(0).fault());
+                    CHECK(is_sound(model.engine->pool(0)));
                 }
                 CHECK(end_pass(model, false) == NO_FAILURE);
             }
@@ -303,7 +303,7 @@ TEST(experts_are_used_at_the_level_of_their_weight_or_better) {
                         CHECK(run_pass_of_levels(model, random, num_rows, counts));
                         CHECK(end_pass(model, true) == NO_FAILURE);
                         model.engine->balance();
-                        CHECK(!model.engine->pool(0).fault());
+                        CHECK(is_sound(model.engine->pool(0)));
                     }
                 }
                 CHECK(counts[HIGH] > 0);
@@ -377,5 +377,5 @@ TEST(an_idle_drive_reads_high_copies_in_place_of_low_ones) {
         CHECK(end_pass(model, true) == NO_FAILURE);
         model.engine->balance();
     }
-    CHECK(!model.engine->pool(0).fault());
+    CHECK(is_sound(model.engine->pool(0)));
 }

@@ -12,9 +12,10 @@ import numpy.typing as npt
 import pytest
 
 from haversack.devices import _native as devices
-from haversack.devices.authoring import BLOCK_TYPES, quantize_rows, row_bytes
 from haversack.devices.ggml import F32, GraphNode
 from haversack.offload import _native as native
+from haversack.quant.blocks import BLOCK_TYPES
+from haversack.tools.models.authoring import quantize_rows, row_bytes
 
 I32, COMPUTE_FLAG = 26, 16
 E, N, K, M = 6, 3, 512, 48

@@ -16,10 +16,11 @@ import pytest
 
 from haversack.devices import _native as devices
 from haversack.devices._native import streams
-from haversack.devices.authoring import BLOCK_TYPES, quantize_rows
 from haversack.devices.errors import ClosedError
 from haversack.devices.ggml import F32
 from haversack.offload.simulated import Counts, Link, Processor, SimulatedDevice
+from haversack.quant.blocks import BLOCK_TYPES
+from haversack.tools.models.authoring import quantize_rows
 
 I32, COMPUTE_FLAG = 26, 16
 TENSOR_BYTES = devices.size_of(devices.Tensor)

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from haversack.devices.authoring import BLOCK_TYPES, quantize_rows
 from haversack.devices.conversion import to_blocks, to_floats
 from haversack.devices.errors import ModelFileError
 from haversack.edge.loading import builtin_model
-from haversack.quant.blocks import block_type
+from haversack.quant.blocks import BLOCK_TYPES, block_type
 from haversack.quant.experts import Blocks, expert_blocks
 from haversack.quant.gguf import read_geometry
 from haversack.quant.nested import Splitter, join_blocks, nested_type, split_blocks
+from haversack.tools.models.authoring import quantize_rows
 from haversack.tools.models.synth import TinyLayout, TinyShape
 
 SMALL = TinyShape(num_hidden_layers=2, num_experts=4, vocab_size=64)

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from haversack.devices.authoring import BLOCK_TYPES
 from haversack.devices.conversion import to_floats
 from haversack.devices.errors import ModelFileError
+from haversack.quant.blocks import BLOCK_TYPES
 from haversack.quant.experts import expert_rows
 from haversack.quant.gguf import ModelGeometry, read_geometry
 from haversack.quant.importance import Importance

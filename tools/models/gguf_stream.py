@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from haversack.devices.authoring import BLOCK_TYPES, row_bytes
 from haversack.devices.errors import HaversackError
+from haversack.quant.blocks import BLOCK_TYPES
+from haversack.tools.models.authoring import row_bytes
 
 Types = str | tuple[str, ...]  # one block type, or one per layer, repeated
 Value = str | int | float | bool | list[str] | list[int] | list[float]

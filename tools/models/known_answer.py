@@ -23,9 +23,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from haversack.devices.authoring import quantize_rows
 from haversack.devices.units import format_bytes
 from haversack.tools.command_line import tool
+from haversack.tools.models.authoring import quantize_rows
 from haversack.tools.models.gguf_stream import TensorPlan, Value, write_gguf
 
 Construction = Literal["upcycle", "split"]

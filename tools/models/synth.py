@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from haversack.devices.authoring import block_geometry, quantize_rows, random_model
 from haversack.devices.ggml import GgufHeader
 from haversack.devices.units import format_bytes
 from haversack.tools.command_line import positive, tool
@@ -29,6 +28,7 @@ from haversack.tools.models.architectures import (
     architecture_named,
     tiny_metadata,
 )
+from haversack.tools.models.authoring import block_geometry, quantize_rows, random_model
 from haversack.tools.models.gguf_stream import TensorPlan, Types, type_of_layer, write_gguf
 from haversack.tools.models.synth_large import LargeOptions, write_large
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from haversack.devices.authoring import quantize_rows
+from haversack.tools.models.authoring import quantize_rows
 from haversack.tools.models.gguf_stream import TensorPlan, Types, Value, type_of_layer, write_gguf
 
 NUM_PIECES = 1024  # of a dictionary

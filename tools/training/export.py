@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from haversack.devices.authoring import quantize_rows
 from haversack.devices.errors import ModelFileError
 from haversack.devices.units import format_bytes
 from haversack.tools.command_line import tool
+from haversack.tools.models.authoring import quantize_rows
 from haversack.tools.models.gguf_stream import TensorPlan, Value, load_gguf_package, write_gguf
 from haversack.tools.training.decoder import Decoder, DecoderShape
 from haversack.tools.training.vocabulary import Vocabulary

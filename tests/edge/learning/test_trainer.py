@@ -15,7 +15,6 @@ import torch
 from haversack import edge
 from haversack.cache.cross_vocab import PairStore
 from haversack.devices.adapter import Adapter
-from haversack.devices.authoring import quantize_rows, random_model
 from haversack.devices.errors import ModelFileError
 from haversack.devices.llama import ContextShape, LlamaContext, Row
 from haversack.devices.llama_model import LlamaModel
@@ -28,6 +27,7 @@ from haversack.edge.learning.trainer import Trainer
 from haversack.edge.sequence import Logits
 from haversack.tools.models import synth
 from haversack.tools.models.architectures import TinyShape, tiny_metadata
+from haversack.tools.models.authoring import quantize_rows, random_model
 from haversack.tools.models.gguf_stream import TensorPlan, write_gguf
 from haversack.tools.models.synth import random_values, write_tiny
 

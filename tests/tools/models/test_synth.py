@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from haversack.devices.authoring import BLOCK_TYPES
 from haversack.devices.errors import HaversackError, ModelFileError
 from haversack.devices.ggml import GgufHeader, TensorInfo, type_geometry
 from haversack.devices.llama import ContextShape, LlamaContext
 from haversack.devices.llama_model import LlamaModel
+from haversack.quant.blocks import BLOCK_TYPES
 from haversack.tools.models import gguf_stream, synth
 from haversack.tools.models.architectures import ARCHITECTURES
 from haversack.tools.models.synth import (

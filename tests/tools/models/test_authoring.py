@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from haversack.devices.authoring import block_geometry, quantize_rows, random_model, row_bytes
 from haversack.devices.errors import ModelFileError, StorageError
 from haversack.devices.ggml import GgufHeader
+from haversack.tools.models.authoring import block_geometry, quantize_rows, random_model, row_bytes
 
 METADATA: dict[str, str | int | float | list[int]] = {
     "general.architecture": "olmoe",

@@ -13,21 +13,11 @@ from haversack.devices.conversion import requires_importance, to_blocks
 from haversack.devices.errors import ModelFileError, StorageError
 from haversack.devices.ggml import GraphNode, type_geometry
 from haversack.devices.logs import captured_logs
+from haversack.quant.blocks import BLOCK_TYPES
 
 Fill = Callable[[str, tuple[int, ...]], npt.NDArray[np.float32]]
 
-_NUM_TYPES = 43  # GGML_TYPE_COUNT
-_NO_WEIGHTS = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"}  # activations and plain numbers
 _GGUF_INT32 = 5
-
-
-def _block_types() -> dict[str, int]:
-    geometry = {type_id: type_geometry(type_id) for type_id in range(_NUM_TYPES)}
-    known = {name.upper(): type_id for type_id, (name, elements, _) in geometry.items() if elements}
-    return {name: type_id for name, type_id in known.items() if name not in _NO_WEIGHTS}
-
-
-BLOCK_TYPES = _block_types()  # "Q4_K" to its ggml type, for all that weights can be stored in
 
 
 def block_geometry(block_type: str) -> tuple[int, int]:
