@@ -43,18 +43,10 @@ class Trace:
     def load(cls, path: Path) -> "Trace":
         """Load a recorded trace; `tools/traces/README.md` describes the file. Raises
         PromptError."""
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-                events, num_experts = data["events"].astype(np.int64), int(data["n_expert"])
-                weights = data["weights"].astype(np.float32) if "weights" in data else None
-            _check(events, num_experts, weights)
-        except OSError as error:
-            raise PromptError(f"cannot read the trace {path}: {error.strerror or error}") from error
-        except _UNREADABLE as error:
-            raise PromptError(
-                f"{path} is no recorded routing ({error}): record some with"
-                " python -m haversack.tools.routing.trace"
-            ) from error
+        events, num_experts, weights = _read(path)
+        fault = _fault(events, num_experts, weights)
+        if fault is not None:
+            raise _refused(f"{path} is no recorded routing: {fault}")
         of_layers = [events[:, 1] == layer for layer in range(events[:, 1].max() + 1)]
         return cls(
             path.stem,
@@ -101,17 +93,40 @@ class Trace:
             np.savez_compressed(file, events=np.concatenate(rows).astype(np.int32), **arrays)
 
 
-def _check(events: Choice, num_experts: int, weights: Weights | None) -> None:
-    """Raise ValueError for choices that no router can have made: engines trust them."""
+def _read(path: Path) -> tuple[Choice, int, Weights | None]:
+    """Return the events of the trace at `path`, how many experts a layer has, and the weights if
+    they were recorded. Raises PromptError."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+            weights = data["weights"].astype(np.float32) if "weights" in data else None
+            return data["events"].astype(np.int64), int(data["n_expert"]), weights
+    except OSError as error:
+        raise _refused(f"cannot read the trace {path}: {error.strerror or error}") from error
+    except _UNREADABLE as error:  # NumPy's words would not help
+        raise _refused(
+            f"{path} is no recorded routing: it is no whole .npz file with the numbers events and"
+            " n_expert"
+        ) from error
+
+
+def _refused(why: str) -> PromptError:
+    return PromptError(
+        f"{why}; give a trace that python -m haversack.tools.routing.trace has written"
+    )
+
+
+def _fault(events: Choice, num_experts: int, weights: Weights | None) -> str | None:
+    """Return why no router can have made these choices, None if one can: engines trust them."""
     if events.ndim != 2 or events.shape[1] < 3 or not len(events):
-        raise ValueError(f"its events are an array of {events.shape}")
+        return f"its events are an array of {events.shape}"
     ids = np.sort(events[:, 2:], axis=1)
     if events[:, 1].min() < 0 or ids.min() < 0 or ids.max() >= num_experts:
-        raise ValueError(f"it names experts besides 0 to {num_experts - 1}, or a layer below 0")
+        return f"it names experts besides 0 to {num_experts - 1}, or a layer below 0"
     if (ids[:, 1:] == ids[:, :-1]).any():
-        raise ValueError("it chooses an expert twice for one token")
+        return "it chooses an expert twice for one token"
     if weights is not None and weights.shape != ids.shape:
-        raise ValueError(f"its weights are an array of {weights.shape}, the ids of {ids.shape}")
+        return f"its weights are an array of {weights.shape}, the ids of {ids.shape}"
+    return None
 
 
 class Replay:

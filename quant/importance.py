@@ -76,15 +76,22 @@ class Importance:
         except (OSError, ValueError, struct.error) as error:
             if isinstance(error, ModelFileError):
                 raise
-            reason = getattr(error, "strerror", None) or error
             raise ModelFileError(
-                f"{path} is no imatrix file: {reason}; give one that llama.cpp's imatrix wrote"
+                f"{path} is no imatrix file: {_reason(error)}; give one that llama.cpp's imatrix"
+                " wrote"
             ) from error
         wrong = [name for name, means in found.items() if not _is_plausible(means)]
         if wrong or not found:
             what = f"the numbers of {wrong[0]} are not finite" if wrong else "it names no tensors"
             raise ModelFileError(f"{path} is no usable imatrix file: {what}; make or get it again")
         return cls(found, f"the imatrix {path}")
+
+
+def _reason(error: Exception) -> str:
+    """Return why a file is no imatrix, in words that tell more than those of `struct`."""
+    if isinstance(error, struct.error | UnicodeDecodeError):
+        return "it does not hold names with their numbers"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _is_plausible(means: Floats) -> bool:

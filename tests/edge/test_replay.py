@@ -98,7 +98,7 @@ def test_choices_that_no_router_makes_are_refused(
     events: list[Any], words: str, tmp_path: Path
 ) -> None:
     np.savez(tmp_path / "bad.npz", events=np.array(events), n_expert=EXPERTS)
-    with pytest.raises(edge.PromptError, match=f"bad.npz is no recorded routing .*{words}"):
+    with pytest.raises(edge.PromptError, match=f"bad.npz is no recorded routing: .*{words}"):
         Trace.load(tmp_path / "bad.npz")
 
 
@@ -125,9 +125,13 @@ def test_files_that_are_no_traces_are_refused(tmp_path: Path) -> None:
     whole = (tmp_path / "other.npz").read_bytes()
     (tmp_path / "short.npz").write_bytes(whole[: len(whole) // 2])
     for name in ("other", "array", "text", "empty", "short"):
-        with pytest.raises(edge.PromptError, match=f"{name}.npz is no recorded routing"):
+        found = f"{name}.npz is no recorded routing"
+        needed = "no whole .npz file with the numbers events and n_expert; give a trace that"
+        with pytest.raises(edge.PromptError, match=f"{found}: it is {needed}"):
             Trace.load(tmp_path / f"{name}.npz")
-    with pytest.raises(edge.PromptError, match=r"cannot read the trace .*missing.npz: No such"):
+    with pytest.raises(
+        edge.PromptError, match=r"cannot read the trace .*missing.npz: No such.*; give"
+    ):
         Trace.load(tmp_path / "missing.npz")
 
 

@@ -73,12 +73,19 @@ def test_numbers_of_another_shape_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "data",
-    [b"", b"GGUF", b"some text, no imatrix", struct.pack("<ii", 1, 1 << 30), struct.pack("<i", 0)],
+    ("data", "why"),
+    [
+        (b"", "it does not hold names with their numbers; give one that llama.cpp's imatrix wrote"),
+        (b"GGUF", "GGUF"),
+        (b"some text, no imatrix", "a name of 2019914784 bytes"),
+        (struct.pack("<ii", 1, 1 << 30), "a name of 1073741824 bytes"),
+        (struct.pack("<ii", 1, 1) + b"\xff", "it does not hold names"),
+        (struct.pack("<i", 0), "it names no tensors"),
+    ],
 )
-def test_what_is_no_imatrix_is_refused(tmp_path: Path, data: bytes) -> None:
+def test_what_is_no_imatrix_is_refused(tmp_path: Path, data: bytes, why: str) -> None:
     (tmp_path / "x").write_bytes(data)
-    with pytest.raises(ModelFileError):
+    with pytest.raises(ModelFileError, match=why):
         Importance.read(tmp_path / "x")
     with pytest.raises(ModelFileError):
         Importance.read(tmp_path / "missing")
