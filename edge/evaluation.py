@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from haversack.devices.errors import HaversackError, ModelFileError, PromptError, StorageError
+from haversack.devices.errors import ModelFileError, PromptError, StorageError
 from haversack.devices.llama import EXACT_KV_TYPE, KV_TYPES
 from haversack.devices.units import format_bytes
 from haversack.edge.cache_dir import default_cache_dir
@@ -29,6 +29,7 @@ from haversack.edge.measure_options import LEAST_EVAL_TOKENS
 from haversack.edge.model import Model
 from haversack.edge.model_plan import EXACT, Plan
 from haversack.edge.options import ModelOptions
+from haversack.edge.picture import blank_figure, write_picture
 from haversack.edge.stats import Stats
 from haversack.quant.fidelity import FidelityMeter, FidelityReport, Logits
 
@@ -224,13 +225,7 @@ def text_of(path: Path, most_tokens: int) -> str:
 def draw_pareto(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the bytes read a token against the divergence from exact as a PNG, of results as dicts.
     Raises HaversackError where matplotlib is missing, StorageError."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise HaversackError(
-            "no picture is drawn, because matplotlib is missing: pip install matplotlib"
-        ) from None
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = blank_figure(6, 4)
     axes = figure.subplots()
     mib_read = [found["bytes_read_per_token"] / 2**20 for found in results]
     divergences = [found["kl_mean"] for found in results]
@@ -242,9 +237,4 @@ def draw_pareto(results: Sequence[Mapping[str, Any]], path: Path) -> None:
         )
     axes.set(xlabel="MiB read a token", ylabel="mean KL divergence from exact, nats")
     axes.set_xlim(left=0)
-    try:
-        figure.savefig(path, format="png", dpi=150)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write --png {path}: {error.strerror or error}; give another path"
-        ) from error
+    write_picture(figure, path)

@@ -10,6 +10,7 @@ import typer
 
 from haversack.devices.errors import PromptError
 from haversack.edge.console import notice
+from haversack.edge.picture import check_picture
 from haversack.edge.simulated_gpu import simulated_gpu
 from haversack.offload.simulated import SimulatedDevice
 
@@ -103,7 +104,9 @@ class BenchOptions:
         for flag, value, least_value in least:
             if value < least_value:
                 raise PromptError(f"{flag} is {value}: give {least_value} or more")
-        if self.sweep is None and self.png != _SWEEP_PNG:
+        if self.sweep is not None:
+            check_picture(self.png)
+        elif self.png != _SWEEP_PNG:
             raise PromptError(f"--png is {self.png}, but only a sweep is drawn: give --sweep N too")
         if self.compare not in (None, LLAMA_CPP):
             raise PromptError(f"--compare is {self.compare!r}: give {LLAMA_CPP}")
@@ -167,5 +170,7 @@ class EvalOptions:
             raise PromptError(f"-n is {self.tokens}: give {LEAST_EVAL_TOKENS} or more")
         if self.text is None:
             raise PromptError("no text is given: give --text FILE")
-        if not self.all and self.png != _FIDELITY_PNG:
+        if self.all:
+            check_picture(self.png)
+        elif self.png != _FIDELITY_PNG:
             raise PromptError(f"--png is {self.png}, but one mode is not drawn: give --all too")

@@ -19,6 +19,7 @@ from haversack.edge.loading import LoadOptions, load
 from haversack.edge.measure_options import BenchOptions
 from haversack.edge.model import Model
 from haversack.edge.model_plan import EXACT, Plan
+from haversack.edge.picture import blank_figure, write_picture
 from haversack.edge.planner import with_ram
 
 _BAR_CHARS = 40  # of the longest bar
@@ -135,15 +136,9 @@ COLUMNS = (">budget", ">slots", ">hits", ">tok/s", "forecast", "")
 
 def draw(title: str, points: Sequence[SweepPoint], path: Path) -> None:
     """Draw tokens a second against the budget, beside what was forecast. Raises HaversackError
-    where matplotlib is missing, OSError."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise HaversackError(
-            "no picture is drawn, because matplotlib is missing: pip install matplotlib"
-        ) from error
-    figure = Figure(figsize=(8, 4.5))
-    axes: Any = figure.subplots()
+    where matplotlib is missing, StorageError."""
+    figure = blank_figure(8, 4.5)
+    axes = figure.subplots()
     gib = [point.ram_bytes / 2**30 for point in points]
     axes.plot(gib, [point.tok_s for point in points], "o-", label="measured")
     known = [(x, point.forecast) for x, point in zip(gib, points, strict=True) if point.forecast]
@@ -155,7 +150,7 @@ def draw(title: str, points: Sequence[SweepPoint], path: Path) -> None:
     axes.set(xlabel="budget, GiB", ylabel="tokens a second", title=title)
     axes.set_ylim(bottom=0)
     axes.legend()
-    figure.savefig(path, dpi=100, bbox_inches="tight")
+    write_picture(figure, path)
 
 
 def show_sweep(planned: Plan, asked: BenchOptions, cache_dir: Path, as_json: bool) -> None:
@@ -175,5 +170,5 @@ def show_sweep(planned: Plan, asked: BenchOptions, cache_dir: Path, as_json: boo
     try:
         draw(planned.path.name, points, asked.png)
         notice(f"haversack: drawn in {asked.png}")
-    except (HaversackError, OSError) as error:  # the table is what was measured
+    except HaversackError as error:  # the table is what was measured
         notice(f"haversack: {error}")

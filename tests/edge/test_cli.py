@@ -285,6 +285,7 @@ def assert_refused(result: Result, exit_code: int, *words: str) -> None:
         (["serve", "--origin", "garbage"], ["--origin is 'garbage'", "https://example.org"]),
         (["serve", "--origin", ""], ["--origin is ''"]),
         (["serve", "--origin", "https://a.example/"], ["without a path"]),
+        (["bench", "--sweep", "2", "--png", "no/x.png"], ["there is no folder no", "give --png"]),
         (["bench", "--trace", "no/such.npz"], ["cannot read the trace no/such.npz", "; give a"]),
     ],
     ids=" ".join,
