@@ -21,6 +21,8 @@ from haversack.edge.kept_terminal import kept_terminal
 from haversack.edge.loading import LoadProgress
 from haversack.edge.stats import Stats
 
+_log = logging.getLogger("haversack.progress")
+
 _USUAL_WIDTH = 80  # of a terminal that does not tell
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0)]
 # An answer may hold bytes that would move the cursor, retitle the window or worse.
@@ -143,9 +145,12 @@ def write_table(
 # ------------------------------------------------------------------- progress
 @contextmanager
 def load_progress(verbose: bool) -> Generator[LoadProgress | None]:
-    """Yield a function that shows progress bars on stderr; None where stderr is no terminal, or
-    shows a log."""
-    if verbose or not sys.stderr.isatty():
+    """Yield a function that shows progress bars on stderr; one that logs where it shows a log, and
+    None where it is no terminal."""
+    if verbose:  # bars would tear the log
+        yield logged_progress()
+        return
+    if not sys.stderr.isatty():
         yield None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
@@ -165,6 +170,19 @@ def load_progress(verbose: bool) -> Generator[LoadProgress | None]:
 
     with kept_terminal(), progress:  # the bars hide the cursor
         yield report
+
+
+def logged_progress() -> LoadProgress:
+    """Return a function that logs where a step begins, and each tenth of it that is done."""
+    told: dict[str, int] = {}
+
+    def report(what: str, share: float) -> None:
+        tenths = int(10 * share)
+        if told.get(what) != tenths:
+            told[what] = tenths
+            _log.info("%s: %d %%", what, 10 * tenths)
+
+    return report
 
 
 # -------------------------------------------------------------------- summary

@@ -152,7 +152,9 @@ class Evaluation:
         """Run over the pieces. `exact` gives the logits of exact for those that are there."""
         meter, spent, what = FidelityMeter(), list[Stats](), f"{model.plan.fidelity}: measuring"
         num_tokens, num_done = sum(map(len, pieces)), 0
+        report = self._options.progress or (lambda _what, _share: None)
         for number, piece in enumerate(pieces):
+            report(what, num_done / num_tokens)  # before the prompt, which may take minutes
             num_prompt = len(piece) // _PROMPT_SHARE
             num_passed = num_prompt + 1 + (_WARM_TOKENS if number == 0 else 0)
             with closing(model.iter_logits(piece[:-1], num_prompt, num_passed - 1)) as rows:
@@ -161,8 +163,7 @@ class Evaluation:
                 before = model.stats()
                 for place, row in enumerate(rows, num_passed):
                     meter.add(exact(row), row, piece[place])
-                    if self._options.progress is not None:
-                        self._options.progress(what, (num_done + place + 1) / num_tokens)
+                    report(what, (num_done + place + 1) / num_tokens)
                 spent.append(model.stats().since(before))
             num_done += len(piece)
         return _result(model.plan, meter.report(), spent)

@@ -9,11 +9,15 @@ import hashlib
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
+from haversack.devices.conversion import Floats
 from haversack.devices.cores import usable_cores
 from haversack.devices.errors import HaversackError, ModelFileError, PromptError, StorageError
 from haversack.devices.units import format_bytes
@@ -22,6 +26,7 @@ from haversack.edge.loading import LoadOptions, LoadProgress, load
 from haversack.edge.model import Model
 from haversack.edge.model_plan import Plan
 from haversack.edge.planner import plan
+from haversack.offload.activations import ActivationWatch
 from haversack.quant.experts import Blocks
 from haversack.quant.gguf import ModelGeometry, read_geometry
 from haversack.quant.importance import ActivationSums, Importance
@@ -112,11 +117,12 @@ def prepare(
 # --------------------------------------------------------------------- records
 def _made(geometry: ModelGeometry, path: Path, maker: Maker, options: PrepareOptions) -> Prepared:
     _refuse_small_disk(path, maker.layout().num_bytes)
-    report = options.progress or (lambda _what, _share: None)
+    report = options.progress or _tell_nothing
     with RecordFile(path, maker.layout()) as file:
         num_damaged = _num_damaged(file, report)
         wanted = dict.fromkeys((record.layer_idx, record.expert) for record in file.missing())
         num_threads = options.threads or usable_cores()
+        report("making low copies", 0.0 if wanted else 1.0)
         for num_made, _ in enumerate(_each_made(file, maker, list(wanted), num_threads), 1):
             report("making low copies", num_made / len(wanted))
         file.sync()
@@ -202,7 +208,7 @@ def _importance(
     if not sums.is_whole:
         hooks = LoadOptions(cache_dir=low.parent, progress=options.progress, warm_start=False)
         with load(_calibration_plan(geometry, options), options=hooks) as model:
-            _collect(model, text, sums, options.progress)
+            _collect(model, text, sums, options.progress or _tell_nothing)
     return sums.importance()
 
 
@@ -219,7 +225,11 @@ def _calibration_plan(geometry: ModelGeometry, options: PrepareOptions) -> Plan:
     )
 
 
-def _collect(model: Model, text: str, sums: ActivationSums, progress: LoadProgress | None) -> None:
+def _tell_nothing(what: str, share: float) -> None:
+    """What is told of the progress where nobody asks."""
+
+
+def _collect(model: Model, text: str, sums: ActivationSums, report: LoadProgress) -> None:
     """Run the model on `text`, from where an interrupted run stopped, and add to `sums`."""
     tokens = model.tokenize(text)
     if len(tokens) < _LEAST_TOKENS:
@@ -227,14 +237,13 @@ def _collect(model: Model, text: str, sums: ActivationSums, progress: LoadProgre
             f"--calibrate has {len(tokens)} tokens: give a text of some thousand, at least"
             f" {_LEAST_TOKENS}"
         )
-    num_experts = {
-        matrix.name: matrix.num_experts
-        for layer in model.plan.geometry.layers
-        for matrix in layer.matrices
-    }
-    watch = model.watch_activations(
-        lambda name, ids, x: sums.add(name, num_experts[name], ids, x), sums.add_weights
-    )
+
+    def tell(share_of_piece: float) -> None:
+        num_done = sums.num_tokens + share_of_piece * _PIECE_TOKENS
+        report("collecting importance", min(1.0, num_done / len(tokens)))
+
+    watch = _watched(model, sums, tell)
+    tell(0.0)
     saved_s = time.monotonic()
     for start in range(sums.num_tokens, len(tokens), _PIECE_TOKENS):
         piece = tokens[start : start + _PIECE_TOKENS]
@@ -243,10 +252,23 @@ def _collect(model: Model, text: str, sums: ActivationSums, progress: LoadProgre
             if watch.error is not None:
                 raise watch.error
         sums.num_tokens = start + len(piece)
-        if progress is not None:
-            progress("collecting importance", sums.num_tokens / len(tokens))
+        tell(0.0)
         if time.monotonic() - saved_s > _SAVE_S:
             sums.save()
             saved_s = time.monotonic()
     sums.is_whole = True
     sums.save()
+
+
+def _watched(model: Model, sums: ActivationSums, tell: Callable[[float], None]) -> ActivationWatch:
+    """Have what the experts are multiplied with added to `sums`, and `tell` the share of a piece
+    that is done: on a slow drive a piece takes minutes."""
+    layers = model.plan.geometry.layers
+    places = {matrix.name: place for place, layer in enumerate(layers) for matrix in layer.matrices}
+
+    def add(name: str, experts: npt.NDArray[np.int32], x: Floats) -> None:
+        place = places[name]
+        sums.add(name, layers[place].num_experts, experts, x)
+        tell(place / len(layers))
+
+    return model.watch_activations(add, sums.add_weights)

@@ -109,13 +109,20 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = FakeTerminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    with console.load_progress(verbose=True) as report:
-        assert report is None  # they would tear the log
     with console.load_progress(verbose=False) as report:
         assert report is not None
         report("loading", 0.5)
         report("loading", 1.0)
     assert "loading" in terminal.getvalue()
+
+
+def test_a_log_tells_each_tenth_of_a_step(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "haversack.progress")
+    with console.load_progress(verbose=True) as report:
+        assert report is not None
+        for share in (0.0, 0.01, 0.55, 0.59, 1.0):
+            report("making low copies", share)
+    assert caplog.messages == [f"making low copies: {number} %" for number in (0, 50, 100)]
 
 
 def test_a_summary_tells_of_reads_where_there_are_any() -> None:

@@ -251,6 +251,16 @@ def test_streamed_experts_meet_the_same_activations_and_weights(folder: Path, te
     assert counts.sum() > 4 * 500
 
 
+def test_progress_is_told_from_the_beginning_of_each_step(folder: Path, text: Path) -> None:
+    told: list[tuple[str, float]] = []
+    options = PrepareOptions(None, 2, folder, lambda *progress: told.append(progress))
+    prepare(builtin_model(), "q4_0", None, text, options)
+    for step in ("collecting importance", "making low copies"):
+        shares = [share for what, share in told if what == step]
+        assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == 1
+        assert len(set(shares)) > 8  # a piece of the text tells it layer by layer
+
+
 def test_importance_is_not_collected_twice(
     folder: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
