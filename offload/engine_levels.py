@@ -1,6 +1,7 @@
 """Python's part in an engine whose experts have two precisions: what it is told of the low copies,
 and what is done between its passes."""
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,9 @@ from haversack.offload import _native as native
 from haversack.offload.pool import ExpertPool, resting_place
 from haversack.offload.precision import LevelCounts, Precision
 from haversack.quant.gguf import ExpertCopy, ExpertLayer, ExpertMatrix, ModelGeometry
-from haversack.quant.records import Record, give_up_record
+from haversack.quant.records import Record, give_up_records
+
+_log = logging.getLogger("haversack.low")
 
 _SAMPLED_ROWS = 512  # of all layers, which thresholds are fitted to
 
@@ -45,6 +48,7 @@ class EngineLevels:
             None if digests is None else np.ascontiguousarray(digests)
             for digests in (precision.low.digests, precision.low.rest_digests)
         ]
+        self._damaged = set[tuple[int, int]]()  # the layer's index, the expert
 
     def start(self, address: int) -> None:
         """Tell the engine at `address`, which has all its layers, how the levels are chosen."""
@@ -87,13 +91,24 @@ class EngineLevels:
         self._give_up_damaged(address)
         self._fit_thresholds(address)
 
+    def close(self, address: int) -> None:
+        """Tell how many experts' low copies were found damaged: a line for all of them."""
+        self._give_up_damaged(address)
+        if self._damaged:
+            _log.warning(
+                "%s: %d experts have a damaged low copy, and are read from the model's file:"
+                " `haversack prepare`, with the options that made the copies, makes them anew",
+                self._precision.low.paths[0], len(self._damaged),
+            )  # fmt: skip
+
     def _give_up_damaged(self, address: int) -> None:
         count = native.engine_damaged(address, None, 0)
         if count:
             found = np.empty((count, 3), np.int32)
             native.engine_damaged(address, devices.address_of(found), count)
-            for record in found.tolist():
-                give_up_record(self._precision.low.paths[0], Record(*record))
+            records = [Record(*numbers) for numbers in found.tolist()]
+            give_up_records(self._precision.low.paths[0], records)
+            self._damaged |= {(record.layer_idx, record.expert) for record in records}
 
     def _fit_thresholds(self, address: int) -> None:
         count = native.engine_sampled_weights(address, None, 0)

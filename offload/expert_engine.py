@@ -456,6 +456,8 @@ class ExpertEngine:
     def close(self) -> None:
         """Free the engine, after its device and with no read under way; may be called twice."""
         if self.address is not None:
+            if self._levels is not None:
+                self._levels.close(self.address)
             native.engine_delete(self.address)
             self.address = None
 

@@ -25,7 +25,7 @@ def expert_blocks(
     try:
         found = np.fromfile(path, np.uint8, count * row_bytes, offset=offset)
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error}") from error
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
     if len(found) < count * row_bytes:
         raise StorageError(f"{path} ends inside {matrix.name}: it became shorter, get it again")
     return found.reshape(count, row_bytes)

@@ -14,7 +14,6 @@ that turns out to be damaged is given up by setting its checksum to 0.
 
 import contextlib
 import json
-import logging
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -34,8 +33,6 @@ from haversack.devices.system import host
 from haversack.quant.experts import Blocks
 from haversack.quant.gguf import ExpertCopy, ModelGeometry
 from haversack.quant.trunk import disk_bytes_of, model_name, our_files
-
-_log = logging.getLogger("haversack.low")
 
 _MAGIC = b"haversack low 1\n"
 _LENGTH = struct.Struct("<Q")
@@ -240,7 +237,7 @@ def read_records(path: Path) -> tuple[Layout, npt.NDArray[np.uint64]]:
                 raise StorageError("it was cut")
             return layout, _read_digests(file.fileno(), layout)
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error}") from error
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True)
@@ -292,19 +289,15 @@ def remove_older(low: Path) -> None:
             other.unlink(missing_ok=True)
 
 
-def give_up_record(path: Path, record: Record) -> None:
-    """Note in the file at `path` that a record is damaged, so that the expert is read from the
-    model's file from now on, and warn. What cannot be noted is found again at the next read."""
-    _log.warning(
-        "%s: the low copy of expert %d of the layer with index %d is damaged; the expert is read"
-        " from the model's file until `haversack prepare` writes the copy anew",
-        path, record.expert, record.layer_idx,
-    )  # fmt: skip
+def give_up_records(path: Path, records: Sequence[Record]) -> None:
+    """Note in the file at `path` that records are damaged, so that their experts are read from the
+    model's file from now on. What cannot be noted is found again at the next read."""
     with contextlib.suppress(OSError):
         layout = Layout.read(path)
         file = os.open(path, os.O_RDWR | host.OPEN_FLAGS)
         try:
-            _put_digest(file, layout, record, 0)
+            for record in records:
+                _put_digest(file, layout, record, 0)
         finally:
             os.close(file)
 

@@ -238,7 +238,7 @@ def model_name(geometry: ModelGeometry) -> str:
     try:
         return f"{path_hash}-{_fingerprint(geometry)}"
     except OSError as error:
-        raise StorageError(f"cannot read {geometry.path}: {error}") from error
+        raise StorageError(f"cannot read {geometry.path}: {error.strerror or error}") from error
 
 
 def _fingerprint(geometry: ModelGeometry) -> str:
@@ -341,7 +341,7 @@ def _pieces(path: Path, tensor: TensorInfo) -> Iterator[bytes]:
                 left -= len(data)
                 yield data
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error}") from error
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
     if left:
         raise StorageError(f"cannot read {path}: it became {left} bytes shorter")
 
