@@ -25,6 +25,7 @@ runs on. Each such module has the same functions:
     OPEN_FLAGS            what `os.open` needs besides for a file of bytes that children do not get
     read_bytes(descriptor, num_bytes, offset)   the same for a file opened by `os.open`
     write_at(descriptor, data, offset)          bytes of one write
+    most_open_files()     how many files this process may have open at once
     disk_bytes_of(path)   the disk that a file takes, without its holes
     lock(descriptor, wait)              locks an open file against other processes until it is
                                         closed; whether it is locked, which `wait` waits for

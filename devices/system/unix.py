@@ -4,6 +4,7 @@ import fcntl
 import io
 import mmap
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,10 @@ def read_bytes(descriptor: int, num_bytes: int, offset: int) -> bytes:
 
 def write_at(descriptor: int, data: memoryview, offset: int) -> int:
     return os.pwrite(descriptor, data, offset)
+
+
+def most_open_files() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def disk_bytes_of(path: Path) -> int:

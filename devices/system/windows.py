@@ -26,6 +26,7 @@ _GENERIC_READ, _OPEN_EXISTING, _SHARE_ALL = 0x80000000, 3, 7
 _OVERLAPPED_FLAG, _NO_BUFFERING, _RANDOM_ACCESS = 0x40000000, 0x20000000, 0x10000000
 _FILE_STORAGE_INFO = 16  # of FILE_INFO_BY_HANDLE_CLASS
 _PAGE_BYTES = 4096
+_MOST_OPEN_FILES = 8192  # of the C library
 _EXTENDED_LIMITS, _PROCESS_MEMORY, _JOB_MEMORY = 9, 0x100, 0x200  # of JOBOBJECT_...
 _LOCK_AT_ONCE, _LOCK_ALONE = 1, 2
 _LOCK_VIOLATION = 33
@@ -211,6 +212,10 @@ def read_bytes(descriptor: int, num_bytes: int, offset: int) -> bytes:
 def write_at(descriptor: int, data: memoryview, offset: int) -> int:
     os.lseek(descriptor, offset, os.SEEK_SET)
     return os.write(descriptor, data)
+
+
+def most_open_files() -> int:
+    return _MOST_OPEN_FILES
 
 
 def disk_bytes_of(path: Path) -> int:

@@ -184,3 +184,12 @@ def test_no_file_takes_the_place_of_a_closed_stream(known_answer_model: Path) ->
     result = shell(f"$H run {known_answer_model} -v -p Once -n 2 <&- 2>&-")
     assert result.returncode == 0
     assert known_answer_model.read_bytes() == content
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Python itself may need more files")
+def test_a_limit_of_open_files_that_is_too_low_is_one_line() -> None:
+    """The model is loaded, but plain llama.cpp's process wants pipes too."""
+    result = shell("ulimit -n 8; $H bench -p 4 -n 2 --warm-tokens 1 --compare llama.cpp --json")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1 and result.stderr.startswith("haversack: ")
+    assert "this program may have 8 files open: raise that limit (ulimit -n 1024)" in result.stderr
