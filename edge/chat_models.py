@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from haversack.devices.errors import BudgetError
+from haversack.edge.given_text import given_path
 from haversack.edge.model import Model
 from haversack.edge.model_plan import Plan
 
@@ -29,7 +30,7 @@ class ChatModels:
     def change(self, name: str) -> None:
         """Close the model and open another one. If that fails, the old one is opened again, and
         what was wrong is raised; for what is no model it is not even closed."""
-        path, before = Path(name).expanduser(), self._path
+        path, before = given_path("/model", name).expanduser(), self._path
         with suppress(BudgetError):  # there may be room once the old one is closed
             self._plan(path)
         self.model.close()

@@ -19,6 +19,14 @@ def checked_text(flag: str, text: str) -> str:
     return text
 
 
+def given_path(flag: str, text: str) -> Path:
+    """Return `text` as a path. One that begins with ./ becomes absolute: a Path forgets these two
+    characters, and the rest may look like the name of a model on the hub. Raises PromptError."""
+    if not text:
+        raise PromptError(f"{flag} is empty: give a path, or leave it out")
+    return Path(text).absolute() if text.startswith("./") else Path(text)
+
+
 def longest_text_bytes(ctx_tokens: int) -> int:
     """Return a number of bytes that no text exceeds which fits into a context."""
     return (ctx_tokens + 1) * _MOST_TOKEN_BYTES

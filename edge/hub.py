@@ -21,7 +21,8 @@ from haversack.devices.ggml import GgufHeader
 from haversack.devices.units import format_bytes
 from haversack.quant.gguf import ModelGeometry, read_geometry
 
-_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:/((?:[\w.-]+/)*[\w.-]+\.gguf)|:([\w.-]+))?", re.ASCII)
+_REPO = r"\w[\w.-]*/\w[\w.-]*"
+_NAME = re.compile(rf"({_REPO})(?:/((?:[\w.-]+/)*[\w.-]+\.gguf)|:([\w.-]+))?", re.ASCII)
 _PART = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 _DEFAULT_QUANT = "Q4_K_M"
 _HUB_TIMEOUT_S = 10
@@ -71,6 +72,8 @@ def name_of(model: str | Path) -> HubName | None:
 def local_path(model: str | Path) -> Path:
     """Return the path of a model: `model` itself, or of the first file of the model of that name on
     the hub, which is downloaded if it is not in the cache. Raises ModelFileError."""
+    if model == "":
+        raise ModelFileError("the model's name is empty: give a GGUF file, or a name on the hub")
     name = name_of(model)
     if name is None:
         return Path(model)

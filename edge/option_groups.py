@@ -6,13 +6,18 @@ share their names, defaults and help, and no function has twenty arguments.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+from typer.models import ArgumentInfo
 
 from haversack.devices.errors import PromptError
+from haversack.edge.given_text import given_path
 
 _Number = TypeVar("_Number", int, float)
+_Parser = Callable[[str, str], Any]  # of what the option is called, and the text given
 
 
 def takes(*groups: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -35,8 +40,8 @@ def takes(*groups: type[Any]) -> Callable[[Callable[..., None]], Callable[..., N
 
 @dataclass(frozen=True)
 class _Option:
-    """One field of a group. Numbers are parsed here, because typer's error does not say what it
-    found."""
+    """One field of a group. Numbers and paths are parsed here: typer's error does not say what it
+    found in place of a number, and a Path of its does not say what was typed."""
 
     name: str
     kind: Any
@@ -44,18 +49,31 @@ class _Option:
     info: Any
 
     @property
-    def number(self) -> type[int] | type[float] | None:
-        """The type of the number that the field holds, int or float; None if it holds none."""
+    def called(self) -> str:
+        """What people call it: MODEL, or --ram."""
+        if isinstance(self.info, ArgumentInfo):
+            return str(self.info.metavar)
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def is_list(self) -> bool:
+        return any(get_origin(kind) is list for kind in get_args(self.kind))
+
+    @property
+    def parser(self) -> _Parser | None:
+        """What parses the field's text, or each one of a list; None if it stays as it is."""
         kinds = get_args(self.kind) or (self.kind,)
-        return next((kind for kind in (int, float) if kind in kinds), None)
+        kinds = get_args(kinds[0]) if self.is_list else kinds
+        return next((_PARSERS[kind] for kind in kinds if kind in _PARSERS), None)
 
     def parameter(self) -> inspect.Parameter:
         """Return the parameter that typer sees."""
         kind, default = self.kind, self.default
         if default is MISSING:
             default = inspect.Parameter.empty  # typer then demands a value
-        elif self.number is not None:
-            kind, default = str | None, None if default is None else str(default)
+        elif self.parser is not None:
+            kind = list[str] | None if self.is_list else str | None
+            default = None if default is None else str(default)
         return inspect.Parameter(
             self.name,
             inspect.Parameter.KEYWORD_ONLY,
@@ -64,10 +82,13 @@ class _Option:
         )
 
     def parsed(self, value: Any) -> Any:
-        """Return the field's value. Raises PromptError if the text is no number."""
-        if self.number is None or value is None:
+        """Return the field's value. Raises PromptError for a text that is none."""
+        parser = self.parser
+        if parser is None or value is None:
             return value
-        return parsed_number("--" + self.name.replace("_", "-"), value, self.number)
+        if self.is_list:
+            return [parser(self.called, text) for text in value]
+        return parser(self.called, value)
 
 
 def _options_of(group: type[Any]) -> list[_Option]:
@@ -91,3 +112,10 @@ def parsed_number(name: str, text: str, kind: type[_Number]) -> _Number:
     except ValueError:
         wanted = "a whole number" if kind is int else "a number"
         raise PromptError(f"{name} is {text!r}: give {wanted}") from None
+
+
+_PARSERS: Mapping[Any, _Parser] = {
+    int: lambda name, text: parsed_number(name, text, int),
+    float: lambda name, text: parsed_number(name, text, float),
+    Path: given_path,
+}

@@ -19,6 +19,7 @@ from haversack.edge.given_text import (
     checked_text,
     decoded,
     file_text,
+    given_path,
     longest_text_bytes,
     read_at_most,
 )
@@ -249,7 +250,8 @@ class SamplingOptions:
     def _schema(self) -> str | None:
         if self.json_schema is None or without_mark(self.json_schema).lstrip().startswith("{"):
             return self.json_schema
-        return file_text("--json-schema", Path(self.json_schema), MAX_SCHEMA_CHARS)
+        path = given_path("--json-schema", self.json_schema)
+        return file_text("--json-schema", path, MAX_SCHEMA_CHARS)
 
     def chosen_seed(self) -> int:
         """Return the seed given, or a random one."""

@@ -270,6 +270,8 @@ def assert_refused(result: Result, exit_code: int, *words: str) -> None:
         (["run", "-p", "a" * 2000, "--ctx", "64"], ["the context holds 64", "--ctx"]),
         (["run", "--frobnicate"], ["--frobnicate", "--help"]),
         (["run", "one.gguf", "two.gguf"], ["two.gguf", "--help"]),
+        (["run", "", "-p", "x"], ["MODEL is empty", "leave it out"]),
+        (["run", "./x/y/z.gguf", "-p", "x"], ["x/y/z.gguf does not exist", "path of a GGUF file"]),
         (["fly"], ["fly", "--help"]),
         (["bench", "-n", "0"], ["-n is 0"]),
         (["bench", "--warm-tokens", "-1"], ["--warm-tokens is -1", "0 or more"]),

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from haversack.devices.errors import ModelFileError
+from haversack.edge.given_text import given_path
 from haversack.edge.hub import HubFile, HubName, choose, name_of
 
 REPO = "tester/tiny-GGUF"
@@ -40,6 +41,12 @@ REPO = "tester/tiny-GGUF"
 def test_names(text: str, name: HubName | None) -> None:
     assert name_of(text) == name == name_of(Path(text))
     assert name is None or str(name) == text
+
+
+@pytest.mark.parametrize("text", ["./org/repo/model.gguf", "../org/repo.gguf", "~/org/model.gguf"])
+def test_what_begins_as_a_path_is_a_path(text: str) -> None:
+    assert name_of(text) is None
+    assert name_of(given_path("MODEL", text)) is None
 
 
 def test_what_is_there_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
