@@ -115,6 +115,7 @@ def run_model(
     planned = fidelity.plan(model, drafts=request.asked_drafts())
     # read last, because it may wait for a pipe: what else is wrong is told before
     prompt = request.text(planned.shape.ctx_tokens)
+    tell_of_long_context(planned)
     with opened(planned, fidelity, log, speculate=request.speculate) as loaded:
         generation = loaded.generate(prompt, request.max_tokens, sampling)
         _log.info("prefill of %d tokens begins", generation.prompt_tokens)
@@ -179,10 +180,18 @@ def chat_with_model(
         return fidelity.plan(replace(model, model=path), drafts=chat.asked_drafts())
 
     def load_planned(each: Plan) -> Model:
+        tell_of_long_context(each)
         return opened(each, fidelity, log, seed, speculate=chat.speculate)
 
     with kept_terminal(), ChatModels(model.model, planned, load_planned) as models:
         ChatLoop(models, settings, talk, log.verbose).run()
+
+
+def tell_of_long_context(planned: Plan) -> None:
+    """Tell that a context is longer than what the model was trained with. A benchmark does not:
+    its random tokens make no sense anyway."""
+    if planned.beyond_training:
+        notice(f"haversack: {planned.beyond_training}")
 
 
 def opened(
@@ -218,7 +227,7 @@ def serve_models(
         return fidelity.plan(each, sequences=asked.parallel, drafts=asked.asked_drafts())
 
     for each in models.values():
-        planned(each)  # raises before anything is served
+        tell_of_long_context(planned(each))  # raises before anything is served
 
     def load_one(each: ModelOptions) -> Model:
         options = replace(fidelity.load_options(), speculate=asked.speculate)
@@ -301,6 +310,7 @@ def evaluate_fidelity(
     assert asked.text is not None, "the options check it"
     text = text_of(asked.text, asked.tokens)
     exact, *others = plans_to_measure(model, fidelity, asked.all)
+    tell_of_long_context(exact)
     with load_progress(log.verbose) as progress:
         options = LoadOptions(cache_dir=fidelity.folder, progress=progress, warm_start=False)
         evaluation = Evaluation(text, asked.tokens, options)

@@ -159,6 +159,19 @@ class Plan:
     def headroom_bytes(self) -> int:
         return self.ram_bytes - self.planned_bytes
 
+    @property
+    def beyond_training(self) -> str:
+        """Return in a line that the context is longer than what the model was trained with; empty
+        if it is not."""
+        ctx_tokens, trained_tokens = self.shape.ctx_tokens, self.geometry.trained_ctx_tokens
+        if not trained_tokens or ctx_tokens <= trained_tokens:
+            return ""
+        return (
+            f"{self.path.name} was trained with {trained_tokens} tokens of context, this one has"
+            f" {ctx_tokens}: what follows after {trained_tokens} tokens may make no sense; lower"
+            " --ctx, or read on with care"
+        )
+
     def parts(self) -> dict[str, int]:
         """Return what this model will take outside slots, by name; parts taken in full come
         first."""
@@ -194,6 +207,7 @@ class Plan:
             "low_share": None if self.low is None else self.low_share,
             "route_bias": self.leaning.bias if self.leaning else 0.0,
             "ctx": self.shape.ctx_tokens,
+            "trained_ctx": self.geometry.trained_ctx_tokens,
             "batch": self.shape.batch_tokens,
             "threads": self.shape.threads,
             "sequences": self.shape.sequences,

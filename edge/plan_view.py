@@ -99,8 +99,9 @@ class PlanView:
 
     def show(self) -> None:
         """Write it to stdout, for people."""
-        if too_much := beyond_ram(self.planned.ram_bytes):
-            notice(f"haversack: {too_much}")
+        planned = self.planned
+        for told in filter(None, (beyond_ram(planned.ram_bytes), planned.beyond_training)):
+            notice(f"haversack: {told}")
         self._show_bytes()
         self._show_speed()
         contexts = self.contexts()

@@ -36,7 +36,7 @@ def description(geometry: ModelGeometry) -> dict[str, Fact]:
             "experts": max((layer.num_experts for layer in geometry.layers), default=0),
             "experts_per_token": geometry.num_experts_per_tok,
             "block_types": _block_types(headers),
-            "context_tokens": of_architecture("context_length"),
+            "context_tokens": geometry.trained_ctx_tokens,
             "chat_template": "yes" if value("tokenizer.chat_template") else "no",
         }
 

@@ -99,11 +99,13 @@ class ModelGeometry:
 
     `layers` are the layers that are computed. `unused` are the expert matrices of the layers after
     them, which only draft tokens (multi-token prediction): llama.cpp does not load them, and
-    `trunk_bytes` does not count them.
+    `trunk_bytes` does not count them. The model was trained with contexts of `trained_ctx_tokens`,
+    None if the header does not tell.
     """
 
     paths: tuple[Path, ...]
     architecture: str
+    trained_ctx_tokens: int | None
     num_experts_per_tok: int
     layers: tuple[ExpertLayer, ...]
     unused: tuple[ExpertMatrix, ...]
@@ -246,12 +248,18 @@ def _geometry(paths: tuple[Path, ...], headers: Sequence[GgufHeader]) -> ModelGe
     return ModelGeometry(
         paths=paths,
         architecture=architecture,
+        trained_ctx_tokens=_trained_ctx_tokens(headers[0], architecture),
         num_experts_per_tok=_experts_per_tok(headers[0], architecture) if layers else 0,
         layers=layers,
         unused=tuple(unused),
         trunk_bytes=trunk_bytes,
         header_bytes=sum(header.data_offset for header in headers),
     )
+
+
+def _trained_ctx_tokens(header: GgufHeader, architecture: str) -> int | None:
+    found = header.value(f"{architecture}.context_length")
+    return found if isinstance(found, int) else None
 
 
 def _num_layers(header: GgufHeader, architecture: str) -> int:

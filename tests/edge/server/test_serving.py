@@ -28,10 +28,9 @@ def served(tiny_model: Callable[..., Path]) -> Iterator[tuple["subprocess.Popen[
     command += ["--ram", "2GiB", "--ctx", "60000"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        found = re.search(r"http://\S+", process.stderr.readline())
-        assert found is not None
+        told = map(re.compile(r"http://\S+").search, process.stderr)  # more is told before
         try:
-            yield process, found[0]
+            yield process, next(found[0] for found in told if found is not None)
         finally:
             process.kill()
 
