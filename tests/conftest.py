@@ -20,7 +20,7 @@ import pytest
 # loaded. Later it would say that our own threads are not wanted (devices/team.py).
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
-from haversack.devices import module_build, modules
+from haversack.devices import crowd, module_build, modules
 from haversack.devices.backends import Device, find_device
 from haversack.devices.errors import DeviceError
 from haversack.edge.cache_dir import modules_folder
@@ -28,6 +28,9 @@ from haversack.tools.models.known_answer import write_known_answer
 from haversack.tools.models.synth import write_tiny
 
 del os.environ["OMP_WAIT_POLICY"]
+# So do our own threads, sooner than on a computer that runs nothing else: CI runs two suites on two
+# cores, and then a pass of a tiny model took up to 7 times the processor time.
+crowd.LONG_SPIN_S = 2 * crowd.SHORT_SPIN_S
 
 TinyModel = Callable[..., Path]
 

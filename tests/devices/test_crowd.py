@@ -1,6 +1,6 @@
 """The choice of threads on a simulated machine of two processors that other programs use too."""
 
-from haversack.devices.crowd import Crowd, Setting, settings_for
+from haversack.devices.crowd import SHORT_SPIN_S, Crowd, Setting, settings_for
 
 
 class Machine:
@@ -15,7 +15,7 @@ class Machine:
         """2 ms of work are shared. A thread that waits for one that does not run loses its time."""
         if self.busy == 0:
             return self.slowness * (0.0012 if setting.num_threads == 2 else 0.002)
-        spins = setting.spin_s > 1e-4
+        spins = setting.spin_s > SHORT_SPIN_S
         return self.slowness * {1: 0.003, 2: 0.020 if spins else 0.006}[setting.num_threads]
 
     def delayed_s(self, setting: Setting) -> float:

@@ -25,17 +25,20 @@ LONG_CTX = 32768  # a text that fills it fills the pipe before, and waits there 
 _ROOT = Path(__file__).parents[2]
 EXPECTED = _ROOT / "tools" / "models" / "stories260k" / "expected_greedy.txt"
 
-QUIET = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # idle threads do not spin: tests share cores
-
 TinyModel = Callable[..., Path]
 Result = subprocess.CompletedProcess[str]
+
+
+def quiet() -> dict[str, str]:
+    """The environment of now, in which idle threads do not spin: tests share cores."""
+    return {**os.environ, "OMP_WAIT_POLICY": "passive"}
 
 
 def haversack(*arguments: object, stdin: str = "") -> Result:
     """Run the program; what it printed."""
     command = [*PROGRAM, *map(str, arguments)]
     return subprocess.run(
-        command, input=stdin, capture_output=True, text=True, timeout=300, env=QUIET
+        command, input=stdin, capture_output=True, text=True, timeout=300, env=quiet()
     )
 
 
@@ -45,7 +48,7 @@ def started(*arguments: object) -> Generator[subprocess.Popen[str]]:
     command = [*PROGRAM, *map(str, arguments)]
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        command, text=True, stdin=pipe, stdout=pipe, stderr=pipe, env=QUIET
+        command, text=True, stdin=pipe, stdout=pipe, stderr=pipe, env=quiet()
     ) as process:
         try:
             yield process

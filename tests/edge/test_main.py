@@ -18,12 +18,16 @@ PROGRAM = [sys.executable, "-m", "haversack.edge"]
 # instant by what has happened and not by a clock.
 TOLD = [sys.executable, "-X", "importtime", "-m", "haversack.edge"]
 FIRST_HEAVY_IMPORT = "typer"
-QUIET = {**os.environ, "OMP_WAIT_POLICY": "passive"}
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32",
     reason="there Ctrl-C is no signal to one process, nor are streams files",
 )
+
+
+def quiet() -> dict[str, str]:
+    """The environment of now, in which idle threads do not spin: tests share cores."""
+    return {**os.environ, "OMP_WAIT_POLICY": "passive"}
 
 
 def lines_from_the_first_import(stderr: IO[str]) -> Iterator[str]:
@@ -54,7 +58,7 @@ def test_ctrl_c_at_an_instant_ends_it_quietly(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env=QUIET,
+        env=quiet(),
     ) as process:
         assert process.stderr is not None
         told = lines_from_the_first_import(process.stderr)
@@ -73,7 +77,7 @@ def test_ctrl_c_after_the_answer_leaves_the_answer_whole() -> None:
     """The signal comes while the model is closed and the program ends."""
     command = [*PROGRAM, "run", "-p", "Once", "-n", "2", "--json"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=QUIET) as process:
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=quiet()) as process:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["tokens"] == 2
         process.send_signal(signal.SIGINT)
@@ -91,7 +95,7 @@ def test_ctrl_c_that_is_ignored_stays_ignored() -> None:
         stdout=pipe,
         stderr=pipe,
         text=True,
-        env=QUIET,
+        env=quiet(),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     ) as process:
         assert process.stderr is not None
@@ -124,7 +128,7 @@ def test_every_public_name_is_there_when_it_is_asked_for() -> None:
 # ---------------------------------------------------------------------- streams
 def shell(command: str) -> "subprocess.CompletedProcess[str]":
     """Run `command`, in which $H is the program, with a shell that can close streams."""
-    environment = {**QUIET, "H": f"{sys.executable} -m haversack.edge"}
+    environment = {**quiet(), "H": f"{sys.executable} -m haversack.edge"}
     return subprocess.run(
         ["sh", "-c", command], capture_output=True, text=True, timeout=300, env=environment
     )
