@@ -32,6 +32,7 @@ _COMPILERS = ("c++", "g++", "clang++", "cl")
 _GENERATORS = ("ninja", "make", "nmake")
 _DEFINED = (
     "-DCMAKE_BUILD_TYPE=Release",
+    "-DCMAKE_C_FLAGS_RELEASE=",  # only ggml's own library has C, and the build in use has that
     "-DCMAKE_SKIP_RPATH=ON",  # the libraries that it needs are loaded before it
     "-DBUILD_SHARED_LIBS=ON",
     "-DGGML_BACKEND_DL=ON",
