@@ -82,6 +82,11 @@ class Steps:
         return float(self._struct.passes_s)
 
     @property
+    def first_s(self) -> float:
+        """The seconds of the first one, for which llama.cpp may have made its graph anew."""
+        return float(self._struct.first_s)
+
+    @property
     def likeliest(self) -> list[int]:
         """The token after each pass, if none were given; -1 where the logits are not finite."""
         found: list[int] = self._likeliest[: self.num_done].tolist()

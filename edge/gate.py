@@ -5,17 +5,16 @@ from itertools import accumulate
 from math import inf
 
 from haversack.devices.llama import MOST_ROWS
+from haversack.edge.pass_times import FEW_PASSES, FIRST_ROW_COST, DraftTimes, PassTimes
 
-_FEW_PASSES = 2  # that a mean is known little by
-_WEIGHT = 16  # passes that a running mean goes back
-_STALE_PASSES = 256  # after which a mean counts as one pass
-_OUTLIER = 4.0  # times the mean: what takes longer is counted as this long
-_FIRST_ROW_COST = 0.7  # of one more row in single tokens, until passes of several rows were timed
 _FIRST_PASSES = 8  # timed without drafts before any is computed
 _LEAST_GAIN = 1.02  # of the tokens a second that are expected: what a draft must promise
 _MARGIN = 0.005  # of the time of passes without drafts: what trials may lose in all, and no more
 _FIRST_CREDIT, _MOST_CREDIT = 3.0, 8.0  # in single tokens
-_REFRESH_PASSES = 128  # of passes with drafts: then two without, so that both stay comparable
+_FIRST_REFRESH, _LONGEST_REFRESH = 12, 128  # passes with drafts until some without are timed anew
+_REFRESH_PASSES = 2  # that are timed then
+_CHANGED = 0.05  # of that time: it is timed anew soon
+_COLD_PASSES = 8  # behind a prompt: they miss more experts than those that follow
 _CREDIT_PASSES = 16  # that earn credit before drafts are looked for again
 _TRIAL_ROWS = (1, 3, 6, 2, 5, 4)  # drafted to see what they cost, in this order at first
 _FIRST_TRIALS = 3  # of them follow each other soon
@@ -25,73 +24,6 @@ _CHEAPER = 0.7  # of the expected time of a pass: the machine may have changed
 _FIRST_STEADY, _LONGEST_STEADY = 16, 512  # passes with drafts until a trial of another length
 _OWED_PASSES = 32  # over which the time that a drafter took to read a text is paid
 _LEAST_READ, _MOST_READ = 16, 128  # tokens of a text that a drafter has not read, at a time
-
-
-class PassTimes:
-    """How long passes of 1 to 7 rows take: running means. The first pass of so many rows also makes
-    llama.cpp's graph for them, so the second one replaces its time."""
-
-    def __init__(self) -> None:
-        self.num_timed = [0] * (MOST_ROWS + 1)
-        self._mean_s = [0.0] * (MOST_ROWS + 1)
-        self._noted_at, self._num_noted = [0] * (MOST_ROWS + 1), 0
-
-    def note(self, num_rows: int, pass_s: float, num_passes: int = 1) -> float:
-        """Count passes of the same time. Return it, or less if they were held up."""
-        self._num_noted += num_passes
-        is_stale = self._num_noted - self._noted_at[num_rows] > _STALE_PASSES
-        if is_stale:  # the machine may be another
-            self.num_timed[num_rows] = min(1, self.num_timed[num_rows])
-        self._noted_at[num_rows] = self._num_noted
-        timed, mean_s = self.num_timed[num_rows], self._mean_s[num_rows]
-        if timed >= 4:
-            pass_s = min(pass_s, _OUTLIER * mean_s)
-        self.num_timed[num_rows] = timed + num_passes
-        before = 0 if timed == 1 and not is_stale else timed
-        share = min(1.0, num_passes / min(before + num_passes, _WEIGHT))
-        self._mean_s[num_rows] = mean_s + (pass_s - mean_s) * share
-        return pass_s
-
-    def known(self, num_rows: int) -> tuple[int, int]:
-        """Return how well the time of a pass is known: what is smaller is known less."""
-        return min(self.num_timed[num_rows], _FEW_PASSES), self._noted_at[num_rows]
-
-    @property
-    def most_timed(self) -> int:
-        """Return the most rows of a pass that was timed."""
-        return max(rows for rows, timed in enumerate(self.num_timed) if timed)
-
-    def of(self, num_rows: int) -> float:
-        """Return the seconds of a pass; where none of so many rows was timed, as if each row more
-        cost what the rows below did. At least one pass of as many or fewer rows was timed."""
-        if self.num_timed[num_rows]:
-            return self._mean_s[num_rows]
-        timed = [rows for rows in range(1, num_rows + 1) if self.num_timed[rows]]
-        most, least = timed[-1], timed[0]
-        row_s = _FIRST_ROW_COST * self._mean_s[least] / least
-        if most > least:
-            row_s = max(0.0, (self._mean_s[most] - self._mean_s[least]) / (most - least))
-        return self._mean_s[most] + (num_rows - most) * row_s
-
-
-class DraftTimes:
-    """How long a drafter that computes takes for a token that it drafts, and for one that it reads:
-    running means. Without one both are 0."""
-
-    def __init__(self) -> None:
-        self.drafted_s = self.read_s = 0.0
-        self._num_drafts = self._num_reads = 0
-
-    def note(self, num_drafted: int, drafted_s: float, num_read: int, read_s: float) -> None:
-        """Count what a drafter drafted and read."""
-        if num_drafted:
-            self._num_drafts += 1
-            more_s = drafted_s / num_drafted - self.drafted_s
-            self.drafted_s += more_s / min(self._num_drafts, _WEIGHT)
-        if num_read:
-            self._num_reads += 1
-            more_s = read_s / num_read - self.read_s
-            self.read_s += more_s / min(self._num_reads, _WEIGHT)
 
 
 class Gate:
@@ -112,7 +44,9 @@ class Gate:
         self._skip = 0  # passes without a look
         self._quiet, self._since_round, self._num_trials = _FIRST_QUIET, 0, 0
         self._steady, self._since_trial = _FIRST_STEADY, 0
-        self._since_plain = 0
+        self._since_plain, self._refresh = 0, _FIRST_REFRESH
+        self._doubted: tuple[int, float] | None = None  # rows and time of passes timed anew
+        self._num_cold = 0  # passes that tell nothing of the time of those without drafts
         self._bases = set[int]()  # that have had their first credit
         self._latest_rows = 0  # of the pass before; 0: it was no usual one
         self._round: tuple[int, int, int, float] | None = None  # until its costs are known
@@ -133,12 +67,14 @@ class Gate:
         if self._skip:
             self._skip -= 1
             return False
-        if self.times.num_timed[base] < _FIRST_PASSES:
+        if base not in self._bases:
             return False
         if self._credit_s <= 0:
             return self._close("drafts have lost time", _CREDIT_PASSES - 1)
-        if self._since_plain >= _REFRESH_PASSES:
-            self._since_plain, self._skip = 0, 1
+        if self._since_plain >= self._refresh:
+            self._since_plain, self._skip = 0, _REFRESH_PASSES
+            self._doubted = base, self.times.of(base)
+            self.times.doubt(base)
             return False
         if not self._is_trial_due and self._is_dear(base):
             return self._close(self._why_dear(base), self._quiet - self._since_round)
@@ -222,7 +158,7 @@ class Gate:
         times, rows = self.times, base + number
         most = min(rows, times.most_timed)
         more_s = times.of(rows) - times.of(most)
-        hoped_s = (rows - most) * _FIRST_ROW_COST * times.of(base) / base
+        hoped_s = (rows - most) * FIRST_ROW_COST * times.of(base) / base
         return times.of(most) + min(more_s, hoped_s) - times.of(base)
 
     def _close(self, why: str, skip: int) -> bool:
@@ -261,18 +197,18 @@ class Gate:
         if self.times.num_timed[1]:
             self._earn(-paid_s, 1)
 
-    def note_plain(self, num_passes: int, passes_s: float) -> None:
-        """Count passes of one row that followed each other."""
-        pass_s = passes_s / num_passes
-        is_early = self.times.num_timed[1] < _FIRST_PASSES
-        one_by_one = num_passes if is_early else min(num_passes, 2)
-        for _ in range(one_by_one):  # the first may settle a draft
+    def note_plain(self, num_passes: int, passes_s: float, first_s: float) -> None:
+        """Count passes of one row that followed each other, of which the first took `first_s`."""
+        self.note(1, 0, 0, first_s)
+        left = num_passes - 1
+        pass_s = (passes_s - first_s) / max(1, left)
+        while left and self.times.num_timed[1] < _FIRST_PASSES:
             self.note(1, 0, 0, pass_s)
-        more = num_passes - one_by_one
-        if more:
-            self.times.note(1, pass_s, more)
-            self._earn(_MARGIN * pass_s * more, 1)
-            self._since_round += more
+            left -= 1
+        if left:
+            self._time(1, pass_s, left)
+            self._earn(_MARGIN * pass_s * left, 1)
+            self._since_round += left
         self._skip = max(0, self._skip + 1 - num_passes)
 
     def note(self, base: int, num_drafted: int, num_right: int, pass_s: float) -> None:
@@ -282,6 +218,7 @@ class Gate:
             self._settle(0.0)
             self._round = base, num_drafted, num_right, pass_s
             self._since_round, self._since_plain = 0, self._since_plain + 1
+            self._num_cold = max(0, self._num_cold - 1)
         else:
             if self._latest_rows == rows:
                 self._note_plain(rows, pass_s)
@@ -294,11 +231,25 @@ class Gate:
     def note_unusual(self) -> None:
         """Count a pass that is not to be compared with others, such as a prompt's."""
         self._settle(0.0)
-        self._latest_rows = 0
+        self._latest_rows, self._num_cold = 0, _COLD_PASSES
+
+    def _time(self, rows: int, pass_s: float, num_passes: int = 1) -> None:
+        """Time passes without drafts, if they tell something."""
+        times = self.times
+        is_cold = self._num_cold > 0 and rows in self._bases
+        self._num_cold = max(0, self._num_cold - num_passes)
+        if is_cold:
+            return
+        times.note(rows, pass_s, num_passes)
+        if self._doubted is not None and times.num_timed[rows] >= FEW_PASSES + _REFRESH_PASSES:
+            before_rows, before_s = self._doubted
+            has_changed = rows != before_rows or abs(times.of(rows) / before_s - 1) > _CHANGED
+            longer = min(2 * self._refresh, _LONGEST_REFRESH)
+            self._doubted, self._refresh = None, _FIRST_REFRESH if has_changed else longer
 
     def _note_plain(self, rows: int, pass_s: float) -> None:
         times = self.times
-        times.note(rows, pass_s)
+        self._time(rows, pass_s)
         if times.num_timed[rows] == _FIRST_PASSES and rows not in self._bases:
             self._bases.add(rows)
             self._earn(_FIRST_CREDIT * times.of(rows), rows)

@@ -204,7 +204,9 @@ class EngineLoop:
                 self.figures.count_decoded([(call, num_done)], passes_s)
                 sequence.tokens += tokens
                 sequence.tokens += call.take_steps(context.steps, context.borrow_logits)
-                self.speculation.note_plain(num_done, time.perf_counter() - began_s)
+                taken_s = time.perf_counter() - began_s
+                first_s = context.steps.first_s if num_done > 1 else taken_s
+                self.speculation.note_plain(num_done, taken_s, first_s)
 
     def _compute_rows(self, work: Work) -> None:
         parts = work.parts

@@ -86,15 +86,6 @@ class PassCount(NamedTuple):
     number: int = 0
     taken_s: float = 0.0
 
-    @property
-    def mean_s(self) -> float:
-        """Return what one takes; 0 if there were none."""
-        return self.taken_s / self.number if self.number else 0.0
-
-    def plus(self, number: int, taken_s: float) -> "PassCount":
-        """Return the count with so many passes more."""
-        return PassCount(self.number + number, self.taken_s + taken_s)
-
     def __sub__(self, other: "PassCount") -> "PassCount":
         return PassCount(self.number - other.number, self.taken_s - other.taken_s)
 
@@ -171,6 +162,8 @@ class Speculation:
         if self.learner is not None and not self.learner.why_not:
             for call in calls:
                 call.notes = call.notes or self.learner.notes(call.tokens)
+        if not all(call.decoded_tokens for call in calls):
+            self.gate.note_unusual()  # a text begins: what it needs is not in memory yet
         if self._fixed is None and not self.gate.looks(len(calls)):
             return []
         self._base = len(calls)
@@ -254,11 +247,12 @@ class Speculation:
             return MOST_STEPS, drafter.watch(self.gate.needs(1))
         return min(self.gate.most_blind, MOST_STEPS), None
 
-    def note_plain(self, num_passes: int, passes_s: float) -> None:
-        """Count usual passes of one row that followed each other."""
-        self._count(1, num_passes, passes_s)
+    def note_plain(self, num_passes: int, passes_s: float, first_s: float) -> None:
+        """Count usual passes of one row that followed each other, and the time of the first."""
+        self._count(1, 1, first_s)
+        self._count(1, num_passes - 1, passes_s - first_s)
         if not self.is_off:
-            self.gate.note_plain(num_passes, passes_s)
+            self.gate.note_plain(num_passes, passes_s, first_s)
 
     def note(self, num_calls: int, num_drafted: int, num_right: int, pass_s: float) -> None:
         """Count a usual pass with a row of each of `num_calls` calls and `num_drafted` more, of
@@ -273,11 +267,9 @@ class Speculation:
             self.gate.note(num_calls, num_drafted, num_right, pass_s)
 
     def _count(self, num_rows: int, num_passes: int, taken_s: float) -> None:
-        if num_rows == 1 < self._latest_rows:  # the first one of these makes its graph anew
-            others_s = self.passes[1].mean_s * (num_passes - 1)
-            self.passes[0] = self.passes[0].plus(1, taken_s - others_s)
-            num_passes, taken_s = num_passes - 1, others_s
-        self.passes[num_rows] = self.passes[num_rows].plus(num_passes, taken_s)
+        kind = 0 if num_rows == 1 < self._latest_rows else num_rows
+        number, before_s = self.passes[kind]
+        self.passes[kind] = PassCount(number + num_passes, before_s + taken_s)
         self._latest_rows = num_rows
 
     def note_unusual(self) -> None:

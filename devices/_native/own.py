@@ -91,6 +91,7 @@ class Steps(c.Structure):
         ("most_s", c.c_double),
         *((name, Address) for name in ("stops", "watch", "given", "logits", "likeliest")),
         ("passes_s", c.c_double),
+        ("first_s", c.c_double),
         ("num_done", c.c_int32),
     )
 

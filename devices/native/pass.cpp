@@ -95,12 +95,13 @@ API int32_t haversack_pass_compute(Pass *pass) { return compute(*pass); }
 // last pass; `delayed_s` is of all.
 API int32_t haversack_pass_go_on(Pass *pass, Steps *steps) {
     const double end_s = now_s() + steps->most_s;
-    double delayed_s = steps->passes_s = 0;
+    double delayed_s = steps->passes_s = steps->first_s = 0;
     int32_t status = 0;
     for (steps->num_done = 0; steps->num_done < steps->most;) {
         status = compute(*pass);
         delayed_s += pass->delayed_s;
         if (status != 0 || pass->failure != 0) break;
+        if (steps->num_done == 0) steps->first_s = pass->pass_s;
         steps->passes_s += pass->pass_s;
         const int32_t token = next_token(*pass, *steps);
         if (token < 0 || now_s() >= end_s) break;

@@ -60,6 +60,7 @@ struct Steps {
     float *logits;         // (most, num_logits) after each pass, if tokens are given
     int32_t *likeliest;    // the token after each pass, if none are given; -1: not finite logits
     double passes_s;       // of all passes
+    double first_s;        // of the first one, which may make its graph anew
     int32_t num_done;      // passes; a failed one ends them and does not count
 };
 

@@ -7,7 +7,8 @@ from random import Random
 
 import pytest
 
-from haversack.edge.gate import Gate, PassTimes
+from haversack.edge.gate import Gate
+from haversack.edge.pass_times import PassTimes
 
 Cost = Callable[[int], float]  # seconds of a pass by its number of rows
 
@@ -175,7 +176,7 @@ def test_what_only_the_first_pass_of_so_many_rows_takes_says_nothing_of_later_on
     gate.note(1, 1, 0, 60.0)
     gate.note(1, 0, 0, 1.0)
     assert gate.saved_s == pytest.approx(-1.0)  # as two passes of one row
-    gate.note_plain(32, 32.0)
+    gate.note_plain(32, 32.0, 1.0)
     assert gate.looks(1) and gate.num_worth(1, [0.9]) == 1  # it has credit for another trial
 
 
@@ -218,6 +219,28 @@ def test_what_a_drafter_takes_is_lost_even_if_nothing_comes_of_it() -> None:
     assert not gate.looks(1) and gate.why_closed == "drafts have lost time"
 
 
+def test_a_pass_without_drafts_is_timed_anew_while_drafts_follow_each_other() -> None:
+    """A text begins with experts that are not in slots; where it repeats itself they are, and each
+    token would cost less without drafts too."""
+    gate = Gate()
+    for _ in range(9):
+        gate.note(1, 0, 0, 4.0)
+    for _ in range(60):
+        drafted = gate.num_worth(1, [0.9] * 6) if gate.looks(1) else 0
+        gate.note(1, drafted, drafted, 1.0 + 0.9 * drafted)
+    assert gate.times.of(1) < 2
+
+
+def test_the_first_passes_of_a_text_say_nothing_of_later_ones() -> None:
+    gate = Gate()
+    for _ in range(40):
+        gate.note(1, 0, 0, 1.0)
+    gate.note_unusual()
+    for _ in range(8):
+        gate.note(1, 0, 0, 9.0)
+    assert gate.times.of(1) == pytest.approx(1.0)
+
+
 def test_passes_that_followed_each_other_count_as_if_one_by_one() -> None:
     one_by_one, at_once = Gate(), Gate()
     for gate in (one_by_one, at_once):
@@ -225,7 +248,7 @@ def test_passes_that_followed_each_other_count_as_if_one_by_one() -> None:
             gate.note(1, 0, 0, 1.0)
     for _ in range(50):
         one_by_one.note(1, 0, 0, 1.1)
-    at_once.note_plain(50, 55.0)
+    at_once.note_plain(50, 55.0, 1.1)
     assert at_once.times.of(1) == pytest.approx(one_by_one.times.of(1), rel=0.05)
     assert at_once._credit_s == pytest.approx(one_by_one._credit_s)
     assert at_once._since_round == one_by_one._since_round

@@ -122,6 +122,7 @@ class ReplayedCall(Call):
         """Have it compute so many tokens. Return how many experts they read."""
         done = len(self.tokens) - self._text.num_given - 1
         self.tokens += self.left[:num_tokens]
+        self.decoded_tokens += num_tokens
         return sum(self._text.reads[done : done + num_tokens])
 
 
@@ -149,9 +150,9 @@ class Replay:
                 spent_s += self._pass_s(call, found[0] if found else ())
                 continue
             num_passes = min(most_blind, len(call.left))
-            passes_s = sum(self._time_s(1, call.go_on(1)) for _ in range(num_passes))
-            self.speculation.note_plain(num_passes, passes_s)
-            spent_s += passes_s
+            times_s = [self._time_s(1, call.go_on(1)) for _ in range(num_passes)]
+            self.speculation.note_plain(num_passes, sum(times_s), times_s[0])
+            spent_s += sum(times_s)
         call.close()
         self.speculation.note_unusual()
         return spent_s
