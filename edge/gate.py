@@ -12,9 +12,10 @@ _LEAST_GAIN = 1.02  # of the tokens a second that are expected: what a draft mus
 _MARGIN = 0.005  # of the time of passes without drafts: what trials may lose in all, and no more
 _FIRST_CREDIT, _MOST_CREDIT = 3.0, 8.0  # in single tokens
 _FIRST_REFRESH, _LONGEST_REFRESH = 12, 128  # passes with drafts until some without are timed anew
-_REFRESH_PASSES = 2  # that are timed then
-_CHANGED = 0.05  # of that time: it is timed anew soon
-_COLD_PASSES = 8  # behind a prompt: they miss more experts than those that follow
+_REFRESH_PASSES = 2  # that are timed then, behind one that settles the draft before
+_CHANGED = 0.15  # of that time: it is timed anew sooner
+_COLD_PASSES = 8  # of a text that begins: they miss more experts than those that follow
+_MOST_LEFT_OUT = 16  # cold passes: then texts are so short that no others come
 _CREDIT_PASSES = 16  # that earn credit before drafts are looked for again
 _TRIAL_ROWS = (1, 3, 6, 2, 5, 4)  # drafted to see what they cost, in this order at first
 _FIRST_TRIALS = 3  # of them follow each other soon
@@ -46,15 +47,14 @@ class Gate:
         self._steady, self._since_trial = _FIRST_STEADY, 0
         self._since_plain, self._refresh = 0, _FIRST_REFRESH
         self._doubted: tuple[int, float] | None = None  # rows and time of passes timed anew
-        self._num_cold = 0  # passes that tell nothing of the time of those without drafts
+        self._num_cold = self._num_left_out = 0  # passes to come, and those that were not timed
         self._bases = set[int]()  # that have had their first credit
         self._latest_rows = 0  # of the pass before; 0: it was no usual one
         self._round: tuple[int, int, int, float] | None = None  # until its costs are known
 
-    @property
-    def is_looking(self) -> bool:
+    def is_looking(self, base: int) -> bool:
         """Return whether drafts are looked for before every pass now."""
-        return not self._skip and self._credit_s > 0
+        return base in self._bases and not self._skip and self._credit_s > 0
 
     @property
     def most_blind(self) -> int:
@@ -123,8 +123,9 @@ class Gate:
             if self._num_trials >= _FIRST_TRIALS:
                 self._quiet = min(2 * self._quiet, _LONGEST_QUIET)
             return number
-        is_dear = self._is_dear(base)
-        self.why_closed = self._why_dear(base) if is_dear else "no token is likely enough"
+        if survivals and self._is_trial_due:  # the credit does not allow it yet
+            self._since_round = max(0, self._quiet - _CREDIT_PASSES)
+        self.why_closed = "no token is likely enough"
         return 0
 
     def _is_dear(self, base: int) -> bool:
@@ -231,26 +232,32 @@ class Gate:
     def note_unusual(self) -> None:
         """Count a pass that is not to be compared with others, such as a prompt's."""
         self._settle(0.0)
-        self._latest_rows, self._num_cold = 0, _COLD_PASSES
+        self._latest_rows = 0
+        self._num_cold = _COLD_PASSES if self._num_left_out < _MOST_LEFT_OUT else 0
 
     def _time(self, rows: int, pass_s: float, num_passes: int = 1) -> None:
-        """Time passes without drafts, if they tell something."""
-        times = self.times
+        """Time passes without drafts, if they tell something of others."""
         is_cold = self._num_cold > 0 and rows in self._bases
         self._num_cold = max(0, self._num_cold - num_passes)
-        if is_cold:
+        self._num_left_out = self._num_left_out + num_passes if is_cold else 0
+        if not is_cold:
+            self.times.note(rows, pass_s, num_passes)
+            self._end_doubt(rows)
+
+    def _end_doubt(self, rows: int) -> None:
+        """Say when such passes are timed anew again, once they were."""
+        if self._doubted is None or self._doubted[0] != rows:
             return
-        times.note(rows, pass_s, num_passes)
-        if self._doubted is not None and times.num_timed[rows] >= FEW_PASSES + _REFRESH_PASSES:
-            before_rows, before_s = self._doubted
-            has_changed = rows != before_rows or abs(times.of(rows) / before_s - 1) > _CHANGED
-            longer = min(2 * self._refresh, _LONGEST_REFRESH)
-            self._doubted, self._refresh = None, _FIRST_REFRESH if has_changed else longer
+        if self.times.num_timed[rows] >= FEW_PASSES + _REFRESH_PASSES:
+            has_changed = abs(self.times.of(rows) / self._doubted[1] - 1) > _CHANGED
+            number = self._refresh // 2 if has_changed else 2 * self._refresh
+            self._refresh = max(_FIRST_REFRESH, min(number, _LONGEST_REFRESH))
+            self._doubted = None
 
     def _note_plain(self, rows: int, pass_s: float) -> None:
         times = self.times
         self._time(rows, pass_s)
-        if times.num_timed[rows] == _FIRST_PASSES and rows not in self._bases:
+        if times.num_timed[rows] >= _FIRST_PASSES and rows not in self._bases:
             self._bases.add(rows)
             self._earn(_FIRST_CREDIT * times.of(rows), rows)
         self._earn(_MARGIN * pass_s, rows)

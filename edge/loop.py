@@ -188,7 +188,7 @@ class EngineLoop:
             return None
         call = work.parts[0].call
         ahead = call.ahead(work.most_ahead) if call.lacks_last_alone else None
-        return ahead and ahead._replace(watch=work.watch)
+        return ahead and ahead._replace(watch=self.speculation.watch(call))
 
     def _go_on(self, part: Part, ahead: Ahead) -> None:
         """Compute several passes of a token each."""

@@ -26,7 +26,7 @@ class PassTimes:
             self.num_timed[num_rows] = min(1, self.num_timed[num_rows])
         self._noted_at[num_rows] = self._num_noted
         timed, mean_s = self.num_timed[num_rows], self._mean_s[num_rows]
-        if timed >= 4:
+        if timed >= FEW_PASSES:
             pass_s = min(pass_s, _OUTLIER * mean_s)
         self.num_timed[num_rows] = timed + num_passes
         before = 0 if timed == 1 and not is_stale else timed

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from haversack.devices.errors import ClosedError
 from haversack.devices.llama import ContextShape, Row
-from haversack.devices.steps import Watch
 from haversack.edge.call import Call
 from haversack.edge.figures import Figures
 from haversack.edge.kv_disk import KvDisk
@@ -41,7 +40,6 @@ class Work(NamedTuple):
     parts: Sequence[Part]
     is_batch: bool
     most_ahead: int  # passes that may be computed at once, without a look at other calls or drafts
-    watch: Watch | None = None  # ends these where a draft may pay
 
     @property
     def is_prompt(self) -> bool:
@@ -184,9 +182,8 @@ class Schedule:
         # llama.cpp computes neighbouring sequences together if they are in order
         parts.sort(key=lambda part: part.sequence.number)
         is_lone = len(self._calls) == 1 and not self._queue and not is_batch and not drafts
-        if not is_lone or not chosen:
-            return Work(parts, is_batch, 1)
-        return Work(parts, is_batch, *self._speculation.until_drafts(chosen[0]))
+        is_lone = is_lone and bool(chosen)
+        return Work(parts, is_batch, self._speculation.most_ahead(chosen[0]) if is_lone else 1)
 
     def _begin(self, call: Call) -> None:
         call.has_begun = True

@@ -159,7 +159,7 @@ class Speculation:
         each; none at all if the list is empty. A pass has at most `most_rows`."""
         if self.is_off:
             return []
-        if self.learner is not None and not self.learner.why_not:
+        if self.learner is not None and self._looks_at_logits:
             for call in calls:
                 call.notes = call.notes or self.learner.notes(call.tokens)
         if not all(call.decoded_tokens for call in calls):
@@ -230,22 +230,33 @@ class Speculation:
         """As `Advice.pays`."""
         return self._fixed is not None or self.gate.pays(self._base, survivals)
 
-    def until_drafts(self, call: Call) -> tuple[int, Watch | None]:
+    def most_ahead(self, call: Call) -> int:
         """Return how many passes of a lone call may follow each other without `drafts`, after it
-        gave none, and what ends them where a draft may pay."""
-        if self.is_off:
-            return MOST_STEPS, None
-        looks_at_logits = self.learner is not None and not self.learner.why_not
-        if looks_at_logits or self._fixed is not None:
-            return 1, None
+        gave none."""
+        if self.is_off or call.most_drafted <= 0:
+            return MOST_STEPS
+        if self._fixed is not None or self._looks_at_logits:
+            return 1
+        return MOST_STEPS if self._watching(call) else min(self.gate.most_blind, MOST_STEPS)
+
+    def watch(self, call: Call) -> Watch | None:
+        """Return what ends these passes where a draft may pay; None where nothing looks for it."""
+        drafter = self._watching(call)
+        return None if drafter is None else drafter.watch(self.gate.needs(1))
+
+    def _watching(self, call: Call) -> NgramDrafter | None:
+        """Return what reads on while the passes of `call` follow each other. It must have read all
+        of the text before."""
+        if self.is_off or self._fixed is not None or self._looks_at_logits:
+            return None
         drafter = call.drafter
-        if (
-            self.gate.is_looking
-            and isinstance(drafter, NgramDrafter)
-            and drafter.has_read(call.tokens)
-        ):
-            return MOST_STEPS, drafter.watch(self.gate.needs(1))
-        return min(self.gate.most_blind, MOST_STEPS), None
+        if not isinstance(drafter, NgramDrafter) or not self.gate.is_looking(1):
+            return None
+        return drafter if drafter.has_read(call.tokens) else None
+
+    @property
+    def _looks_at_logits(self) -> bool:
+        return self.learner is not None and not self.learner.why_not
 
     def note_plain(self, num_passes: int, passes_s: float, first_s: float) -> None:
         """Count usual passes of one row that followed each other, and the time of the first."""

@@ -90,7 +90,7 @@ def test_a_wrong_expectation_loses_little() -> None:
 
 
 @pytest.mark.parametrize("cost", [CHEAP, DEAR, STEP])
-@pytest.mark.parametrize("num_plain", [0, 40])  # after 32 a trial is due
+@pytest.mark.parametrize("num_plain", [0, 2100])  # a trial is due then
 def test_what_is_not_watched_for_is_not_worth_it(cost: Cost, num_plain: int) -> None:
     """`needs` say where a look at a draft is worth it: they leave none out that would be computed,
     and without a trial they name no other."""
@@ -217,6 +217,56 @@ def test_what_a_drafter_takes_is_lost_even_if_nothing_comes_of_it() -> None:
     for _ in range(40):
         gate.note_drafter(2, 0.5, 0, 0.0)
     assert not gate.looks(1) and gate.why_closed == "drafts have lost time"
+
+
+def test_texts_that_begin_together_after_one_that_drafted_draft_too() -> None:
+    """Its passes had two rows as well."""
+    machine = Machine(CHEAP, 0.9).run(500)
+    for _ in range(20):
+        machine.gate.note(1, 1, 1, CHEAP(2))
+    machine.rounds.clear()
+    assert sum(machine.run(500, base=2).rounds) > 100
+
+
+def test_a_text_is_not_watched_before_its_passes_are_known() -> None:
+    gate = Gate()
+    for _ in range(20):
+        gate.note(2, 0, 0, 1.0)
+    assert gate.is_looking(2) and not gate.is_looking(1)
+
+
+@pytest.mark.parametrize("cost", [DEAR, STEP])
+def test_a_trial_that_is_too_dear_is_put_off(cost: Cost) -> None:
+    """Each look ends a native call."""
+    gate, random, num_looks = Gate(), Random(1), 0
+    for _ in range(4000):
+        survivals, drafted = [0.3 * random.random() ** number for number in range(6)], 0
+        is_watched = gate.is_looking(1) and any(
+            a >= b for a, b in zip(accumulate(survivals), gate.needs(1), strict=True)
+        )
+        if gate.looks(1) and is_watched:
+            num_looks += 1
+            drafted = gate.num_worth(1, survivals)
+        gate.note(1, drafted, 0, cost(1 + drafted))
+    assert num_looks < 4000 / 10
+
+
+def test_texts_that_are_all_short_are_timed_too() -> None:
+    gate = Gate()
+    for number in range(100):
+        gate.note_unusual()
+        for _ in range(8):
+            gate.note(1, 0, 0, 3.0 if number < 3 else 1.0)
+    assert gate.times.of(1) < 1.2
+
+
+def test_a_pass_that_is_held_up_while_it_is_timed_anew_counts_little() -> None:
+    times = PassTimes()
+    for _ in range(16):
+        times.note(1, 1.0)
+    times.doubt(1)
+    times.note(1, 100.0)
+    assert times.of(1) <= 2
 
 
 def test_a_pass_without_drafts_is_timed_anew_while_drafts_follow_each_other() -> None:

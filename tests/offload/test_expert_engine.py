@@ -222,9 +222,9 @@ def test_an_expert_that_is_being_read_is_seen(path: Path, open_model: Any) -> No
     model, seen = open_model(path, 0.3), list[int]()
     Prefetched(model, lambda: seen.append(model.experts.held_copies()[1][9]))
     forced_logits(model, {1: (9,)})
-    held = model.experts.held_copies()
+    held = {each for layer in model.experts.held_copies().values() for each in layer}
     assert seen[0] == BEING_READ
-    assert {HELD_WHOLE} < {each for layer in held.values() for each in layer} <= {0, HELD_WHOLE}
+    assert {HELD_WHOLE} < held <= {0, HELD_WHOLE, BEING_READ}  # prefetches may go on after a pass
 
 
 def test_prefetches_are_counted(path: Path, open_model: Any) -> None:

@@ -145,11 +145,12 @@ class Replay:
         call, spent_s = ReplayedCall(text), 0.0
         while call.left:
             found = self.speculation.drafts([call], MOST_ROWS)
-            most_blind, watch = self.speculation.until_drafts(call)
-            if found or watch or most_blind == 1:  # what is watched for is looked for here
+            most_ahead = self.speculation.most_ahead(call)
+            # what is watched for is looked for here
+            if found or most_ahead == 1 or self.speculation.watch(call) is not None:
                 spent_s += self._pass_s(call, found[0] if found else ())
                 continue
-            num_passes = min(most_blind, len(call.left))
+            num_passes = min(most_ahead, len(call.left))
             times_s = [self._time_s(1, call.go_on(1)) for _ in range(num_passes)]
             self.speculation.note_plain(num_passes, sum(times_s), times_s[0])
             spent_s += sum(times_s)
