@@ -16,6 +16,8 @@ _REFRESH_PASSES = 2  # that are timed then, behind one that settles the draft be
 _CHANGED = 0.15  # of that time: it is timed anew sooner
 _COLD_PASSES = 8  # of a text that begins: they miss more experts than those that follow
 _MOST_LEFT_OUT = 16  # cold passes: then texts are so short that no others come
+_LONGEST_REST = 15  # passes until Python looks again, where its latest looks found none
+_LOOKS_A_REST = 8  # that found none, for each pass of a rest
 _CREDIT_PASSES = 16  # that earn credit before drafts are looked for again
 _TRIAL_ROWS = (1, 3, 6, 2, 5, 4)  # drafted to see what they cost, in this order at first
 _FIRST_TRIALS = 3  # of them follow each other soon
@@ -43,6 +45,7 @@ class Gate:
         self.why_closed = "too few tokens were decoded to know what pays"  # empty: it is open
         self._credit_s = 0.0
         self._skip = 0  # passes without a look
+        self._num_vain = self._rest = 0  # looks since the latest draft; passes to skip for them
         self._quiet, self._since_round, self._num_trials = _FIRST_QUIET, 0, 0
         self._steady, self._since_trial = _FIRST_STEADY, 0
         self._since_plain, self._refresh = 0, _FIRST_REFRESH
@@ -113,7 +116,7 @@ class Gate:
         kept, the likeliest first."""
         number = self._best(base, survivals)
         if number:
-            self._quiet, self.why_closed = _FIRST_QUIET, ""
+            self._num_vain, self._quiet, self.why_closed = 0, _FIRST_QUIET, ""
             self._since_trial += 1
             if self._since_trial < self._steady:
                 return number
@@ -126,6 +129,8 @@ class Gate:
         if survivals and self._is_trial_due:  # the credit does not allow it yet
             self._since_round = max(0, self._quiet - _CREDIT_PASSES)
         self.why_closed = "no token is likely enough"
+        self._num_vain += 1
+        self._rest = min(self._num_vain // _LOOKS_A_REST, _LONGEST_REST)
         return 0
 
     def _is_dear(self, base: int) -> bool:
@@ -199,7 +204,9 @@ class Gate:
             self._earn(-paid_s, 1)
 
     def note_plain(self, num_passes: int, passes_s: float, first_s: float) -> None:
-        """Count passes of one row that followed each other, of which the first took `first_s`."""
+        """Count passes of one row that followed each other, of which the first took `first_s`.
+        Between them drafts were looked for at little cost, if at all."""
+        self._num_vain = self._rest = 0
         self.note(1, 0, 0, first_s)
         left = num_passes - 1
         pass_s = (passes_s - first_s) / max(1, left)
@@ -227,6 +234,7 @@ class Gate:
                 # After a pass of other rows llama.cpp makes its graph anew, and more.
                 self._settle(pass_s - self.times.of(rows))
             self._since_round += 1
+            self._skip, self._rest = max(self._skip, self._rest), 0
         self._latest_rows = rows
 
     def note_unusual(self) -> None:
