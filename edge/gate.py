@@ -116,7 +116,7 @@ class Gate:
         kept, the likeliest first."""
         number = self._best(base, survivals)
         if number:
-            self._num_vain, self._quiet, self.why_closed = 0, _FIRST_QUIET, ""
+            self._num_vain, self.why_closed = 0, ""
             self._since_trial += 1
             if self._since_trial < self._steady:
                 return number
@@ -285,7 +285,7 @@ class Gate:
             took_s = min(took_s, rows * self.times.of(base) / base)
         took_s = self.times.note(rows, took_s)
         if took_s < _CHEAPER * expected_s:  # look at other lengths soon
-            self._steady = _FIRST_STEADY
+            self._steady, self._quiet = _FIRST_STEADY, _FIRST_QUIET
         gained_s = (1 + num_right / base) * self.times.of(base) - took_s
         self.saved_s += gained_s
         self._earn(gained_s, base)
