@@ -122,12 +122,8 @@ class Gate:
                 return number
             self._steady = min(2 * self._steady, _LONGEST_STEADY)
             return self._trial(base, survivals, number) or number
-        if self._is_trial_due and (number := self._trial(base, survivals)):
-            if self._num_trials >= _FIRST_TRIALS:
-                self._quiet = min(2 * self._quiet, _LONGEST_QUIET)
+        if survivals and self._is_trial_due and (number := self._due_trial(base, survivals)):
             return number
-        if survivals and self._is_trial_due:  # the credit does not allow it yet
-            self._since_round = max(0, self._quiet - _CREDIT_PASSES)
         self.why_closed = "no token is likely enough"
         self._num_vain += 1
         self._rest = min(self._num_vain // _LOOKS_A_REST, _LONGEST_REST)
@@ -143,6 +139,15 @@ class Gate:
         if draft_s > _LEAST_ROW_COST * self.times.of(base) / base:
             return f"a drafted token takes {draft_s * base / self.times.of(base):.2f} single tokens"
         return f"a pass of {base + 1} rows takes {cost:.2f} times as long as one of {base}"
+
+    def _due_trial(self, base: int, survivals: Sequence[float]) -> int:
+        """As `_trial`. One that the credit does not allow yet is put off."""
+        number = self._trial(base, survivals)
+        if not number:
+            self._since_round = max(0, self._quiet - _CREDIT_PASSES)
+        elif self._num_trials >= _FIRST_TRIALS:
+            self._quiet = min(2 * self._quiet, _LONGEST_QUIET)
+        return number
 
     def _trial(self, base: int, survivals: Sequence[float], but: int = 0) -> int:
         """Return how many rows, `but` not so many, to compute to see what that takes: so many as

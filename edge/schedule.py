@@ -181,8 +181,8 @@ class Schedule:
             parts.append(Part(call, call.sequence, call.due(self._shape.batch_tokens), drafted))
         # llama.cpp computes neighbouring sequences together if they are in order
         parts.sort(key=lambda part: part.sequence.number)
-        is_lone = len(self._calls) == 1 and not self._queue and not is_batch and not drafts
-        is_lone = is_lone and bool(chosen)
+        is_alone = len(self._calls) == len(chosen) == 1 and not self._queue
+        is_lone = is_alone and not is_batch and not drafts
         return Work(parts, is_batch, self._speculation.most_ahead(chosen[0]) if is_lone else 1)
 
     def _begin(self, call: Call) -> None:

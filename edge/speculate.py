@@ -159,9 +159,9 @@ class Speculation:
         each; none at all if the list is empty. A pass has at most `most_rows`."""
         if self.is_off:
             return []
-        if self.learner is not None and self._looks_at_logits:
+        if (learner := self._learning) is not None:
             for call in calls:
-                call.notes = call.notes or self.learner.notes(call.tokens)
+                call.notes = call.notes or learner.notes(call.tokens)
         if not all(call.decoded_tokens for call in calls):
             self.gate.note_unusual()  # a text begins: what it needs is not in memory yet
         if self._fixed is None and not self.gate.looks(len(calls)):
@@ -235,7 +235,7 @@ class Speculation:
         gave none."""
         if self.is_off or call.most_drafted <= 0:
             return MOST_STEPS
-        if self._fixed is not None or self._looks_at_logits:
+        if self._fixed is not None or self._learning is not None:
             return 1
         return MOST_STEPS if self._watching(call) else min(self.gate.most_blind, MOST_STEPS)
 
@@ -247,7 +247,7 @@ class Speculation:
     def _watching(self, call: Call) -> NgramDrafter | None:
         """Return what reads on while the passes of `call` follow each other. It must have read all
         of the text before."""
-        if self.is_off or self._fixed is not None or self._looks_at_logits:
+        if self.is_off or self._fixed is not None or self._learning is not None:
             return None
         drafter = call.drafter
         if not isinstance(drafter, NgramDrafter) or not self.gate.is_looking(1):
@@ -255,8 +255,9 @@ class Speculation:
         return drafter if drafter.has_read(call.tokens) else None
 
     @property
-    def _looks_at_logits(self) -> bool:
-        return self.learner is not None and not self.learner.why_not
+    def _learning(self) -> Learner | None:
+        """What looks at the logits of each token; None if nothing does, or does any more."""
+        return None if self.learner is None or self.learner.why_not else self.learner
 
     def note_plain(self, num_passes: int, passes_s: float, first_s: float) -> None:
         """Count usual passes of one row that followed each other, and the time of the first."""

@@ -146,12 +146,11 @@ class Replay:
         while call.left:
             found = self.speculation.drafts([call], MOST_ROWS)
             most_ahead = self.speculation.most_ahead(call)
-            # what is watched for is looked for here
-            num_passes = 1 if self.speculation.watch(call) is not None else most_ahead
             if found or most_ahead == 1:
                 spent_s += self._pass_s(call, found[0] if found else ())
                 continue
-            num_passes = min(num_passes, len(call.left))
+            is_watched = self.speculation.watch(call) is not None  # then each pass has a look here
+            num_passes = 1 if is_watched else min(most_ahead, len(call.left))
             times_s = [self._time_s(1, call.go_on(1)) for _ in range(num_passes)]
             self.speculation.note_plain(num_passes, sum(times_s), times_s[0])
             spent_s += sum(times_s)
