@@ -55,14 +55,21 @@ class KeptChat:
                 f"{path} is no chat of version {VERSION} (it says {version!r}): give a file that"
                 " /save of this haversack wrote"
             )
+        lacking = [name for name in ("model", "system", "turns") if name not in found]
+        if lacking:
+            raise _damaged(path, f"it lacks {lacking[0]!r}")
         try:
             turns = [(str(said), str(reply)) for said, reply in found["turns"]]
-            kv, model_id = found.get("kv"), found.get("model_id")
-            if not (kv is None or Path(kv).name == kv):
-                raise ValueError(f"{kv!r} is not the name of a file beside it")
-            return cls(str(found["model"]), model_id, found["system"], turns, kv)
-        except (KeyError, TypeError, ValueError) as error:
-            raise PromptError(f"{path} is damaged ({error!r}): give another file") from error
+        except (TypeError, ValueError) as error:
+            raise _damaged(path, "a turn is not a pair of texts") from error
+        kv = found.get("kv")
+        if not (kv is None or (isinstance(kv, str) and Path(kv).name == kv)):
+            raise _damaged(path, f"{kv!r} is not the name of a file beside it")
+        return cls(str(found["model"]), found.get("model_id"), found["system"], turns, kv)
+
+
+def _damaged(path: Path, why: str) -> PromptError:
+    return PromptError(f"{path} is damaged, {why}: give another file")
 
 
 def refuse_other_file(path: Path) -> None:

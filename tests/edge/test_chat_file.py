@@ -32,8 +32,8 @@ def test_what_was_saved_is_loaded(chat: KeptChat, tmp_path: Path) -> None:
             '{"haversack_chat": 2, "model": "m", "system": null, "turns": [], "kv": "../other"}',
             "is not the name of a file beside it",
         ),
-        ('{"haversack_chat": 1, "model": "m", "system": null, "turns": [["a"]]}', "is damaged"),
-        ('{"haversack_chat": 1}', "is damaged"),
+        ('{"haversack_chat": 1, "model": "m", "system": null, "turns": [["a"]]}', "pair of texts"),
+        ('{"haversack_chat": 1}', "damaged, it lacks 'model'"),
     ],
 )
 def test_other_files_are_refused(text: str, said: str, tmp_path: Path) -> None:

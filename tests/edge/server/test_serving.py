@@ -44,7 +44,7 @@ def test_whole_and_streamed_answers_end_with_an_error(
     served: tuple["subprocess.Popen[str]", str],
 ) -> None:
     process, url = served
-    address, body = f"{url}/v1/completions", {"prompt": "1 2 3"}
+    address, body = f"{url}/v1/completions", {"prompt": "1 2 3", "max_tokens": 50000}
     with httpx.Client(timeout=300) as client, ThreadPoolExecutor() as pool:
         whole = pool.submit(client.post, address, json=body)
         with client.stream("POST", address, json={**body, "stream": True}) as streamed:
