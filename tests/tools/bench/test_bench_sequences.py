@@ -18,12 +18,16 @@ def test_both_ways_write_the_same_texts(
         apart = bench_sequences.write_apart(model, 8)
         together = bench_sequences.write_together(model, 8)
         assert apart.texts == together.texts and len(set(apart.texts)) == len(OPENINGS)
+        assert apart.lengths == together.lengths == [8] * len(OPENINGS)
         assert min(apart.tok_s, together.tok_s) > 0
         assert bench_sequences.holds("tiny", model, 4, rounds=1, bound=0.0)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and all(line.endswith("holds") for line in lines)
+    lengths, *verdicts = lines
+    assert lengths == "tiny: texts of 4, 4, 4, 4 tokens"
+    assert len(verdicts) == 2 and all(line.endswith("holds") for line in verdicts)
 
 
 def test_prompts_are_texts_where_the_model_has_a_vocabulary() -> None:
     with edge.load(edge.builtin_model(), ram="1GiB", ctx=64) as model:
         assert bench_sequences.prompts(model) == list(OPENINGS)
+        assert min(bench_sequences.write_apart(model, 8).lengths) == 8
