@@ -19,7 +19,7 @@ class BuildOptions:
         str | None,
         typer.Option(
             metavar="NAME",
-            help=f"The build of llama.cpp that computes: {', '.join(builds.NAMES)}; the fastest"
+            help=f"The build of llama.cpp that computes: {', '.join(builds.NAMES)}; the first"
             " that is installed unless given.",
             rich_help_panel="Memory and speed",
         ),
@@ -45,6 +45,6 @@ class DoctorOptions(BuildOptions):
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Measure this device too, as RPC\\[host:port]; repeatable. GPUs are without it.",
+            help="Measure this device too, as RPC\\[host:port]; repeatable. GPUs always are.",
         ),
     ] = None

@@ -40,6 +40,6 @@ class ClearOptions:
         bool,
         typer.Option(
             "--clear",
-            help="Remove them; the next load writes the trunks again, `prepare` the low copies.",
+            help="Remove all of it: a load writes the trunks again, `prepare` the low copies.",
         ),
     ] = False

@@ -9,11 +9,13 @@ from typing import Annotated
 import typer
 
 from haversack.devices.errors import PromptError
+from haversack.edge import hub
 from haversack.edge.loading import builtin_model
 from haversack.edge.options import DraftOptions
 
 LOOPBACK = frozenset(["localhost", "127.0.0.1", "::1"])  # hosts that only this computer reaches
 _MAX_PORT = 0xFFFF
+_PART = re.compile(r"-\d{5}-of-\d{5}$")  # how the files of a split model end
 # What browsers send: in small letters; "null" is that of a page from a file.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?|null")
 
@@ -79,7 +81,13 @@ class ServeOptions(DraftOptions):
     def paths(self, first: Path | None) -> dict[str, Path]:
         """Return the models by the names that requests give them. Raises PromptError."""
         paths = [first or builtin_model(), *(self.also or ())]
-        named = {path.stem: path for path in paths}
+        named = {_name_of(path): path for path in paths}
         if len(named) < len(paths):
             raise PromptError("two models have the same file name: rename one")
         return named
+
+
+def _name_of(model: Path) -> str:
+    """Return a file's name without `.gguf` and the number of its part; a name on the hub whole."""
+    name = hub.name_of(model)
+    return str(name) if name else _PART.sub("", model.name.removesuffix(".gguf"))
