@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import settings
 
 # Plain llama.cpp's threads sleep while they wait. By default OpenMP has them spin: beside another
 # busy process they then take 20 times the processor time. OpenMP reads this when llama.cpp is
@@ -31,6 +32,9 @@ del os.environ["OMP_WAIT_POLICY"]
 # So do our own threads, sooner than on a computer that runs nothing else: CI runs two suites on two
 # cores, and then a pass of a tiny model took up to 7 times the processor time.
 crowd.LONG_SPIN_S = 2 * crowd.SHORT_SPIN_S
+
+settings.register_profile("unhurried", deadline=None)  # other programs may hold the processor
+settings.load_profile("unhurried")
 
 TinyModel = Callable[..., Path]
 

@@ -82,7 +82,8 @@ def test_by_another_thread(planned: Plan, text: str) -> None:
 
 def test_a_text_makes_room_between_its_tokens(planned: Plan) -> None:
     """Nobody waits until a text has ended."""
-    begun, sizes = threading.Event(), [ram_of(planned, share) for share in (0.0, 1.0)]
+    begun, has_resized = threading.Event(), threading.Event()
+    sizes = [ram_of(planned, share) for share in (0.0, 1.0)]
     num_tokens, resized_at = 800, list[int]()
     longer = streamed(edge.plan(planned.path, ram="1GiB", ctx=1024, threads=1))
     with edge.load(longer, options=PLAIN) as model:
@@ -91,6 +92,8 @@ def test_a_text_makes_room_between_its_tokens(planned: Plan) -> None:
         def write() -> None:
             for _ in generation:
                 begun.set()
+                if len(generation.tokens) == num_tokens // 2:
+                    assert has_resized.wait(300)
 
         thread = threading.Thread(target=write)
         thread.start()
@@ -98,6 +101,7 @@ def test_a_text_makes_room_between_its_tokens(planned: Plan) -> None:
         while thread.is_alive():
             model.resize(sizes[len(resized_at) % 2] + 2**26)
             resized_at.append(len(generation.tokens))
+            has_resized.set()
         thread.join()
     assert len(generation.tokens) == num_tokens
     assert any(number < num_tokens for number in resized_at)

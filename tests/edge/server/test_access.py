@@ -58,7 +58,7 @@ def guarded(serving: Any) -> Iterator[httpx.Client]:
     """A server that wants a key."""
     access = Access(key="secret", origins=["https://chat.example"], body_bytes=10_000)
     server = Server({"tales-moe": no_model}, ServerSettings(access=access))
-    with serving(server) as found, httpx.Client(base_url=found.url) as client:
+    with serving(server) as found, httpx.Client(base_url=found.url, timeout=300) as client:
         yield client
 
 
@@ -88,8 +88,14 @@ def test_other_sites_are_refused_but_those_that_are_named(guarded: httpx.Client)
 
 def test_a_name_of_another_site_does_not_reach_a_server_without_key(url: str) -> None:
     for host in ("evil.example", "", "localhost.evil.example:80", "[::1", "127.0.0.1:x"):
-        assert httpx.get(f"{url}/v1/models", headers={"Host": host}).status_code in (400, 403)
-    assert httpx.get(f"{url}/v1/models", headers={"Host": "localhost:9"}).status_code == 200
+        assert httpx.get(f"{url}/v1/models", headers={"Host": host}, timeout=300).status_code in (
+            400,
+            403,
+        )
+    assert (
+        httpx.get(f"{url}/v1/models", headers={"Host": "localhost:9"}, timeout=300).status_code
+        == 200
+    )
 
 
 def test_large_bodies_are_refused(guarded: httpx.Client) -> None:
@@ -111,7 +117,7 @@ def test_a_path_never_leads_to_a_file(url: str) -> None:
 def test_a_full_queue_says_when_to_try_again(serving: Any) -> None:
     server = Server({"tales-moe": no_model}, ServerSettings(parallel=0, queue=0))
     with serving(server) as found:
-        refused = httpx.post(f"{found.url}/v1/chat/completions", json=GOOD)
+        refused = httpx.post(f"{found.url}/v1/chat/completions", json=GOOD, timeout=300)
     assert refused.status_code == 503
     assert int(refused.headers["Retry-After"]) >= 1
     assert refused.json()["error"]["type"] == "overloaded_error"
@@ -185,7 +191,7 @@ def connected(url: str, data: bytes) -> Iterator[socket.socket]:
 def test_a_body_that_does_not_come_is_refused_and_takes_no_place(serving: Any) -> None:
     server = Server({"tales-moe": no_model}, ServerSettings(access=Access(body_s=0.2)))
     with serving(server) as found, connected(found.url, BEGUN) as connection:
-        assert httpx.get(f"{found.url}/stats").json()["queue"]["jobs"] == 0
+        assert httpx.get(f"{found.url}/stats", timeout=300).json()["queue"]["jobs"] == 0
         answer = b"".join(iter(lambda: connection.recv(1000), b""))  # until it is closed
         assert answer.startswith(b"HTTP/1.1 408") and b"request_timeout" in answer
 

@@ -81,7 +81,7 @@ def test_two_signals_end_an_idle_server_quietly(
     served: tuple["subprocess.Popen[str]", str],
 ) -> None:
     process, url = served
-    assert httpx.get(f"{url}/health").status_code == 200
+    assert httpx.get(f"{url}/health", timeout=300).status_code == 200
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGINT)
     assert_ends_quietly(process)
