@@ -187,7 +187,7 @@ touches = pytest.mark.skipif(
 
 def wait_until_held(memory: SlotMemory, num_bytes: int) -> None:
     """Return when so much of `memory` is resident."""
-    for _ in range(6000):
+    for _ in range(60_000):
         if memory.resident_bytes >= num_bytes:
             return
         time.sleep(0.01)

@@ -155,6 +155,7 @@ TEST(a_wait_ends_when_its_caller_says_so) {
         HeldReads held(way, bench);
         Wanted wanted(5, 5000);
         bench.submit(wanted);
+        held.await(1);
         Read *read = &wanted.read;
         CHECK(!bench.readers->wait(&read, 1, true, [] { return true; }));
         CHECK(read->state == READING);

@@ -156,8 +156,11 @@ class Opened:
     def num_unpinned(self) -> int:
         """Return how many slots could be claimed now, after withdrawing all prefetches."""
         native.engine_withdraw(self.experts.address)
-        self.experts.check_integrity()
         pools = range(len(self.plans))
+        for number, pool in enumerate(self.experts.pools):
+            if not pool.plan.low_shape:  # growth.cpp uses fewer slots while pages are dear
+                native.engine_resize_pool(self.experts.address, number, pool.num_slots)
+        self.experts.check_integrity()
         slots = [
             native.engine_slots(self.experts.address, number, level)
             for number in pools

@@ -222,6 +222,7 @@ def test_an_expert_that_is_being_read_is_seen(path: Path, open_model: Any) -> No
     model, seen = open_model(path, 0.3), list[int]()
     Prefetched(model, lambda: seen.append(model.experts.held_copies()[1][9]))
     forced_logits(model, {1: (9,)})
+    model.wait_until_idle()  # the read that looks may be behind
     held = {each for layer in model.experts.held_copies().values() for each in layer}
     assert seen[0] == BEING_READ
     assert {HELD_WHOLE} < held <= {0, HELD_WHOLE, BEING_READ}  # prefetches may go on after a pass
@@ -328,7 +329,7 @@ def test_thousands_of_layers_with_predictions_and_failures(
         return np.array(rng.sample(range(SMALL.num_experts), rng.randint(1, 6)))
 
     model.drive.on_read = on_read
-    while num_passes < 700:
+    while num_passes < 700 or num_failed <= 3:  # threads draw in any order
         if rng.random() < 0.5:
             model.experts.predict_by(predict)
         else:
@@ -343,6 +344,5 @@ def test_thousands_of_layers_with_predictions_and_failures(
         model.experts.check_integrity()
         if rng.random() < 0.3:
             assert model.num_unpinned() == model.num_slots()
-    assert num_failed > 3
     counts = model.experts.prefetch_counts()
     assert 0 < counts.right < counts.started
