@@ -203,7 +203,7 @@ void Engine::skip(const Call &call, const Lease &lease, const Tensor *node) {
         }
 }
 
-// All experts are there: the products are llama.cpp's own, over the `num_slots` slots from `first` in
+// All experts are there: each product is one operation over the `num_slots` slots from `first` in
 // place of experts.
 Status Engine::compute_over_slots(const Call &call, const Lease &lease, int32_t first, int32_t num_slots) {
     const Choice &choice = call.choice;

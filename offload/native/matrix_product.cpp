@@ -36,13 +36,18 @@ Tensor custom(void (*function)(Tensor *, int, int, void *), void *data) {
 }  // namespace
 
 // -------------------------------------------------------------------- product
-MatrixProduct::MatrixProduct(const Tensor *op, SharedDot shared)
-    : steps{custom(prepare, this), custom(multiply, this)}, op_(op), weight_(op->src[0]),
-      input_(op->src[1]), traits_(ggml().get_type_traits_cpu(weight_->type)),
-      shared_(weight_->ne[0] % SHARED_LENGTH == 0 ? shared : nullptr) {
-    if (input_->type == traits_->vec_dot_type) return;
-    row_bytes_ = ggml().row_bytes(traits_->vec_dot_type, input_->ne[0]);
-    converted_.resize(row_bytes_ * input_->ne[1] * input_->ne[2] * input_->ne[3]);
+MatrixProduct::MatrixProduct() : steps{custom(prepare, this), custom(multiply, this)} {}
+
+void MatrixProduct::begin(const Tensor *op, SharedDot shared) {
+    op_ = op, weight_ = op->src[0], input_ = op->src[1];
+    traits_ = ggml().get_type_traits_cpu(weight_->type);
+    shared_ = weight_->ne[0] % SHARED_LENGTH == 0 ? shared : nullptr;
+    groups_.clear(), inputs_.clear(), outputs_.clear();
+    next_ = 0;
+    const bool converts = input_->type != traits_->vec_dot_type;
+    row_bytes_ = converts ? ggml().row_bytes(traits_->vec_dot_type, input_->ne[0]) : 0;
+    const size_t num_bytes = row_bytes_ * input_->ne[1] * input_->ne[2] * input_->ne[3];
+    if (converted_.size() < num_bytes) converted_.resize(num_bytes);
 }
 
 void MatrixProduct::prepare(Tensor *, int thread, int num_threads, void *self) {
@@ -174,7 +179,8 @@ class KernelTrial {
             op.op = ggml().op_mul_mat;
             op.src[0] = &weight_;
             op.src[1] = &input;
-            MatrixProduct ours(&op, shared);
+            MatrixProduct ours;
+            ours.begin(&op, shared);
             Tensor *nodes[] = {is_ours ? &ours.steps[0] : &op, &ours.steps[1]};
             if (cpu.compute(nodes, is_ours ? 2 : 1) != SUCCESS) return {};
         }

@@ -21,11 +21,13 @@ const Kernels &kernels_of(int32_t type);
 // rows that multiply with a matrix take its tiles together, so they are read from memory once.
 class MatrixProduct {
   public:
-    MatrixProduct(const Tensor *op, SharedDot shared);
+    MatrixProduct();
     MatrixProduct(const MatrixProduct &) = delete;
 
     // Two operations for a graph of the CPU backend: to prepare, and to multiply.
     Tensor steps[2];
+    // `op` is what they compute from now on. Memory of an earlier one is used again.
+    void begin(const Tensor *op, SharedDot shared);
 
   private:
     struct Group {  // rows of one matrix, by their place in `inputs_` and `outputs_`
@@ -41,9 +43,9 @@ class MatrixProduct {
     void add_row(int64_t in_i1, int64_t out_i1, int64_t i2, int64_t i3);
     void multiply_tile(const Group &group, int64_t first, int64_t end) const;
 
-    const Tensor *op_, *weight_, *input_;
-    const TypeTraits *traits_;
-    const SharedDot shared_;
+    const Tensor *op_ = nullptr, *weight_ = nullptr, *input_ = nullptr;
+    const TypeTraits *traits_ = nullptr;
+    SharedDot shared_ = nullptr;
     std::vector<char> converted_;
     size_t row_bytes_ = 0;  // of `converted_`; 0 where the input is multiplied as it is
     std::vector<Group> groups_;

@@ -16,7 +16,7 @@ constexpr int MOST_EXACT_ROWS = 7;
 bool takes_rows(const Tensor *op);
 
 // Compute `nodes` in this order, as llama.cpp does; of the operations that depend on the number of
-// rows, each row as if it were alone.
+// rows, each row as if it were alone. Products of few rows with experts are ours, with the same bits.
 Status compute_nodes(Tensor *const *nodes, size_t count, Cpu &cpu);
 
 }  // namespace haversack

@@ -17,21 +17,29 @@ struct Graph {
 
 namespace {
 
-enum Op { NONE, MUL_MAT_ID, UNARY, OTHER };
+enum Op { NONE, MUL_MAT_ID, UNARY, CUSTOM, OTHER };
 
 void bf16_from_float(const float *from, void *to, int64_t count) {
     for (int64_t i = 0; i < count; ++i)
         std::memcpy((char *)to + 2 * i, (const char *)(from + i) + 2, 2);
 }
 
-const TypeTraits F32{nullptr, nullptr, TYPE_F32, 1}, BF16{bf16_from_float, nullptr, TYPE_BF16, 1};
-
-float number(const Tensor *tensor, const char *row, int64_t i) {
+float number(int32_t type, const char *row, int64_t i) {
     float value = 0;
-    if (tensor->type == TYPE_F32) std::memcpy(&value, row + 4 * i, 4);
+    if (type == TYPE_F32) std::memcpy(&value, row + 4 * i, 4);
     else std::memcpy((char *)&value + 2, row + 2 * i, 2);
     return value;
 }
+
+template <int32_t TYPE>
+void dot(int count, float *sum, size_t, const void *weights, size_t, const void *inputs, size_t, int) {
+    *sum = 0;
+    for (int64_t j = 0; j < count; ++j)
+        *sum += number(TYPE, (const char *)weights, j) * number(TYPE, (const char *)inputs, j);
+}
+
+const TypeTraits F32{nullptr, dot<TYPE_F32>, TYPE_F32, 1};
+const TypeTraits BF16{bf16_from_float, dot<TYPE_BF16>, TYPE_BF16, 1};
 
 void multiply(const Tensor &op) {
     const Tensor &weight = *op.src[0], &input = *op.src[1], &ids = *op.src[2];
@@ -43,7 +51,7 @@ void multiply(const Tensor &op) {
             for (int64_t i = 0; i < weight.ne[1]; ++i) {
                 float sum = 0;
                 for (int64_t j = 0; j < weight.ne[0]; ++j)
-                    sum += number(&weight, weight.row(i, expert), j) * number(&input, row, j);
+                    sum += number(weight.type, weight.row(i, expert), j) * number(input.type, row, j);
                 ((float *)op.row(place, token))[i] = sum;
             }
         }
@@ -58,10 +66,20 @@ void halve(const Tensor &op) {
     }
 }
 
+// Calls the function that the operation names, as a backend with one thread does.
+void call(Tensor &op) {
+    void (*function)(Tensor *, int, int, void *);
+    void *data;
+    std::memcpy(&function, op.op_params, sizeof function);
+    std::memcpy(&data, (const char *)op.op_params + 16, sizeof data);
+    function(&op, 0, 1, data);
+}
+
 Status compute(Backend *, Graph *graph) {
-    for (const Tensor *node : graph->nodes) {
+    for (Tensor *node : graph->nodes) {
         if (node->op == MUL_MAT_ID) multiply(*node);
         else if (node->op == UNARY) halve(*node);
+        else if (node->op == CUSTOM) call(*node);
         else return COMPUTE_FAILED;
     }
     return SUCCESS;
@@ -144,10 +162,9 @@ Ggml fake() {
     g.backend_cpu_set_n_threads = [](Backend *, int) {};
     g.get_type_traits_cpu = [](int32_t type) { return type == TYPE_F32 ? &F32 : &BF16; };
     for (int32_t *op : {&g.op_mul_mat, &g.op_glu, &g.op_add_id, &g.op_sqr, &g.op_scale, &g.op_clamp,
-                        &g.op_mul, &g.op_add, &g.op_view, &g.op_reshape, &g.op_flash_attn_ext,
-                        &g.op_custom})
+                        &g.op_mul, &g.op_add, &g.op_view, &g.op_reshape, &g.op_flash_attn_ext})
         *op = OTHER;
-    g.op_mul_mat_id = MUL_MAT_ID, g.op_unary = UNARY;
+    g.op_mul_mat_id = MUL_MAT_ID, g.op_unary = UNARY, g.op_custom = CUSTOM;
     return g;
 }
 
