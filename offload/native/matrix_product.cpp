@@ -17,6 +17,7 @@ constexpr int64_t WEIGHT_TILE = 4;  // weight rows that stay in the cache while 
 // one tile at a time, two rows of a large model took 1.8 times as long. But each thread gets several
 // jobs, so that all end at about the same time.
 constexpr int64_t MOST_JOB_TILES = 16, JOBS_PER_THREAD = 4;
+constexpr size_t MOST_KEPT_BYTES = 1 << 20;  // of converted rows, for the next product
 constexpr int ALL_THREADS = -1;     // GGML_N_TASKS_MAX
 
 // An operation that calls `function` on all threads of the CPU backend.
@@ -47,7 +48,8 @@ void MatrixProduct::begin(const Tensor *op, SharedDot shared) {
     const bool converts = input_->type != traits_->vec_dot_type;
     row_bytes_ = converts ? ggml().row_bytes(traits_->vec_dot_type, input_->ne[0]) : 0;
     const size_t num_bytes = row_bytes_ * input_->ne[1] * input_->ne[2] * input_->ne[3];
-    if (converted_.size() < num_bytes) converted_.resize(num_bytes);
+    if (converted_.size() < num_bytes || converted_.size() > MOST_KEPT_BYTES)
+        std::vector<char>(num_bytes).swap(converted_);
 }
 
 void MatrixProduct::prepare(Tensor *, int thread, int num_threads, void *self) {
@@ -57,14 +59,20 @@ void MatrixProduct::prepare(Tensor *, int thread, int num_threads, void *self) {
     if (product->row_bytes_) product->convert(thread, num_threads);
 }
 
-// The rows in the type that the dot product wants.
+// The rows in the type that the dot product wants. Each thread converts a part of each row, because
+// there may be one row alone.
 void MatrixProduct::convert(int thread, int num_threads) {
-    const auto from_float = ggml().get_type_traits_cpu(traits_->vec_dot_type)->from_float;
-    const int64_t *ne = input_->ne;
-    for (int64_t row = thread; row < ne[1] * ne[2] * ne[3]; row += num_threads) {
+    const int32_t type = traits_->vec_dot_type;
+    const auto from_float = ggml().get_type_traits_cpu(type)->from_float;
+    const int64_t *ne = input_->ne, block = ggml().blck_size(type), num_blocks = ne[0] / block;
+    const int64_t first = thread * num_blocks / num_threads;
+    const int64_t end = (thread + 1) * num_blocks / num_threads;
+    if (first == end) return;
+    for (int64_t row = 0; row < ne[1] * ne[2] * ne[3]; row++) {
         const int64_t i1 = row % ne[1], i2 = row / ne[1] % ne[2], i3 = row / ne[1] / ne[2];
-        from_float((const float *)(input_->row(i1, i2) + i3 * input_->nb[3]),
-                   converted_.data() + row * row_bytes_, ne[0]);
+        from_float((const float *)(input_->row(i1, i2) + i3 * input_->nb[3]) + first * block,
+                   converted_.data() + row * row_bytes_ + first * ggml().type_size(type),
+                   (end - first) * block);
     }
 }
 
