@@ -19,11 +19,10 @@ from typing import NamedTuple
 from haversack.devices.errors import ModelFileError
 from haversack.devices.ggml import GgufHeader
 from haversack.devices.units import format_bytes
-from haversack.quant.gguf import ModelGeometry, read_geometry
+from haversack.quant.gguf import PART_NAME, ModelGeometry, read_geometry
 
 _REPO = r"\w[\w.-]*/\w[\w.-]*"
 _NAME = re.compile(rf"({_REPO})(?:/((?:[\w.-]+/)*[\w.-]+\.gguf)|:([\w.-]+))?", re.ASCII)
-_PART = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 _DEFAULT_QUANT = "Q4_K_M"
 _HUB_TIMEOUT_S = 10
 _FIRST_HEADER_BYTES, _MOST_HEADER_BYTES = 8 << 20, 512 << 20
@@ -127,12 +126,12 @@ def _models(files: Sequence[HubFile]) -> dict[str, list[HubFile]]:
     found: dict[str, list[HubFile]] = {}
     for file in sorted(files):
         if file.path.endswith(".gguf") and "mmproj" not in file.path.lower():
-            part = _PART.fullmatch(file.path)
+            part = PART_NAME.fullmatch(file.path)
             found.setdefault(part[1] if part else file.path[: -len(".gguf")], []).append(file)
     return {
         stem: parts
         for stem, parts in found.items()
-        if (part := _PART.fullmatch(parts[0].path)) is None or int(part[2]) == len(parts)
+        if (part := PART_NAME.fullmatch(parts[0].path)) is None or int(part[3]) == len(parts)
     }
 
 

@@ -171,7 +171,7 @@ class DraftOptions:
             help="Draft tokens and compute them together: auto (where that is faster), off, ngram"
             " (always, up to 6), ngram:N (up to N), or a model of any vocabulary, in GGUF or ONNX,"
             " that drafts where that is faster. MODEL.gguf+learn has it learn from the texts. The"
-            " text is the same, that of a model that drafts at least with a seed.",
+            " text stays the same; beside a model that drafts, give a seed for that.",
         ),
     ] = SPECULATE_AUTO
     speculate_memory: Annotated[

@@ -26,7 +26,8 @@ EXPERT_BIAS_PATTERN = r"ffn_(gate|up|down|gate_up)_exps\.(bias|scale)$"
 _EXPERT_NAME = re.compile(r"^blk\.(\d+)\." + EXPERT_PATTERN)
 _LAYER_NAME = re.compile(r"^blk\.(\d+)\.")
 _KIND_ORDER = ("gate", "up", "gate_up", "down")  # the order in which a layer computes them
-_PART_NAME = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$")
+# A part of a split model: the name without it, its number, and the number of parts.
+PART_NAME = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$")
 _TENSOR_ALIGNMENT_BYTES = 32
 _LARGE_BLOCK = 256  # weights
 
@@ -178,7 +179,7 @@ def part_paths(path: Path) -> tuple[Path, ...]:
         other = "is no regular file" if path.exists() else "does not exist"
         what = "is a folder" if path.is_dir() else other
         raise ModelFileError(f"{path} {what}: give the path of a GGUF file")
-    match = _PART_NAME.match(path.name)
+    match = PART_NAME.match(path.name)
     if match is None or not 1 <= int(match[2]) <= int(match[3]):
         return (path,)
     stem, count = match[1], int(match[3])

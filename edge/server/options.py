@@ -12,10 +12,10 @@ from haversack.devices.errors import PromptError
 from haversack.edge import hub
 from haversack.edge.loading import builtin_model
 from haversack.edge.options import DraftOptions
+from haversack.quant.gguf import PART_NAME
 
 LOOPBACK = frozenset(["localhost", "127.0.0.1", "::1"])  # hosts that only this computer reaches
 _MAX_PORT = 0xFFFF
-_PART = re.compile(r"-\d{5}-of-\d{5}$")  # how the files of a split model end
 # What browsers send: in small letters; "null" is that of a page from a file.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?|null")
 
@@ -89,5 +89,7 @@ class ServeOptions(DraftOptions):
 
 def _name_of(model: Path) -> str:
     """Return a file's name without `.gguf` and the number of its part; a name on the hub whole."""
-    name = hub.name_of(model)
-    return str(name) if name else _PART.sub("", model.name.removesuffix(".gguf"))
+    if (name := hub.name_of(model)) is not None:
+        return str(name)
+    part = PART_NAME.fullmatch(model.name)
+    return str(part[1]) if part else model.name.removesuffix(".gguf")

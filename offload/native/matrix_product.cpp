@@ -18,7 +18,7 @@ constexpr int64_t WEIGHT_TILE = 4;  // weight rows that stay in the cache while 
 // jobs, so that all end at about the same time.
 constexpr int64_t MOST_JOB_TILES = 16, JOBS_PER_THREAD = 4;
 constexpr size_t MOST_KEPT_BYTES = 1 << 20;  // of converted rows, for the next product
-constexpr int ALL_THREADS = -1;     // GGML_N_TASKS_MAX
+constexpr int ALL_THREADS = -1;              // GGML_N_TASKS_MAX
 
 // An operation that calls `function` on all threads of the CPU backend.
 Tensor custom(void (*function)(Tensor *, int, int, void *), void *data) {

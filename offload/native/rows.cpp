@@ -26,17 +26,17 @@ bool takes_product(const Tensor *op) {
     return kernels.depend_on_rows || (kernels.shared && weight_bytes >= WORTH_BYTES);
 }
 
-// llama.cpp's products with experts are exact; ours is faster, most where rows share an expert's blocks.
-bool shares_experts(const Tensor *op) {
-    return op->op == ggml().op_mul_mat_id && is_few(op->src[2]->ne[1]) &&
-           op->src[1]->type == TYPE_F32 && kernels_of(op->src[0]->type).shared;
-}
-
-// Over slots ours is faster for few rows of any type: llama.cpp looks at every slot, ours at those chosen.
-// With 832 slots that took a layer of next to no weights 14 us of 66, with 3328 slots 24 us of 90.
+// llama.cpp's products with experts are exact. Over slots ours is faster for few rows of any type:
+// llama.cpp looks at every slot, ours at those chosen. With 832 slots that took a layer of next to no
+// weights 14 us of 66, with 3328 slots 24 us of 90.
 bool picks_experts(const Tensor *op) {
     return op->op == ggml().op_mul_mat_id && op->src[2]->ne[1] <= MOST_EXACT_ROWS &&
            op->src[1]->type == TYPE_F32;
+}
+
+// It is also faster where rows share an expert's blocks, wherever the experts lie.
+bool shares_experts(const Tensor *op) {
+    return picks_experts(op) && op->src[2]->ne[1] > 1 && kernels_of(op->src[0]->type).shared;
 }
 
 bool is_ours(const Tensor *op) { return picks_experts(op) || takes_rows(op); }
@@ -92,6 +92,7 @@ class Steps {
 
   private:
     void add_product(const Tensor *op) {
+        // A lone row shares nothing, so its kernel need not be tried.
         const bool is_alone = op->op == ggml().op_mul_mat_id && op->src[2]->ne[1] == 1;
         const SharedDot shared = is_alone ? nullptr : kernels_of(op->src[0]->type).shared;
         if (num_products_ == products_.size()) products_.emplace_back();

@@ -158,7 +158,9 @@ class Opened:
         native.engine_withdraw(self.experts.address)
         pools = range(len(self.plans))
         for number, pool in enumerate(self.experts.pools):
-            if not pool.plan.low_shape:  # growth.cpp uses fewer slots while pages are dear
+            # While the system takes long to give memory, the engine uses only a part of its slots
+            # (offload/native/growth.cpp). This gives it all of them. With low copies it has all.
+            if not pool.plan.low_shape:
                 native.engine_resize_pool(self.experts.address, number, pool.num_slots)
         self.experts.check_integrity()
         slots = [

@@ -31,6 +31,10 @@ def builtin(trunk_dir: Path) -> edge.Model:
     return edge.load(edge.builtin_model(), ram="2GiB", ctx=256, options=options)
 
 
+def get(url: str) -> httpx.Response:
+    return httpx.get(url, timeout=DEADLINE_S)
+
+
 def ask(url: str, **others: Any) -> httpx.Response:
     return httpx.post(f"{url}/v1/chat/completions", json=ASKED | others, timeout=DEADLINE_S)
 
@@ -43,8 +47,8 @@ def test_models_take_turns_in_memory_and_leave_when_idle(serving: Any, trunk_dir
             asked = list(pool.map(lambda name: ask(found.url, model=name), ["one", "two"] * 3))
         assert [answer.json()["model"] for answer in asked] == ["one", "two"] * 3
         assert becomes(lambda: host.loaded is None)
-        assert httpx.get(f"{found.url}/stats", timeout=300).json()["model"] is None
-        assert "haversack_loaded 0.0" in httpx.get(f"{found.url}/metrics", timeout=300).text
+        assert get(f"{found.url}/stats").json()["model"] is None
+        assert "haversack_loaded 0.0" in get(f"{found.url}/metrics").text
         assert ask(found.url).json()["model"] == "one"
 
 
@@ -56,7 +60,7 @@ def test_a_model_that_does_not_fit_is_told(serving: Any) -> None:
         refused = ask(found.url)
         assert refused.status_code == 503
         assert "raise --ram" in refused.json()["error"]["message"]
-        assert httpx.get(f"{found.url}/health", timeout=300).status_code == 200
+        assert get(f"{found.url}/health").status_code == 200
 
 
 def test_a_client_that_goes_away_is_given_up_while_it_waits(serving: Any, trunk_dir: Path) -> None:
@@ -72,9 +76,7 @@ def test_a_client_that_goes_away_is_given_up_while_it_waits(serving: Any, trunk_
         connection = http.client.HTTPConnection(found.url.removeprefix("http://"))
         connection.request("POST", "/v1/chat/completions", json.dumps(ASKED))
         assert begun.wait(DEADLINE_S)
-        assert (
-            httpx.get(f"{found.url}/health", timeout=300).status_code == 503
-        )  # it is being loaded
+        assert get(f"{found.url}/health").status_code == 503  # it is being loaded
         connection.close()
         assert becomes(lambda: queue.num_cancelled == 1 and queue.num_jobs == 0)
         may_load.set()
