@@ -13,10 +13,10 @@ namespace haversack {
 namespace {
 
 constexpr int64_t WEIGHT_TILE = 4;  // weight rows that stay in the cache while all rows take them
-// A thread takes up to so many tiles at once, because memory is read fastest in long stretches: with
-// one tile at a time, two rows of a large model took 1.8 times as long. But each thread gets several
-// jobs, so that all end at about the same time.
-constexpr int64_t MOST_JOB_TILES = 16, JOBS_PER_THREAD = 4;
+// A thread takes up to so much of a matrix at once, because memory is read fastest in long stretches:
+// with one tile at a time, two rows of a large model took 1.8 times as long. But each thread gets
+// several jobs, so that all end at about the same time.
+constexpr int64_t MOST_JOB_BYTES = 1 << 16, JOBS_PER_THREAD = 4;
 constexpr size_t MOST_KEPT_BYTES = 1 << 20;  // of converted rows, for the next product
 constexpr int ALL_THREADS = -1;              // GGML_N_TASKS_MAX
 
@@ -40,7 +40,8 @@ Tensor custom(void (*function)(Tensor *, int, int, void *), void *data) {
 MatrixProduct::MatrixProduct() : steps{custom(prepare, this), custom(multiply, this)} {}
 
 void MatrixProduct::begin(const Tensor *op, SharedDot shared) {
-    op_ = op, weight_ = op->src[0], input_ = op->src[1];
+    ops_.assign(1, op);
+    weight_ = op->src[0], input_ = op->src[1];
     traits_ = ggml().get_type_traits_cpu(weight_->type);
     shared_ = weight_->ne[0] % SHARED_LENGTH == 0 ? shared : nullptr;
     groups_.clear(), inputs_.clear(), outputs_.clear();
@@ -52,10 +53,22 @@ void MatrixProduct::begin(const Tensor *op, SharedDot shared) {
         std::vector<char>(num_bytes).swap(converted_);
 }
 
+bool MatrixProduct::join(const Tensor *op) {
+    const Tensor *first = ops_[0], *weight = op->src[0];
+    if (op->op != ggml().op_mul_mat_id || first->op != op->op) return false;
+    if (op->src[1] != first->src[1] || op->src[2] != first->src[2]) return false;
+    if (weight->type != weight_->type || weight->nb[1] != weight_->nb[1]) return false;
+    if (weight->ne[0] != weight_->ne[0] || weight->ne[1] != weight_->ne[1]) return false;
+    ops_.push_back(op);
+    return true;
+}
+
 void MatrixProduct::prepare(Tensor *, int thread, int num_threads, void *self) {
     auto *product = (MatrixProduct *)self;
-    const bool is_plain = product->op_->op == ggml().op_mul_mat;
-    if (thread == 0) is_plain ? product->group_all() : product->group_by_expert();
+    const bool is_plain = product->ops_[0]->op == ggml().op_mul_mat;
+    if (thread == 0 && is_plain) product->group_all();
+    if (thread == 0 && !is_plain)
+        for (const Tensor *op : product->ops_) product->group_by_expert(op);
     if (product->row_bytes_) product->convert(thread, num_threads);
 }
 
@@ -77,37 +90,38 @@ void MatrixProduct::convert(int thread, int num_threads) {
 }
 
 void MatrixProduct::group_all() {
-    for (int64_t i3 = 0; i3 < op_->ne[3]; i3++)
-        for (int64_t i2 = 0; i2 < op_->ne[2]; i2++) {
-            const char *matrix = weight_->row(0, i2 / (op_->ne[2] / weight_->ne[2])) +
-                                 i3 / (op_->ne[3] / weight_->ne[3]) * weight_->nb[3];
+    const Tensor *op = ops_[0];
+    for (int64_t i3 = 0; i3 < op->ne[3]; i3++)
+        for (int64_t i2 = 0; i2 < op->ne[2]; i2++) {
+            const char *matrix = weight_->row(0, i2 / (op->ne[2] / weight_->ne[2])) +
+                                 i3 / (op->ne[3] / weight_->ne[3]) * weight_->nb[3];
             groups_.push_back({matrix, (int)inputs_.size(), (int)input_->ne[1]});
-            for (int64_t i1 = 0; i1 < input_->ne[1]; i1++) add_row(i1, i1, i2, i3);
+            for (int64_t i1 = 0; i1 < input_->ne[1]; i1++) add_row(op, i1, i1, i2, i3);
         }
 }
 
-void MatrixProduct::group_by_expert() {
-    const Tensor *ids = op_->src[2];
+void MatrixProduct::group_by_expert(const Tensor *op) {
+    const Tensor *ids = op->src[2];
     std::vector<std::pair<int32_t, int64_t>> pairs;  // an expert, and a row with its place there
     for (int64_t pair = 0; pair < ids->ne[0] * ids->ne[1]; pair++)
         pairs.emplace_back(*(int32_t *)(ids->row(pair / ids->ne[0]) + pair % ids->ne[0] * ids->nb[0]),
                            pair);
     std::sort(pairs.begin(), pairs.end());
     for (const auto &[expert, pair] : pairs) {
-        const char *matrix = weight_->row(0, expert);
+        const char *matrix = op->src[0]->row(0, expert);
         if (groups_.empty() || groups_.back().matrix != matrix)
             groups_.push_back({matrix, (int)inputs_.size(), 0});
         groups_.back().count++;
         const int64_t place = pair % ids->ne[0];
-        add_row(place % input_->ne[1], place, pair / ids->ne[0], 0);
+        add_row(op, place % input_->ne[1], place, pair / ids->ne[0], 0);
     }
 }
 
-void MatrixProduct::add_row(int64_t in_i1, int64_t out_i1, int64_t i2, int64_t i3) {
+void MatrixProduct::add_row(const Tensor *op, int64_t in_i1, int64_t out_i1, int64_t i2, int64_t i3) {
     const int64_t row = (i3 * input_->ne[2] + i2) * input_->ne[1] + in_i1;
     inputs_.push_back(row_bytes_ ? converted_.data() + row * row_bytes_
                                  : input_->row(in_i1, i2) + i3 * input_->nb[3]);
-    outputs_.push_back((float *)(op_->row(out_i1, i2) + i3 * op_->nb[3]));
+    outputs_.push_back((float *)(op->row(out_i1, i2) + i3 * op->nb[3]));
 }
 
 // Every thread takes jobs until none is left.
@@ -115,8 +129,9 @@ void MatrixProduct::multiply(Tensor *, int, int num_threads, void *self) {
     auto *product = (MatrixProduct *)self;
     const int64_t num_rows = product->weight_->ne[1], num_groups = product->groups_.size();
     const int64_t num_tiles = num_groups * ((num_rows + WEIGHT_TILE - 1) / WEIGHT_TILE);
-    const int64_t job_tiles =
-        std::clamp<int64_t>(num_tiles / (JOBS_PER_THREAD * num_threads), 1, MOST_JOB_TILES);
+    const int64_t most_tiles = MOST_JOB_BYTES / (WEIGHT_TILE * (int64_t)product->weight_->nb[1]);
+    const int64_t job_tiles = std::max<int64_t>(
+        1, std::min(num_tiles / (JOBS_PER_THREAD * num_threads), most_tiles));
     const int64_t job_rows = job_tiles * WEIGHT_TILE;
     const int64_t per_group = (num_rows + job_rows - 1) / job_rows;
     for (int64_t job; (job = product->next_.fetch_add(1, std::memory_order_relaxed)) <
@@ -130,19 +145,23 @@ void MatrixProduct::multiply(Tensor *, int, int num_threads, void *self) {
 
 void MatrixProduct::multiply_tile(const Group &group, int64_t first, int64_t end) const {
     const int64_t length = weight_->ne[0];
+    const size_t row_bytes = weight_->nb[1];
     if (shared_ && group.count > 1 && group.count <= MOST_EXACT_ROWS) {
         float results[MOST_EXACT_ROWS];
         for (int64_t i0 = first; i0 < end; i0++) {
-            shared_(length, group.matrix + i0 * weight_->nb[1], &inputs_[group.first], results,
+            shared_(length, group.matrix + i0 * row_bytes, &inputs_[group.first], results,
                     group.count);
             for (int r = 0; r < group.count; r++) outputs_[group.first + r][i0] = results[r];
         }
         return;
     }
-    for (int r = group.first; r < group.first + group.count; r++)
+    const auto vec_dot = traits_->vec_dot;
+    for (int r = group.first; r < group.first + group.count; r++) {
+        const char *input = inputs_[r];
+        float *output = outputs_[r];
         for (int64_t i0 = first; i0 < end; i0++)
-            traits_->vec_dot((int)length, outputs_[r] + i0, 0, group.matrix + i0 * weight_->nb[1], 0,
-                             inputs_[r], 0, 1);
+            vec_dot((int)length, output + i0, 0, group.matrix + i0 * row_bytes, 0, input, 0, 1);
+    }
 }
 
 // -------------------------------------------------------------------- kernels

@@ -28,6 +28,10 @@ class MatrixProduct {
     Tensor steps[2];
     // `op` is what they compute from now on. Memory of an earlier one is used again.
     void begin(const Tensor *op, SharedDot shared);
+    // Compute `op` too, if it multiplies other weights of the same form with the same rows, as a layer's
+    // gate and up do: the rows are converted once, and threads wait for each other once. Return
+    // whether it is.
+    bool join(const Tensor *op);
 
   private:
     struct Group {  // rows of one matrix, by their place in `inputs_` and `outputs_`
@@ -39,11 +43,12 @@ class MatrixProduct {
 
     void convert(int thread, int num_threads);
     void group_all();
-    void group_by_expert();
-    void add_row(int64_t in_i1, int64_t out_i1, int64_t i2, int64_t i3);
+    void group_by_expert(const Tensor *op);
+    void add_row(const Tensor *op, int64_t in_i1, int64_t out_i1, int64_t i2, int64_t i3);
     void multiply_tile(const Group &group, int64_t first, int64_t end) const;
 
-    const Tensor *op_ = nullptr, *weight_ = nullptr, *input_ = nullptr;
+    std::vector<const Tensor *> ops_;
+    const Tensor *weight_ = nullptr, *input_ = nullptr;  // of the first operation
     const TypeTraits *traits_ = nullptr;
     SharedDot shared_ = nullptr;
     std::vector<char> converted_;
@@ -51,7 +56,8 @@ class MatrixProduct {
     std::vector<Group> groups_;
     std::vector<const char *> inputs_;
     std::vector<float *> outputs_;
-    std::atomic<int64_t> next_{0};
+    // Threads that take jobs change it, so it shares no cache line with what they only read.
+    alignas(64) std::atomic<int64_t> next_{0};
 };
 
 }  // namespace haversack

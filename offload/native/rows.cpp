@@ -83,7 +83,9 @@ class Steps {
     }
 
     void add(Tensor *op) {
+        const bool follows_product = num_products_ && nodes_.back() == &products_[num_products_ - 1].steps[1];
         if (!is_ours(op)) nodes_.push_back(op);
+        else if (follows_product && products_[num_products_ - 1].join(op)) return;
         else if (op->op == ggml().op_flash_attn_ext) add_attention(op);
         else add_product(op);
     }
