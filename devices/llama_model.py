@@ -1,13 +1,14 @@
 """libllama as Python objects: a model."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from haversack.devices import _native as native
 from haversack.devices import guard
 from haversack.devices._native import llama, own
+from haversack.devices._native.streams import buffer_overrides
 from haversack.devices.errors import ModelFileError
 from haversack.devices.ggml import GraphNode
 from haversack.devices.interrupts import StopFlag
@@ -15,6 +16,7 @@ from haversack.devices.logs import captured_logs
 from haversack.devices.trunk_placement import TrunkPlacement
 from haversack.devices.vocabulary import Vocabulary
 
+_ANY_NAME = "."
 _LOAD_NONE = 0  # enum llama_load_mode: read into memory, never map
 
 Progress = Callable[[float], None]
@@ -24,7 +26,9 @@ class ExpertWeights(Protocol):
     """Where the routed experts' weights are placed instead of in memory of llama.cpp's."""
 
     @property
-    def overrides_address(self) -> int: ...
+    def overrides(self) -> Mapping[str, int]:
+        """The addresses of buffer types, by regular expressions of tensor names."""
+        ...
 
     @property
     def error(self) -> BaseException | None: ...
@@ -39,7 +43,8 @@ class LlamaModel:
     mapped, nothing repacked.
 
     With `experts`, the routed experts' weights stay out (see ExpertWeights). With `dry`, only the
-    header is read and nothing is allocated. `progress` is told the share done, 0 to 1. Raises
+    header is read and nothing is allocated. `progress` is told the share done, 0 to 1. Where no
+    layer lies on a device, all other weights lie in buffers of the type at `weight_memory`. Raises
     ModelFileError, KeyboardInterrupt, and whatever `progress` raises.
     """
 
@@ -51,6 +56,7 @@ class LlamaModel:
         dry: bool = False,
         progress: Progress | None = None,
         placement: TrunkPlacement | None = None,
+        weight_memory: int | None = None,
     ) -> None:
         llama.llama_backend_init()
         self.path, self.placement = path, placement or TrunkPlacement()
@@ -61,8 +67,11 @@ class LlamaModel:
         params.load_mode = _LOAD_NONE
         params.use_extra_bufts, params.no_alloc = False, dry
         params.progress_callback = _progress_callback(progress, stop, failures)
-        if experts is not None:
-            params.tensor_buft_overrides = experts.overrides_address
+        types = dict(experts.overrides) if experts is not None else {}
+        if weight_memory is not None and not self.placement.num_layers:
+            types[_ANY_NAME] = weight_memory
+        self._overrides = buffer_overrides(types)
+        params.tensor_buft_overrides = native.addressof(self._overrides)
         self._model: Any = None
         self._vocabulary: Vocabulary | None = None
         try:

@@ -12,6 +12,7 @@ from haversack.devices.llama import ContextShape, LlamaContext, OnNode
 from haversack.devices.llama_model import LlamaModel, Progress
 from haversack.devices.storage import DirectFile
 from haversack.devices.trunk_placement import TrunkPlacement
+from haversack.offload._native import weight_memory
 from haversack.offload.activations import ActivationWatch, ActivationWatcher, WeightWatcher
 from haversack.offload.device import ContextDevice
 from haversack.offload.expert_buffer import ExpertBuffer
@@ -125,7 +126,9 @@ def open_resident(
     multiplies with experts. Raises ModelFileError."""
     engine = Engine(shape)
     try:
-        engine.model = LlamaModel(path, progress=progress, placement=placement)
+        engine.model = LlamaModel(
+            path, progress=progress, placement=placement, weight_memory=weight_memory()
+        )
         engine.on_close(engine.model.close)
         engine.open_context(ContextDevice(shape.threads))
     except BaseException:
@@ -224,7 +227,13 @@ def _load_trunk(
     trunk: Path, buffer: ExpertBuffer, hooks: LoadHooks, check: TrunkCheck
 ) -> LlamaModel:
     try:
-        return LlamaModel(trunk, experts=buffer, progress=hooks.progress, placement=hooks.placement)
+        return LlamaModel(
+            trunk,
+            experts=buffer,
+            progress=hooks.progress,
+            placement=hooks.placement,
+            weight_memory=weight_memory(),
+        )
     except ModelFileError:  # llama.cpp's error may not show that the trunk is damaged
         check.compare_file()
         raise

@@ -11,7 +11,8 @@ class ExpertBuffer:
     """Address space without memory in which llama.cpp places its expert weights; see
     native/device.hpp. The object must outlive the model.
 
-    `pattern` is the regular expression of the tensor names to keep out. The experts' biases stay in
+    `pattern` is the regular expression of the tensor names to keep out, and `overrides` has the
+    buffer types of tensors by such expressions. The experts' biases stay in
     the host's memory, also of layers that lie on a device: else its biases would be added there,
     between two products that are computed here.
     """
@@ -19,18 +20,8 @@ class ExpertBuffer:
     def __init__(self, pattern: str) -> None:
         self._address: int | None = engine.expert_buffer_new()
         buffer_type = engine.expert_buffer_type(self._address)
-        self._overrides = (native.BufferOverride * 3)(
-            native.BufferOverride(pattern.encode(), buffer_type),
-            native.BufferOverride(
-                EXPERT_BIAS_PATTERN.encode(), native.ggml_backend_cpu_buffer_type()
-            ),
-            native.BufferOverride(None, None),
-        )
-
-    @property
-    def overrides_address(self) -> int:
-        """Return the value for `llama_model_params.tensor_buft_overrides`."""
-        return int(native.addressof(self._overrides))
+        biases = int(native.ggml_backend_cpu_buffer_type())
+        self.overrides = {pattern: buffer_type, EXPERT_BIAS_PATTERN: biases}
 
     @property
     def error(self) -> HaversackError | None:

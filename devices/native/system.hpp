@@ -21,6 +21,9 @@ void *foreign_memory(size_t num_bytes);
 // system cannot.
 bool make_pages(uint8_t *address, int64_t num_bytes);
 
+// Have the system use huge pages for this memory where it can. Nothing else changes.
+void prefer_huge_pages(void *address, size_t num_bytes);
+
 // Have the calling thread run only when no other thread needs the processor.
 void lower_priority();
 

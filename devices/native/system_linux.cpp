@@ -31,6 +31,15 @@ bool make_pages(uint8_t *address, int64_t num_bytes) {
     return madvise(address, num_bytes, POPULATE_WRITE) == 0;
 }
 
+// The system wants whole pages; those at both ends belong to others too.
+void prefer_huge_pages(void *address, size_t num_bytes) {
+    const auto page_bytes = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const auto begin = reinterpret_cast<uintptr_t>(address);
+    const uintptr_t first = (begin + page_bytes - 1) & ~(page_bytes - 1);
+    const uintptr_t end = (begin + num_bytes) & ~(page_bytes - 1);
+    if (first < end) madvise(reinterpret_cast<void *>(first), end - first, MADV_HUGEPAGE);
+}
+
 // A tenth of a thread that computes. Lower, a thread that makes a page while it is preempted by busy
 // programs holds up those that wait for it, and the lock of the process's addresses, for seconds.
 void lower_priority() { setpriority(PRIO_PROCESS, syscall(SYS_gettid), 10); }

@@ -79,6 +79,8 @@ void release_addresses(void *address, size_t) { VirtualFree(address, 0, MEM_RELE
 
 bool make_pages(uint8_t *, int64_t) { return false; }
 
+void prefer_huge_pages(void *, size_t) {}
+
 void lower_priority() { SetThreadPriority(GetCurrentThread(), THREAD_PRIORITY_IDLE); }
 
 int start_thread(int64_t stack_bytes, void (*function)(void *), void *argument) {

@@ -3,6 +3,7 @@
 #include "engine.hpp"
 #include "pool.hpp"
 #include "simulated.hpp"
+#include "weight_memory.hpp"
 
 #include <algorithm>
 
@@ -21,6 +22,7 @@ API size_t haversack_expert_buffer_weights(ExpertBuffer *buffer, Tensor **found,
     std::copy_n(buffer->weights.begin(), std::min(room, buffer->weights.size()), found);
     return buffer->weights.size();
 }
+API BufferType *haversack_weight_memory() { return weight_memory(); }
 API void haversack_expert_buffer_delete(ExpertBuffer *buffer) { delete buffer; }
 
 // ------------------------------------------------------------ device of a context
