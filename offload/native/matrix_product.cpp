@@ -128,12 +128,12 @@ void MatrixProduct::add_row(const Tensor *op, int64_t in_i1, int64_t out_i1, int
 void MatrixProduct::multiply(Tensor *, int, int num_threads, void *self) {
     auto *product = (MatrixProduct *)self;
     const int64_t num_rows = product->weight_->ne[1], num_groups = product->groups_.size();
-    const int64_t num_tiles = num_groups * ((num_rows + WEIGHT_TILE - 1) / WEIGHT_TILE);
+    const int64_t num_tiles = (num_rows + WEIGHT_TILE - 1) / WEIGHT_TILE;  // of a matrix
     const int64_t most_tiles = MOST_JOB_BYTES / (WEIGHT_TILE * (int64_t)product->weight_->nb[1]);
-    const int64_t job_tiles = std::max<int64_t>(
-        1, std::min(num_tiles / (JOBS_PER_THREAD * num_threads), most_tiles));
-    const int64_t job_rows = job_tiles * WEIGHT_TILE;
-    const int64_t per_group = (num_rows + job_rows - 1) / job_rows;
+    const int64_t fair_tiles = num_groups * num_tiles / (JOBS_PER_THREAD * num_threads);
+    const int64_t wanted_tiles = std::max<int64_t>(1, std::min(fair_tiles, most_tiles));
+    const int64_t per_group = (num_tiles + wanted_tiles - 1) / wanted_tiles;
+    const int64_t job_rows = (num_tiles + per_group - 1) / per_group * WEIGHT_TILE;  // all alike
     for (int64_t job; (job = product->next_.fetch_add(1, std::memory_order_relaxed)) <
                       per_group * num_groups;) {
         const int64_t first = job % per_group * job_rows, end = std::min(first + job_rows, num_rows);
