@@ -16,7 +16,7 @@ from haversack.devices.logs import captured_logs
 from haversack.devices.trunk_placement import TrunkPlacement
 from haversack.devices.vocabulary import Vocabulary
 
-_ANY_NAME = "."
+_ANY_NAME = "."  # a regular expression
 _LOAD_NONE = 0  # enum llama_load_mode: read into memory, never map
 
 Progress = Callable[[float], None]

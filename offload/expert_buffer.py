@@ -12,9 +12,9 @@ class ExpertBuffer:
     native/device.hpp. The object must outlive the model.
 
     `pattern` is the regular expression of the tensor names to keep out, and `overrides` has the
-    buffer types of tensors by such expressions. The experts' biases stay in
-    the host's memory, also of layers that lie on a device: else its biases would be added there,
-    between two products that are computed here.
+    buffer types of tensors by such expressions. The experts' biases stay in the host's memory, also
+    of layers that lie on a device: else its biases would be added there, between two products that
+    are computed here.
     """
 
     def __init__(self, pattern: str) -> None:

@@ -22,8 +22,9 @@ API size_t haversack_expert_buffer_weights(ExpertBuffer *buffer, Tensor **found,
     std::copy_n(buffer->weights.begin(), std::min(room, buffer->weights.size()), found);
     return buffer->weights.size();
 }
-API BufferType *haversack_weight_memory() { return weight_memory(); }
 API void haversack_expert_buffer_delete(ExpertBuffer *buffer) { delete buffer; }
+
+API BufferType *haversack_weight_memory() { return weight_memory(); }
 
 // ------------------------------------------------------------ device of a context
 API ContextDevice *haversack_device_new(Engine *engine, int num_threads) {

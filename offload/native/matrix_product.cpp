@@ -66,9 +66,7 @@ bool MatrixProduct::join(const Tensor *op) {
 void MatrixProduct::prepare(Tensor *, int thread, int num_threads, void *self) {
     auto *product = (MatrixProduct *)self;
     const bool is_plain = product->ops_[0]->op == ggml().op_mul_mat;
-    if (thread == 0 && is_plain) product->group_all();
-    if (thread == 0 && !is_plain)
-        for (const Tensor *op : product->ops_) product->group_by_expert(op);
+    if (thread == 0) is_plain ? product->group_all() : product->group_by_expert();
     if (product->row_bytes_) product->convert(thread, num_threads);
 }
 
@@ -100,21 +98,22 @@ void MatrixProduct::group_all() {
         }
 }
 
-void MatrixProduct::group_by_expert(const Tensor *op) {
-    const Tensor *ids = op->src[2];
+void MatrixProduct::group_by_expert() {
+    const Tensor *ids = ops_[0]->src[2];
     std::vector<std::pair<int32_t, int64_t>> pairs;  // an expert, and a row with its place there
     for (int64_t pair = 0; pair < ids->ne[0] * ids->ne[1]; pair++)
         pairs.emplace_back(*(int32_t *)(ids->row(pair / ids->ne[0]) + pair % ids->ne[0] * ids->nb[0]),
                            pair);
     std::sort(pairs.begin(), pairs.end());
-    for (const auto &[expert, pair] : pairs) {
-        const char *matrix = op->src[0]->row(0, expert);
-        if (groups_.empty() || groups_.back().matrix != matrix)
-            groups_.push_back({matrix, (int)inputs_.size(), 0});
-        groups_.back().count++;
-        const int64_t place = pair % ids->ne[0];
-        add_row(op, place % input_->ne[1], place, pair / ids->ne[0], 0);
-    }
+    for (const Tensor *op : ops_)
+        for (const auto &[expert, pair] : pairs) {
+            const char *matrix = op->src[0]->row(0, expert);
+            if (groups_.empty() || groups_.back().matrix != matrix)
+                groups_.push_back({matrix, (int)inputs_.size(), 0});
+            groups_.back().count++;
+            const int64_t place = pair % ids->ne[0];
+            add_row(op, place % input_->ne[1], place, pair / ids->ne[0], 0);
+        }
 }
 
 void MatrixProduct::add_row(const Tensor *op, int64_t in_i1, int64_t out_i1, int64_t i2, int64_t i3) {

@@ -43,7 +43,7 @@ class MatrixProduct {
 
     void convert(int thread, int num_threads);
     void group_all();
-    void group_by_expert(const Tensor *op);
+    void group_by_expert();
     void add_row(const Tensor *op, int64_t in_i1, int64_t out_i1, int64_t i2, int64_t i3);
     void multiply_tile(const Group &group, int64_t first, int64_t end) const;
 

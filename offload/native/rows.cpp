@@ -83,9 +83,7 @@ class Steps {
     }
 
     void add(Tensor *op) {
-        const bool follows_product = num_products_ && nodes_.back() == &products_[num_products_ - 1].steps[1];
         if (!is_ours(op)) nodes_.push_back(op);
-        else if (follows_product && products_[num_products_ - 1].join(op)) return;
         else if (op->op == ggml().op_flash_attn_ext) add_attention(op);
         else add_product(op);
     }
@@ -94,6 +92,7 @@ class Steps {
 
   private:
     void add_product(const Tensor *op) {
+        if (joins_latest(op)) return;
         // A lone row shares nothing, so its kernel need not be tried.
         const bool is_alone = op->op == ggml().op_mul_mat_id && op->src[2]->ne[1] == 1;
         const SharedDot shared = is_alone ? nullptr : kernels_of(op->src[0]->type).shared;
@@ -101,6 +100,14 @@ class Steps {
         MatrixProduct &product = products_[num_products_++];
         product.begin(op, shared);
         for (Tensor &step : product.steps) nodes_.push_back(&step);
+    }
+
+    // Only the node behind the latest product may join it: a later one may write its result where other
+    // nodes' operands still lie then.
+    bool joins_latest(const Tensor *op) {
+        if (num_products_ == 0) return false;
+        MatrixProduct &latest = products_[num_products_ - 1];
+        return nodes_.back() == &latest.steps[1] && latest.join(op);
     }
 
     // One attention for each row; `op` has (D, heads, rows, sequences), its query (D, rows, heads,

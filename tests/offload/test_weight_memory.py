@@ -10,14 +10,17 @@ from haversack.edge import builtin_model
 from haversack.offload.engine import open_resident
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
-MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) [^\n]*$(?:\n(?![0-9a-f]+-)[^\n]*)*", re.MULTILINE)
+ADDRESSES = re.compile("([0-9a-f]+)-([0-9a-f]+) ")  # a mapping's first line
 
 
-def mapping_of(address: int) -> str:
-    """Return what Linux says of the mapping that holds `address`."""
-    for found in MAPPING.finditer(Path("/proc/self/smaps").read_text()):
-        if int(found[1], 16) <= address < int(found[2], 16):
-            return found[0]
+def flags_of(address: int) -> list[str]:
+    """Return the flags that Linux has of the mapping that holds `address`."""
+    holds = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := ADDRESSES.match(line):
+            holds = int(found[1], 16) <= address < int(found[2], 16)
+        elif holds and line.startswith("VmFlags:"):
+            return line.split()[1:]
     raise AssertionError(f"{address:#x} is in no mapping")
 
 
@@ -28,7 +31,6 @@ def test_huge_pages_are_wanted_for_weights() -> None:
         tensors = {tensor.name: tensor for tensor in engine.model.tensors() or []}
         middle = tensors["blk.4.ffn_up_exps.weight"]
         assert middle.is_on_host
-        flags = mapping_of(middle.data_address).split("VmFlags:")[1].split()
-        assert "hg" in flags  # MADV_HUGEPAGE
+        assert "hg" in flags_of(middle.data_address)  # MADV_HUGEPAGE
     finally:
         engine.close()
